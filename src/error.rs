@@ -1,0 +1,218 @@
+//! The crate's one error type: a stable dotted [`Code`], the place, what is wrong and what to do.
+//!
+//! Everything that can fail returns [`Result`]. A message is one line; it says what was found, what was
+//! expected and, where there is something to do, what to do. Programs match on [`Error::code`]: codes are
+//! stable between releases, messages are not.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A stable, dotted name of a class of errors, such as `nifti.truncated`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Code(&'static str);
+
+impl Code {
+    /// The dotted name.
+    pub const fn as_str(self) -> &'static str {
+        self.0
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+macro_rules! codes {
+    ($($name:ident = $text:literal, $meaning:literal;)*) => {
+        impl Code {
+            $(#[doc = $meaning] pub const $name: Code = Code($text);)*
+            /// Every code with its meaning, in the order of `docs/errors.md`.
+            pub const ALL: &'static [(Code, &'static str)] = &[$((Code::$name, $meaning)),*];
+        }
+    };
+}
+
+codes! {
+    IO = "io", "the operating system refused a file operation";
+    DISK_FULL = "disk.full", "not enough free space for what is to be written";
+    OUTPUT_EXISTS = "output.exists", "the output exists and was not made by this tool";
+
+    NIFTI_EMPTY = "nifti.empty", "the scan file holds no bytes";
+    NIFTI_NOT_FOUND = "nifti.not_found", "there is no such scan file";
+    NIFTI_NOT_A_FILE = "nifti.not_a_file", "the scan path is a folder, device or pipe";
+    NIFTI_NOT_NIFTI = "nifti.not_nifti", "the file is something other than NIfTI-1 or NIfTI-2";
+    NIFTI_TRUNCATED = "nifti.truncated", "the scan file ends too early";
+    NIFTI_GZIP = "nifti.gzip", "the gzip container is damaged";
+    NIFTI_DIMS = "nifti.dims", "the header's dimensions are not those of a 3-D volume";
+    NIFTI_VOLUMES = "nifti.volumes", "the file holds several volumes and none (or a missing one) was chosen";
+    NIFTI_TOO_LARGE = "nifti.too_large", "the header claims more voxels than are accepted";
+    NIFTI_DATATYPE = "nifti.datatype", "the voxel type is not a real number type";
+    NIFTI_VOX_OFFSET = "nifti.vox_offset", "the header's data offset is impossible";
+    NIFTI_AFFINE = "nifti.affine", "the voxel-to-world transform is unusable";
+    NIFTI_SCALING = "nifti.scaling", "the header's intensity scaling gives unusable values";
+    NIFTI_CONSTANT = "nifti.constant", "all voxels are equal: there is no image";
+    NIFTI_PAIR = "nifti.pair", "the .img file of a .hdr/.img pair is missing";
+
+    CONFIG_SYNTAX = "config.syntax", "a configuration file cannot be parsed or has an unknown field";
+    CONFIG_VALUE = "config.value", "a configuration value is impossible";
+    CONFIG_CONTRADICTION = "config.contradiction", "two sources of the same setting disagree";
+
+    CHECKPOINT_NOT_FOUND = "checkpoint.not_found", "a checkpoint file or folder is missing";
+    CHECKPOINT_FORMAT = "checkpoint.format", "the file is not a checkpoint format this tool reads";
+    CHECKPOINT_TRUNCATED = "checkpoint.truncated", "a checkpoint file ends too early";
+    CHECKPOINT_CORRUPT = "checkpoint.corrupt", "a checkpoint file contradicts itself";
+    CHECKPOINT_UNSAFE_PICKLE = "checkpoint.unsafe-pickle", "a pickle asks for code that is not on the allow-list";
+    CHECKPOINT_TENSORS = "checkpoint.tensors", "tensors are missing, unexpected or of the wrong shape";
+    CHECKPOINT_NONFINITE = "checkpoint.nonfinite", "a weight is NaN or infinite";
+    CHECKPOINT_VALUE = "checkpoint.value", "a weight has an impossible value";
+
+    TOKENIZER_MISSING = "tokenizer.missing", "no tokenizer lies beside the text model";
+    TOKENIZER_INVALID = "tokenizer.invalid", "the tokenizer cannot be read or does not fit the text model";
+    REPORT_NOT_FOUND = "report.not_found", "there is no such report";
+    REPORT_ENCODING = "report.encoding", "the report is not UTF-8 text";
+    REPORT_EMPTY = "report.empty", "the report holds no text";
+    REPORT_TOO_LARGE = "report.too_large", "the report file is too large to be a clinical report";
+
+    GRAPH_INVALID = "graph.invalid", "a graph breaks a rule of the intermediate representation";
+    ONNX_INVALID = "onnx.invalid", "an ONNX file cannot be read or written";
+
+    BUNDLE_NOT_FOUND = "bundle.not_found", "there is no bundle in the folder";
+    BUNDLE_MANIFEST = "bundle.manifest", "bundle.json is unreadable or of another format version";
+    BUNDLE_CHECKSUM = "bundle.checksum", "a bundle file differs from what bundle.json recorded";
+    BUNDLE_PATH = "bundle.path", "a bundle refers to a file outside its own folder";
+    BUNDLE_NO_IMAGE_HEAD = "bundle.no_image_head", "no report was given and the bundle has no image-only classifier";
+
+    RUNTIME_MISSING = "runtime.missing", "the ONNX Runtime library cannot be found or loaded";
+    RUNTIME_VERSION = "runtime.version", "the ONNX Runtime library has the wrong version";
+    RUNTIME_MODEL = "runtime.model", "ONNX Runtime refused a graph";
+    RUNTIME_RUN = "runtime.run", "ONNX Runtime failed while running a graph";
+    DEVICE_UNAVAILABLE = "device.unavailable", "the device asked for cannot be used";
+
+    VERIFY_MISMATCH = "verify.mismatch", "a stage differs from the recorded PyTorch output";
+    VERIFY_INPUT = "verify.input", "the recorded tensors cannot be used";
+    CALIBRATION_INPUT = "calibration.input", "a calibration input cannot be used";
+    QUANTIZE_UNSUPPORTED = "quantize.unsupported", "this precision is not available yet";
+    LIST_INVALID = "list.invalid", "the cohort list cannot be read";
+    LIST_PARTIAL = "list.partial", "some rows of the cohort list failed";
+}
+
+/// What went wrong, where, and why.
+///
+/// `Display` gives one line without the code: `scan.nii.gz: ends after 1,024 of 33,554,784 bytes`.
+#[derive(Debug)]
+pub struct Error {
+    code: Code,
+    path: Option<PathBuf>,
+    message: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of class `code`; `message` is one line that says found, expected and what to do.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, path: None, message: message.into(), source: None }
+    }
+
+    /// An [`Code::IO`] error of an operation on `path`; a full disk becomes [`Code::DISK_FULL`].
+    pub fn io(path: impl Into<PathBuf>, doing: &str, source: std::io::Error) -> Self {
+        let code = match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::DISK_FULL,
+            _ => Code::IO,
+        };
+        Self::new(code, format!("{doing}: {source}")).at(path).caused_by(source)
+    }
+
+    /// Names the file or folder. The innermost place wins: a path that is already set stays.
+    #[must_use]
+    pub fn at(mut self, path: impl Into<PathBuf>) -> Self {
+        self.path.get_or_insert_with(|| path.into());
+        self
+    }
+
+    /// Keeps the error that led to this one.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The stable class of the error.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The file or folder that the error is about.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The message without the path.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = match &self.path {
+            Some(path) => format!("{}: {}", path.display(), self.message),
+            None => self.message.clone(),
+        };
+        // One line, whatever a file name or a foreign message holds.
+        f.write_str(&line.replace(|c: char| c.is_control(), " "))
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|e| e as _)
+    }
+}
+
+/// Something the user should know that does not stop the work, with a stable short code
+/// (`nonfinite`, `no_orientation`, `report_truncated`, …).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Warning {
+    /// Stable short code.
+    pub code: String,
+    /// One line for a person.
+    pub message: String,
+}
+
+impl Warning {
+    /// A warning of class `code`.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_and_well_formed() {
+        let mut seen = std::collections::BTreeSet::new();
+        for (code, _) in Code::ALL {
+            assert!(seen.insert(*code), "{code} twice");
+            assert!(code.as_str().chars().all(|c| c.is_ascii_lowercase() || "._-0123456789".contains(c)), "{code}");
+        }
+    }
+
+    #[test]
+    fn display_is_one_line_and_innermost_place_wins() {
+        let e = Error::new(Code::IO, "cannot\nread").at("a").at("b");
+        assert_eq!(e.to_string(), "a: cannot read");
+    }
+}

@@ -1,0 +1,5 @@
+//! Brain-Adapter: a brain-MRI model out of PyTorch and onto a hospital workstation.
+
+pub mod error;
+
+pub use error::{Code, Error, Result, Warning};
