@@ -1,0 +1,103 @@
+//! Dense arrays at the borders of a session, and how they are compared.
+
+use ndarray::ArrayD;
+
+use super::{DType, show};
+
+/// A dense, row-major array: what a session takes and gives.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tensor {
+    /// float32 values.
+    F32(ArrayD<f32>),
+    /// int64 values (token ids, masks, labels).
+    I64(ArrayD<i64>),
+}
+
+impl Tensor {
+    /// A float32 array from row-major values, or `None` when they do not fill `shape`.
+    pub fn f32(shape: &[usize], values: Vec<f32>) -> Option<Self> {
+        ArrayD::from_shape_vec(shape.to_vec(), values).ok().map(Self::F32)
+    }
+
+    /// An int64 array from row-major values, or `None` when they do not fill `shape`.
+    pub fn i64(shape: &[usize], values: Vec<i64>) -> Option<Self> {
+        ArrayD::from_shape_vec(shape.to_vec(), values).ok().map(Self::I64)
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::I64(_) => DType::I64,
+        }
+    }
+
+    /// Extent of each axis.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Self::F32(a) => a.shape(),
+            Self::I64(a) => a.shape(),
+        }
+    }
+
+    /// The values in row-major order when they are float32.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        match self {
+            Self::F32(a) => a.as_slice(),
+            Self::I64(_) => None,
+        }
+    }
+
+    /// The values in row-major order when they are int64.
+    pub fn as_i64(&self) -> Option<&[i64]> {
+        match self {
+            Self::I64(a) => a.as_slice(),
+            Self::F32(_) => None,
+        }
+    }
+}
+
+/// How far `found` lies from `expected`.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Comparison {
+    /// Largest |found − expected|; infinite when a value on either side is NaN or infinite.
+    pub max_abs: f64,
+    /// `max_abs` over the largest |expected|.
+    pub max_rel: f64,
+    /// Cosine of the angle between the two, flattened.
+    pub cosine: f64,
+}
+
+impl Comparison {
+    /// Compares two float32 arrays.
+    ///
+    /// # Errors
+    /// One line when their shapes differ.
+    pub fn of(found: &ArrayD<f32>, expected: &ArrayD<f32>) -> Result<Self, String> {
+        if found.shape() != expected.shape() {
+            return Err(format!("found shape {}, expected {}", show(found.shape()), show(expected.shape())));
+        }
+        let (mut max_abs, mut scale) = (0f64, 0f64);
+        for (&f, &e) in found.iter().zip(expected) {
+            let difference = (f64::from(f) - f64::from(e)).abs();
+            // `max` would drop a NaN: the very thing to be found.
+            max_abs = if difference.is_nan() { f64::INFINITY } else { max_abs.max(difference) };
+            scale = scale.max(f64::from(e).abs());
+        }
+        let max_rel = if max_abs == 0.0 { 0.0 } else { max_abs / scale.max(f64::MIN_POSITIVE) };
+        let cosine = cosine(found.iter().copied(), expected.iter().copied());
+        Ok(Self { max_abs, max_rel, cosine })
+    }
+}
+
+/// Cosine of the angle between two vectors, summed in `f64`; 1 when both are zero.
+pub fn cosine(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f64 {
+    let (mut dot, mut aa, mut bb) = (0f64, 0f64, 0f64);
+    for (x, y) in a.zip(b) {
+        let (x, y) = (f64::from(x), f64::from(y));
+        dot += x * y;
+        aa += x * x;
+        bb += y * y;
+    }
+    if aa == 0.0 && bb == 0.0 { 1.0 } else { dot / (aa * bb).sqrt() }
+}

@@ -1,0 +1,25 @@
+//! Numbers with a shape: element types, weights as references to bytes, and dense arrays.
+//!
+//! Layer 1. [`LazyTensor`] is how weights travel from a checkpoint to an ONNX file: a dtype, a shape and a
+//! source that yields little-endian, row-major bytes in chunks, so that a 13 GB model never sits in memory.
+//! [`Tensor`] is a dense owned array: what goes into and comes out of a session.
+
+mod dense;
+mod dtype;
+mod lazy;
+mod views;
+
+pub use dense::{Comparison, Tensor, cosine};
+pub use dtype::DType;
+pub use lazy::{CHUNK_BYTES, LazyTensor, Sink, Source};
+
+/// Number of elements of a shape, or `None` when it does not fit `usize`.
+pub fn numel(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
+/// A shape as people write it: `[2, 3]`, and `[]` for a scalar.
+pub fn show(shape: &[usize]) -> String {
+    let dims: Vec<String> = shape.iter().map(usize::to_string).collect();
+    format!("[{}]", dims.join(", "))
+}
