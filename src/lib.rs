@@ -1,6 +1,11 @@
 //! Brain-Adapter: a brain-MRI model out of PyTorch and onto a hospital workstation.
 
+pub mod config;
 pub mod error;
+pub mod graph;
+pub mod model;
+pub mod onnx;
+pub mod passes;
 pub mod tensor;
 
 pub use error::{Code, Error, Result, Warning};

@@ -29,6 +29,12 @@ pub trait Source: Send + Sync {
     fn contiguous(&self) -> Option<&[u8]> {
         None
     }
+
+    /// The tensor under a cast. Moving elements commutes with casting them, and moves fewer bytes before a
+    /// widening cast than after it.
+    fn under_cast(&self) -> Option<&LazyTensor> {
+        None
+    }
 }
 
 impl Source for Vec<u8> {
@@ -126,14 +132,17 @@ impl LazyTensor {
         Ok(())
     }
 
+    /// All bytes where they lie in memory or in a mapping already.
+    pub(super) fn contiguous(&self) -> Option<&[u8]> {
+        self.source.contiguous().filter(|bytes| bytes.len() == self.byte_len())
+    }
+
     /// All bytes, borrowed where the source has them at hand.
     ///
     /// # Errors
     /// As [`Self::stream`].
     pub fn bytes(&self) -> Result<Cow<'_, [u8]>> {
-        if let Some(bytes) = self.source.contiguous()
-            && bytes.len() == self.byte_len()
-        {
+        if let Some(bytes) = self.contiguous() {
             return Ok(Cow::Borrowed(bytes));
         }
         let mut all = Vec::with_capacity(self.byte_len());
@@ -184,6 +193,9 @@ impl LazyTensor {
     #[must_use]
     pub fn transposed(&self) -> Self {
         let &[rows, cols] = self.shape.as_slice() else { panic!("a transposition needs a matrix, not {self:?}") };
+        if let Some(inner) = self.source.under_cast() {
+            return inner.transposed().cast(self.dtype);
+        }
         Self::new(self.dtype, vec![cols, rows], Arc::new(Transposed { inner: self.clone() }))
     }
 
@@ -195,6 +207,9 @@ impl LazyTensor {
     pub fn rows(&self, indices: impl IntoIterator<Item = usize>) -> Self {
         let indices: Vec<usize> = indices.into_iter().collect();
         assert!(indices.iter().all(|&i| i < self.shape[0]), "row in range");
+        if let Some(inner) = self.source.under_cast() {
+            return inner.rows(indices).cast(self.dtype);
+        }
         let mut shape = self.shape.clone();
         shape[0] = indices.len();
         Self::new(self.dtype, shape, Arc::new(Rows { inner: self.clone(), indices }))

@@ -35,6 +35,10 @@ impl Source for Cast {
             })
         })
     }
+
+    fn under_cast(&self) -> Option<&LazyTensor> {
+        Some(&self.inner)
+    }
 }
 
 /// Appends the elements of `bytes` as `f32`; exact for every type but the 32 and 64-bit integers and doubles.
@@ -158,6 +162,14 @@ impl Source for Rows {
         }
         Ok(())
     }
+
+    fn contiguous(&self) -> Option<&[u8]> {
+        let first = *self.indices.first()?;
+        let one_run = self.indices.iter().zip(first..).all(|(&i, next)| i == next);
+        let row = self.inner.byte_len() / self.inner.shape()[0];
+        let bytes = self.inner.contiguous().filter(|_| one_run)?;
+        bytes.get(first * row..(first + self.indices.len()) * row)
+    }
 }
 
 pub(super) struct Concat {
@@ -186,6 +198,11 @@ impl Source for FiniteCheck {
             seen += chunk.len() / dtype.size();
             sink(chunk)
         })
+    }
+
+    /// Only once all of it is known to be finite; else reading goes through `stream`, which names the element.
+    fn contiguous(&self) -> Option<&[u8]> {
+        self.inner.contiguous().filter(|bytes| first_nonfinite(bytes, self.inner.dtype()).is_none())
     }
 }
 

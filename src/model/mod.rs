@@ -1,0 +1,44 @@
+//! The Brain-Adapter's four graphs, built from a configuration and named weights.
+//!
+//! Layer 3. `keys` says which tensors a model needs and their shapes; `weights` finds them in checkpoints, under
+//! whatever prefix and in whatever layout they were saved; `adapter`, `vit`, `llama` and `heads` build graphs.
+//! Sizes always come from the configuration.
+//!
+//! | graph | inputs | outputs |
+//! |---|---|---|
+//! | `adapter` | `volume` f32 `[batch, D, H, W]`, in `[0, 1]` | `adapter` f32 `[batch, out, H, W]` |
+//! | `vision` | `adapter` | `vision` f32 `[batch, vision.hidden]` |
+//! | `text` | `input_ids`, `attention_mask` i64 `[batch, tokens]`, padded on the right | `text` f32 `[batch, text.hidden]` |
+//! | `heads` | `vision`, `text` | `v`, `t` f32 `[batch, projection.dim]`, `logits` f32 `[batch, labels]`, `similarity` f32 `[batch]`, and `image_logits` where there is an image-only classifier |
+
+pub mod adapter;
+mod attention;
+pub mod heads;
+pub mod keys;
+pub mod llama;
+pub mod vit;
+mod weights;
+
+pub use weights::Weights;
+
+/// Names of the four graphs, in the order in which they run.
+pub const PARTS: [&str; 4] = ["adapter", "vision", "text", "heads"];
+
+/// How attention is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    /// `com.microsoft.MultiHeadAttention`: on a CPU the fastest form, which never stores the scores.
+    Fused,
+    /// MatMul, Softmax, MatMul: standard operators only, as PyTorch's eager attention.
+    Decomposed,
+}
+
+/// Which intermediate results a graph gives besides its own output. For comparing stages with PyTorch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stages {
+    /// The graph's output alone.
+    #[default]
+    Output,
+    /// `vision_patch_tokens`, `vision_block0`, `vision_tokens`; `text_hidden`. The last block then computes all tokens.
+    All,
+}

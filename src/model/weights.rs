@@ -1,0 +1,46 @@
+//! Weights by PyTorch name, as float32, finite.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Code, Error, Result};
+use crate::tensor::{DType, LazyTensor, show};
+
+/// The tensors of one model, by state-dict key without any prefix.
+#[derive(Clone, Debug, Default)]
+pub struct Weights {
+    tensors: BTreeMap<String, LazyTensor>,
+}
+
+impl FromIterator<(String, LazyTensor)> for Weights {
+    fn from_iter<T: IntoIterator<Item = (String, LazyTensor)>>(tensors: T) -> Self {
+        Self { tensors: tensors.into_iter().collect() }
+    }
+}
+
+impl Weights {
+    /// The tensor of that name and shape as float32; reading it fails when it holds a NaN or an infinity.
+    ///
+    /// # Errors
+    /// `checkpoint.tensors` when it is missing or has another shape.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<LazyTensor> {
+        let tensor = self.tensors.get(name);
+        let tensor =
+            tensor.ok_or_else(|| Error::new(Code::CHECKPOINT_TENSORS, format!("tensor `{name}` is missing")))?;
+        if tensor.shape() != shape {
+            let (found, expected) = (show(tensor.shape()), show(shape));
+            let message = format!("tensor `{name}` has shape {found}, expected {expected}");
+            return Err(Error::new(Code::CHECKPOINT_TENSORS, message));
+        }
+        Ok(tensor.checked_finite(name).cast(DType::F32))
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// All tensors by name, as they were stored.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &LazyTensor)> {
+        self.tensors.iter().map(|(n, t)| (n.as_str(), t))
+    }
+}

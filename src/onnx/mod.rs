@@ -1,0 +1,25 @@
+//! [`Graph`](crate::graph::Graph) → ONNX files, and the little that is read back from them.
+//!
+//! Layer 3. [`write`] makes `NAME.onnx` and, when there are large weights, `NAME.onnx.data` beside it. Weights are
+//! streamed from their sources, one chunk at a time; every file's SHA-256 is taken as it is written. Large weights
+//! start at multiples of [`ALIGNMENT`], so that a runtime can map them.
+
+mod encode;
+mod proto;
+mod read;
+mod write;
+
+pub use read::external_files;
+pub use write::{Written, write};
+
+/// Large weights start at multiples of this many bytes: the page size, as ONNX Runtime's mapping wants it.
+pub const ALIGNMENT: u64 = 4096;
+
+/// Weights of at least this many bytes go to the data file; smaller ones stay in the graph's file.
+pub const EXTERNAL_BYTES: usize = 16 << 10;
+
+/// Version of the standard operator set that graphs are written in.
+pub const OPSET: i64 = 20;
+
+/// Version of the file format: the one that came with opset 20.
+pub const IR_VERSION: i64 = 9;
