@@ -6,6 +6,8 @@ pub mod graph;
 pub mod model;
 pub mod onnx;
 pub mod passes;
+#[cfg(feature = "runtime")]
+pub mod runtime;
 pub mod tensor;
 
 pub use error::{Code, Error, Result, Warning};

@@ -1,0 +1,116 @@
+//! Where ONNX Runtime's shared library is looked for, and how a failure to load it is told.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Code, Error, Result};
+
+/// The version that this crate is built and tested against: what `make ort` fetches.
+pub const PINNED_VERSION: &str = include_str!("../../ONNXRUNTIME_VERSION").trim_ascii();
+
+/// The library's file name on this platform.
+pub const LIBRARY_NAME: &str = if cfg!(target_os = "windows") {
+    "onnxruntime.dll"
+} else if cfg!(target_os = "macos") {
+    "libonnxruntime.dylib"
+} else {
+    "libonnxruntime.so"
+};
+
+/// The environment variable that names the library.
+const VARIABLE: &str = "ORT_DYLIB_PATH";
+
+/// The files that are tried when no path is given, in order: beside the executable, `.ort/` in the current folder
+/// and in each folder above it, `.ort/` above the executable, an active Python environment's `onnxruntime`.
+pub fn search_order() -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    let executable = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
+    places.extend(executable.clone());
+    let current = std::env::current_dir().ok();
+    for start in [current, executable].into_iter().flatten() {
+        places.extend(start.ancestors().map(|folder| folder.join(".ort")));
+    }
+    places.extend(std::env::var_os("VIRTUAL_ENV").into_iter().flat_map(|venv| python_packages(Path::new(&venv))));
+    let mut files: Vec<PathBuf> = Vec::new();
+    for file in places.into_iter().flat_map(|folder| library_files(&folder)) {
+        if !files.contains(&file) {
+            files.push(file);
+        }
+    }
+    files
+}
+
+/// `lib/python3.*/site-packages/onnxruntime/capi` of a virtual environment.
+fn python_packages(venv: &Path) -> Vec<PathBuf> {
+    let versions = std::fs::read_dir(venv.join("lib")).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> =
+        versions.map(|entry| entry.path().join("site-packages").join("onnxruntime").join("capi")).collect();
+    folders.push(venv.join("Lib").join("site-packages").join("onnxruntime").join("capi"));
+    folders.sort();
+    folders
+}
+
+/// The library's plain name in `folder`, then names with a version behind it, as wheels have.
+fn library_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = vec![folder.join(LIBRARY_NAME)];
+    let versioned = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let versioned = versioned.filter(|path| {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        name.starts_with("libonnxruntime.so.") || (name.starts_with("libonnxruntime.1.") && name.ends_with(".dylib"))
+    });
+    let mut versioned: Vec<PathBuf> = versioned.collect();
+    versioned.sort();
+    files.extend(versioned);
+    files
+}
+
+/// The library to load: the explicit path, else the variable's, else the first file of [`search_order`].
+pub(super) fn find(explicit: Option<&Path>) -> Result<PathBuf> {
+    let variable = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(path) = explicit.map(Path::to_path_buf).or(variable) {
+        // Only a regular file: opening a pipe would wait for ever.
+        return match std::fs::metadata(&path) {
+            Ok(meta) if meta.is_file() => Ok(std::path::absolute(&path).unwrap_or(path)),
+            Ok(_) => Err(missing("it is not a file".into()).at(path)),
+            Err(e) => Err(missing(format!("{e}")).at(path)),
+        };
+    }
+    let places = search_order();
+    places.iter().find(|path| path.is_file()).cloned().ok_or_else(|| {
+        let message = format!(
+            "{LIBRARY_NAME} was not found beside the program, in a folder .ort here or above, \
+             nor in an active Python environment"
+        );
+        missing(message)
+    })
+}
+
+fn missing(what: String) -> Error {
+    let hint =
+        format!("run `make ort`, or name the library of ONNX Runtime {PINNED_VERSION} with --ort-lib or {VARIABLE}");
+    Error::new(Code::RUNTIME_MISSING, format!("cannot load ONNX Runtime: {what}; {hint}"))
+}
+
+/// What `ort` says of a library that it could not take, with the loader's own reason.
+pub(super) fn load_error(path: &Path, error: &ort::LoadDynamicError) -> Error {
+    use ort::LoadDynamicError as E;
+    match error {
+        E::BadVersion { version_str, .. } => {
+            let message = format!(
+                "this is ONNX Runtime {version_str}, expected 1.{} or later; run `make ort` for {PINNED_VERSION}",
+                ort::MINOR_VERSION
+            );
+            Error::new(Code::RUNTIME_VERSION, message).at(path)
+        }
+        E::Dlopen { error, .. } => missing(loader_reason(error)).at(path),
+        E::MissingApi { .. } => missing("it is another library (no OrtGetApiBase)".into()).at(path),
+        other => missing(format!("{other}")).at(path),
+    }
+}
+
+/// The dynamic loader's own words lie in the source of the error, not in its message.
+fn loader_reason(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => format!("{error:?}"),
+    }
+}

@@ -1,0 +1,128 @@
+//! A loaded graph that runs.
+
+use std::path::{Path, PathBuf};
+
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::{OutputSelector, RunOptions, SessionInputValue};
+use ort::value::{DynValue, TensorRef};
+
+use super::{Device, Runtime};
+use crate::error::{Code, Error, Result};
+use crate::tensor::Tensor;
+
+/// How a graph is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// Where it runs.
+    pub device: Device,
+    /// Threads within an operator; by default one a core.
+    pub threads: Option<usize>,
+    /// Whether ONNX Runtime may rewrite the graph. Without, it runs operator by operator, as written.
+    pub optimize: bool,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { device: Device::Auto, threads: None, optimize: true }
+    }
+}
+
+/// A graph in ONNX Runtime's hands.
+pub struct Session {
+    inner: ort::session::Session,
+    path: PathBuf,
+    device: &'static str,
+}
+
+impl Session {
+    /// Loads the graph at `path`; its external data lies beside it.
+    ///
+    /// # Errors
+    /// `device.unavailable`, or `runtime.model` when ONNX Runtime refuses the graph.
+    pub fn open(runtime: &Runtime, path: &Path, options: &SessionOptions) -> Result<Self> {
+        let refused = |e: &dyn std::fmt::Display| {
+            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime refuses the graph: {e}")).at(path)
+        };
+        let provider = options.device.provider()?;
+        let builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
+        let mut builder = provider.configure(builder)?;
+        let inner = builder.commit_from_file(path).map_err(|e| refused(&e))?;
+        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
+    }
+
+    fn configure(runtime: &Runtime, options: &SessionOptions) -> ort::Result<SessionBuilder> {
+        let level = if options.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
+        let mut builder = ort::session::Session::builder(&runtime.environment)?.with_optimization_level(level)?;
+        if let Some(threads) = options.threads {
+            builder = builder.with_intra_threads(threads)?;
+        }
+        Ok(builder)
+    }
+
+    /// The device that it really runs on.
+    pub fn device(&self) -> &'static str {
+        self.device
+    }
+
+    /// Names of the outputs.
+    pub fn outputs(&self) -> Vec<String> {
+        self.inner.outputs().iter().map(|o| o.name().to_owned()).collect()
+    }
+
+    /// Runs the graph and returns the outputs of those names, in that order.
+    ///
+    /// # Errors
+    /// `runtime.run` when an input is missing, misshapen or empty, an output unknown, or the run fails.
+    pub fn run(&mut self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>> {
+        let path = self.path.clone();
+        let failed = |message: String| Error::new(Code::RUNTIME_RUN, message).at(&path);
+        self.check_names(inputs, outputs).map_err(&failed)?;
+        let values = inputs.iter().map(|(name, tensor)| Ok(((*name).to_owned(), borrow(tensor)?)));
+        let values = values.collect::<ort::Result<Vec<_>>>().map_err(|e| failed(e.to_string()))?;
+        let selector = outputs.iter().fold(OutputSelector::no_default(), |s, name| s.with(*name));
+        let options = RunOptions::new().map_err(|e| failed(e.to_string()))?.with_outputs(selector);
+        let results = self.inner.run_with_options(values, &options).map_err(|e| failed(e.to_string()))?;
+        let take = |name: &&str| {
+            let value = results.get(name).ok_or_else(|| failed(format!("output `{name}` is missing")))?;
+            own(value).ok_or_else(|| failed(format!("output `{name}` has an unexpected type")))
+        };
+        outputs.iter().map(take).collect()
+    }
+
+    /// ONNX Runtime itself accepts an empty batch, and a missing input can crash it.
+    fn check_names(&self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> std::result::Result<(), String> {
+        for input in self.inner.inputs() {
+            if !inputs.iter().any(|(name, _)| *name == input.name()) {
+                return Err(format!("input `{}` was not given", input.name()));
+            }
+        }
+        if let Some((name, _)) = inputs.iter().find(|(_, tensor)| tensor.shape().contains(&0)) {
+            return Err(format!("input `{name}` is empty"));
+        }
+        match outputs.iter().find(|name| !self.inner.outputs().iter().any(|o| o.name() == **name)) {
+            Some(name) => Err(format!("the graph has no output `{name}`")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn borrow(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
+    let shape: Vec<i64> = tensor.shape().iter().map(|&d| d as i64).collect();
+    Ok(match tensor {
+        Tensor::F32(a) => TensorRef::from_array_view((shape, contiguous(a.as_slice())?))?.into(),
+        Tensor::I64(a) => TensorRef::from_array_view((shape, contiguous(a.as_slice())?))?.into(),
+    })
+}
+
+fn contiguous<T>(slice: Option<&[T]>) -> ort::Result<&[T]> {
+    slice.ok_or_else(|| ort::Error::new("an input is not in row-major order"))
+}
+
+fn own(value: &DynValue) -> Option<Tensor> {
+    let dims = |shape: &ort::value::Shape| shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>();
+    if let Ok((shape, values)) = value.try_extract_tensor::<f32>() {
+        return Tensor::f32(&dims(shape)?, values.to_vec());
+    }
+    let (shape, values) = value.try_extract_tensor::<i64>().ok()?;
+    Tensor::i64(&dims(shape)?, values.to_vec())
+}
