@@ -9,5 +9,6 @@ pub mod passes;
 #[cfg(feature = "runtime")]
 pub mod runtime;
 pub mod tensor;
+pub mod text;
 
 pub use error::{Code, Error, Result, Warning};

@@ -1,0 +1,144 @@
+//! SentencePiece's `tokenizer.model` (as Meta ships it) → a BPE tokenizer of the crate `tokenizers`.
+//!
+//! The file is a protobuf, `sentencepiece_model.proto`: pieces with scores, and the normaliser's settings. A
+//! SentencePiece BPE joins the neighbours whose union has the best score; the merge list that says the same is
+//! every pair of pieces whose union is a piece, ordered by that piece's score.
+
+use std::collections::HashMap;
+
+use prost::Message;
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+
+use crate::error::{Code, Error, Result};
+
+/// SentencePiece's mark of a space.
+const SPACE: &str = "\u{2581}";
+/// `TrainerSpec.ModelType.BPE`.
+const BPE_MODEL: i32 = 2;
+/// Most pieces that a model may have.
+const MAX_PIECES: usize = 1 << 20;
+/// Longest piece in characters: splitting one is quadratic in nothing else.
+const MAX_PIECE_CHARS: usize = 512;
+
+#[derive(Clone, PartialEq, Message)]
+struct ModelProto {
+    #[prost(message, repeated, tag = "1")]
+    pieces: Vec<Piece>,
+    #[prost(message, optional, tag = "2")]
+    trainer: Option<TrainerSpec>,
+    #[prost(message, optional, tag = "3")]
+    normalizer: Option<NormalizerSpec>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Piece {
+    #[prost(string, optional, tag = "1")]
+    piece: Option<String>,
+    #[prost(float, optional, tag = "2")]
+    score: Option<f32>,
+    #[prost(int32, optional, tag = "3")]
+    kind: Option<i32>,
+}
+
+/// `ModelProto.SentencePiece.Type`.
+mod kind {
+    pub const NORMAL: i32 = 1;
+    pub const UNKNOWN: i32 = 2;
+    pub const CONTROL: i32 = 3;
+    pub const BYTE: i32 = 6;
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TrainerSpec {
+    #[prost(int32, optional, tag = "3")]
+    model_type: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NormalizerSpec {
+    #[prost(bytes = "vec", optional, tag = "2")]
+    precompiled_charsmap: Option<Vec<u8>>,
+    #[prost(bool, optional, tag = "3")]
+    add_dummy_prefix: Option<bool>,
+    #[prost(bool, optional, tag = "4")]
+    remove_extra_whitespaces: Option<bool>,
+}
+
+/// The tokenizer of a `tokenizer.model`, by way of the `tokenizer.json` that says the same.
+pub(super) fn convert(bytes: &[u8]) -> Result<Tokenizer> {
+    let model =
+        ModelProto::decode(bytes).map_err(|e| invalid(format!("neither tokenizer.json nor SentencePiece: {e}")))?;
+    check(&model)?;
+    let vocab: HashMap<&str, usize> = model.pieces.iter().map(Piece::piece).zip(0..).collect();
+    let of_kind = |kinds: &'static [i32]| {
+        model.pieces.iter().enumerate().filter(move |(_, p)| kinds.contains(&p.kind.unwrap_or(kind::NORMAL)))
+    };
+    let unknown = of_kind(&[kind::UNKNOWN]).next().map(|(_, p)| p.piece());
+    let special: Vec<Value> = of_kind(&[kind::UNKNOWN, kind::CONTROL])
+        .map(|(id, p)| {
+            json!({"id": id, "content": p.piece(), "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        })
+        .collect();
+    let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
+    if model.normalizer.as_ref().is_none_or(|n| n.add_dummy_prefix.unwrap_or(true)) {
+        normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
+    }
+    let json = json!({
+        "version": "1.0",
+        "added_tokens": special,
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "model": {
+            "type": "BPE",
+            "unk_token": unknown,
+            "fuse_unk": true,
+            "byte_fallback": of_kind(&[kind::BYTE]).next().is_some(),
+            "merges": merges(&model.pieces, &vocab),
+            "vocab": vocab,
+        },
+    });
+    Tokenizer::from_bytes(json.to_string()).map_err(|e| invalid(format!("its pieces make no tokenizer: {e}")))
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Code::TOKENIZER_INVALID, message)
+}
+
+/// Refuses what the conversion does not carry over: it would tokenize differently, silently.
+fn check(model: &ModelProto) -> Result<()> {
+    if model.pieces.is_empty() || model.pieces.len() > MAX_PIECES {
+        return Err(invalid(format!("it has {} pieces, expected 1 to {MAX_PIECES}", model.pieces.len())));
+    }
+    if model.pieces.iter().any(|p| p.piece().chars().count() > MAX_PIECE_CHARS) {
+        return Err(invalid(format!("a piece is longer than {MAX_PIECE_CHARS} characters")));
+    }
+    let model_type = model.trainer.as_ref().and_then(|t| t.model_type).unwrap_or(1);
+    if model_type != BPE_MODEL {
+        return Err(invalid(format!(
+            "SentencePiece model type {model_type}, expected {BPE_MODEL} (BPE), as LLaMA 2 has"
+        )));
+    }
+    let normalizer = model.normalizer.clone().unwrap_or_default();
+    if normalizer.remove_extra_whitespaces.unwrap_or(true) || !normalizer.precompiled_charsmap().is_empty() {
+        return Err(invalid("its normaliser changes the text, which LLaMA 2's does not".into()));
+    }
+    Ok(())
+}
+
+/// The pairs of pieces whose union is a normal piece, best score first; of one piece's splits the one with the
+/// longest left part first.
+fn merges<'a>(pieces: &'a [Piece], vocab: &HashMap<&str, usize>) -> Vec<(&'a str, &'a str)> {
+    let mut scored: Vec<(f32, usize, (&str, &str))> = Vec::new();
+    for piece in pieces.iter().filter(|p| p.kind.unwrap_or(kind::NORMAL) == kind::NORMAL) {
+        let text = piece.piece();
+        for (at, _) in text.char_indices().skip(1) {
+            let (left, right) = text.split_at(at);
+            if vocab.contains_key(left) && vocab.contains_key(right) {
+                scored.push((piece.score(), at, (left, right)));
+            }
+        }
+    }
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
+    scored.into_iter().map(|(_, _, pair)| pair).collect()
+}
