@@ -1,4 +1,5 @@
 //! The random cases themselves: valid, varied, repeatable, small, and written so that reading gives them back.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod reference;
 
@@ -118,12 +119,14 @@ fn files_hold_the_case() {
     }
 }
 
-/// Writes cases with their outputs for `tests/reference/check_against_torch.py`, into the folder named by `CASES`.
+/// Writes cases with their outputs for `tests/reference/check_against_torch.py`, into the folder named by `CASES`;
+/// `COUNT` of them.
 #[test]
 #[ignore = "writes files for a PyTorch script"]
 fn write_cases_for_torch() {
     let folder = std::env::var_os("CASES").expect("CASES names a folder");
-    for seed in 0..SEEDS {
+    let count = std::env::var("COUNT").map_or(SEEDS, |n| n.parse().unwrap());
+    for seed in 0..count {
         let case = random_case(seed);
         let dir = Path::new(&folder).join(seed.to_string());
         std::fs::create_dir_all(&dir).unwrap();

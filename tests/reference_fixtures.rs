@@ -2,6 +2,7 @@
 //!
 //! The recorded outputs and the weights behind them are copies in `tests/data/fixtures` (`make_weights.py` makes
 //! them). One fixture, `outliers`, is too big to copy and is read from `../shared/fixtures` where that exists.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod reference;
 

@@ -103,7 +103,7 @@ pub fn random_case(seed: u64) -> Case {
 
 /// The whole numbers that divide n.
 fn divisors(n: usize) -> Vec<usize> {
-    (1..=n).filter(|d| n % d == 0).collect()
+    (1..=n).filter(|&d| n.is_multiple_of(d)).collect()
 }
 
 /// Group norm needs channels in eights; the 3-D kind a depth that divides the size, and little work.
