@@ -85,7 +85,7 @@ pub fn random_case(seed: u64) -> Case {
     let heads = loop {
         let w = weights::heads(rng, &acfg, vcfg.hidden, lcfg.hidden, projection, image_classifier);
         let (_, variance) = mean_var(&adapter::forward(&acfg, &w, &inputs.volume.head(1)).data);
-        if variance > 0.1 {
+        if variance > 0.01 {
             break w;
         }
     };
