@@ -115,8 +115,7 @@ impl Resampler {
     /// The next output along axis 2, as an offset into the taps, if slice `self.slice` completes it.
     fn due(&self) -> Option<usize> {
         let axis = &self.axes[2];
-        let offset =
-            if axis.flipped { axis.len().checked_sub(self.emitted + 1)? } else { self.emitted };
+        let offset = if axis.flipped { axis.len().checked_sub(self.emitted + 1)? } else { self.emitted };
         axis.taps.get(offset).filter(|tap| tap.next() <= self.slice).map(|_| offset)
     }
 

@@ -53,7 +53,9 @@ impl Datatype {
                 };
                 return Err(Error::new(
                     Code::NIFTI_DATATYPE,
-                    format!("voxel type {code} ({name}) is not supported: export the scan as 16-bit integers or float32"),
+                    format!(
+                        "voxel type {code} ({name}) is not supported: export the scan as 16-bit integers or float32"
+                    ),
                 ));
             }
         })
@@ -213,7 +215,8 @@ mod tests {
 
     #[test]
     fn nonfinite_is_counted_and_overflow_is_refused() {
-        let bytes: Vec<u8> = [1.0, f32::NAN, f32::NEG_INFINITY, 2.0].iter().flat_map(|v: &f32| v.to_le_bytes()).collect();
+        let bytes: Vec<u8> =
+            [1.0, f32::NAN, f32::NEG_INFINITY, 2.0].iter().flat_map(|v: &f32| v.to_le_bytes()).collect();
         assert_eq!(decode(Datatype::F32, false, Some((2.0, 0.0)), &bytes).unwrap(), (vec![2.0, 0.0, 0.0, 4.0], 2));
         let huge = 1e300f64.to_le_bytes();
         assert_eq!(decode(Datatype::F64, false, None, &huge).unwrap_err().code(), Code::NIFTI_SCALING);

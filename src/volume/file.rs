@@ -38,11 +38,7 @@ pub(super) fn open(path: &Path, volume: Option<usize>, warnings: &mut Vec<Warnin
 }
 
 /// The same for a single-file scan in memory.
-pub(super) fn open_bytes<'a>(
-    bytes: &'a [u8],
-    volume: Option<usize>,
-    warnings: &mut Vec<Warning>,
-) -> Result<Scan<'a>> {
+pub(super) fn open_bytes<'a>(bytes: &'a [u8], volume: Option<usize>, warnings: &mut Vec<Warning>) -> Result<Scan<'a>> {
     let stream = Stream::new(Input::Bytes(bytes), bytes.len() as u64)?;
     let (header, stream) = read_header(stream, warnings)?;
     if header.pair {
@@ -124,7 +120,8 @@ fn read_header<'a>(mut stream: Stream<'a>, warnings: &mut Vec<Warning>) -> Resul
     let header = Header::parse(bytes, big, pair)?;
     let bits = header.datatype.size() * 8;
     if i64::from(header.bitpix) != bits as i64 {
-        let text = format!("bitpix is {}, but {} has {bits} bits; bitpix is ignored", header.bitpix, header.datatype.name());
+        let text =
+            format!("bitpix is {}, but {} has {bits} bits; bitpix is ignored", header.bitpix, header.datatype.name());
         warnings.push(Warning::new("bitpix", text));
     }
     if !header.pair && !extensions_are_sound(&mut stream, &header)? {
@@ -187,10 +184,11 @@ fn image_of(path: &Path) -> Result<PathBuf> {
         path.with_file_name(name)
     };
     let found = [".img", ".img.gz", ".IMG", ".IMG.GZ"].into_iter().map(beside);
-    let found = found.into_iter().find(|image| image.try_exists().unwrap_or(false));
-    found.ok_or_else(|| {
+    let mut found = found.filter(|image| std::fs::metadata(image).is_ok_and(|m| !m.is_dir()));
+    found.next().ok_or_else(|| {
         let stem = stem.display();
-        let text = format!("the header says that the voxels are in {stem}.img or {stem}.img.gz beside it; neither is there");
+        let text =
+            format!("the header says that the voxels are in {stem}.img or {stem}.img.gz beside it; neither is there");
         Error::new(Code::NIFTI_PAIR, text).at(path)
     })
 }
@@ -218,7 +216,10 @@ fn position<'a>(
     if skipped < skip {
         return Err(Error::new(
             Code::NIFTI_TRUNCATED,
-            format!("ends after {} of {total} bytes, before the first voxel: the file is incomplete", stream.position()),
+            format!(
+                "ends after {} of {total} bytes, before the first voxel: the file is incomplete",
+                stream.position()
+            ),
         ));
     }
     let following = bytes * (header.volumes - 1 - chosen);
@@ -233,7 +234,10 @@ fn choose(header: &Header, volume: Option<usize>) -> Result<u64> {
     let chosen = match volume {
         None if count == 1 => 0,
         None => {
-            let text = format!("holds {count} volumes of {shape} voxels: choose one with --volume N, N from 0 to {}", count - 1);
+            let text = format!(
+                "holds {count} volumes of {shape} voxels: choose one with --volume N, N from 0 to {}",
+                count - 1
+            );
             return Err(error(text));
         }
         Some(n) => n as u64,

@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn the_clearest_axis_chooses_first() {
-        // Axis 0 leans 44° towards A, axis 1 points to A exactly: by columns alone both would take A or R wrongly.
+        // Axis 0 leans more to A than to R, but axis 1 points to A exactly and takes it.
         let o = orientation(&affine([[0.69, 0.0, 0.0], [0.72, 1.0, 0.0], [0.0, 0.0, 1.0]]));
         assert_eq!(o.axcodes(), "RAS");
     }

@@ -197,12 +197,17 @@ impl Header {
 fn dimensions(dim: &[i64; 8]) -> Result<([usize; 3], u64)> {
     let count = match dim[0] {
         n @ 1..=7 => n as usize,
-        n => return Err(Error::new(Code::NIFTI_DIMS, format!("dim[0] is {n}, expected 1 to 7: the header is damaged"))),
+        n => {
+            return Err(Error::new(Code::NIFTI_DIMS, format!("dim[0] is {n}, expected 1 to 7: the header is damaged")));
+        }
     };
     let used = &dim[1..=count];
     let shown = used.iter().map(i64::to_string).collect::<Vec<_>>().join(" × ");
     if used.iter().any(|&n| n < 1) {
-        return Err(Error::new(Code::NIFTI_DIMS, format!("the header says {shown} voxels: every size must be positive")));
+        return Err(Error::new(
+            Code::NIFTI_DIMS,
+            format!("the header says {shown} voxels: every size must be positive"),
+        ));
     }
     let mut shape = [1; 3];
     for (axis, &n) in shape.iter_mut().zip(used) {
@@ -234,7 +239,9 @@ fn data_offset(offset: f64, header: usize, pair: bool) -> Result<u64> {
     if !(least as f64..=MAX_OFFSET as f64).contains(&offset) || offset.fract() != 0.0 {
         return Err(Error::new(
             Code::NIFTI_VOX_OFFSET,
-            format!("vox_offset is {offset}, expected a whole number from {least} to {MAX_OFFSET}: the header is damaged"),
+            format!(
+                "vox_offset is {offset}, expected a whole number from {least} to {MAX_OFFSET}: the header is damaged"
+            ),
         ));
     }
     Ok(offset as u64)

@@ -179,7 +179,9 @@ fn unpack(
         if read < block.len() {
             return Err(Error::new(
                 Code::NIFTI_TRUNCATED,
-                format!("the volume ends after {got} of {wanted} bytes: the file is incomplete, copy or export it again"),
+                format!(
+                    "the volume ends after {got} of {wanted} bytes: the file is incomplete, copy or export it again"
+                ),
             ));
         }
         if full.send(block).is_err() {

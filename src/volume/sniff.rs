@@ -54,9 +54,7 @@ pub(super) fn describe(bytes: &[u8]) -> String {
 
 /// MGH has no magic: big-endian version 1, plausible sizes, a type it knows.
 fn is_mgh(bytes: &[u8]) -> bool {
-    let field = |i: usize| {
-        bytes.get(4 * i..4 * i + 4).and_then(|b| b.try_into().ok()).map_or(-1, i32::from_be_bytes)
-    };
+    let field = |i: usize| bytes.get(4 * i..4 * i + 4).and_then(|b| b.try_into().ok()).map_or(-1, i32::from_be_bytes);
     field(0) == 1 && (1..5).all(|i| (1..=65_535).contains(&field(i))) && (0..=4).contains(&field(5))
 }
 

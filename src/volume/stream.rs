@@ -135,10 +135,7 @@ enum State<'a> {
 
 impl<'a> Members<'a> {
     fn new(input: Peek<'a>) -> Self {
-        Self {
-            state: State::Inside { member: Box::new(GzDecoder::new(input)), empty: 0, fresh: true },
-            garbage: false,
-        }
+        Self { state: State::Inside { member: Box::new(GzDecoder::new(input)), empty: 0, fresh: true }, garbage: false }
     }
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -303,10 +300,7 @@ fn failure(e: io::Error) -> Error {
             Code::NIFTI_TRUNCATED,
             "the gzip data end before their checksum: the file is incomplete, copy or export it again",
         ),
-        _ => Error::new(
-            Code::NIFTI_GZIP,
-            format!("the gzip data are damaged ({e}): copy or export the scan again"),
-        ),
+        _ => Error::new(Code::NIFTI_GZIP, format!("the gzip data are damaged ({e}): copy or export the scan again")),
     }
     .caused_by(e)
 }
