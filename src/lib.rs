@@ -1,5 +1,6 @@
 //! Brain-Adapter: a brain-MRI model out of PyTorch and onto a hospital workstation.
 
+pub mod bundle;
 pub mod config;
 pub mod error;
 pub mod graph;
@@ -10,5 +11,6 @@ pub mod passes;
 pub mod runtime;
 pub mod tensor;
 pub mod text;
+pub mod volume;
 
 pub use error::{Code, Error, Result, Warning};

@@ -1,0 +1,136 @@
+//! Writes a bundle beside its place and installs it whole.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::manifest::{MANIFEST, Manifest};
+use super::verify;
+use crate::error::{Code, Error, Result};
+
+/// A folder in which a bundle grows; dropped before [`Staging::install`], it goes away.
+pub struct Staging {
+    target: PathBuf,
+    folder: TempDir,
+    /// Files of the target that are not the old bundle's and stay.
+    kept: Vec<OsString>,
+}
+
+impl Staging {
+    /// A new folder beside `target`. An old bundle there will be replaced, other files kept; a folder that holds
+    /// other files but no bundle is refused without `force`.
+    ///
+    /// # Errors
+    /// `output.exists`, or `io` when the folder cannot be made.
+    pub fn new(target: &Path, force: bool) -> Result<Self> {
+        let kept = foreign_files(target, force)?;
+        let absolute = std::path::absolute(target).map_err(|e| Error::io(target, "cannot find the folder", e))?;
+        let parent = absolute.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot make the folder", e))?;
+        let name = absolute.file_name().unwrap_or_default().to_string_lossy();
+        let folder = tempfile::Builder::new()
+            .prefix(&format!(".{name}.partial-"))
+            .tempdir_in(parent)
+            .map_err(|e| Error::io(parent, "cannot make a temporary folder", e))?;
+        Ok(Self { target: absolute, folder, kept })
+    }
+
+    /// Where to write the bundle's files.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Writes `bundle.json`, checks the bundle as a reader would, and puts it into place in one step.
+    ///
+    /// # Errors
+    /// Those of [`super::Bundle::open`], or `io` when the folder cannot be put into place; the old one then stays.
+    pub fn install(self, manifest: &Manifest) -> Result<()> {
+        let path = self.folder.path().join(MANIFEST);
+        let json = serde_json::to_vec_pretty(manifest)
+            .map_err(|e| Error::new(Code::BUNDLE_MANIFEST, format!("cannot write the manifest: {e}")).caused_by(e))?;
+        fs::write(&path, json).map_err(|e| Error::io(&path, "cannot write", e))?;
+        let (manifest, _) = verify::manifest(&path)?;
+        verify::files(self.folder.path(), &manifest)?;
+        for name in &self.kept {
+            let (from, to) = (self.target.join(name), self.folder.path().join(name));
+            fs::copy(&from, &to).map_err(|e| Error::io(from, "cannot keep the file", e))?;
+        }
+        readable_by_all(self.folder.path())?;
+        swap(self.folder.path(), &self.target)
+    }
+}
+
+/// Puts the folder `new` where `target` is. What `target` was is at `new` afterwards, where there was one, and goes
+/// away with the temporary folder.
+fn swap(new: &Path, target: &Path) -> Result<()> {
+    let failed = |e: std::io::Error| Error::io(target, "cannot put the bundle into place", e);
+    if !target.exists() {
+        return fs::rename(new, target).map_err(failed);
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+            Ok(()) => return Ok(()),
+            // Not every file system can exchange two folders.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
+            Err(e) => return Err(failed(e.into())),
+        }
+    }
+    let old = new.with_extension("old");
+    fs::rename(target, &old).map_err(failed)?;
+    if let Err(e) = fs::rename(new, target) {
+        fs::rename(&old, target).map_err(failed)?;
+        return Err(failed(e));
+    }
+    fs::rename(&old, new).map_err(failed)
+}
+
+/// A temporary folder is its maker's alone; a bundle is meant to be read.
+fn readable_by_all(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
+            .map_err(|e| Error::io(folder, "cannot set permissions", e))?;
+    }
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}
+
+/// The files in `target` that an old bundle there does not list.
+fn foreign_files(target: &Path, force: bool) -> Result<Vec<OsString>> {
+    let entries = match fs::read_dir(target) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io(target, "cannot use the output folder", e)),
+    };
+    let refuse = |message: String| Err(Error::new(Code::OUTPUT_EXISTS, message).at(target));
+    let old = verify::manifest(&target.join(MANIFEST)).ok().map(|(manifest, _)| manifest);
+    let mut kept = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io(target, "cannot read the folder", e))?;
+        let name = entry.file_name();
+        let text = name.to_string_lossy();
+        let listed = old.as_ref().is_some_and(|m| text == MANIFEST || m.files.iter().any(|f| f.name == text));
+        if listed {
+            continue;
+        }
+        if !entry.file_type().is_ok_and(|t| t.is_file()) {
+            return refuse(format!(
+                "the output folder holds `{text}`, which is no file of a bundle: choose another -o"
+            ));
+        }
+        let harmless = text.starts_with('.') || text.starts_with("README");
+        if old.is_none() && !harmless && !force {
+            return refuse(format!(
+                "the folder holds `{text}` and no bundle: choose another -o, or keep it with --force"
+            ));
+        }
+        kept.push(name);
+    }
+    Ok(kept)
+}

@@ -1,0 +1,180 @@
+//! `bundle.json`. It holds no time and no absolute path: the same export gives the same bytes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, LlamaConfig, VolumeConfig};
+use crate::tensor::Comparison;
+
+/// The manifest's file name.
+pub const MANIFEST: &str = "bundle.json";
+
+/// Version of the manifest's format; another one is refused.
+pub const FORMAT: u32 = 1;
+
+/// What a bundle is, and everything needed to use it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Who wrote it.
+    pub tool: Tool,
+    /// What it may be used for.
+    pub intended_use: String,
+    /// The model's configuration.
+    pub config: Config,
+    /// The language model's own sizes.
+    pub text_model: LlamaConfig,
+    /// Class names in the order of `logits`.
+    pub labels: Vec<String>,
+    /// How a scan becomes the input `volume`.
+    pub preprocessing: Preprocessing,
+    /// How a report becomes `input_ids`.
+    pub tokenizer: TokenizerRecord,
+    /// Whether `heads.onnx` has the output `image_logits`, for scans without a report.
+    pub image_head: bool,
+    /// The graphs, by name.
+    pub parts: BTreeMap<String, PartRecord>,
+    /// Every file but this one.
+    pub files: Vec<FileRecord>,
+    /// The checkpoint files that it was made from.
+    pub sources: Vec<SourceRecord>,
+    /// Tensors of the sources that the model does not use.
+    pub skipped: Vec<String>,
+}
+
+/// A program and its version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+impl Tool {
+    /// This program.
+    pub fn this() -> Self {
+        Self { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() }
+    }
+}
+
+/// Number format of a graph's weights and arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// float32 throughout.
+    Fp32,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fp32 => f.write_str("fp32"),
+        }
+    }
+}
+
+/// How a scan becomes the input `volume`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Preprocessing {
+    /// Anatomical directions of the conformed axes i, j, k.
+    pub orientation: String,
+    /// Side of the cube in voxels.
+    pub size: usize,
+    /// Side of a voxel in millimetres.
+    pub voxel_mm: f64,
+    /// How values between voxels are found.
+    pub interpolation: String,
+    /// Value outside the scan.
+    pub outside: f32,
+    /// Percentiles that intensities are clipped to.
+    pub clip: Option<[f64; 2]>,
+    /// How intensities are scaled.
+    pub scaling: String,
+    /// Axes of the input, slowest first.
+    pub axes: String,
+}
+
+impl Preprocessing {
+    /// The preprocessing that `config` asks for.
+    pub fn of(config: &VolumeConfig) -> Self {
+        Self {
+            orientation: "RAS".into(),
+            size: config.size,
+            voxel_mm: config.voxel_mm,
+            interpolation: "trilinear".into(),
+            outside: 0.0,
+            clip: config.clip,
+            scaling: "min-max to [0, 1] over the conformed volume".into(),
+            axes: "volume[d, h, w] = ras[i = w, j = h, k = d]".into(),
+        }
+    }
+}
+
+/// How a report becomes `input_ids`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerRecord {
+    /// The tokenizer's file.
+    pub file: String,
+    /// The token in front of every report.
+    pub bos: u32,
+    /// Most tokens of a report, BOS included.
+    pub max_tokens: usize,
+}
+
+/// One graph.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PartRecord {
+    /// The graph's file.
+    pub file: String,
+    /// Its number format.
+    pub precision: Precision,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Size of its files.
+    pub bytes: u64,
+    /// How far it is from the fp32 graph.
+    pub parity: Parity,
+}
+
+/// A graph against the plain fp32 graph (nothing folded or fused, run operator by operator), on calibration inputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parity {
+    /// It was compared on so many inputs; the worst of them.
+    Checked {
+        /// Number of inputs.
+        inputs: usize,
+        /// The largest errors and the least cosine.
+        worst: Comparison,
+    },
+    /// It was not compared, and why.
+    NotChecked(String),
+}
+
+/// A file of the bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Its plain name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256 in lower-case hexadecimal.
+    pub sha256: String,
+}
+
+/// A file that the bundle was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// What it gave: `adapter`, `vision`, `text`, `config`, `tokenizer`.
+    pub role: String,
+    /// Its name, without folders.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256 in lower-case hexadecimal.
+    pub sha256: String,
+}

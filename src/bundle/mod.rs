@@ -1,0 +1,52 @@
+//! A bundle: the folder of ONNX graphs, tokenizer and `bundle.json` that `ba-export` writes and `ba-infer` runs.
+//!
+//! Layer 3. [`Staging`] writes one beside its place and installs it whole; [`Bundle::open`] checks every file's size
+//! and SHA-256, and that no graph refers to a file outside the folder, before any other program sees them.
+
+mod install;
+mod manifest;
+mod verify;
+
+use std::path::{Path, PathBuf};
+
+pub use install::Staging;
+pub use manifest::{
+    FORMAT, FileRecord, MANIFEST, Manifest, Parity, PartRecord, Precision, Preprocessing, SourceRecord,
+    TokenizerRecord, Tool,
+};
+pub use verify::sha256_of;
+
+use crate::error::{Code, Error, Result};
+
+/// A bundle whose files are what `bundle.json` says.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    /// The folder.
+    pub dir: PathBuf,
+    /// What `bundle.json` says.
+    pub manifest: Manifest,
+    /// SHA-256 of `bundle.json`, which names the hash of every other file: the identity of the whole.
+    pub sha256: String,
+}
+
+impl Bundle {
+    /// Opens the bundle in `dir` and verifies all of it.
+    ///
+    /// # Errors
+    /// `bundle.not_found`, `bundle.manifest`, `bundle.path` or `bundle.checksum`, naming the file.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(MANIFEST);
+        if !path.is_file() {
+            let message = format!("there is no bundle here (no {MANIFEST}); make one with ba-export");
+            return Err(Error::new(Code::BUNDLE_NOT_FOUND, message).at(dir));
+        }
+        let (manifest, sha256) = verify::manifest(&path)?;
+        verify::files(dir, &manifest)?;
+        Ok(Self { dir: dir.to_path_buf(), manifest, sha256 })
+    }
+
+    /// The path of one of its files.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+}

@@ -1,0 +1,119 @@
+//! Checks a bundle before anything uses it.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::manifest::{FORMAT, FileRecord, Manifest};
+use crate::error::{Code, Error, Result};
+use crate::model::PARTS;
+use crate::tensor::hex;
+
+/// Largest `bundle.json` that is read.
+const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+
+/// The manifest at `path` and its SHA-256.
+pub(super) fn manifest(path: &Path) -> Result<(Manifest, String)> {
+    let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message).at(path);
+    let length = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?.len();
+    if length > MAX_MANIFEST_BYTES {
+        return Err(invalid(format!("the manifest holds {length} bytes, expected at most {MAX_MANIFEST_BYTES}")));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))?;
+    // The version first: another format may have other fields.
+    let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| invalid(format!("not JSON: {e}")))?;
+    match json.get("format").and_then(serde_json::Value::as_u64) {
+        Some(format) if format == u64::from(FORMAT) => {}
+        Some(format) => {
+            return Err(invalid(format!(
+                "the bundle has format {format}, this program reads {FORMAT}: export it again"
+            )));
+        }
+        None => return Err(invalid("the manifest has no format version".into())),
+    }
+    let manifest: Manifest = serde_json::from_value(json).map_err(|e| invalid(format!("{e}")))?;
+    manifest.config.validate().map_err(|e| invalid(e.message().to_owned()))?;
+    if manifest.labels != manifest.config.labels.0 {
+        return Err(invalid("its labels differ from its configuration's".into()));
+    }
+    if let Some(part) = PARTS.iter().find(|part| !manifest.parts.contains_key(**part)) {
+        return Err(invalid(format!("the graph `{part}` is missing")));
+    }
+    Ok((manifest, hex(&Sha256::digest(&bytes))))
+}
+
+/// Sizes and hashes of all files, then the files that graphs refer to.
+pub(super) fn files(dir: &Path, manifest: &Manifest) -> Result<()> {
+    let mut names = BTreeSet::new();
+    for file in &manifest.files {
+        plain_name(dir, &file.name)?;
+        if !names.insert(file.name.as_str()) {
+            return Err(Error::new(Code::BUNDLE_MANIFEST, format!("the file `{}` is listed twice", file.name)).at(dir));
+        }
+    }
+    let needed = manifest.parts.values().map(|p| &p.file).chain([&manifest.tokenizer.file]);
+    for file in needed {
+        if !names.contains(file.as_str()) {
+            return Err(Error::new(Code::BUNDLE_MANIFEST, format!("the file `{file}` is not listed")).at(dir));
+        }
+    }
+    manifest.files.par_iter().try_for_each(|file| check_file(dir, file))?;
+    for part in manifest.parts.values() {
+        let path = dir.join(&part.file);
+        for external in crate::onnx::external_files(&path)? {
+            plain_name(&path, &external)?;
+            if !names.contains(external.as_str()) {
+                let message = format!("its weights lie in `{external}`, which the bundle does not list");
+                return Err(Error::new(Code::BUNDLE_PATH, message).at(path));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A name inside the folder: one component, no way up or elsewhere.
+fn plain_name(place: &Path, name: &str) -> Result<()> {
+    let mut components = Path::new(name).components();
+    let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+    if plain && !name.contains(['/', '\\', '\0']) {
+        return Ok(());
+    }
+    Err(Error::new(Code::BUNDLE_PATH, format!("`{name}` is not a plain file name inside the bundle")).at(place))
+}
+
+fn check_file(dir: &Path, record: &FileRecord) -> Result<()> {
+    let path = dir.join(&record.name);
+    let wrong = |message: String| Error::new(Code::BUNDLE_CHECKSUM, message).at(&path);
+    let meta =
+        std::fs::symlink_metadata(&path).map_err(|e| wrong(format!("the bundle's file cannot be found: {e}")))?;
+    if !meta.is_file() {
+        return Err(Error::new(Code::BUNDLE_PATH, "the bundle's file is a link or a folder").at(&path));
+    }
+    if meta.len() != record.bytes {
+        return Err(wrong(format!("the file holds {} bytes, expected {}: export again", meta.len(), record.bytes)));
+    }
+    let found = sha256_of(&path)?;
+    if found != record.sha256 {
+        return Err(wrong(format!("the file was changed: SHA-256 {found}, expected {}; export again", record.sha256)));
+    }
+    Ok(())
+}
+
+/// SHA-256 of a file, in lower-case hexadecimal; reads a megabyte at a time.
+///
+/// # Errors
+/// `io` when the file cannot be read.
+pub fn sha256_of(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).map_err(|e| Error::io(path, "cannot read the file", e))? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}

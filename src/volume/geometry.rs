@@ -1,0 +1,271 @@
+//! Which transform a header asks for, and what it means for the voxel grid.
+//!
+//! In: a checked [`Header`]. Out: an [`Orientation`]: for each file axis the world axis (0 right, 1 anterior,
+//! 2 superior) it runs along, whether it runs backwards, and the voxel spacing in mm, plus the 4×4 voxel-to-world
+//! matrix (mm, RAS+). Conforming permutes, flips and rescales axes; an oblique scan keeps its rotation, as
+//! nibabel's `conform` does. A transform that cannot be used is `nifti.affine`.
+
+use super::header::Header;
+use crate::error::{Code, Error, Result, Warning};
+
+/// Row-major 4×4 matrix, millimetres.
+pub(super) type Affine = [[f64; 4]; 4];
+type Mat3 = [[f64; 3]; 3];
+
+/// The last code nifti1.h defines (`NIFTI_XFORM_TEMPLATE_OTHER`).
+const LAST_XFORM_CODE: i32 = 5;
+
+/// The transform in use.
+#[derive(Clone, Debug)]
+pub(super) struct Transform {
+    pub affine: Affine,
+    /// `"sform"`, `"qform"` or `"none"`.
+    pub kind: &'static str,
+}
+
+/// How the file's axes lie in the world.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Orientation {
+    /// For each file axis: the world axis it runs along.
+    pub world: [usize; 3],
+    /// For each file axis: it runs towards left, posterior or inferior.
+    pub flipped: [bool; 3],
+    /// For each file axis: millimetres between voxels, the length of the matrix column (not `pixdim`).
+    pub spacing: [f64; 3],
+}
+
+/// Chooses and checks the transform: sform, else qform, else nibabel's base (x flipped, centred).
+pub(super) fn transform(header: &Header, warnings: &mut Vec<Warning>) -> Result<Transform> {
+    let (kind, code, affine) = if header.sform_code > 0 {
+        let [x, y, z] = header.sform;
+        ("sform", header.sform_code, [x, y, z, [0.0, 0.0, 0.0, 1.0]])
+    } else if header.qform_code > 0 {
+        ("qform", header.qform_code, qform(header)?)
+    } else {
+        warnings.push(Warning::new(
+            "no_orientation",
+            "the header holds no orientation: axes are taken as left, anterior, superior, so left and right are a guess",
+        ));
+        ("none", 0, base(header)?)
+    };
+    if code > LAST_XFORM_CODE {
+        warnings.push(Warning::new(
+            "xform_code",
+            format!("{kind}_code is {code}, which NIfTI does not define; the {kind} is used all the same"),
+        ));
+    }
+    check(kind, &affine)?;
+    Ok(Transform { affine, kind })
+}
+
+fn spacing_from_pixdim(header: &Header) -> Result<[f64; 3]> {
+    let [_, x, y, z] = header.pixdim;
+    // A sign here may be a flip and a zero may be anything: nibabel repairs them, we do not guess.
+    if [x, y, z].iter().any(|s| s.is_nan() || *s <= 0.0) {
+        return Err(Error::new(
+            Code::NIFTI_AFFINE,
+            format!("pixdim gives voxels of {x} × {y} × {z} mm, expected positive sizes: the header is damaged"),
+        ));
+    }
+    Ok([x, y, z])
+}
+
+/// nifti1.h method 2: a unit quaternion (its real part left out), an offset, and qfac for the third axis.
+fn qform(header: &Header) -> Result<Affine> {
+    let [b, c, d] = header.quaternion;
+    let square = 1.0 - b * b - c * c - d * d;
+    // Stored in f32, a half turn may come out a little beyond 1. The comparison also refuses NaN.
+    if !(square >= -1e-6) {
+        return Err(Error::new(
+            Code::NIFTI_AFFINE,
+            format!("the qform's quaternion ({b}, {c}, {d}) is not a rotation: the header is damaged"),
+        ));
+    }
+    let a = square.max(0.0).sqrt();
+    let k = 1.0 / (a * a + b * b + c * c + d * d);
+    let turn = [
+        [a * a + b * b - c * c - d * d, 2.0 * (b * c - a * d), 2.0 * (b * d + a * c)],
+        [2.0 * (b * c + a * d), a * a + c * c - b * b - d * d, 2.0 * (c * d - a * b)],
+        [2.0 * (b * d - a * c), 2.0 * (c * d + a * b), a * a + d * d - b * b - c * c],
+    ];
+    let [x, y, z] = spacing_from_pixdim(header)?;
+    let qfac = if header.pixdim[0] == -1.0 { -1.0 } else { 1.0 };
+    let scale = [x, y, z * qfac];
+    let mut affine = [[0.0, 0.0, 0.0, 1.0]; 4];
+    for r in 0..3 {
+        for c in 0..3 {
+            affine[r][c] = turn[r][c] * k * scale[c];
+        }
+        affine[r][3] = header.quaternion_offset[r];
+    }
+    Ok(affine)
+}
+
+fn base(header: &Header) -> Result<Affine> {
+    let [x, y, z] = spacing_from_pixdim(header)?;
+    let scale = [-x, y, z];
+    let mut affine = [[0.0, 0.0, 0.0, 1.0]; 4];
+    for r in 0..3 {
+        affine[r][r] = scale[r];
+        affine[r][3] = -scale[r] * (header.shape[r] - 1) as f64 / 2.0;
+    }
+    Ok(affine)
+}
+
+fn check(kind: &str, affine: &Affine) -> Result<()> {
+    let error = |what: String| Error::new(Code::NIFTI_AFFINE, format!("the {kind} {what}: the header is damaged"));
+    if affine.iter().flatten().any(|v| !v.is_finite()) {
+        return Err(error("holds a number that is not finite".into()));
+    }
+    let linear = linear(affine);
+    let spacing = column_lengths(&linear);
+    if spacing.iter().any(|s| !(0.01..=100.0).contains(s)) {
+        let [x, y, z] = spacing;
+        return Err(error(format!("gives voxels of {x:.4} × {y:.4} × {z:.4} mm, expected 0.01 to 100 mm")));
+    }
+    if determinant(&unit_columns(&linear, &spacing)).abs() < 1e-3 {
+        return Err(error("is singular (two axes run the same way)".into()));
+    }
+    Ok(())
+}
+
+fn linear(affine: &Affine) -> Mat3 {
+    std::array::from_fn(|r| std::array::from_fn(|c| affine[r][c]))
+}
+
+fn column_lengths(m: &Mat3) -> [f64; 3] {
+    std::array::from_fn(|c| m.iter().map(|row| row[c] * row[c]).sum::<f64>().sqrt())
+}
+
+fn unit_columns(m: &Mat3, lengths: &[f64; 3]) -> Mat3 {
+    std::array::from_fn(|r| std::array::from_fn(|c| m[r][c] / lengths[c]))
+}
+
+fn determinant(m: &Mat3) -> f64 {
+    let c = cofactors(m);
+    (0..3).map(|i| m[0][i] * c[0][i]).sum()
+}
+
+fn cofactors(m: &Mat3) -> Mat3 {
+    std::array::from_fn(|r| {
+        std::array::from_fn(|c| {
+            let (r1, r2, c1, c2) = ((r + 1) % 3, (r + 2) % 3, (c + 1) % 3, (c + 2) % 3);
+            m[r1][c1] * m[r2][c2] - m[r1][c2] * m[r2][c1]
+        })
+    })
+}
+
+/// The orthogonal matrix nearest to `m` (U·Vᵀ of its SVD), by Newton's iteration X ← (X + X⁻ᵀ)/2. It converges
+/// quadratically for every invertible matrix; `check` has bounded the determinant away from 0.
+fn nearest_orthogonal(m: &Mat3) -> Mat3 {
+    let mut x = *m;
+    for _ in 0..60 {
+        let (cofactors, det) = (cofactors(&x), determinant(&x));
+        let next: Mat3 = std::array::from_fn(|r| std::array::from_fn(|c| 0.5 * (x[r][c] + cofactors[r][c] / det)));
+        let step = (0..9).map(|i| (next[i / 3][i % 3] - x[i / 3][i % 3]).abs()).fold(0.0, f64::max);
+        x = next;
+        if step < 1e-15 {
+            break;
+        }
+    }
+    x
+}
+
+/// Assigns file axes to world axes as nibabel's `io_orientation` does.
+pub(super) fn orientation(affine: &Affine) -> Orientation {
+    let linear = linear(affine);
+    let spacing = column_lengths(&linear);
+    let mut r = nearest_orthogonal(&unit_columns(&linear, &spacing));
+    let strongest = |axis: usize, r: &Mat3| r.iter().map(|row| row[axis] * row[axis]).fold(0.0, f64::max);
+    // The axis that is clearest chooses first; the sort is stable.
+    let mut order = [0, 1, 2];
+    order.sort_by(|&a, &b| strongest(b, &r).total_cmp(&strongest(a, &r)));
+    let (mut world, mut flipped, mut free) = ([0; 3], [false; 3], [true; 3]);
+    for axis in order {
+        let mut best = None;
+        for row in (0..3).filter(|&row| free[row]) {
+            if best.is_none_or(|b: usize| r[row][axis].abs() > r[b][axis].abs()) {
+                best = Some(row);
+            }
+        }
+        let row = best.unwrap_or(axis);
+        world[axis] = row;
+        flipped[axis] = r[row][axis] < 0.0;
+        free[row] = false;
+        r[row] = [0.0; 3];
+    }
+    Orientation { world, flipped, spacing }
+}
+
+impl Orientation {
+    /// Letters of the directions the file's axes run towards, such as `LPS`.
+    pub(super) fn axcodes(&self) -> String {
+        const LETTERS: [[char; 2]; 3] = [['R', 'L'], ['A', 'P'], ['S', 'I']];
+        (0..3).map(|axis| LETTERS[self.world[axis]][usize::from(self.flipped[axis])]).collect()
+    }
+
+    /// The matrix of the conformed grid: the reoriented matrix rescaled about the centre voxel.
+    pub(super) fn conformed_affine(&self, affine: &Affine, n: [usize; 3], shape: [usize; 3], mm: [f64; 3]) -> Affine {
+        let half = |n: usize| ((n - 1) / 2) as f64;
+        let mut out = [[0.0, 0.0, 0.0, 1.0]; 4];
+        for (row, source) in out.iter_mut().zip(affine).take(3) {
+            let mut origin = source[3];
+            for axis in 0..3 {
+                let w = self.world[axis];
+                let (sign, start) = if self.flipped[axis] { (-1.0, (n[axis] - 1) as f64) } else { (1.0, 0.0) };
+                row[w] = source[axis] * sign * (mm[w] / self.spacing[axis]);
+                // reoriented origin, then the source's centre voxel minus the output's
+                origin += source[axis] * (start + sign * half(n[axis])) - row[w] * half(shape[w]);
+            }
+            row[3] = origin;
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn affine(rows: [[f64; 3]; 3]) -> Affine {
+        let [a, b, c] = rows.map(|r| [r[0], r[1], r[2], 0.0]);
+        [a, b, c, [0.0, 0.0, 0.0, 1.0]]
+    }
+
+    #[test]
+    fn plain_orientations() {
+        let o = orientation(&affine([[0.0, 0.0, -3.0], [2.0, 0.0, 0.0], [0.0, -1.0, 0.0]]));
+        assert_eq!((o.axcodes().as_str(), o.spacing), ("AIL", [2.0, 1.0, 3.0]));
+        assert_eq!(o.world, [1, 2, 0]);
+    }
+
+    #[test]
+    fn the_clearest_axis_chooses_first() {
+        // Axis 0 leans more to A than to R, but axis 1 points to A exactly and takes it.
+        let o = orientation(&affine([[0.69, 0.0, 0.0], [0.72, 1.0, 0.0], [0.0, 0.0, 1.0]]));
+        assert_eq!(o.axcodes(), "RAS");
+    }
+
+    #[test]
+    fn newton_gives_an_orthogonal_matrix() {
+        let m = unit_columns(&[[1.0, 0.9, 0.2], [0.1, 0.5, 0.0], [0.0, 0.1, 1.0]], &[1.0, 1.0, 1.0]);
+        let x = nearest_orthogonal(&m);
+        for i in 0..3 {
+            for j in 0..3 {
+                let dot: f64 = (0..3).map(|k| x[k][i] * x[k][j]).sum();
+                assert!((dot - f64::from(u8::from(i == j))).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn conformed_affine_keeps_the_centre_in_place() {
+        let source = [[-2.0, 0.0, 0.0, 50.0], [0.0, 1.5, 0.0, -60.0], [0.0, 0.0, 3.0, 10.0], [0.0, 0.0, 0.0, 1.0]];
+        let o = orientation(&source);
+        let out = o.conformed_affine(&source, [10, 11, 12], [8, 9, 7], [1.0, 1.0, 1.0]);
+        // file voxel 10-1-4 = 5 along the flipped axis is output voxel 3
+        assert_eq!(out[0], [1.0, 0.0, 0.0, 50.0 - 2.0 * 5.0 - 3.0]);
+        assert_eq!(out[1][3], -60.0 + 1.5 * 5.0 - 4.0);
+        assert_eq!(out[2][3], 10.0 + 3.0 * 5.0 - 3.0);
+    }
+}

@@ -1,0 +1,235 @@
+//! Reading and conforming in one pass: one thread unpacks the file, this one decodes and resamples.
+//!
+//! In: a positioned [`Scan`]. Out: a [`Conformed`] volume. Between the threads go blocks of whole rows in a bounded
+//! channel, and emptied blocks go back, so memory is the output plus a few blocks and planes whatever the file's
+//! size. Unpacking takes longest, so the resampling costs almost no time of its own.
+
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+
+use super::axis::AxisMap;
+use super::conform::{Range, Resampler};
+use super::datatype::Decoder;
+use super::file::Scan;
+use super::geometry::{Orientation, Transform, orientation, transform};
+use super::header::Header;
+use super::stream::{Stream, TAIL_LIMIT, Tail};
+use super::{Conformed, Grid, SourceInfo};
+use crate::error::{Code, Error, Result, Warning};
+
+/// Decoded bytes that travel together: large enough to make hand-over cheap, small enough for the cache.
+const BLOCK: usize = 256 * 1024;
+/// Blocks under way.
+const DEPTH: usize = 4;
+/// Bytes of later volumes that are read only to verify a checksum.
+const FOLLOWING_LIMIT: u64 = 1 << 30;
+
+/// Conforms a scan to `grid`.
+pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Result<Conformed> {
+    let Scan { header, mut stream, following, .. } = scan;
+    let transform = transform(&header, &mut warnings)?;
+    let orientation = orientation(&transform.affine);
+    let axes = [0, 1, 2].map(|a| {
+        let w = orientation.world[a];
+        AxisMap::new(header.shape[a], orientation.spacing[a], orientation.flipped[a], grid.shape[w], grid.voxel_mm[w])
+    });
+    warnings.extend(field_of_view(&axes, &orientation, &grid));
+    let [ni, nj, nk] = grid.shape;
+    let strides = orientation.world.map(|w| [1, ni, ni * nj][w]);
+    let out = zeroed(ni * nj * nk)?;
+    let mut consumer = Consumer {
+        decoder: Decoder::new(header.datatype, header.big, header.scaling),
+        resampler: Resampler::new(header.shape, axes, strides, out),
+        values: Vec::new(),
+        source: Range::EMPTY,
+        nonfinite: 0,
+    };
+    run(&header, &mut stream, &mut consumer)?;
+    warnings.extend(finish(&mut stream, following)?);
+
+    let Consumer { resampler, source, nonfinite, .. } = consumer;
+    let (voxels, range) = resampler.finish();
+    let count = header.shape.iter().product::<usize>();
+    if nonfinite > 0 {
+        let text = format!("{nonfinite} of {count} voxels are NaN or infinite; they are taken as 0");
+        warnings.push(Warning::new("nonfinite", text));
+    }
+    refuse_constant(source, "scan", nonfinite == count as u64)?;
+    refuse_constant(range, "conformed volume", false)?;
+    Ok(Conformed {
+        voxels,
+        grid,
+        affine: orientation.conformed_affine(&transform.affine, header.shape, grid.shape, grid.voxel_mm),
+        min: range.min,
+        max: range.max,
+        nonfinite,
+        source: source_info(&header, &transform, &orientation, stream.is_gzip()),
+        warnings,
+    })
+}
+
+/// Zeros that the system provides page by page on first touch, or an error where they cannot be promised.
+fn zeroed(count: usize) -> Result<Vec<f32>> {
+    // `vec!` aborts when memory runs out and `resize` touches every page: ask first, then take.
+    let refused = |e| Error::new(Code::IO, format!("no memory for {count} voxels: {e}"));
+    Vec::<f32>::new().try_reserve_exact(count).map_err(refused)?;
+    Ok(vec![0.0; count])
+}
+
+fn source_info(header: &Header, transform: &Transform, orientation: &Orientation, gzip: bool) -> SourceInfo {
+    SourceInfo {
+        format: if header.version == 2 { "NIfTI-2" } else { "NIfTI-1" }.to_owned(),
+        gzip,
+        shape: header.shape,
+        volumes: header.volumes,
+        datatype: header.datatype.name().to_owned(),
+        transform: transform.kind.to_owned(),
+        affine: transform.affine,
+        axcodes: orientation.axcodes(),
+        spacing_mm: orientation.spacing,
+    }
+}
+
+fn refuse_constant(range: Range, what: &str, nothing_finite: bool) -> Result<()> {
+    // A range below the smallest normal f32 has lost its precision: nothing could be told apart after normalising.
+    if range.max - range.min >= f32::MIN_POSITIVE {
+        return Ok(());
+    }
+    let text = if nothing_finite {
+        "no voxel is a finite number: there is no image".to_owned()
+    } else {
+        format!("every voxel of the {what} is {}: there is no image", range.min)
+    };
+    Err(Error::new(Code::NIFTI_CONSTANT, text))
+}
+
+/// Warns when the scan reaches at least a voxel beyond the grid.
+fn field_of_view(axes: &[AxisMap; 3], orientation: &Orientation, grid: &Grid) -> Option<Warning> {
+    const SIDES: [[&str; 2]; 3] = [["left", "right"], ["posterior", "anterior"], ["inferior", "superior"]];
+    let mut cuts = Vec::new();
+    for (w, names) in SIDES.iter().enumerate() {
+        let axis = axes.iter().zip(orientation.world).find(|(_, world)| *world == w);
+        for (mm, side) in axis.iter().flat_map(|(axis, _)| axis.cut_mm.iter().zip(names)) {
+            if *mm >= grid.voxel_mm[w] {
+                cuts.push(format!("{side} {mm:.1} mm"));
+            }
+        }
+    }
+    let [x, y, z] = [0, 1, 2].map(|w| grid.shape[w] as f64 * grid.voxel_mm[w]);
+    (!cuts.is_empty()).then(|| {
+        let cuts = cuts.join(", ");
+        let text = format!("the scan reaches beyond the {x} × {y} × {z} mm grid and is cut there, air or not: {cuts}");
+        Warning::new("fov_cut", text)
+    })
+}
+
+/// The end of the pipe: decodes, counts and resamples.
+struct Consumer {
+    decoder: Decoder,
+    resampler: Resampler,
+    values: Vec<f32>,
+    source: Range,
+    nonfinite: u64,
+}
+
+impl Consumer {
+    fn take(&mut self, block: &[u8]) -> Result<()> {
+        self.nonfinite += self.decoder.decode(block, &mut self.values)?;
+        self.source.include(&self.values);
+        self.resampler.push(&self.values);
+        Ok(())
+    }
+}
+
+/// Runs both ends until the volume is complete.
+fn run(header: &Header, stream: &mut Stream<'_>, consumer: &mut Consumer) -> Result<()> {
+    let rows = header.shape[1] * header.shape[2];
+    let row = header.row_bytes();
+    let block_rows = (BLOCK / row).clamp(1, rows);
+    let (full_tx, full_rx) = sync_channel(DEPTH);
+    let (empty_tx, empty_rx) = channel();
+    std::thread::scope(|scope| {
+        let unpack = move || unpack(stream, row, rows, block_rows, &full_tx, &empty_rx);
+        let worker = std::thread::Builder::new()
+            .name("unpack".into())
+            .spawn_scoped(scope, unpack)
+            .map_err(|e| Error::new(Code::IO, format!("cannot start a thread: {e}")).caused_by(e))?;
+        let consumed = consume(&full_rx, &empty_tx, consumer);
+        let unpacked = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // A damaged container explains odd voxels, not the other way round.
+        unpacked.and(consumed)
+    })
+}
+
+fn unpack(
+    stream: &mut Stream<'_>,
+    row: usize,
+    mut rows: usize,
+    block_rows: usize,
+    full: &SyncSender<Vec<u8>>,
+    empty: &Receiver<Vec<u8>>,
+) -> Result<()> {
+    let wanted = (row * rows) as u64;
+    let mut got = 0;
+    while rows > 0 {
+        let count = block_rows.min(rows);
+        let mut block = empty.try_recv().unwrap_or_default();
+        block.resize(count * row, 0);
+        let read = stream.read(&mut block)?;
+        got += read as u64;
+        if read < block.len() {
+            return Err(Error::new(
+                Code::NIFTI_TRUNCATED,
+                format!(
+                    "the volume ends after {got} of {wanted} bytes: the file is incomplete, copy or export it again"
+                ),
+            ));
+        }
+        if full.send(block).is_err() {
+            break;
+        }
+        rows -= count;
+    }
+    Ok(())
+}
+
+/// Takes blocks until there are no more. After a failure the rest is received but not looked at, so that the other
+/// end reaches the container's checksum.
+fn consume(full: &Receiver<Vec<u8>>, empty: &Sender<Vec<u8>>, consumer: &mut Consumer) -> Result<()> {
+    let mut result = Ok(());
+    for block in full {
+        if result.is_ok() {
+            result = consumer.take(&block);
+        }
+        // The other end may have finished already.
+        let _ = empty.send(block);
+    }
+    result
+}
+
+/// Reads what follows the volume: other volumes, a checksum, surplus.
+fn finish(stream: &mut Stream<'_>, following: u64) -> Result<Option<Warning>> {
+    let warning = |text: String| Some(Warning::new("trailing_data", text));
+    if following > 0 {
+        let within = stream.length().map_or(FOLLOWING_LIMIT, |_| u64::MAX);
+        let skipped = stream.skip(following.min(within))?;
+        if following > within && skipped == within {
+            return Ok(warning(format!(
+                "{following} bytes of later volumes were not read, so the gzip checksum is unverified"
+            )));
+        }
+        if skipped < following {
+            return Err(Error::new(
+                Code::NIFTI_TRUNCATED,
+                format!("the later volumes end {} bytes too early: the file is incomplete", following - skipped),
+            ));
+        }
+    }
+    Ok(match stream.finish()? {
+        Tail::Clean => None,
+        Tail::Surplus(count) => warning(format!("{count} bytes follow the voxels; they are ignored")),
+        Tail::Garbage => warning("bytes that are not gzip follow the gzip data; they are ignored".into()),
+        Tail::Endless => warning(format!(
+            "more than {TAIL_LIMIT} bytes follow the voxels; they are ignored, and the gzip checksum is unverified"
+        )),
+    })
+}

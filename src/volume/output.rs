@@ -1,0 +1,122 @@
+//! Writing a volume for people and other tools: NIfTI and a PNG preview.
+//!
+//! In: voxels in the model's order `[k][j][i]` and their grid. Out: a file that appears whole or not at all: it is
+//! written under a temporary name in the same folder and then renamed. Errors: `io`, `disk.full`, and
+//! `config.value` for a name of the wrong kind.
+
+use std::path::{Path, PathBuf};
+
+use image::{GrayImage, ImageFormat, Luma};
+use ndarray::{ArrayView3, ShapeBuilder};
+use nifti::NiftiHeader;
+use nifti::writer::WriterOptions;
+
+use super::geometry::Affine;
+use super::intensity::percentiles;
+use crate::error::{Code, Error, Result};
+
+/// Dark columns between the preview's panels.
+const GAP: usize = 2;
+
+/// Lets `write` fill a temporary file beside `path`, then puts it in place.
+fn replace(path: &Path, suffix: &str, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
+    let doing = "cannot write";
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".writing-").suffix(suffix);
+    #[cfg(unix)]
+    {
+        // A temporary file is private by default; this one becomes an ordinary file (less the umask).
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    // Closed, not open: the writers open it by name, and Windows shares no open temporary file.
+    let temporary = builder.tempfile_in(&folder).map_err(|e| Error::io(path, doing, e))?.into_temp_path();
+    write(&temporary).map_err(|e| Error::io(path, doing, e))?;
+    let synced = std::fs::OpenOptions::new().write(true).open(&temporary).and_then(|file| file.sync_all());
+    synced.map_err(|e| Error::io(path, doing, e))?;
+    temporary.persist(path).map_err(|e| Error::io(path, doing, e.error))
+}
+
+/// Writes float32 NIfTI-1 with `affine` as its sform; `shape` is `[i, j, k]`.
+pub(super) fn save_nifti(path: &Path, voxels: &[f32], shape: [usize; 3], affine: &Affine) -> Result<()> {
+    let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    let suffix = match name {
+        n if n.ends_with(".nii.gz") => ".nii.gz",
+        n if n.ends_with(".nii") => ".nii",
+        _ => return Err(Error::new(Code::CONFIG_VALUE, "the name must end in .nii.gz or .nii").at(path)),
+    };
+    let [x, y, z] = [0, 1, 2].map(|r| affine[r].map(|v| v as f32));
+    let length = |c: usize| [x[c], y[c], z[c]].iter().map(|v| v * v).sum::<f32>().sqrt();
+    let header = NiftiHeader {
+        pixdim: [1.0, length(0), length(1), length(2), 0.0, 0.0, 0.0, 0.0],
+        // millimetres, and a grid aligned to the source scan's world
+        xyzt_units: 2,
+        sform_code: 2,
+        srow_x: x,
+        srow_y: y,
+        srow_z: z,
+        ..NiftiHeader::default()
+    };
+    let [i, j, k] = shape;
+    let view = ArrayView3::from_shape((i, j, k).f(), voxels)
+        .map_err(|e| Error::new(Code::IO, format!("cannot write {i} × {j} × {k} voxels: {e}")).at(path))?;
+    replace(path, suffix, |temporary| {
+        let written = WriterOptions::new(temporary).reference_header(&header).write_nifti(&view);
+        written.map_err(|e| match e {
+            nifti::NiftiError::Io(e) => e,
+            e => std::io::Error::other(e),
+        })
+    })
+}
+
+/// One panel: its size and the voxel under each pixel, row 0 at the top.
+struct Panel<F: Fn(usize, usize) -> usize> {
+    width: usize,
+    height: usize,
+    voxel: F,
+}
+
+/// Writes the three middle slices side by side as an 8-bit PNG, one pixel per voxel; `shape` is `[i, j, k]`.
+pub(super) fn save_preview(path: &Path, voxels: &[f32], shape: [usize; 3]) -> Result<()> {
+    let [ni, nj, nk] = shape;
+    let (i, j, k) = (ni / 2, nj / 2, nk / 2);
+    let at = move |i: usize, j: usize, k: usize| (k * nj + j) * ni + i;
+    let axial = Panel { width: ni, height: nj, voxel: move |x: usize, y: usize| at(x, nj - 1 - y, k) };
+    let coronal = Panel { width: ni, height: nk, voxel: move |x: usize, y: usize| at(x, j, nk - 1 - y) };
+    let sagittal = Panel { width: nj, height: nk, voxel: move |x: usize, y: usize| at(i, x, nk - 1 - y) };
+
+    let size = |n: usize| u32::try_from(n).map_err(|_| Error::new(Code::IO, "the preview is too large").at(path));
+    let mut picture = GrayImage::new(size(2 * ni + nj + 2 * GAP)?, size(nj.max(nk))?);
+    let mut left = 0;
+    left += draw(&mut picture, left, &axial, voxels) + GAP;
+    left += draw(&mut picture, left, &coronal, voxels) + GAP;
+    draw(&mut picture, left, &sagittal, voxels);
+    replace(path, ".png", |temporary| {
+        picture.save_with_format(temporary, ImageFormat::Png).map_err(|e| match e {
+            image::ImageError::IoError(e) => e,
+            e => std::io::Error::other(e),
+        })
+    })
+}
+
+/// Draws a panel at the column `left`, centred vertically, and returns its width.
+fn draw<F: Fn(usize, usize) -> usize>(picture: &mut GrayImage, left: usize, panel: &Panel<F>, voxels: &[f32]) -> usize {
+    let values: Vec<f32> = (0..panel.height)
+        .flat_map(|y| (0..panel.width).map(move |x| (x, y)))
+        .map(|(x, y)| voxels.get((panel.voxel)(x, y)).copied().unwrap_or(0.0))
+        .collect();
+    // A few bright vessels or spikes would leave the brain black: the window ends at a percentile.
+    let [low, high] = percentiles(&values, [0.0, 99.5]);
+    let scale = if high > low { 255.0 / (high - low) } else { 0.0 };
+    let top = (picture.height() as usize - panel.height.min(picture.height() as usize)) / 2;
+    for (pixel, value) in values.iter().enumerate() {
+        let (x, y) = (left + pixel % panel.width, top + pixel / panel.width);
+        let grey = ((f64::from(*value) - low) * scale).round() as u8;
+        picture.put_pixel(x as u32, y as u32, Luma([grey]));
+    }
+    panel.width
+}
