@@ -1,5 +1,6 @@
 //! Brain-Adapter: a brain-MRI model out of PyTorch and onto a hospital workstation.
 
+pub mod checkpoint;
 pub mod error;
 pub mod tensor;
 
