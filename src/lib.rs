@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub mod config;
+pub mod checkpoint;
 pub mod error;
 pub mod graph;
 pub mod model;

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::views::{Cast, Concat, FiniteCheck, Rows, Transposed};
+use super::views::{Cast, Columns, Concat, FiniteCheck, Rows, Transposed};
 use super::{DType, numel, show};
 use crate::error::{Code, Error, Result};
 
@@ -30,11 +30,16 @@ pub trait Source: Send + Sync {
         None
     }
 
+<<<<<<< HEAD
     /// The tensor under a cast. Moving elements commutes with casting them, and moves fewer bytes before a
     /// widening cast than after it.
     fn under_cast(&self) -> Option<&LazyTensor> {
         None
     }
+=======
+    /// A hint that the bytes will not be read again soon: a mapping may give its pages back. Never changes them.
+    fn release(&self) {}
+>>>>>>> checkpoint
 }
 
 impl Source for Vec<u8> {
@@ -153,6 +158,11 @@ impl LazyTensor {
         Ok(Cow::Owned(all))
     }
 
+    /// A hint that the bytes will not be read again soon, for whoever read them through [`Self::bytes`].
+    pub fn release(&self) {
+        self.source.release();
+    }
+
     /// All values as `f32`, row-major. Doubles are rounded, integers converted.
     ///
     /// # Errors
@@ -227,6 +237,18 @@ impl LazyTensor {
         Self::new(first.dtype, shape, Arc::new(Concat { parts: parts.to_vec() }))
     }
 
+    /// Matrices side by side: `[n, a + b + …]` from `[n, a]`, `[n, b]`, …. They agree in dtype and in rows.
+    ///
+    /// # Panics
+    /// When `parts` is empty or its members are no matrices or disagree: a mistake of the caller.
+    pub fn concat_columns(parts: &[Self]) -> Self {
+        let first = parts.first().expect("concat_columns has at least one part");
+        let fits = |p: &Self| p.dtype == first.dtype && p.shape.len() == 2 && p.shape[0] == first.shape[0];
+        assert!(parts.iter().all(fits), "parts agree");
+        let cols = parts.iter().map(|p| p.shape[1]).sum();
+        Self::new(first.dtype, vec![first.shape[0], cols], Arc::new(Columns { parts: parts.to_vec() }))
+    }
+
     /// The same tensor, which fails with `checkpoint.nonfinite` when a NaN or an infinity streams by.
     #[must_use]
     pub fn checked_finite(&self, name: &str) -> Self {
@@ -273,6 +295,17 @@ mod tests {
                 .flat_map(|r| (0..width).map(move |c| (r * width + c) as f32)).collect();
             prop_assert_eq!(both.to_f32().unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn columns_are_laid_side_by_side() {
+        let (a, b) = (ramp(&[2, 2]), LazyTensor::from_f32(&[2, 1], &[8.0, 9.0]));
+        let both = LazyTensor::concat_columns(&[a, b]);
+        assert_eq!(both.shape(), &[2, 3]);
+        assert_eq!(both.to_f32().unwrap(), [0.0, 1.0, 8.0, 2.0, 3.0, 9.0]);
+        let wide = ramp(&[3, 700_000]);
+        let twice = LazyTensor::concat_columns(&[wide.clone(), wide]).to_f32().unwrap();
+        assert_eq!((twice[700_000], twice[4_199_999]), (0.0, 2_099_999.0));
     }
 
     #[test]

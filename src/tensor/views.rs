@@ -1,4 +1,4 @@
-//! The derived sources behind [`LazyTensor`]'s methods: cast, transpose, rows, concat, finite check.
+//! The derived sources behind [`LazyTensor`]'s methods: cast, transpose, rows, concat (both ways), finite check.
 
 use half::{bf16, f16};
 
@@ -126,6 +126,7 @@ impl Source for Transposed {
             }
             out.chunks(CHUNK_BYTES).try_for_each(&mut *sink)?;
         }
+        self.inner.release();
         Ok(())
     }
 }
@@ -160,6 +161,7 @@ impl Source for Rows {
             bytes[first * row..(first + run) * row].chunks(CHUNK_BYTES).try_for_each(&mut *sink)?;
             rest = &rest[run..];
         }
+        self.inner.release();
         Ok(())
     }
 
@@ -179,6 +181,32 @@ pub(super) struct Concat {
 impl Source for Concat {
     fn stream(&self, sink: &mut Sink<'_>) -> Result<()> {
         self.parts.iter().try_for_each(|part| part.stream(sink))
+    }
+}
+
+pub(super) struct Columns {
+    pub parts: Vec<LazyTensor>,
+}
+
+impl Source for Columns {
+    fn stream(&self, sink: &mut Sink<'_>) -> Result<()> {
+        let parts: Vec<_> = self.parts.iter().map(LazyTensor::bytes).collect::<Result<_>>()?;
+        let rows = self.parts.first().map_or(0, |p| p.shape()[0]);
+        let widths: Vec<usize> = self.parts.iter().map(|p| p.shape()[1] * p.dtype().size()).collect();
+        let mut out = Vec::with_capacity(CHUNK_BYTES);
+        for row in 0..rows {
+            for (part, &width) in parts.iter().zip(&widths) {
+                for piece in part[row * width..][..width].chunks(CHUNK_BYTES) {
+                    if out.len() + piece.len() > CHUNK_BYTES {
+                        sink(&out)?;
+                        out.clear();
+                    }
+                    out.extend_from_slice(piece);
+                }
+            }
+        }
+        self.parts.iter().for_each(LazyTensor::release);
+        if out.is_empty() { Ok(()) } else { sink(&out) }
     }
 }
 

@@ -1,0 +1,98 @@
+//! Sharded checkpoints: `*.index.json`, whose `weight_map` says which file holds which tensor.
+//!
+//! Flows in: the path of the index. Flows out: the union of the shards' tensors (safetensors or torch files).
+//!
+//! # Errors
+//! `checkpoint.corrupt` for an index without a usable `weight_map`, a shard outside the folder, or a name that its shard
+//! does not hold; `checkpoint.not_found` names a missing shard and how many are missing.
+//!
+//! # Safety
+//! No `unsafe`. A shard is named by a plain file name: an index cannot reach outside its own folder.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+
+use super::mapping::Mapping;
+use super::{Contents, Format, Opened, Skipped, SourceFile, detect};
+use crate::error::{Code, Error, Result};
+
+/// Longest index that is read. That of a 7B model has 30 kB.
+const MAX_BYTES: u64 = 64 << 20;
+
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The weight map at `path`, or `None` when the JSON there is no index.
+pub(super) fn weight_map(path: &Path) -> Result<Option<BTreeMap<String, String>>> {
+    let map = Mapping::open(path)?;
+    if map.bytes().len() as u64 > MAX_BYTES {
+        return Ok(None);
+    }
+    Ok(serde_json::from_slice::<Index>(map.bytes()).ok().map(|index| index.weight_map))
+}
+
+/// Reads all shards of the index at `path`.
+pub(super) fn read(path: &Path) -> Result<Opened> {
+    let weights = weight_map(path)?.ok_or_else(|| {
+        let message = "is a JSON file without a weight_map, expected a checkpoint or its index";
+        Error::new(Code::CHECKPOINT_FORMAT, message).at(path)
+    })?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, shard) in &weights {
+        confined(shard).map_err(|e| e.at(path))?;
+        shards.entry(shard).or_default().push(name);
+    }
+    let missing: Vec<&str> = shards.keys().copied().filter(|s| !folder.join(s).exists()).collect();
+    if !missing.is_empty() {
+        let (n, of, names) = (missing.len(), shards.len(), super::listed(&missing));
+        let message = format!("{n} of its {of} shards are missing: {names}");
+        return Err(Error::new(Code::CHECKPOINT_NOT_FOUND, message).at(path));
+    }
+    let mut all = Contents::new(Format::Safetensors);
+    let mut files = vec![SourceFile::of(path)?];
+    for (shard, names) in shards {
+        let at = folder.join(shard);
+        let part = Mapping::open(&at).and_then(|map| detect::read(&map)).map_err(|e| e.at(&at))?;
+        files.push(SourceFile::of(&at)?);
+        merge(&mut all, part, shard, &names).map_err(|e| e.at(path))?;
+    }
+    if weights.is_empty() {
+        return Err(Error::new(Code::CHECKPOINT_CORRUPT, "its weight_map is empty").at(path));
+    }
+    Ok(Opened { contents: all, files, params: None })
+}
+
+/// Takes `names` from `part`; what the index does not know of is listed.
+fn merge(all: &mut Contents, mut part: Contents, shard: &str, names: &[&str]) -> Result<()> {
+    all.format = part.format;
+    for &name in names {
+        let tensor = match part.tensors.remove(name) {
+            Some(tensor) => tensor,
+            None if part.skipped.iter().any(|s| s.name == name) => continue,
+            None => {
+                let message = format!("says that `{name}` is in {shard}, which does not hold it");
+                return Err(Error::new(Code::CHECKPOINT_CORRUPT, message));
+            }
+        };
+        all.tensors.insert(name.to_owned(), tensor);
+    }
+    all.skipped.append(&mut part.skipped);
+    let left = part.tensors.into_keys();
+    all.skipped.extend(left.map(|name| Skipped { name, why: format!("in {shard} but not in the index") }));
+    Ok(())
+}
+
+/// Makes sure that a shard's name is that of a file in the same folder.
+fn confined(shard: &str) -> Result<()> {
+    let mut parts = Path::new(shard).components();
+    let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+    if plain && !shard.contains(['/', '\\', '\0']) {
+        return Ok(());
+    }
+    let shown: String = shard.chars().take(120).collect();
+    let message = format!("names the shard `{shown}`, expected a file in the same folder");
+    Err(Error::new(Code::CHECKPOINT_CORRUPT, message))
+}

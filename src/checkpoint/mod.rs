@@ -1,0 +1,275 @@
+//! Checkpoint files, from whoever wrote them, as names and lazy tensors.
+//!
+//! Layer 2. Flows in: a file or folder: safetensors (single or sharded), `torch.save` archives (zip, or the format of
+//! before 1.6), `torch.export` archives, Meta's `consolidated.NN.pth`. Flows out: a [`Checkpoint`], which maps names to
+//! [`LazyTensor`]s of any shape (row-major, little-endian, in the file's dtype) over memory-mapped files; it also says
+//! which files it read and which entries it passed over. [`Requirements`] compares it with what a model wants, and
+//! [`write_safetensors`] writes tensors back.
+//!
+//! What a file is, its first bytes decide, never its name. Prefixes that wrappers of modules add (`module.`,
+//! `_orig_mod.`) are gone from the names; those of models stay, for [`Checkpoint::under`] to pick.
+//!
+//! # Errors
+//! All codes begin with `checkpoint.`, but for `io`. Every error names the file.
+//!
+//! # Safety
+//! Files are untrusted. Pickles are interpreted symbolically against an allow-list, and nothing of theirs is run
+//! (see the `pickle` module). Sizes are compared with the file before anything is allocated; memory is proportional to
+//! the headers, not to what they claim. `unsafe` is in `mapping` alone.
+
+mod contents;
+mod detect;
+mod folder;
+mod index;
+mod mapping;
+mod meta;
+mod pickle;
+mod pt2;
+mod requirements;
+mod safetensors;
+mod state_dict;
+mod strided;
+mod torch_legacy;
+mod torch_zip;
+mod write;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+pub use meta::MetaParams;
+pub use requirements::{Picked, Requirements};
+pub use write::write_safetensors;
+
+use contents::{Contents, Opened};
+use mapping::Mapping;
+
+use crate::error::{Code, Error, Result};
+use crate::tensor::LazyTensor;
+
+/// A checkpoint format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// safetensors.
+    Safetensors,
+    /// `torch.save` since PyTorch 1.6: a zip archive.
+    TorchZip,
+    /// `torch.save` before PyTorch 1.6: pickles one after the other.
+    TorchLegacy,
+    /// `torch.export.save`: a `.pt2` archive.
+    TorchExport,
+    /// Meta's LLaMA layout: `consolidated.NN.pth` and `params.json`.
+    Meta,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Safetensors => "safetensors",
+            Self::TorchZip => "PyTorch archive",
+            Self::TorchLegacy => "PyTorch file of before 1.6",
+            Self::TorchExport => "PyTorch export archive",
+            Self::Meta => "Meta LLaMA slices",
+        })
+    }
+}
+
+/// A file that a checkpoint was read from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SourceFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+impl SourceFile {
+    fn of(path: &Path) -> Result<Self> {
+        let about = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?;
+        Ok(Self { path: path.to_owned(), size: about.len() })
+    }
+}
+
+/// An entry of a checkpoint that is not among its tensors.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Skipped {
+    /// Its name.
+    pub name: String,
+    /// Why it was passed over, in a few words.
+    pub why: String,
+}
+
+/// An opened checkpoint: names and lazy tensors.
+#[derive(Clone)]
+pub struct Checkpoint {
+    path: PathBuf,
+    chosen: Option<String>,
+    files: Vec<SourceFile>,
+    params: Option<MetaParams>,
+    contents: Contents,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {} tensors)", self.path.display(), self.contents.format, self.len())
+    }
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint at `path`: a file, or a folder that holds one.
+    ///
+    /// # Errors
+    /// `checkpoint.not_found`, `.format` (not a checkpoint, or a folder with several), `.truncated`, `.corrupt`,
+    /// `.unsafe-pickle`; `io`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (opened, chosen) = if path.is_dir() {
+            let (opened, chosen) = folder::open(path)?;
+            (opened, Some(chosen))
+        } else {
+            (open_file(path)?, None)
+        };
+        Self::finish(path, opened, chosen)
+    }
+
+    /// Reads a single-file checkpoint from memory; `name` stands in for its path.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_bytes(bytes: Vec<u8>, name: &str) -> Result<Self> {
+        let path = Path::new(name);
+        if bytes.is_empty() {
+            return Err(Error::new(Code::CHECKPOINT_TRUNCATED, "is empty (0 bytes)").at(path));
+        }
+        let contents = detect::read(&Mapping::owned(bytes, path)).map_err(|e| e.at(path))?;
+        Self::finish(path, Opened { contents, files: Vec::new(), params: None }, None)
+    }
+
+    fn finish(path: &Path, opened: Opened, chosen: Option<String>) -> Result<Self> {
+        let Opened { contents, files, params } = opened;
+        let contents = contents.stripped().map_err(|e| e.at(path))?;
+        Ok(Self { path: path.to_owned(), chosen, files, params, contents })
+    }
+
+    /// The path that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Which of a folder's files was taken, when a folder was opened.
+    pub fn chosen(&self) -> Option<&str> {
+        self.chosen.as_deref()
+    }
+
+    /// The format that the content told.
+    pub fn format(&self) -> Format {
+        self.contents.format
+    }
+
+    /// The files that were read: index and parameters first, then the weights in order.
+    pub fn files(&self) -> &[SourceFile] {
+        &self.files
+    }
+
+    /// Meta's `params.json`, when the checkpoint has that layout.
+    pub fn meta_params(&self) -> Option<&MetaParams> {
+        self.params.as_ref()
+    }
+
+    /// The `__metadata__` of a safetensors file; empty for others.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.contents.metadata
+    }
+
+    /// Entries that are not among the tensors: other values, other dtypes, other prefixes.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.contents.skipped
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.contents.tensors.len()
+    }
+
+    /// Whether there are no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.contents.tensors.is_empty()
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<&LazyTensor> {
+        self.contents.tensors.get(name)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Names and tensors, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &LazyTensor)> {
+        self.contents.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// The names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.contents.tensors.keys().map(String::as_str)
+    }
+
+    /// The first of `prefixes` under which there is a tensor `key`; the empty prefix is allowed.
+    pub fn find_prefix<'a>(&self, prefixes: &[&'a str], key: &str) -> Option<&'a str> {
+        prefixes.iter().copied().find(|prefix| self.contains(&format!("{prefix}{key}")))
+    }
+
+    /// A view of the tensors whose names begin with `prefix`, named without it. The others are listed as skipped, so
+    /// that nothing is lost silently; the files stay mapped once, however many views there are.
+    #[must_use]
+    pub fn under(&self, prefix: &str) -> Self {
+        let mut view = self.clone();
+        let (tensors, skipped) = (&mut view.contents.tensors, &mut view.contents.skipped);
+        tensors.clear();
+        for (name, tensor) in &self.contents.tensors {
+            match name.strip_prefix(prefix) {
+                Some(rest) if !rest.is_empty() => drop(tensors.insert(rest.to_owned(), tensor.clone())),
+                _ => skipped.push(Skipped { name: name.clone(), why: format!("outside `{prefix}`") }),
+            }
+        }
+        view
+    }
+
+    /// A view of the tensors whose names `keep` accepts; the others are listed as skipped.
+    #[must_use]
+    pub fn subset(&self, keep: impl Fn(&str) -> bool) -> Self {
+        let mut view = self.clone();
+        let left_out = |name: &&String| !keep(name);
+        for name in self.contents.tensors.keys().filter(left_out) {
+            view.contents.tensors.remove(name);
+            view.contents.skipped.push(Skipped { name: name.clone(), why: "left out".into() });
+        }
+        view
+    }
+}
+
+/// Opens a single file: a checkpoint, or the index of a sharded one.
+fn open_file(path: &Path) -> Result<Opened> {
+    let map = Mapping::open(path)?;
+    if detect::is_json(map.bytes()) {
+        return index::read(path);
+    }
+    let contents = detect::read(&map).map_err(|e| e.at(path))?;
+    Ok(Opened { contents, files: vec![SourceFile::of(map.path())?], params: None })
+}
+
+/// Up to 20 names in one line, each cut at 120 characters, and how many more there are.
+fn listed(names: &[impl AsRef<str>]) -> String {
+    const SHOWN: usize = 20;
+    let cut = |name: &str| match name.char_indices().nth(120) {
+        Some((at, _)) => format!("{}…", &name[..at]),
+        None => name.to_owned(),
+    };
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|n| cut(n.as_ref())).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}

@@ -1,0 +1,96 @@
+//! The allow-list: every (module, name) pair that a pickle may mention, and what it means to us.
+//!
+//! A pair that is not in the table is refused where it is mentioned. Nothing in the table can do anything: each entry is
+//! evaluated by [`super::build`] to plain values.
+
+use super::{Element, Global};
+use crate::error::{Code, Error, Result};
+use crate::tensor::DType;
+
+/// Looks a global up.
+///
+/// # Errors
+/// `checkpoint.unsafe-pickle`, naming it.
+pub(super) fn find(module: &str, name: &str) -> Result<Global> {
+    let global = match (module, name) {
+        ("torch._utils", "_rebuild_tensor") => Some(Global::RebuildTensor(1)),
+        ("torch._utils", "_rebuild_tensor_v2") => Some(Global::RebuildTensor(2)),
+        ("torch._utils", "_rebuild_tensor_v3") => Some(Global::RebuildTensor(3)),
+        ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Some(Global::RebuildParameter),
+        ("torch._tensor", "_rebuild_from_type_v2") => Some(Global::RebuildFromType),
+        ("collections", "OrderedDict" | "defaultdict" | "Counter") => Some(Global::Dict),
+        ("builtins" | "__builtin__", "dict") => Some(Global::Dict),
+        ("builtins" | "__builtin__", "set" | "frozenset" | "list" | "tuple") => Some(Global::Sequence),
+        ("torch", "Size") => Some(Global::Sequence),
+        ("_codecs", "encode") | ("builtins" | "__builtin__", "bytearray" | "bytes") => Some(Global::Bytes),
+        ("builtins" | "__builtin__", "int" | "float" | "bool" | "str" | "complex") => Some(Global::Inert),
+        ("torch", "device" | "Tensor" | "layout" | "strided" | "contiguous_format") => Some(Global::Inert),
+        ("torch.nn.parameter", "Parameter" | "Buffer") => Some(Global::Inert),
+        ("argparse", "Namespace") => Some(Global::Inert),
+        ("pathlib", "PosixPath" | "WindowsPath" | "PurePosixPath") => Some(Global::Inert),
+        ("torch" | "torch.storage" | "torch.cuda", _) => element(name).map(Global::Element),
+        _ => None,
+    };
+    global.ok_or_else(|| refused(&format!("{module}.{name}")))
+}
+
+/// The error for a thing that is not on the list. A pickle chooses the text: it is cut short.
+pub(super) fn refused(what: &str) -> Error {
+    let shown: String = what.chars().take(120).collect();
+    let message = format!(
+        "its pickle asks for `{shown}`, which is not on the allow-list; nothing was run. \
+         If you trust the file, save its state dict alone: torch.save(model.state_dict(), …)"
+    );
+    Error::new(Code::CHECKPOINT_UNSAFE_PICKLE, message)
+}
+
+/// A storage class (`FloatStorage`) or dtype (`float32`); `None` inside for the untyped storage.
+fn element(name: &str) -> Option<Option<Element>> {
+    if matches!(name, "UntypedStorage" | "_UntypedStorage") {
+        return Some(None);
+    }
+    let row = ELEMENTS.iter().find(|(class, dtypes, _)| !name.is_empty() && (*class == name || dtypes.contains(&name)));
+    row.map(|&(_, _, element)| Some(element))
+}
+
+const ELEMENTS: &[(&str, &[&str], Element)] = &[
+    ("DoubleStorage", &["float64", "double"], Element::Known(DType::F64)),
+    ("FloatStorage", &["float32", "float"], Element::Known(DType::F32)),
+    ("HalfStorage", &["float16", "half"], Element::Known(DType::F16)),
+    ("BFloat16Storage", &["bfloat16"], Element::Known(DType::BF16)),
+    ("LongStorage", &["int64", "long"], Element::Known(DType::I64)),
+    ("IntStorage", &["int32", "int"], Element::Known(DType::I32)),
+    ("ShortStorage", &["int16", "short"], Element::Known(DType::I16)),
+    ("CharStorage", &["int8"], Element::Known(DType::I8)),
+    ("ByteStorage", &["uint8"], Element::Known(DType::U8)),
+    ("BoolStorage", &["bool"], Element::Known(DType::Bool)),
+    ("", &["uint16"], Element::Known(DType::U16)),
+    ("", &["uint32"], Element::Known(DType::U32)),
+    ("", &["uint64"], Element::Known(DType::U64)),
+    ("ComplexFloatStorage", &["complex64"], Element::Other("complex64", 8)),
+    ("ComplexDoubleStorage", &["complex128"], Element::Other("complex128", 16)),
+    ("QInt8Storage", &["qint8"], Element::Other("qint8", 1)),
+    ("QUInt8Storage", &["quint8"], Element::Other("quint8", 1)),
+    ("QInt32Storage", &["qint32"], Element::Other("qint32", 4)),
+    ("", &["complex32"], Element::Other("complex32", 4)),
+    ("", &["float8_e4m3fn"], Element::Other("float8_e4m3fn", 1)),
+    ("", &["float8_e5m2"], Element::Other("float8_e5m2", 1)),
+    ("", &["float8_e4m3fnuz"], Element::Other("float8_e4m3fnuz", 1)),
+    ("", &["float8_e5m2fnuz"], Element::Other("float8_e5m2fnuz", 1)),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_names_have_a_meaning_and_no_other_has() {
+        assert_eq!(find("torch", "FloatStorage").unwrap(), Global::Element(Some(Element::Known(DType::F32))));
+        assert_eq!(find("torch.storage", "UntypedStorage").unwrap(), Global::Element(None));
+        for (module, name) in [("posix", "system"), ("torch", "load"), ("torch", ""), ("builtins", "eval"), ("", "")] {
+            let error = find(module, name).unwrap_err();
+            assert_eq!(error.code(), Code::CHECKPOINT_UNSAFE_PICKLE);
+            assert!(error.message().contains(&format!("`{module}.{name}`")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Pickles, interpreted symbolically: nothing of what they ask for is ever run.
+//!
+//! Flows in: the bytes of a pickle (protocols 0 to 5). Flows out: a [`Pickle`], an arena of plain [`Node`]s (numbers,
+//! strings, tuples, lists, dicts, tensors as descriptions) with one root.
+//!
+//! # Errors
+//! `checkpoint.unsafe-pickle` names the first global that is not on the allow-list of [`globals`], wherever it is and
+//! whether or not it would be needed; `checkpoint.truncated` and `checkpoint.corrupt` for what is not a pickle.
+//!
+//! # Safety
+//! No `unsafe`, and no recursion: nodes refer to each other by index, so that deep or cyclic structures cost nothing to
+//! walk past and nothing to drop. Every opcode makes at most one node and moves what it takes from the stack, so that
+//! memory and time are linear in the bytes read, which [`MAX_BYTES`] and [`MAX_NODES`] bound.
+
+mod build;
+mod globals;
+mod machine;
+mod reader;
+
+pub(super) use machine::read;
+
+use crate::error::{Code, Error};
+use crate::tensor::DType;
+
+/// Bytes of the longest pickle that is read. That of a 7B model with its optimizer has about a million.
+pub(super) const MAX_BYTES: usize = 64 << 20;
+/// Most objects in one pickle.
+const MAX_NODES: usize = 4 << 20;
+
+/// A node's place in [`Pickle`]'s arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ref(u32);
+
+/// Most axes of a tensor. PyTorch allows 64, no weight has more than 6.
+const MAX_AXES: usize = 16;
+
+/// A storage as a persistent id describes it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Storage {
+    /// Name of the storage's record: a [`Node::Str`].
+    pub key: Ref,
+    /// `None` for an untyped storage, whose length counts bytes.
+    pub element: Option<Element>,
+    /// Length in elements.
+    pub numel: usize,
+    /// Offset and length in elements, when it is part of another storage (legacy format only).
+    pub part: Option<(usize, usize)>,
+}
+
+/// An element type that PyTorch knows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Element {
+    /// One that this crate reads.
+    Known(DType),
+    /// Another one (complex, quantised, 8-bit float): its PyTorch name and bytes per element.
+    Other(&'static str, usize),
+}
+
+impl Element {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Known(dtype) => dtype.size(),
+            Self::Other(_, size) => size,
+        }
+    }
+}
+
+/// A tensor as its rebuild function describes it; offset and strides in elements.
+///
+/// Shape and strides stay references (checked: at most [`MAX_AXES`] non-negative integers), so that thousands of
+/// tensors that share one large tuple cost no more than the tuple.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct TensorNode {
+    pub storage: Storage,
+    pub element: Element,
+    pub offset: usize,
+    pub shape: Ref,
+    pub strides: Ref,
+}
+
+/// A value on the allow-list that is no data: a function or class by name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Global {
+    /// `torch._utils._rebuild_tensor`, `_v2`, `_v3`.
+    RebuildTensor(u8),
+    /// `torch._utils._rebuild_parameter` and `_rebuild_parameter_with_state`.
+    RebuildParameter,
+    /// `torch._tensor._rebuild_from_type_v2`.
+    RebuildFromType,
+    /// `collections.OrderedDict`, `defaultdict`, `Counter`, `dict`.
+    Dict,
+    /// `list`, `set`, `frozenset`, `tuple`, `torch.Size`: made from one sequence.
+    Sequence,
+    /// `_codecs.encode`, `bytearray`, `bytes`.
+    Bytes,
+    /// `torch.FloatStorage` and its kin, and `torch.float32` and its kin; `None` is the untyped storage.
+    Element(Option<Element>),
+    /// A class whose instances are kept as inert objects.
+    Inert,
+}
+
+/// A value in the arena.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Node {
+    None,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Str(Box<str>),
+    /// Bytes, long integers and other scalars that no tensor needs; their kind.
+    Scalar(&'static str),
+    Tuple(Vec<Ref>),
+    List(Vec<Ref>),
+    /// Entries in order; a later one with the same key replaces an earlier one.
+    Dict(Vec<(Ref, Ref)>),
+    Global(Global),
+    Storage(Box<Storage>),
+    Tensor(Box<TensorNode>),
+    /// An instance of an inert class.
+    Object,
+}
+
+impl Node {
+    /// The kind of value in a few words.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::Bool(_) => "a bool",
+            Self::Int(_) => "an int",
+            Self::Float(_) => "a float",
+            Self::Str(_) => "a string",
+            Self::Scalar(kind) => kind,
+            Self::Tuple(_) => "a tuple",
+            Self::List(_) => "a list",
+            Self::Dict(_) => "a dict",
+            Self::Global(_) => "a function or class",
+            Self::Storage(_) => "a storage",
+            Self::Tensor(_) => "a tensor",
+            Self::Object => "an object",
+        }
+    }
+}
+
+/// An interpreted pickle.
+#[derive(Debug)]
+pub(super) struct Pickle {
+    nodes: Vec<Node>,
+    /// What the pickle evaluates to.
+    pub root: Ref,
+    /// Bytes that it took.
+    pub len: usize,
+}
+
+impl Pickle {
+    /// The node at `at`.
+    pub fn get(&self, at: Ref) -> &Node {
+        &self.nodes[at.0 as usize]
+    }
+
+    /// A tuple or list of non-negative integers: a shape or strides.
+    pub fn sizes(&self, at: Ref) -> Option<Vec<usize>> {
+        sizes(&self.nodes, at)
+    }
+
+    /// The text of a string node.
+    pub fn text(&self, at: Ref) -> Option<&str> {
+        if let Node::Str(text) = self.get(at) { Some(text) } else { None }
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The value of a dict's string key, the last one where it is repeated.
+    pub fn entry(&self, dict: Ref, key: &str) -> Option<&Node> {
+        let Node::Dict(entries) = self.get(dict) else { return None };
+        let found = entries.iter().rev().find(|(k, _)| matches!(self.get(*k), Node::Str(s) if &**s == key));
+        found.map(|&(_, value)| self.get(value))
+    }
+}
+
+fn sizes(nodes: &[Node], at: Ref) -> Option<Vec<usize>> {
+    let (Node::Tuple(items) | Node::List(items)) = &nodes[at.0 as usize] else { return None };
+    let size = |r: &Ref| if let Node::Int(i) = nodes[r.0 as usize] { usize::try_from(i).ok() } else { None };
+    (items.len() <= MAX_AXES).then(|| items.iter().map(size).collect())?
+}
+
+fn corrupt(message: impl Into<String>) -> Error {
+    Error::new(Code::CHECKPOINT_CORRUPT, message)
+}

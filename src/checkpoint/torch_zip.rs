@@ -1,0 +1,137 @@
+//! `torch.save` archives since PyTorch 1.6: a zip of stored (uncompressed) records.
+//!
+//! `NAME/data.pkl` is the pickle, `NAME/data/KEY` one storage each, `NAME/byteorder` says `little` or `big`; `NAME` is
+//! whatever the file was called when it was saved. Records are aligned, so they are mapped where they lie.
+//!
+//! Flows in: the mapped file. Flows out: the state dict's tensors, each over its record.
+//!
+//! # Errors
+//! `checkpoint.truncated` when the zip directory is gone; `checkpoint.corrupt` when records are missing, of the wrong
+//! size, compressed or doubled; those of the pickle.
+//!
+//! # Safety
+//! No `unsafe`. Checksums are not compared (13 GB would be read twice); every size and offset is.
+
+use std::collections::HashMap;
+use std::io::Cursor;
+use std::ops::Range;
+use std::sync::Arc;
+
+use zip::{CompressionMethod, ZipArchive};
+
+use super::mapping::Mapping;
+use super::pickle::{MAX_BYTES, Pickle, Storage};
+use super::{Contents, Format, pt2, state_dict};
+use crate::error::{Code, Error, Result};
+
+/// The records of an archive: name and byte range in the file.
+pub(super) type Records = HashMap<String, Range<usize>>;
+
+/// Reads a zip archive that PyTorch wrote.
+pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
+    let records = records(map)?;
+    let mut pickles = records.keys().filter_map(|name| name.strip_suffix("/data.pkl"));
+    let folder = match (pickles.next(), pickles.next()) {
+        (Some(only), None) => only.to_owned(),
+        (Some(_), Some(_)) => return Err(corrupt("holds two data.pkl records")),
+        (None, _) if pt2::is_archive(&records) => return pt2::read(map, &records),
+        (None, _) => {
+            let message = "is a zip archive without a data.pkl, expected one written by torch.save";
+            return Err(Error::new(Code::CHECKPOINT_FORMAT, message));
+        }
+    };
+    if records.contains_key(&format!("{folder}/constants.pkl")) {
+        let message = "is a TorchScript archive, expected a state dict: load it with torch.jit.load in Python and \
+                       save torch.save(model.state_dict(), …)";
+        return Err(Error::new(Code::CHECKPOINT_FORMAT, message));
+    }
+    read_state_dict(map, &records, &folder)
+}
+
+/// Reads the state dict whose pickle is `folder/data.pkl`.
+fn read_state_dict(map: &Arc<Mapping>, records: &Records, folder: &str) -> Result<Contents> {
+    check_byte_order(map, records, folder)?;
+    let range = records.get(&format!("{folder}/data.pkl")).ok_or_else(|| corrupt("holds no data.pkl record"))?;
+    if range.len() > MAX_BYTES {
+        let len = range.len();
+        return Err(corrupt(format!("its data.pkl has {len} bytes, more than {MAX_BYTES}: no checkpoint's has")));
+    }
+    let (pickle, found) = state_dict::read(&map.bytes()[range.clone()])?;
+    let mut contents = Contents::new(Format::TorchZip);
+    contents.add_found(map, &pickle, found, &|storage| record(records, folder, &pickle, storage))?;
+    Ok(contents)
+}
+
+/// Refuses archives of big-endian machines; those of before PyTorch 2.1 do not say, and are little-endian.
+pub(super) fn check_byte_order(map: &Arc<Mapping>, records: &Records, folder: &str) -> Result<()> {
+    match records.get(&format!("{folder}/byteorder")) {
+        Some(order) if map.bytes()[order.clone()].trim_ascii() != b"little" => {
+            let message = "was saved on a big-endian machine, expected little-endian: load and save it again on a PC";
+            Err(Error::new(Code::CHECKPOINT_FORMAT, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The byte range of a storage's record.
+fn record(records: &Records, folder: &str, pickle: &Pickle, storage: &Storage) -> Result<Range<usize>> {
+    let key = pickle.text(storage.key).unwrap_or_default();
+    let shown: String = key.chars().take(80).collect();
+    let found = records.get(&format!("{folder}/data/{key}"));
+    let range = found.ok_or_else(|| corrupt(format!("its storage `data/{shown}` is missing")))?;
+    let size = storage.element.map_or(1, |e| e.size());
+    match storage.numel.checked_mul(size) {
+        Some(want) if want == range.len() => Ok(range.clone()),
+        _ => {
+            let (have, numel) = (range.len(), storage.numel);
+            Err(corrupt(format!("its storage `data/{shown}` has {have} bytes, expected {numel} elements of {size}")))
+        }
+    }
+}
+
+/// The archive's directory. Only stored records are kept; `.data/` bookkeeping and folders are passed over.
+fn records(map: &Arc<Mapping>) -> Result<Records> {
+    let mut archive = ZipArchive::new(Cursor::new(map.bytes())).map_err(|e| {
+        let message =
+            format!("is a zip archive whose directory is missing or damaged ({e}): copy or download it again");
+        Error::new(Code::CHECKPOINT_TRUNCATED, message)
+    })?;
+    if archive.has_duplicate_names() {
+        return Err(corrupt("holds two records of the same name"));
+    }
+    let mut records = Records::new();
+    for index in 0..archive.len() {
+        let damaged = |e: zip::result::ZipError| corrupt(format!("zip record {index} is damaged: {e}"));
+        let file = archive.by_index_raw(index).map_err(damaged)?;
+        let name = String::from_utf8_lossy(file.name_raw()).into_owned();
+        if name.ends_with('/') {
+            continue;
+        }
+        let range = stored(&file, map.bytes().len()).map_err(|why| {
+            let shown: String = name.chars().take(80).collect();
+            corrupt(format!("its record `{shown}` {why}"))
+        })?;
+        records.insert(name, range);
+    }
+    Ok(records)
+}
+
+/// Where a record's bytes lie, or what is wrong with it.
+fn stored<R: std::io::Read>(file: &zip::read::ZipFile<'_, R>, len: usize) -> Result<Range<usize>, &'static str> {
+    if file.encrypted() {
+        return Err("is encrypted");
+    }
+    if file.compression() != CompressionMethod::Stored || file.size() != file.compressed_size() {
+        return Err("is compressed, which torch.save never does: load and save the file again with PyTorch");
+    }
+    let range = || {
+        let start = usize::try_from(file.data_start()?).ok()?;
+        let end = start.checked_add(usize::try_from(file.size()).ok()?)?;
+        (end <= len).then_some(start..end)
+    };
+    range().ok_or("reaches past the end of the file")
+}
+
+fn corrupt(message: impl Into<String>) -> Error {
+    Error::new(Code::CHECKPOINT_CORRUPT, message)
+}

@@ -1,0 +1,113 @@
+//! safetensors files, written as the reference implementation writes them.
+//!
+//! Flows in: names and lazy tensors. Flows out: a file: 8-byte length, JSON header padded with spaces to a multiple of 8
+//! (tensors by falling alignment, then by name, so that all are aligned), then the tensors, streamed.
+//!
+//! # Errors
+//! `io`, `disk.full`; those of the tensors' sources. On an error nothing is left behind, and a file that was there before
+//! is untouched: the new one is written under a temporary name beside it and renamed at the end.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::safetensors::{DTYPES, MAX_HEADER};
+use crate::error::{Code, Error, Result};
+use crate::tensor::{CHUNK_BYTES, DType, LazyTensor, show};
+
+/// Writes `tensors` to `path` and gives the file's size in bytes. `metadata` becomes the header's `__metadata__`.
+///
+/// The bytes depend on nothing but the tensors and the metadata.
+///
+/// # Errors
+/// `checkpoint.corrupt` when a name comes twice or is `__metadata__`; `io` and `disk.full`; what the tensors' sources
+/// fail with, naming the tensor.
+pub fn write_safetensors(
+    path: impl AsRef<Path>,
+    tensors: impl IntoIterator<Item = (String, LazyTensor)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<u64> {
+    let path = path.as_ref();
+    let mut tensors: Vec<(String, LazyTensor)> = tensors.into_iter().collect();
+    tensors.sort_by(|(a, s), (b, t)| rank(t.dtype()).cmp(&rank(s.dtype())).then(a.cmp(b)));
+    let header = header(&tensors, metadata).map_err(|e| Error::new(e.code(), e.message()).at(path))?;
+
+    let failed = |e| Error::io(path, "cannot write the file", e);
+    // `parent` of a bare name is the empty path.
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = temporary(folder).map_err(failed)?;
+    let mut out = BufWriter::with_capacity(CHUNK_BYTES, temporary.as_file());
+    let mut written = header.len() as u64;
+    out.write_all(&header).map_err(failed)?;
+    for (name, tensor) in &tensors {
+        let at = |e: Error| {
+            let named = e.message().contains(name.as_str());
+            if named || e.code() == Code::IO {
+                e
+            } else {
+                Error::new(e.code(), format!("tensor `{name}`: {}", e.message()))
+            }
+        };
+        tensor
+            .stream(&mut |chunk| {
+                written += chunk.len() as u64;
+                out.write_all(chunk).map_err(failed)
+            })
+            .map_err(|e| at(e).at(path))?;
+    }
+    out.flush().map_err(failed)?;
+    drop(out);
+    temporary.as_file().sync_all().map_err(failed)?;
+    temporary.persist(path).map_err(|e| Error::io(path, "cannot put the file in place", e.error))?;
+    Ok(written)
+}
+
+/// A file of no name that others may guess, readable as any new file is.
+fn temporary(folder: &Path) -> std::io::Result<tempfile::NamedTempFile<File>> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(".tmp");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // Less the umask, as for any other file; the default would be for the owner alone.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
+}
+
+/// Place of a dtype in the reference implementation's order, smallest alignment first.
+fn rank(dtype: DType) -> safetensors::Dtype {
+    let row = DTYPES.iter().find(|(ours, _)| *ours == dtype);
+    row.map(|(_, theirs)| *theirs).expect("every dtype has a row")
+}
+
+fn header(tensors: &[(String, LazyTensor)], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+    let bad = |message: String| Error::new(Code::CHECKPOINT_CORRUPT, message);
+    let mut entries = Map::new();
+    if !metadata.is_empty() {
+        entries.insert("__metadata__".into(), json!(metadata));
+    }
+    let mut at = 0usize;
+    for (name, tensor) in tensors {
+        let end = at
+            .checked_add(tensor.byte_len())
+            .ok_or_else(|| bad(format!("`{name}` {} is too large", show(tensor.shape()))))?;
+        let dtype = rank(tensor.dtype()).to_string();
+        let entry = json!({"dtype": dtype, "shape": tensor.shape(), "data_offsets": [at, end]});
+        if name == "__metadata__" || entries.insert(name.clone(), entry).is_some() {
+            return Err(bad(format!("two entries of the new file would be named `{name}`")));
+        }
+        at = end;
+    }
+    let mut json = Value::Object(entries).to_string().into_bytes();
+    json.resize(json.len().next_multiple_of(8), b' ');
+    if json.len() > MAX_HEADER {
+        return Err(bad(format!("the header would have {} bytes, more than {MAX_HEADER}", json.len())));
+    }
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut json);
+    Ok(header)
+}
