@@ -1,8 +1,8 @@
 //! Brain-Adapter: a brain-MRI model out of PyTorch and onto a hospital workstation.
 
 pub mod bundle;
-pub mod config;
 pub mod checkpoint;
+pub mod config;
 pub mod error;
 pub mod graph;
 pub mod model;

@@ -16,9 +16,11 @@ mod attention;
 pub mod heads;
 pub mod keys;
 pub mod llama;
+mod load;
 pub mod vit;
 mod weights;
 
+pub use load::Models;
 pub use weights::Weights;
 
 /// Names of the four graphs, in the order in which they run.

@@ -30,16 +30,14 @@ pub trait Source: Send + Sync {
         None
     }
 
-<<<<<<< HEAD
     /// The tensor under a cast. Moving elements commutes with casting them, and moves fewer bytes before a
     /// widening cast than after it.
     fn under_cast(&self) -> Option<&LazyTensor> {
         None
     }
-=======
+
     /// A hint that the bytes will not be read again soon: a mapping may give its pages back. Never changes them.
     fn release(&self) {}
->>>>>>> checkpoint
 }
 
 impl Source for Vec<u8> {

@@ -172,6 +172,10 @@ impl Source for Rows {
         let bytes = self.inner.contiguous().filter(|_| one_run)?;
         bytes.get(first * row..(first + self.indices.len()) * row)
     }
+
+    fn release(&self) {
+        self.inner.release();
+    }
 }
 
 pub(super) struct Concat {
@@ -231,6 +235,10 @@ impl Source for FiniteCheck {
     /// Only once all of it is known to be finite; else reading goes through `stream`, which names the element.
     fn contiguous(&self) -> Option<&[u8]> {
         self.inner.contiguous().filter(|bytes| first_nonfinite(bytes, self.inner.dtype()).is_none())
+    }
+
+    fn release(&self) {
+        self.inner.release();
     }
 }
 

@@ -1,0 +1,124 @@
+//! Checkpoints → the weights of the three models.
+//!
+//! Each model's tensors are found under whichever known prefix they were saved; what belongs to other models in
+//! the same file is skipped and listed, what looks like the model's own but fits nowhere is refused.
+
+use super::{Weights, keys};
+use crate::checkpoint::{Checkpoint, Requirements};
+use crate::config::{Config, LlamaConfig, Norm};
+use crate::error::{Code, Error, Result};
+
+/// First parts of the names that belong to the trained checkpoint.
+const TRAINED: [&str; 6] =
+    ["adapter.", "vision_projection.", "text_projection.", "classifier.", "image_classifier.", "logit_scale"];
+/// First parts of the names that belong to the vision transformer.
+const VISION: [&str; 4] = ["blocks.", "patch_embedding.", "norm.", "cls_token"];
+/// First parts of the names that belong to the language model.
+const TEXT: [&str; 3] = ["layers.", "embed_tokens.", "norm."];
+
+/// The weights of all three models.
+#[derive(Debug)]
+pub struct Models {
+    /// Adapter and heads.
+    pub trained: Weights,
+    /// The vision transformer.
+    pub vision: Weights,
+    /// The language model.
+    pub text: Weights,
+    /// Whether there is an image-only classifier.
+    pub image_head: bool,
+    /// Names of the tensors that no model uses, each once, sorted.
+    pub skipped: Vec<String>,
+}
+
+impl Models {
+    /// Finds every tensor of the three models, or reports all that is wrong with all of them.
+    ///
+    /// # Errors
+    /// `checkpoint.tensors`, naming every missing, unexpected or wrong-shaped tensor with found and expected shape.
+    pub fn find(
+        config: &Config,
+        llama: &LlamaConfig,
+        trained: &Checkpoint,
+        vision: &Checkpoint,
+        text: &Checkpoint,
+    ) -> Result<Self> {
+        let mut skipped = Vec::new();
+        let found = [
+            pick(trained, &TRAINED, trained_requirements(config, trained), &mut skipped),
+            pick(
+                &view(vision, &keys::VISION_PREFIXES, "cls_token"),
+                &VISION,
+                vision_requirements(config),
+                &mut skipped,
+            ),
+            pick(
+                &view(text, &keys::TEXT_PREFIXES, "embed_tokens.weight"),
+                &TEXT,
+                text_requirements(llama),
+                &mut skipped,
+            ),
+        ];
+        let [trained_weights, vision, text] = all(found)?;
+        skipped.sort();
+        skipped.dedup();
+        let image_head = keys::image_classifier(config).iter().all(|(name, _)| trained_weights.contains(name));
+        Ok(Self { trained: trained_weights, vision, text, image_head, skipped })
+    }
+}
+
+/// The model under its prefix; the whole checkpoint where no prefix has `key`, so that it is reported missing.
+fn view(checkpoint: &Checkpoint, prefixes: &[&str], key: &str) -> Checkpoint {
+    checkpoint.under(checkpoint.find_prefix(prefixes, key).unwrap_or(""))
+}
+
+fn pick(
+    checkpoint: &Checkpoint,
+    own: &[&str],
+    requirements: Requirements,
+    skipped: &mut Vec<String>,
+) -> Result<Weights> {
+    let foreign: Vec<&str> = checkpoint.names().filter(|n| !own.iter().any(|prefix| n.starts_with(prefix))).collect();
+    skipped.extend(foreign.iter().map(|name| (*name).to_owned()));
+    let picked = requirements.pick(&checkpoint.subset(|name| !foreign.contains(&name)));
+    let picked = picked.map_err(|e| e.at(checkpoint.path()))?;
+    skipped.extend(picked.skipped);
+    Ok(picked.tensors.into_iter().collect())
+}
+
+/// All three, or one error that says what is wrong with each.
+fn all(found: [Result<Weights>; 3]) -> Result<[Weights; 3]> {
+    let errors: Vec<&Error> = found.iter().filter_map(|r| r.as_ref().err()).collect();
+    if errors.len() > 1 {
+        let lines: Vec<String> = errors.iter().map(|e| e.to_string()).collect();
+        return Err(Error::new(Code::CHECKPOINT_TENSORS, lines.join("; and ")));
+    }
+    let [a, b, c] = found;
+    Ok([a?, b?, c?])
+}
+
+fn require(requirements: Requirements, keys: Vec<keys::Key>) -> Requirements {
+    keys.into_iter().fold(requirements, |r, (name, shape)| r.require(name, &shape))
+}
+
+fn trained_requirements(config: &Config, checkpoint: &Checkpoint) -> Requirements {
+    let mut r = require(Requirements::new(), keys::adapter(config));
+    r = require(r, keys::heads(config));
+    let image = keys::image_classifier(config);
+    // Both of its tensors or neither.
+    if image.iter().any(|(name, _)| checkpoint.contains(name)) {
+        r = require(r, image);
+    }
+    if config.adapter.norm == Norm::Batch {
+        r = r.skip("adapter.*.num_batches_tracked");
+    }
+    r.skip("logit_scale")
+}
+
+fn vision_requirements(config: &Config) -> Requirements {
+    require(Requirements::new(), keys::vision(config)).skip("blocks.*.norm_cross_attn.*").skip("blocks.*.cross_attn.*")
+}
+
+fn text_requirements(llama: &LlamaConfig) -> Requirements {
+    require(Requirements::new(), keys::text(llama)).skip("layers.*.self_attn.rotary_emb.inv_freq")
+}
