@@ -1,13 +1,16 @@
 //! Brain-Adapter: a brain-MRI model out of PyTorch and onto a hospital workstation.
 
+pub mod batch;
 pub mod bundle;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod export;
 pub mod graph;
 pub mod model;
 pub mod onnx;
 pub mod passes;
+pub mod progress;
 #[cfg(feature = "runtime")]
 pub mod runtime;
 pub mod tensor;

@@ -88,6 +88,16 @@ impl Comparison {
         let cosine = cosine(found.iter().copied(), expected.iter().copied());
         Ok(Self { max_abs, max_rel, cosine })
     }
+
+    /// The worse of the two in each figure.
+    #[must_use]
+    pub fn worst(&self, other: &Self) -> Self {
+        Self {
+            max_abs: self.max_abs.max(other.max_abs),
+            max_rel: self.max_rel.max(other.max_rel),
+            cosine: self.cosine.min(other.cosine),
+        }
+    }
 }
 
 /// Cosine of the angle between two vectors, summed in `f64`; 1 when both are zero.

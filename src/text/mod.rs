@@ -130,6 +130,11 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// Number of the model's own pieces, without tokens that were added to it later.
+    pub fn pieces(&self) -> usize {
+        self.inner.get_vocab_size(false)
+    }
+
     /// The id that stands in front of every report.
     pub fn bos(&self) -> u32 {
         self.bos

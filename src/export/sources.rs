@@ -1,0 +1,139 @@
+//! Where the checkpoints of an export are.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::checkpoint::Checkpoint;
+use crate::config::{Config, LlamaConfig, read_small};
+use crate::error::{Code, Error, Result};
+
+/// Names of the trained checkpoint inside a model folder.
+const ADAPTER_FILES: [&str; 3] = ["adapter.pt", "adapter.safetensors", "adapter.pt2"];
+
+/// The files and folders of an export.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// `config.json`.
+    pub config: PathBuf,
+    /// The trained adapter and heads.
+    pub adapter: PathBuf,
+    /// The vision transformer: a file or a folder.
+    pub vision: PathBuf,
+    /// The language model: a file or a folder.
+    pub text: PathBuf,
+}
+
+impl Sources {
+    /// The parts of a model folder: `config.json`, `adapter.{pt,safetensors,pt2}`, `m3d/`, `llama/`. Only the adapter
+    /// is searched for; the others may be replaced before [`super::run`].
+    ///
+    /// # Errors
+    /// `checkpoint.format` when there are two adapters.
+    pub fn in_folder(folder: &Path) -> Result<Self> {
+        let adapters: Vec<PathBuf> = ADAPTER_FILES.map(|f| folder.join(f)).into_iter().filter(|p| p.exists()).collect();
+        if adapters.len() > 1 {
+            let names: Vec<String> = adapters.iter().map(|p| p.display().to_string()).collect();
+            let message = format!("there are several adapters: {}; choose one with --adapter", names.join(", "));
+            return Err(Error::new(Code::CHECKPOINT_FORMAT, message).at(folder));
+        }
+        let adapter = adapters.into_iter().next().unwrap_or_else(|| folder.join(ADAPTER_FILES[0]));
+        Ok(Self { config: folder.join("config.json"), adapter, vision: folder.join("m3d"), text: folder.join("llama") })
+    }
+
+    /// Opens everything.
+    pub(super) fn load(&self) -> Result<Loaded> {
+        let config = Config::load(&self.config)?;
+        let text = Checkpoint::open(&self.text)?;
+        let text_folder = if self.text.is_dir() { self.text.clone() } else { parent(&self.text) };
+        let (llama, bos, text_config) = llama_config(&text, &text_folder)?;
+        if config.text.hidden != llama.hidden {
+            let (ours, theirs) = (config.text.hidden, llama.hidden);
+            let message =
+                format!("text.hidden is {ours}, the language model's hidden size is {theirs}: they must agree");
+            return Err(Error::new(Code::CONFIG_CONTRADICTION, message).at(&self.config));
+        }
+        Ok(Loaded {
+            config_path: self.config.clone(),
+            config,
+            adapter: Checkpoint::open(&self.adapter)?,
+            vision: Checkpoint::open(&self.vision)?,
+            text,
+            llama,
+            bos,
+            text_config,
+            tokenizer: tokenizer_file(&text_folder)?,
+        })
+    }
+}
+
+fn parent(path: &Path) -> PathBuf {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf()
+}
+
+/// Everything opened.
+pub(super) struct Loaded {
+    pub config_path: PathBuf,
+    pub config: Config,
+    pub adapter: Checkpoint,
+    pub vision: Checkpoint,
+    pub text: Checkpoint,
+    pub llama: LlamaConfig,
+    pub bos: u32,
+    pub text_config: Option<PathBuf>,
+    pub tokenizer: PathBuf,
+}
+
+impl Loaded {
+    /// Every file that was read, with what it gave; each once.
+    pub fn files(&self) -> Vec<(&'static str, PathBuf)> {
+        let checkpoints = [("adapter", &self.adapter), ("vision", &self.vision), ("text", &self.text)];
+        let weights =
+            checkpoints.into_iter().flat_map(|(role, c)| c.files().iter().map(move |f| (role, f.path.clone())));
+        let mut all = vec![("config", self.config_path.clone())];
+        all.extend(weights);
+        all.extend(self.text_config.clone().map(|path| ("text", path)));
+        all.push(("tokenizer", self.tokenizer.clone()));
+        let mut seen = std::collections::HashSet::new();
+        all.retain(|(_, path)| seen.insert(path.clone()));
+        all
+    }
+}
+
+/// The language model's sizes, its BOS token, and the file that said so.
+fn llama_config(text: &Checkpoint, folder: &Path) -> Result<(LlamaConfig, u32, Option<PathBuf>)> {
+    if let Some(params) = text.meta_params() {
+        let rows = |name: &str| {
+            let tensor = text.get(name).filter(|t| t.shape().len() == 2);
+            let missing =
+                || Error::new(Code::CHECKPOINT_TENSORS, format!("tensor `{name}` is missing")).at(text.path());
+            tensor.map(|t| t.shape()[0]).ok_or_else(missing)
+        };
+        let (mlp, vocab) = (rows("model.layers.0.mlp.gate_proj.weight")?, rows("model.embed_tokens.weight")?);
+        let json =
+            serde_json::to_value(params).map_err(|e| Error::new(Code::CONFIG_SYNTAX, e.to_string()).at(text.path()))?;
+        let config = LlamaConfig::from_meta(&json, mlp, vocab).map_err(|e| e.at(text.path()))?;
+        return Ok((config, 1, None));
+    }
+    let path = folder.join("config.json");
+    let json: Value = serde_json::from_str(&read_small(&path)?)
+        .map_err(|e| Error::new(Code::CONFIG_SYNTAX, e.to_string()).at(&path).caused_by(e))?;
+    let config = LlamaConfig::from_hf(&json).map_err(|e| e.at(&path))?;
+    let bos = match json.get("bos_token_id").filter(|v| !v.is_null()) {
+        None => 1,
+        Some(id) => id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+            Error::new(Code::CONFIG_VALUE, format!("bos_token_id is {id}, expected a token's number")).at(&path)
+        })?,
+    };
+    Ok((config, bos, Some(path)))
+}
+
+/// `tokenizer.json` or `tokenizer.model` beside the language model, or (as Meta's download has it) one folder above.
+fn tokenizer_file(folder: &Path) -> Result<PathBuf> {
+    let above = folder.join("..");
+    let places = [folder, &above].into_iter().flat_map(|f| ["tokenizer.json", "tokenizer.model"].map(|n| f.join(n)));
+    places.into_iter().find(|path| path.is_file()).ok_or_else(|| {
+        let message = "neither tokenizer.json nor tokenizer.model lies here or one folder above";
+        Error::new(Code::TOKENIZER_MISSING, message).at(folder)
+    })
+}

@@ -1,0 +1,107 @@
+//! `--verify`: the staged bundle against stage outputs recorded in PyTorch.
+//!
+//! The record is a safetensors file with any of `volume`, `input_ids`, `attention_mask` (inputs) and `adapter`,
+//! `vision`, `text`, `v`, `t`, `logits`, `image_logits` (stages). Stages are computed from the first input on, each from
+//! the computed stage before it, so that errors add up as they do in use; where an input was not recorded, a recorded
+//! stage takes its place. Tensors under other names are left alone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{Plan, StageCheck};
+use crate::bundle::Staging;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Code, Error, Result};
+use crate::runtime::{Device, Runtime, Session, SessionOptions};
+use crate::tensor::{Comparison, DType, Tensor};
+
+/// Largest `max_rel` that passes in fp32.
+const TOLERANCE: f64 = 1e-4;
+
+/// A graph, its inputs and outputs.
+const RUNS: [(&str, &[&str], &[&str]); 4] = [
+    ("adapter", &["volume"], &["adapter"]),
+    ("vision", &["adapter"], &["vision"]),
+    ("text", &["input_ids", "attention_mask"], &["text"]),
+    ("heads", &["vision", "text"], &["v", "t", "logits", "image_logits"]),
+];
+
+/// Compares every recorded stage that can be computed.
+///
+/// # Errors
+/// `verify.mismatch` with the table when a stage misses its tolerance; `verify.input` when nothing can be compared.
+pub(super) fn check(plan: &Plan, record: &Path, staging: &Staging) -> Result<Vec<StageCheck>> {
+    let recorded = read(record)?;
+    let runtime = Runtime::load(plan.library.as_deref())?;
+    let options = SessionOptions { device: Device::Cpu, threads: plan.threads, optimize: true };
+    let mut values: BTreeMap<&str, Tensor> = BTreeMap::new();
+    let mut checks = Vec::new();
+    for (part, inputs, outputs) in RUNS {
+        let wanted = outputs.iter().any(|o| recorded.contains_key(*o));
+        // What was computed comes before what was recorded.
+        let feed = inputs.iter().map(|name| values.get(name).or_else(|| recorded.get(*name)).map(|t| (*name, t)));
+        let Some(feed) = feed.collect::<Option<Vec<_>>>().filter(|_| wanted || part != "heads") else { continue };
+        let mut session = Session::open(runtime, &staging.path().join(format!("{part}.onnx")), &options)?;
+        let has = session.outputs();
+        let outputs: Vec<&str> = outputs.iter().copied().filter(|o| has.iter().any(|h| h == o)).collect();
+        let results = session.run(&feed, &outputs).map_err(|e| {
+            Error::new(Code::VERIFY_INPUT, format!("the recorded inputs do not fit: {}", e.message())).at(record)
+        })?;
+        for (stage, found) in outputs.into_iter().zip(results) {
+            if let Some(expected) = recorded.get(stage) {
+                checks.push(compare(stage, &found, expected).map_err(|e| e.at(record))?);
+            }
+            values.insert(stage, found);
+        }
+    }
+    if checks.is_empty() {
+        let names: Vec<&str> = recorded.keys().map(String::as_str).collect();
+        let message = format!("no stage can be compared: the file holds {}", names.join(", "));
+        return Err(Error::new(Code::VERIFY_INPUT, message).at(record));
+    }
+    let failed: Vec<&StageCheck> = checks.iter().filter(|c| !c.passed).collect();
+    if failed.is_empty() { Ok(checks) } else { Err(mismatch(&failed, &checks).at(record)) }
+}
+
+/// All stages with their errors in one line, the failed ones first.
+fn mismatch(failed: &[&StageCheck], all: &[StageCheck]) -> Error {
+    let show = |c: &StageCheck| format!("{} {:.1e} (at most {:.0e})", c.stage, c.comparison.max_rel, c.tolerance);
+    let bad: Vec<String> = failed.iter().map(|c| show(c)).collect();
+    let good: Vec<String> = all.iter().filter(|c| c.passed).map(show).collect();
+    let rest = if good.is_empty() { String::new() } else { format!("; within: {}", good.join(", ")) };
+    let message = format!("stages differ from the record, relative error: {}{rest}", bad.join(", "));
+    Error::new(Code::VERIFY_MISMATCH, message)
+}
+
+fn compare(stage: &str, found: &Tensor, expected: &Tensor) -> Result<StageCheck> {
+    let (Tensor::F32(found), Tensor::F32(expected)) = (found, expected) else {
+        return Err(Error::new(Code::VERIFY_INPUT, format!("`{stage}` is not recorded as floats")));
+    };
+    let comparison = Comparison::of(found, expected)
+        .map_err(|e| Error::new(Code::VERIFY_MISMATCH, format!("stage `{stage}`: {e}")))?;
+    let passed = comparison.max_rel <= TOLERANCE;
+    Ok(StageCheck { stage: stage.into(), comparison, tolerance: TOLERANCE, passed })
+}
+
+/// The recorded tensors of known names: token ids and masks as int64, all else as float32.
+fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let file = Checkpoint::open(path)?;
+    let known = |name: &str| RUNS.iter().any(|(_, inputs, outputs)| inputs.contains(&name) || outputs.contains(&name));
+    let mut tensors = BTreeMap::new();
+    for (name, lazy) in file.iter().filter(|(name, _)| known(name)) {
+        let shape = lazy.shape();
+        let tensor = if name == "input_ids" || name == "attention_mask" {
+            let whole = matches!(lazy.dtype(), DType::I64 | DType::I32 | DType::U8 | DType::Bool);
+            let values = lazy.cast(DType::F64).bytes().map_err(|e| e.at(path))?.into_owned();
+            let values = values.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as i64).collect();
+            Tensor::i64(shape, values).filter(|_| whole)
+        } else {
+            Tensor::f32(shape, lazy.to_f32().map_err(|e| e.at(path))?)
+        };
+        let tensor = tensor.ok_or_else(|| {
+            Error::new(Code::VERIFY_INPUT, format!("`{name}` has an unusable type {}", lazy.dtype())).at(path)
+        })?;
+        tensors.insert(name.to_owned(), tensor);
+    }
+    Ok(tensors)
+}
