@@ -7,6 +7,8 @@ pub mod config;
 pub mod error;
 pub mod export;
 pub mod graph;
+#[cfg(feature = "runtime")]
+pub mod infer;
 pub mod model;
 pub mod onnx;
 pub mod passes;

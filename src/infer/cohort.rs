@@ -1,0 +1,195 @@
+//! Cohorts: a list of scans and reports in, a line a scan out, resumable.
+//!
+//! The list is CSV with a header: `scan`, optionally `report`, and any other columns. Paths are relative to the list.
+//! Results go to a JSON Lines file, one object a row; a row that failed has `error` instead of a label. Every line
+//! is flushed as it is made: after an interruption the same call goes on with the rows that are missing or failed.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Prediction;
+use crate::error::{Code, Error, Result};
+
+/// Largest list that is read, in bytes.
+const MAX_LIST_BYTES: u64 = 256 << 20;
+
+/// A row of a cohort list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Line in the list, from 1.
+    pub line: u64,
+    /// The scan as the list names it.
+    pub scan: String,
+    /// The report as the list names it; none where the field is empty.
+    pub report: Option<String>,
+    folder: PathBuf,
+}
+
+impl Row {
+    /// The scan's path.
+    pub fn scan_path(&self) -> PathBuf {
+        self.folder.join(&self.scan)
+    }
+
+    /// The report's path.
+    pub fn report_path(&self) -> Option<PathBuf> {
+        self.report.as_ref().map(|r| self.folder.join(r))
+    }
+
+    /// What tells rows apart in the results.
+    fn key(&self) -> (String, Option<String>) {
+        (self.scan.clone(), self.report.clone())
+    }
+}
+
+/// Reads a cohort list.
+///
+/// # Errors
+/// `list.invalid`, naming the line.
+pub fn read_list(path: &Path) -> Result<Vec<Row>> {
+    let invalid = |message: String| Error::new(Code::LIST_INVALID, message).at(path);
+    let meta = std::fs::metadata(path).map_err(|e| invalid(format!("cannot find the list: {e}")))?;
+    if !meta.is_file() || meta.len() > MAX_LIST_BYTES {
+        return Err(invalid(format!("expected a file of at most {MAX_LIST_BYTES} bytes")));
+    }
+    let mut reader =
+        csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).map_err(|e| invalid(e.to_string()))?;
+    let header = reader.headers().map_err(|e| invalid(e.to_string()))?.clone();
+    let column = |name: &str| header.iter().position(|h| h.trim_start_matches('\u{feff}') == name);
+    let scan = column("scan").ok_or_else(|| {
+        invalid(format!("the header has no column `scan`; it has {}", header.iter().collect::<Vec<_>>().join(", ")))
+    })?;
+    let report = column("report");
+    let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|e| invalid(e.to_string()))?;
+        let line = record.position().map_or(0, csv::Position::line);
+        let field = |i: usize| record.get(i).filter(|f| !f.is_empty()).map(str::to_owned);
+        let scan = field(scan).ok_or_else(|| invalid(format!("line {line} names no scan")))?;
+        rows.push(Row { line, scan, report: report.and_then(field), folder: folder.clone() });
+    }
+    Ok(rows)
+}
+
+/// A results file that grows line by line.
+pub struct Results {
+    path: PathBuf,
+    file: File,
+    done: HashSet<(String, Option<String>)>,
+}
+
+impl Results {
+    /// Opens `path`, or makes it. Rows that it holds with a label are done; failed rows and an unfinished last line
+    /// are dropped, to be tried again.
+    ///
+    /// # Errors
+    /// `list.invalid` when the file holds something else, `io` when it cannot be read or written.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut done = HashSet::new();
+        let mut kept = Vec::new();
+        if path.exists() {
+            let file = File::open(path).map_err(|e| Error::io(path, "cannot open the results", e))?;
+            let mut reader = BufReader::new(file);
+            let mut line = String::new();
+            while reader.read_line(&mut line).map_err(|e| Error::io(path, "cannot read the results", e))? > 0 {
+                if let Some(key) = line.ends_with('\n').then(|| finished(path, &line)).transpose()?.flatten() {
+                    done.insert(key);
+                    kept.extend(line.as_bytes());
+                }
+                line.clear();
+            }
+        }
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let failed = |e: std::io::Error| Error::io(path, "cannot write the results", e);
+        let mut fresh = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        fresh.write_all(&kept).map_err(failed)?;
+        fresh.persist(path).map_err(|e| failed(e.error))?;
+        let file = File::options().append(true).open(path).map_err(failed)?;
+        Ok(Self { path: path.to_path_buf(), file, done })
+    }
+
+    /// Whether a row has its result already.
+    pub fn has(&self, row: &Row) -> bool {
+        self.done.contains(&row.key())
+    }
+
+    /// Adds a row's result.
+    ///
+    /// # Errors
+    /// `io` or `disk.full`.
+    pub fn add(&mut self, row: &Row, outcome: &Result<Prediction>) -> Result<()> {
+        let line = format!("{}\n", line(row, outcome));
+        let failed = |e| Error::io(&self.path, "cannot write the results", e);
+        self.file.write_all(line.as_bytes()).and_then(|()| self.file.flush()).map_err(failed)
+    }
+}
+
+/// One line of results: the prediction under the names of the list, or the error.
+pub fn line(row: &Row, outcome: &Result<Prediction>) -> Value {
+    let mut value = match outcome {
+        Ok(prediction) => serde_json::to_value(prediction).unwrap_or_default(),
+        Err(e) => serde_json::json!({"scan": null, "report": null, "error": error_json(e)}),
+    };
+    value["scan"] = row.scan.clone().into();
+    value["report"] = row.report.clone().into();
+    value
+}
+
+/// `{"code", "message", "path"}`.
+pub fn error_json(e: &Error) -> Value {
+    let path = e.path().map(|p| p.display().to_string());
+    serde_json::json!({"code": e.code().as_str(), "message": e.message(), "path": path})
+}
+
+/// The key of a row with a label; none of a failed one.
+fn finished(path: &Path, line: &str) -> Result<Option<(String, Option<String>)>> {
+    let value: Value = serde_json::from_str(line).map_err(|e| {
+        Error::new(Code::LIST_INVALID, format!("the output exists and holds other things: {e}")).at(path)
+    })?;
+    let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    Ok(text("label").and_then(|_| text("scan")).map(|scan| (scan, text("report"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_read_with_paths_beside_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("cohort.csv");
+        std::fs::write(&list, "\u{feff}id, scan ,report\n1,a.nii,r.txt\n2,\"b,1.nii\",\n").unwrap();
+        let rows = read_list(&list).unwrap();
+        assert_eq!(rows.len(), 2);
+        assert_eq!(rows[0].report_path().unwrap(), dir.path().join("r.txt"));
+        assert_eq!((rows[1].scan.as_str(), rows[1].report.as_deref(), rows[1].line), ("b,1.nii", None, 3));
+        std::fs::write(&list, "id,report\n1,r.txt\n").unwrap();
+        assert_eq!(read_list(&list).unwrap_err().code(), Code::LIST_INVALID);
+        std::fs::write(&list, "scan,report\n,r.txt\n").unwrap();
+        assert!(read_list(&list).unwrap_err().message().contains("line 2"));
+    }
+
+    #[test]
+    fn results_go_on_after_an_interruption() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.jsonl");
+        let row = |scan: &str| Row { line: 0, scan: scan.into(), report: None, folder: PathBuf::new() };
+        let text =
+            "{\"scan\":\"a\",\"report\":null,\"label\":\"CN\"}\n{\"scan\":\"b\",\"error\":{}}\n{\"scan\":\"c\",\"la";
+        std::fs::write(&path, text).unwrap();
+        let mut results = Results::open(&path).unwrap();
+        assert!(results.has(&row("a")) && !results.has(&row("b")) && !results.has(&row("c")));
+        let error = Err(Error::new(Code::NIFTI_EMPTY, "no bytes").at("b"));
+        results.add(&row("b"), &error).unwrap();
+        let written = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(written.lines().count(), 2);
+        assert!(written.contains("nifti.empty") && written.starts_with("{\"scan\":\"a\""));
+        std::fs::write(&path, "scan,label\n").unwrap();
+        assert_eq!(Results::open(&path).err().unwrap().code(), Code::LIST_INVALID);
+    }
+}

@@ -1,0 +1,178 @@
+//! What a prediction says, and its JSON form.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde::ser::SerializeMap;
+
+use crate::bundle::{Bundle, Precision};
+use crate::error::{Code, Error, Result, Warning};
+use crate::tensor::Tensor;
+
+/// The answer for one scan.
+#[derive(Clone, Debug, Serialize)]
+pub struct Prediction {
+    /// The scan's file.
+    pub scan: PathBuf,
+    /// The report's file, where there was one; set by the caller.
+    pub report: Option<PathBuf>,
+    /// The most probable class.
+    pub label: String,
+    /// Softmax of the logits, a class each, in the bundle's order.
+    #[serde(serialize_with = "as_map")]
+    pub probabilities: Vec<(String, f64)>,
+    /// What the classifier gave.
+    pub logits: Vec<f32>,
+    /// Cosine of image and report in the space of the projections; none without a report.
+    pub similarity: Option<f32>,
+    /// What the reader should know.
+    pub warnings: Vec<Warning>,
+    /// Milliseconds a stage.
+    pub timing_ms: Timing,
+    /// The device that really computed.
+    pub device: String,
+    /// The bundle that answered.
+    pub bundle: BundleIdentity,
+    /// Every stage's tensor, where they were asked for.
+    #[serde(skip)]
+    pub tensors: Vec<(String, Tensor)>,
+}
+
+/// Which bundle answered.
+#[derive(Clone, Debug, Serialize)]
+pub struct BundleIdentity {
+    /// SHA-256 of its `bundle.json`.
+    pub sha256: String,
+    /// Its number format; those of the parts where they differ.
+    pub precision: String,
+    /// Version of the tool that made it.
+    pub version: String,
+}
+
+impl BundleIdentity {
+    /// The identity of `bundle`.
+    pub fn of(bundle: &Bundle) -> Self {
+        let parts = &bundle.manifest.parts;
+        let all: Vec<Precision> = parts.values().map(|p| p.precision).collect();
+        let precision = match all.split_first() {
+            Some((first, rest)) if rest.iter().all(|p| p == first) => first.to_string(),
+            _ => parts.iter().map(|(name, p)| format!("{name}={}", p.precision)).collect::<Vec<_>>().join(","),
+        };
+        Self { sha256: bundle.sha256.clone(), precision, version: bundle.manifest.tool.version.clone() }
+    }
+}
+
+/// Milliseconds by stage, in the order in which stages first ran.
+#[derive(Clone, Debug, Default)]
+pub struct Timing(Vec<(String, f64)>);
+
+impl Timing {
+    /// Adds to a stage.
+    pub fn add(&mut self, stage: &str, milliseconds: f64) {
+        match self.0.iter_mut().find(|(name, _)| name == stage) {
+            Some((_, total)) => *total += milliseconds,
+            None => self.0.push((stage.to_owned(), milliseconds)),
+        }
+    }
+
+    /// Adds all of another's stages.
+    pub fn merge(&mut self, other: &Self) {
+        other.0.iter().for_each(|(stage, ms)| self.add(stage, *ms));
+    }
+
+    /// Stages with their milliseconds.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(stage, ms)| (stage.as_str(), *ms))
+    }
+
+    /// Milliseconds in all.
+    pub fn total(&self) -> f64 {
+        self.0.iter().map(|(_, ms)| ms).sum()
+    }
+}
+
+impl Serialize for Timing {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (stage, ms) in self.0.iter().map(|(s, ms)| (s.as_str(), *ms)).chain([("total", self.total())]) {
+            map.serialize_entry(stage, &((ms * 1e3).round() / 1e3))?;
+        }
+        map.end()
+    }
+}
+
+fn as_map<S: serde::Serializer>(pairs: &[(String, f64)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(pairs.len()))?;
+    for (label, probability) in pairs {
+        map.serialize_entry(label, probability)?;
+    }
+    map.end()
+}
+
+impl Prediction {
+    /// The prediction that the heads' outputs make.
+    pub(super) fn new(
+        bundle: &Bundle,
+        device: &str,
+        scan: PathBuf,
+        heads: &[(String, Tensor)],
+        with_report: bool,
+    ) -> Result<Self> {
+        let wrong = |message: String| Error::new(Code::RUNTIME_RUN, message).at(&bundle.dir);
+        let values = |name: &str| heads.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.as_f32());
+        let name = if with_report { "logits" } else { "image_logits" };
+        let labels = &bundle.manifest.labels;
+        let logits = values(name).filter(|l| l.len() == labels.len());
+        let logits = logits.ok_or_else(|| wrong(format!("the heads give no `{name}` of {} classes", labels.len())))?;
+        let similarity = values("similarity").and_then(|s| s.first()).copied();
+        // An overflow on the way would end here: no label is better than a random one.
+        if let Some(bad) = logits.iter().chain(&similarity).find(|v| !v.is_finite()) {
+            return Err(wrong(format!("the model's answer for {} is {bad}: no label can be given", scan.display())));
+        }
+        let probabilities: Vec<(String, f64)> = labels.iter().cloned().zip(softmax(logits)).collect();
+        let best = probabilities.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        let label = best.map(|(label, _)| label.clone()).ok_or_else(|| wrong("the bundle has no labels".into()))?;
+        Ok(Self {
+            scan,
+            report: None,
+            label,
+            probabilities,
+            logits: logits.to_vec(),
+            similarity,
+            warnings: Vec::new(),
+            timing_ms: Timing::default(),
+            device: device.to_owned(),
+            bundle: BundleIdentity::of(bundle),
+            tensors: Vec::new(),
+        })
+    }
+}
+
+/// Softmax in f64.
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f64> = logits.iter().map(|l| f64::from(l - largest).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    exps.into_iter().map(|e| e / sum).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn softmax_of_large_logits() {
+        let p = softmax(&[1000.0, 1001.0, -1000.0]);
+        assert!((p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        assert!((p[1] / p[0] - std::f64::consts::E).abs() < 1e-9 && p[2] == 0.0);
+    }
+
+    #[test]
+    fn timing_sums_by_stage_in_order() {
+        let mut timing = Timing::default();
+        timing.add("b", 1.5);
+        timing.add("a", 1.0);
+        timing.add("b", 0.5);
+        assert_eq!(serde_json::to_string(&timing).unwrap(), r#"{"b":2.0,"a":1.0,"total":3.0}"#);
+    }
+}
