@@ -3,6 +3,8 @@
 pub mod batch;
 pub mod bundle;
 pub mod checkpoint;
+#[cfg(all(feature = "cli", feature = "runtime"))]
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod export;

@@ -14,6 +14,11 @@ pub trait Progress {
         let _ = bytes;
     }
 
+    /// A line of results worth seeing even when the work fails.
+    fn line(&mut self, text: &str) {
+        let _ = text;
+    }
+
     /// Something to know that does not stop the work.
     fn warn(&mut self, warning: &Warning) {
         let _ = warning;

@@ -273,7 +273,7 @@ fn check(
     match &plan.verify {
         Some(record) => {
             progress.step("comparing with the recorded PyTorch outputs", None);
-            verify::check(plan, record, staging)
+            verify::check(plan, record, staging, progress)
         }
         None => Ok(Vec::new()),
     }

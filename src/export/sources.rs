@@ -11,6 +11,9 @@ use crate::error::{Code, Error, Result};
 /// Names of the trained checkpoint inside a model folder.
 const ADAPTER_FILES: [&str; 3] = ["adapter.pt", "adapter.safetensors", "adapter.pt2"];
 
+/// Names of the vision transformer's folder inside a model folder; the first that is there is taken.
+const VISION_FOLDERS: [&str; 2] = ["m3d", "m3d-clip"];
+
 /// The files and folders of an export.
 #[derive(Clone, Debug)]
 pub struct Sources {
@@ -25,8 +28,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The parts of a model folder: `config.json`, `adapter.{pt,safetensors,pt2}`, `m3d/`, `llama/`. Only the adapter
-    /// is searched for; the others may be replaced before [`super::run`].
+    /// The parts of a model folder: `config.json`, `adapter.{pt,safetensors,pt2}`, `m3d/` (or
+    /// `m3d-clip/`), `llama/`. Each may be replaced before [`super::run`].
     ///
     /// # Errors
     /// `checkpoint.format` when there are two adapters.

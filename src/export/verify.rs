@@ -12,6 +12,7 @@ use super::{Plan, StageCheck};
 use crate::bundle::Staging;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Code, Error, Result};
+use crate::progress::Progress;
 use crate::runtime::{Device, Runtime, Session, SessionOptions};
 use crate::tensor::{Comparison, DType, Tensor};
 
@@ -30,7 +31,12 @@ const RUNS: [(&str, &[&str], &[&str]); 4] = [
 ///
 /// # Errors
 /// `verify.mismatch` with the table when a stage misses its tolerance; `verify.input` when nothing can be compared.
-pub(super) fn check(plan: &Plan, record: &Path, staging: &Staging) -> Result<Vec<StageCheck>> {
+pub(super) fn check(
+    plan: &Plan,
+    record: &Path,
+    staging: &Staging,
+    progress: &mut dyn Progress,
+) -> Result<Vec<StageCheck>> {
     let recorded = read(record)?;
     let runtime = Runtime::load(plan.library.as_deref())?;
     let options = SessionOptions { device: Device::Cpu, threads: plan.threads, optimize: true };
@@ -60,16 +66,24 @@ pub(super) fn check(plan: &Plan, record: &Path, staging: &Staging) -> Result<Vec
         return Err(Error::new(Code::VERIFY_INPUT, message).at(record));
     }
     let failed: Vec<&StageCheck> = checks.iter().filter(|c| !c.passed).collect();
-    if failed.is_empty() { Ok(checks) } else { Err(mismatch(&failed, &checks).at(record)) }
+    if failed.is_empty() {
+        return Ok(checks);
+    }
+    for check in &checks {
+        let verdict = if check.passed { "ok" } else { "FAILED" };
+        let c = &check.comparison;
+        progress.line(&format!(
+            "{:<12} max {:.1e}  relative {:.1e}  allowed {:.0e}  cosine {:.7}  {verdict}",
+            check.stage, c.max_abs, c.max_rel, check.tolerance, c.cosine
+        ));
+    }
+    Err(mismatch(&failed).at(record))
 }
 
-/// All stages with their errors in one line, the failed ones first.
-fn mismatch(failed: &[&StageCheck], all: &[StageCheck]) -> Error {
-    let show = |c: &StageCheck| format!("{} {:.1e} (at most {:.0e})", c.stage, c.comparison.max_rel, c.tolerance);
-    let bad: Vec<String> = failed.iter().map(|c| show(c)).collect();
-    let good: Vec<String> = all.iter().filter(|c| c.passed).map(show).collect();
-    let rest = if good.is_empty() { String::new() } else { format!("; within: {}", good.join(", ")) };
-    let message = format!("stages differ from the record, relative error: {}{rest}", bad.join(", "));
+fn mismatch(failed: &[&StageCheck]) -> Error {
+    let show = |c: &&StageCheck| format!("{} {:.1e} (at most {:.0e})", c.stage, c.comparison.max_rel, c.tolerance);
+    let bad: Vec<String> = failed.iter().map(show).collect();
+    let message = format!("stages differ from the record, relative error: {}", bad.join(", "));
     Error::new(Code::VERIFY_MISMATCH, message)
 }
 

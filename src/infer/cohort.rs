@@ -140,6 +140,33 @@ pub fn line(row: &Row, outcome: &Result<Prediction>) -> Value {
     value
 }
 
+/// The lines of a results file as CSV: `scan, report, label`, a probability a class, `similarity`, `warnings`, `error`.
+///
+/// # Errors
+/// `io` when the file cannot be read, `list.invalid` when a line is not ours.
+pub fn to_csv(results: &Path, labels: &[String]) -> Result<Vec<u8>> {
+    let text = std::fs::read_to_string(results).map_err(|e| Error::io(results, "cannot read the results", e))?;
+    let invalid = |e: &dyn std::fmt::Display| Error::new(Code::LIST_INVALID, e.to_string()).at(results);
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let classes = labels.iter().map(|label| format!("p_{label}"));
+    let names = ["scan", "report", "label"].map(str::to_owned).into_iter().chain(classes);
+    let names = names.chain(["similarity", "warnings", "error"].map(str::to_owned));
+    writer.write_record(names).map_err(|e| invalid(&e))?;
+    for line in text.lines() {
+        let value: Value = serde_json::from_str(line).map_err(|e| invalid(&e))?;
+        let text = |v: &Value| v.as_str().map_or_else(String::new, str::to_owned);
+        let number = |v: &Value| v.as_f64().map_or_else(String::new, |n| n.to_string());
+        let warnings = value["warnings"].as_array().into_iter().flatten().map(|w| text(&w["code"]));
+        let mut record = ["scan", "report", "label"].map(|name| text(&value[name])).to_vec();
+        record.extend(labels.iter().map(|label| number(&value["probabilities"][label])));
+        record.push(number(&value["similarity"]));
+        record.push(warnings.collect::<Vec<_>>().join(" "));
+        record.push(text(&value["error"]["code"]));
+        writer.write_record(record).map_err(|e| invalid(&e))?;
+    }
+    writer.into_inner().map_err(|e| invalid(&e))
+}
+
 /// `{"code", "message", "path"}`.
 pub fn error_json(e: &Error) -> Value {
     let path = e.path().map(|p| p.display().to_string());

@@ -1,0 +1,132 @@
+//! `ba-export`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+
+use super::progress::Bar;
+use super::{Common, finish, print, render, tell};
+use crate::bundle::Precision;
+use crate::error::{Code, Error, Result};
+use crate::export::{self, Plan, Sources};
+
+const EXAMPLES: &str = "\
+Examples:
+  ba-export                                    ./checkpoints to ./onnx
+  ba-export --model study7 -o bundles/study7   another model folder, another place
+  ba-export --vision M3D-CLIP --text Llama-2-7b-hf
+                                               single parts from elsewhere
+  ba-export --verify expected.safetensors      fail unless PyTorch's recorded stages are reproduced
+
+The model folder holds config.json, adapter.pt (or .safetensors), m3d/ and llama/.";
+
+/// Turns PyTorch checkpoints into an ONNX bundle for ba-infer.
+#[derive(Parser, Debug)]
+#[command(name = "ba-export", version, after_help = EXAMPLES)]
+struct Args {
+    /// Folder of config.json, the adapter, m3d/ and llama/
+    #[arg(long, env = "BA_MODEL", default_value = "checkpoints", value_name = "DIR")]
+    model: PathBuf,
+    /// Number format of the graphs
+    #[arg(long, default_value = "none", value_name = "FORMAT")]
+    quantize: Quantize,
+    /// Folder that the bundle becomes; an old bundle there is replaced
+    #[arg(short, long, default_value = "onnx", value_name = "DIR")]
+    output: PathBuf,
+    /// Scans and reports to compare the bundle on with the plain fp32 graphs [default: ./calibration]
+    #[arg(long, value_name = "DIR")]
+    calibration: Option<PathBuf>,
+    /// Model configuration, instead of the folder's
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Trained adapter and heads, instead of the folder's
+    #[arg(long, value_name = "FILE")]
+    adapter: Option<PathBuf>,
+    /// Vision transformer, instead of the folder's
+    #[arg(long, value_name = "PATH")]
+    vision: Option<PathBuf>,
+    /// Language model, instead of the folder's
+    #[arg(long, value_name = "PATH")]
+    text: Option<PathBuf>,
+    /// Stage outputs recorded in PyTorch (safetensors) that the bundle must reproduce
+    #[arg(long, value_name = "FILE")]
+    verify: Option<PathBuf>,
+    /// Install into a folder that holds other files (which stay)
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Quantize {
+    /// float32
+    None,
+    /// half precision (not yet)
+    Fp16,
+    /// 8-bit integers (not yet)
+    Int8,
+    /// 4-bit integers (not yet)
+    Int4,
+}
+
+/// Runs `ba-export` with the process's arguments.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let json = args.common.json;
+    finish(run(args), json)
+}
+
+fn run(args: Args) -> Result<()> {
+    let plan = plan(&args)?;
+    let mut bar = Bar::new(args.common.quiet, args.common.verbose);
+    let outcome = export::run(&plan, &mut bar);
+    drop(bar);
+    if args.common.verbose {
+        tell(&args.common, crate::runtime::take_log());
+    }
+    let summary = outcome?;
+    if args.common.json {
+        let json = serde_json::to_string(&summary).map_err(|e| Error::new(Code::IO, e.to_string()))?;
+        return print(&format!("{json}\n"));
+    }
+    print(&render::export(&summary, args.common.verbose))
+}
+
+fn plan(args: &Args) -> Result<Plan> {
+    if args.quantize != Quantize::None {
+        let name = format!("{:?}", args.quantize).to_lowercase();
+        let message = format!("--quantize {name} is not available yet; --quantize none (fp32) is");
+        return Err(Error::new(Code::QUANTIZE_UNSUPPORTED, message));
+    }
+    let mut sources = match &args.adapter {
+        // A named adapter settles which of the folder's is meant.
+        Some(adapter) => Sources::with_adapter(&args.model, adapter.clone()),
+        None => Sources::in_folder(&args.model)?,
+    };
+    let overrides =
+        [(&args.config, &mut sources.config), (&args.vision, &mut sources.vision), (&args.text, &mut sources.text)];
+    for (given, slot) in overrides {
+        if let Some(path) = given {
+            slot.clone_from(path);
+        }
+    }
+    let calibration = match &args.calibration {
+        Some(folder) if !folder.is_dir() => {
+            return Err(Error::new(Code::CALIBRATION_INPUT, "there is no such calibration folder").at(folder));
+        }
+        Some(folder) => folder.clone(),
+        None => PathBuf::from("calibration"),
+    };
+    Ok(Plan {
+        sources,
+        output: args.output.clone(),
+        precision: Precision::Fp32,
+        calibration: Some(calibration),
+        verify: args.verify.clone(),
+        force: args.force,
+        library: args.common.ort_lib.clone(),
+        threads: args.common.threads(),
+    })
+}

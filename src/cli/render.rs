@@ -1,0 +1,166 @@
+//! Results as text for people.
+
+use std::fmt::Write;
+
+use crate::bundle::Parity;
+use crate::export::{StageCheck, Summary};
+use crate::infer::Prediction;
+
+/// Width of the longest probability bar.
+const BAR: f64 = 40.0;
+
+/// A table with columns as wide as their longest cell; numbers (all columns but the first) are right-aligned.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row
+            .iter()
+            .enumerate()
+            .map(
+                |(c, cell)| {
+                    if c == 0 { format!("{cell:<w$}", w = widths[c]) } else { format!("{cell:>w$}", w = widths[c]) }
+                },
+            )
+            .collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    text
+}
+
+/// `1,234,567`.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `12.3 MB`, in powers of ten as disks are sold.
+fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB"] {
+        if value < 999.5 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.2} GB")
+}
+
+/// What an export made.
+pub(super) fn export(summary: &Summary, verbose: bool) -> String {
+    let mut rows =
+        vec![["part", "parameters", "precision", "size", "max error", "cosine", "seconds"].map(str::to_owned).to_vec()];
+    for part in &summary.parts {
+        let (error, cosine) = match &part.record.parity {
+            Parity::Checked { worst, .. } => (format!("{:.1e}", worst.max_abs), format!("{:.7}", worst.cosine)),
+            Parity::NotChecked(_) => ("not checked".into(), "-".into()),
+        };
+        rows.push(vec![
+            part.part.clone(),
+            thousands(part.record.parameters),
+            part.record.precision.to_string(),
+            size(part.record.bytes),
+            error,
+            cosine,
+            format!("{:.2}", part.seconds),
+        ]);
+    }
+    let mut text = table(&rows);
+    let _ = writeln!(text, "\nmax error, cosine: against the plain fp32 graphs, on the calibration inputs");
+    for part in &summary.parts {
+        if let Parity::NotChecked(why) = &part.record.parity {
+            let _ = writeln!(text, "not checked: {} ({why})", part.part);
+        }
+    }
+    if !summary.verified.is_empty() {
+        let _ = write!(text, "\n{}", stages(&summary.verified));
+    }
+    text.push('\n');
+    for source in &summary.sources {
+        let short: String = source.sha256.chars().take(12).collect();
+        let _ = writeln!(text, "from {:<9} {}  {}  sha256 {short}", source.role, source.name, size(source.bytes));
+    }
+    if !summary.skipped.is_empty() {
+        let _ = writeln!(
+            text,
+            "{} tensors of the checkpoints are not part of the model and were skipped",
+            summary.skipped.len()
+        );
+        if verbose {
+            text.extend(summary.skipped.iter().map(|name| format!("  {name}\n")));
+        }
+    }
+    let _ = writeln!(text, "bundle: {} ({:.1} s)", summary.output.display(), summary.seconds);
+    text
+}
+
+/// Stages against a record.
+pub(super) fn stages(checks: &[StageCheck]) -> String {
+    let mut rows = vec![["stage", "max error", "relative", "allowed", "cosine", ""].map(str::to_owned).to_vec()];
+    for check in checks {
+        rows.push(vec![
+            check.stage.clone(),
+            format!("{:.1e}", check.comparison.max_abs),
+            format!("{:.1e}", check.comparison.max_rel),
+            format!("{:.0e}", check.tolerance),
+            format!("{:.7}", check.comparison.cosine),
+            if check.passed { "ok" } else { "FAILED" }.into(),
+        ]);
+    }
+    table(&rows)
+}
+
+/// A prediction as a person reads it.
+pub(super) fn prediction(p: &Prediction, tokens: Option<usize>) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "scan        {}", p.scan.display());
+    text += &match (&p.report, tokens) {
+        (Some(report), Some(n)) => format!("report      {} ({n} tokens)\n", report.display()),
+        _ => "report      none: answered by the image-only classifier\n".to_owned(),
+    };
+    let _ = writeln!(text, "label       {}\n", p.label);
+    let width = p.probabilities.iter().map(|(l, _)| l.chars().count()).max().unwrap_or(0);
+    for (label, probability) in &p.probabilities {
+        let bar = "█".repeat((probability * BAR).round() as usize);
+        let _ = writeln!(text, "  {label:<width$}  {probability:.3}  {bar}");
+    }
+    text.push('\n');
+    if let Some(similarity) = p.similarity {
+        let _ = writeln!(text, "similarity  {similarity:+.3} (cosine of image and report)");
+    }
+    let stages: Vec<String> = p.timing_ms.iter().map(|(stage, ms)| format!("{stage} {ms:.0}")).collect();
+    let _ = writeln!(text, "time        {:.0} ms ({})", p.timing_ms.total(), stages.join(", "));
+    let short: String = p.bundle.sha256.chars().take(12).collect();
+    let _ = writeln!(text, "ran on      {}, {}, bundle {short}", p.device, p.bundle.precision);
+    for warning in &p.warnings {
+        let _ = writeln!(text, "warning     {} [{}]", warning.message, warning.code);
+    }
+    let _ = writeln!(text, "\n{}", super::RESEARCH_USE);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(
+            ["0", "999", "1,000", "6,738,415,616"],
+            [0, 999, 1000, 6_738_415_616].map(thousands).each_ref().map(String::as_str)
+        );
+        assert_eq!(
+            ["0 B", "999 B", "1.0 kB", "350.5 MB", "13.48 GB"],
+            [0, 999, 1000, 350_500_000, 13_480_000_000].map(size).each_ref().map(String::as_str)
+        );
+    }
+}
