@@ -41,7 +41,18 @@ impl Sources {
             return Err(Error::new(Code::CHECKPOINT_FORMAT, message).at(folder));
         }
         let adapter = adapters.into_iter().next().unwrap_or_else(|| folder.join(ADAPTER_FILES[0]));
-        Ok(Self { config: folder.join("config.json"), adapter, vision: folder.join("m3d"), text: folder.join("llama") })
+        Ok(Self::with_adapter(folder, adapter))
+    }
+
+    /// As [`Self::in_folder`], with the adapter from elsewhere.
+    pub fn with_adapter(folder: &Path, adapter: PathBuf) -> Self {
+        let vision = VISION_FOLDERS.map(|f| folder.join(f)).into_iter().find(|p| p.is_dir());
+        Self {
+            config: folder.join("config.json"),
+            adapter,
+            vision: vision.unwrap_or_else(|| folder.join(VISION_FOLDERS[0])),
+            text: folder.join("llama"),
+        }
     }
 
     /// Opens everything.
