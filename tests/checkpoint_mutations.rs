@@ -79,4 +79,15 @@ fn damaged_files_load_or_fail() {
     }
     eprintln!("{loaded} loaded, {refused} refused");
     assert!(loaded > 0 && refused > 0);
+    // The files have 40 kB at most; an expanded view may stream 16 MB, in chunks of 1 MB.
+    if let Some(peak) = peak_memory() {
+        assert!(peak < 200 << 20, "{peak} bytes at the peak");
+    }
+}
+
+/// The most memory that this process has had resident, in bytes, where the system tells.
+fn peak_memory() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<usize>().ok()? << 10)
 }
