@@ -1,5 +1,8 @@
 //! Files made to do harm, and files that are none: an error with the right code, one line, naming the file; nothing run.
 
+// Clippy knows the bodies of tests, not their helpers.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 use std::path::{Path, PathBuf};
 
 use brain_adapter::checkpoint::Checkpoint;
@@ -67,7 +70,8 @@ fn hostile_files_are_refused_by_name() {
     if all.exists() {
         assert_eq!(check(&all), FILES.len());
         let found = Checkpoint::open(all.join("nan_weight.pt")).unwrap();
-        let weight = found.get("adapter.residual.conv1.weight").unwrap().checked_finite("adapter.residual.conv1.weight");
+        let weight =
+            found.get("adapter.residual.conv1.weight").unwrap().checked_finite("adapter.residual.conv1.weight");
         assert_eq!(weight.to_f32().unwrap_err().code(), Code::CHECKPOINT_NONFINITE);
     } else {
         eprintln!("skipped: {} is not there", all.display());
@@ -135,8 +139,8 @@ fn every_way_to_name_a_global_is_refused() {
 fn malformed_pickles_are_refused() {
     let torch = b"ctorch._utils\n_rebuild_tensor_v2\n";
     let persistent = |numel: &[u8], rest: &[u8]| {
-        let head: &[u8] = b"}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\00X\x03\0\0\0cpu";
-        [head, numel, b"NtQ", rest, b"ttRs."].concat()
+        let head: &[u8] = b"}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0\x30X\x03\0\0\0cpu";
+        [head, numel, b"NtQ", rest, b"tRs."].concat()
     };
     let cases: Vec<Vec<u8>> = vec![
         b".".to_vec(),
@@ -161,16 +165,25 @@ fn malformed_pickles_are_refused() {
         [&torch[..], b")R."].concat(),
         [&torch[..], b"(NK\x00))tR."].concat(),
         b"ctorch\nFloatStorage\n)R.".to_vec(),
-        persistent(b"J\xff\xff\xff\xff", b"K\x00))"),
-        persistent(b"K\x04", b"J\xff\xff\xff\xff))"),
-        persistent(b"K\x04", b"K\x00K\x04\x85)"),
-        // The storage is not in the file.
-        persistent(b"K\x04", b"K\x00K\x04\x85K\x01\x85"),
     ];
     for object in cases {
         let (code, line) = refusal(&object);
         let bad = [Code::CHECKPOINT_CORRUPT, Code::CHECKPOINT_FORMAT].contains(&code);
         assert!(bad, "{line} [{code}] {:?}", String::from_utf8_lossy(&object));
+    }
+    for (numel, rest, words) in [
+        (&b"J\xff\xff\xff\xff"[..], &b"K\x00))"[..], "persistent id"),
+        (b"K\x04", b"J\xff\xff\xff\xff))", "offset"),
+        (b"K\x04", b"K\x00K\x04\x85)", "shape and strides"),
+        (
+            b"K\x04",
+            b"K\x00(K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01t2",
+            "up to 16",
+        ),
+        (b"K\x04", b"K\x00K\x04\x85K\x01\x85", "not in the file"),
+    ] {
+        let (code, line) = refusal(&persistent(numel, rest));
+        assert!(code == Code::CHECKPOINT_CORRUPT && line.contains(words), "{line}");
     }
     // No tensors is a matter of format; the state of a cyclic dict is none.
     for object in [&b"}."[..], b"].", b"N.", b"}q\0X\x05\0\0\0modelh\0s.", b"]q\0h\0a.", b"(lp0\ng0\na."] {
@@ -202,10 +215,19 @@ fn claims_of_size_allocate_nothing() {
         let _ = Checkpoint::from_bytes(legacy(&deep), "deep.pt").unwrap_err();
     }
     // Lists of the list before, ten times each: 10^100000 items if they were copied.
-    let bomb = [b"(l".to_vec(), b"q\x00(h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00l".repeat(100_000), b".".to_vec()].concat();
+    let bomb =
+        [b"(l".to_vec(), b"q\x00(h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00l".repeat(100_000), b".".to_vec()]
+            .concat();
     let _ = Checkpoint::from_bytes(legacy(&bomb), "bomb.pt").unwrap_err();
     // A long list copied again and again through a constructor.
-    let copies = [b"(".to_vec(), b"N".repeat(100_000), b"lq\x00".to_vec(), b"ctorch\nSize\nh\x00\x85R".repeat(10_000), b".".to_vec()].concat();
+    let copies = [
+        b"(".to_vec(),
+        b"N".repeat(100_000),
+        b"lq\x00".to_vec(),
+        b"ctorch\nSize\nh\x00\x85R".repeat(10_000),
+        b".".to_vec(),
+    ]
+    .concat();
     let (code, line) = refusal(&copies);
     assert!(code == Code::CHECKPOINT_CORRUPT && line.contains("copies"), "{line}");
     // More objects than any checkpoint has.
@@ -249,7 +271,10 @@ fn safetensors_offsets_near_the_end_of_the_address_space() {
     let mut at = 0u64;
     for i in 0..15u64 {
         let end = at + (1 << 60);
-        entries.insert(format!("t{i}"), serde_json::json!({"dtype": "U8", "shape": [1u64 << 60], "data_offsets": [at, end]}));
+        entries.insert(
+            format!("t{i}"),
+            serde_json::json!({"dtype": "U8", "shape": [1u64 << 60], "data_offsets": [at, end]}),
+        );
         at = end;
     }
     let last = u64::MAX;
@@ -258,4 +283,46 @@ fn safetensors_offsets_near_the_end_of_the_address_space() {
     let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 7]].concat();
     let error = Checkpoint::from_bytes(file, "huge.safetensors").unwrap_err();
     assert_eq!(error.code(), Code::CHECKPOINT_TRUNCATED, "{error}");
+}
+
+#[test]
+fn shared_entries_take_no_quadratic_time() {
+    let started = std::time::Instant::now();
+    // Dicts of 200,000 entries `model`, each of them the next such dict.
+    let mut nested = b"}q\x01X\x05\0\0\0modelq\x0000".to_vec();
+    for i in 1..6u8 {
+        nested.extend_from_slice(b"}q");
+        nested.push(i + 1);
+        nested.push(b'(');
+        nested.extend_from_slice(&[b'h', 0, b'h', i].repeat(200_000));
+        nested.extend_from_slice(b"u0");
+    }
+    nested.extend_from_slice(b"h\x06.");
+    assert_eq!(refusal(&nested).0, Code::CHECKPOINT_FORMAT);
+    // A name of 2 MB, of 200,000 entries.
+    let long = [
+        b"X\x80\x84\x1e\0".to_vec(),
+        vec![b'x'; 2_000_000],
+        b"q\x000}(".to_vec(),
+        b"h\x00N".repeat(200_000),
+        b"u.".to_vec(),
+    ]
+    .concat();
+    assert_eq!(refusal(&long).0, Code::CHECKPOINT_FORMAT);
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+}
+
+#[test]
+#[cfg(unix)]
+fn a_large_truncated_archive_is_refused_at_once() {
+    // 8 GB, all but the first bytes a hole.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pytorch_model.bin");
+    let good = std::fs::read(root("tests/data/checkpoint/extra/dtypes_p2.pt")).unwrap();
+    std::fs::write(&path, &good[..4000]).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8 << 30).unwrap();
+    let started = std::time::Instant::now();
+    let error = Checkpoint::open(&path).unwrap_err();
+    assert_eq!(error.code(), Code::CHECKPOINT_TRUNCATED, "{error}");
+    assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());
 }

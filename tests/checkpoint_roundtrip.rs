@@ -1,5 +1,8 @@
 //! What is written is read back; what PyTorch makes at random is read as PyTorch reads it; large files stay on disk.
 
+// Clippy knows the bodies of tests, not their helpers.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -95,7 +98,8 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     assert_eq!(std::fs::read(&path).unwrap(), before);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 
-    let twice = [("a".to_owned(), LazyTensor::from_i64(&[1], &[7])), ("a".to_owned(), LazyTensor::from_i64(&[1], &[8]))];
+    let twice =
+        [("a".to_owned(), LazyTensor::from_i64(&[1], &[7])), ("a".to_owned(), LazyTensor::from_i64(&[1], &[8]))];
     assert_eq!(write_safetensors(&path, twice, &BTreeMap::new()).unwrap_err().code(), Code::CHECKPOINT_CORRUPT);
     let error = write_safetensors(folder.path().join("no/w"), [], &BTreeMap::new()).unwrap_err();
     assert_eq!(error.code(), Code::IO);
