@@ -121,6 +121,52 @@ fn shared_meta_layout_equals_the_hugging_face_one() {
 }
 
 #[test]
+fn shards_may_be_torch_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::copy(data("extra/dtypes_p2.pt"), at("pytorch_model-00001-of-00002.bin")).unwrap();
+    std::fs::copy(data("extra/dtypes_legacy.pt"), at("pytorch_model-00002-of-00002.bin")).unwrap();
+    let map = serde_json::json!({"weight_map": {
+        "uint16": "pytorch_model-00001-of-00002.bin", "stepped": "pytorch_model-00002-of-00002.bin"}});
+    std::fs::write(at("pytorch_model.bin.index.json"), map.to_string()).unwrap();
+    let expected = open(data("extra/dtypes.safetensors")).subset(|name| ["uint16", "stepped"].contains(&name));
+    let found = open(folder.path());
+    assert_same(&found, &expected);
+    assert_eq!(found.files().len(), 3);
+    assert!(found.skipped().iter().any(|s| s.name == "float32" && s.why.contains("not in the index")));
+    std::fs::remove_file(at("pytorch_model-00002-of-00002.bin")).unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap_err();
+    assert_eq!(error.code(), Code::CHECKPOINT_NOT_FOUND);
+    assert!(error.message().contains("1 of its 2 shards are missing: pytorch_model-00002-of-00002.bin"), "{error}");
+}
+
+#[test]
+fn meta_slices_that_disagree_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |from: &str, to: &str| std::fs::copy(data("extra/meta").join(from), folder.path().join(to)).map(|_| ());
+    copy("params.json", "params.json").unwrap();
+    copy("consolidated.00.pth", "consolidated.00.pth").unwrap();
+    // One slice of two: the heads do not add up.
+    let error = Checkpoint::open(folder.path()).unwrap_err();
+    assert!(error.code() == Code::CHECKPOINT_CORRUPT && error.message().contains("expected 2 heads of 4"), "{error}");
+    copy("consolidated.01.pth", "consolidated.02.pth").unwrap();
+    assert_eq!(Checkpoint::open(folder.path()).unwrap_err().code(), Code::CHECKPOINT_NOT_FOUND);
+    std::fs::remove_file(folder.path().join("consolidated.02.pth")).unwrap();
+    // A norm that is not a copy: its last byte, found by its value in the first slice.
+    let mut slice = std::fs::read(data("extra/meta/consolidated.01.pth")).unwrap();
+    let hf = open(data("extra/meta/hf.safetensors"));
+    let norm = hf.get("model.norm.weight").unwrap().bytes().unwrap();
+    let at = slice.windows(norm.len()).position(|w| w == &*norm).unwrap();
+    slice[at] ^= 1;
+    std::fs::write(folder.path().join("consolidated.01.pth"), slice).unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap_err();
+    assert!(error.message().contains("`norm.weight`") && error.message().contains("copies differ"), "{error}");
+    std::fs::remove_file(folder.path().join("params.json")).unwrap();
+    std::fs::remove_file(folder.path().join("consolidated.01.pth")).unwrap();
+    assert!(Checkpoint::open(folder.path()).unwrap_err().message().contains("params.json"));
+}
+
+#[test]
 fn shared_shards_join() {
     let Some(folder) = shared("tiny-gqa-bf16-sharded/llama") else { return };
     let found = open(&folder);

@@ -326,3 +326,22 @@ fn a_large_truncated_archive_is_refused_at_once() {
     assert_eq!(error.code(), Code::CHECKPOINT_TRUNCATED, "{error}");
     assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());
 }
+
+#[test]
+fn big_endian_files_are_refused() {
+    let read = |name: &str| std::fs::read(root("tests/data/checkpoint/extra").join(name)).unwrap();
+    let replaced = |name: &str, from: &[u8], to: &[u8]| {
+        let mut bytes = read(name);
+        // The last one: an export archive holds another archive, that of its sample inputs.
+        let at = bytes.windows(from.len()).rposition(|w| w == from).unwrap();
+        bytes[at..at + from.len()].copy_from_slice(to);
+        Checkpoint::from_bytes(bytes, name).unwrap_err()
+    };
+    for error in [
+        replaced("dtypes_p2.pt", b"little", b"big   "),
+        replaced("adapter.pt2", b"little", b"big   "),
+        replaced("dtypes_legacy.pt", b"little_endianq\x02\x88", b"little_endianq\x02\x89"),
+    ] {
+        assert!(error.code() == Code::CHECKPOINT_FORMAT && error.message().contains("big-endian"), "{error}");
+    }
+}

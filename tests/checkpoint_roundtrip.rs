@@ -153,6 +153,34 @@ fn streaming_a_large_file_keeps_it_on_disk() {
     assert!(most < before + (40 << 20), "{before} bytes of files resident before, {most} then");
 }
 
+/// A checkpoint of any size, every matrix of it transposed: `BA_CHECKPOINT=DIR cargo test --release --test
+/// checkpoint_roundtrip any_checkpoint -- --nocapture`.
+#[test]
+#[cfg(target_os = "linux")]
+fn any_checkpoint_streams_in_bounded_memory() {
+    let Ok(path) = std::env::var("BA_CHECKPOINT") else {
+        eprintln!("skipped: BA_CHECKPOINT does not name a checkpoint");
+        return;
+    };
+    let started = std::time::Instant::now();
+    let file = Checkpoint::open(path).unwrap();
+    eprintln!("opened in {:?}: {file:?}", started.elapsed());
+    let (mut bytes, mut largest) = (0u64, 0);
+    for (_, tensor) in file.iter() {
+        largest = largest.max(tensor.byte_len());
+        let tensor = if tensor.shape().len() == 2 { tensor.transposed() } else { tensor.clone() };
+        tensor
+            .stream(&mut |chunk| {
+                bytes += chunk.len() as u64;
+                Ok(())
+            })
+            .unwrap();
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
+    eprintln!("{bytes} bytes in {:?}; largest tensor {largest} bytes; {peak}", started.elapsed());
+}
+
 /// Random state dicts, saved in every way; prints one folder per case.
 const SCRIPT: &str = r#"
 import random, sys, torch
