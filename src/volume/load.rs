@@ -34,11 +34,10 @@ pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Re
     });
     warnings.extend(field_of_view(&axes, &orientation, &grid));
     let [ni, nj, nk] = grid.shape;
-    let strides = orientation.world.map(|w| [1, ni, ni * nj][w]);
     let out = zeroed(ni * nj * nk)?;
     let mut consumer = Consumer {
         decoder: Decoder::new(header.datatype, header.big, header.scaling),
-        resampler: Resampler::new(header.shape, axes, strides, out),
+        resampler: Resampler::new(header.shape, axes, orientation.world, grid.shape, out),
         values: Vec::new(),
         source: Range::EMPTY,
         nonfinite: 0,
