@@ -29,6 +29,8 @@ fn a_saved_volume_reads_back_unchanged() {
         assert_eq!((back.source.axcodes.as_str(), back.source.transform.as_str()), ("RAS", "sform"));
         assert_eq!((back.source.datatype.as_str(), back.source.gzip), ("float32", name.ends_with("gz")));
         assert!(back.warnings.is_empty(), "{:?}", back.warnings);
+        let header = nifti::NiftiHeader::from_file(&path).unwrap();
+        assert_eq!((header.sform_code, header.qform_code, header.xyzt_units), (2, 0, 2));
         for (a, b) in back.source.affine.iter().flatten().zip(conformed.affine.iter().flatten()) {
             assert!((a - b).abs() < 1e-5);
         }
