@@ -96,6 +96,11 @@ fn one_volume_of_several() {
     for file in [bytes.clone(), gzip(&bytes, 1)] {
         assert_eq!(volume::read_bytes(&file, &options(Some(1))).unwrap_err().code(), Code::NIFTI_TRUNCATED);
     }
+    // a thousand million volumes claimed: not worth unpacking for
+    bytes[40..42].copy_from_slice(&5i16.to_le_bytes());
+    bytes[48..52].copy_from_slice(&[0xff, 0x7f, 0xff, 0x7f]);
+    let e = volume::read_bytes(&gzip(&bytes, 1), &options(Some(1_000_000_000))).unwrap_err();
+    assert_eq!(e.code(), Code::NIFTI_TOO_LARGE);
     assert_eq!(volume::read_bytes(&single, &options(Some(0))).unwrap().voxels, expected);
     assert_eq!(volume::read_bytes(&single, &options(Some(1))).unwrap_err().code(), Code::NIFTI_VOLUMES);
 }

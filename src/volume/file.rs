@@ -13,6 +13,9 @@ use super::sniff;
 use super::stream::{Input, Stream, Tail};
 use crate::error::{Code, Error, Result, Warning};
 
+/// Bytes unpacked at most to reach a later volume: four times the longest functional runs in use.
+const MAX_SKIP: u64 = 16 << 30;
+
 /// A scan ready to stream.
 pub(super) struct Scan<'a> {
     pub header: Header,
@@ -219,6 +222,11 @@ fn position<'a>(
         ));
     }
     let start = header.offset + bytes * chosen;
+    if stream.is_gzip() && start > MAX_SKIP {
+        let text =
+            format!("volume {chosen} begins after {start} bytes, at most {MAX_SKIP} are unpacked: extract it first");
+        return Err(Error::new(Code::NIFTI_TOO_LARGE, text));
+    }
     // The walk over the extensions never passes the data offset by more than the extender.
     let skip = start.saturating_sub(stream.position());
     let skipped = stream.skip(skip)?;
