@@ -106,6 +106,21 @@ fn one_volume_of_several() {
 }
 
 #[test]
+fn a_damaged_container_explains_odd_voxels() {
+    let values = (0..8).map(f64::from).collect();
+    let affine = [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]];
+    let scan = Scan { shape: [2; 3], affine, datatype: 3, big: false, version: 1, scaling: (0.0, 0.0), values };
+    let mut bytes = scan.bytes();
+    bytes[VOXELS..VOXELS + 4].copy_from_slice(&f32::MAX.to_le_bytes());
+    let mut packed = gzip(&bytes, 1);
+    let read = |bytes: &[u8]| volume::read_bytes(bytes, &ReadOptions::default()).unwrap_err().code();
+    assert_eq!(read(&packed), Code::NIFTI_SCALING);
+    let checksum = packed.len() - 8;
+    packed[checksum] ^= 1;
+    assert_eq!(read(&packed), Code::NIFTI_GZIP);
+}
+
+#[test]
 fn a_cut_field_of_view_is_told_side_by_side() {
     let got = volume::read_bytes(&scan(), &ReadOptions { grid: Grid::cube(10, 2.0), volume: None }).unwrap();
     let warning = got.warnings.iter().find(|w| w.code == "fov_cut").unwrap();

@@ -42,8 +42,7 @@ pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Re
         source: Range::EMPTY,
         nonfinite: 0,
     };
-    run(&header, &mut stream, &mut consumer)?;
-    warnings.extend(finish(&mut stream, following)?);
+    warnings.extend(run(&header, &mut stream, following, &mut consumer)?);
 
     let Consumer { resampler, source, nonfinite, .. } = consumer;
     let (voxels, range) = resampler.finish();
@@ -139,15 +138,19 @@ impl Consumer {
     }
 }
 
-/// Runs both ends until the volume is complete.
-fn run(header: &Header, stream: &mut Stream<'_>, consumer: &mut Consumer) -> Result<()> {
+/// Runs both ends until the file has been read to its end; the warning is about what follows the voxels.
+fn run(header: &Header, stream: &mut Stream<'_>, following: u64, consumer: &mut Consumer) -> Result<Option<Warning>> {
     let rows = header.shape[1] * header.shape[2];
     let row = header.row_bytes();
     let block_rows = (BLOCK / row).clamp(1, rows);
     let (full_tx, full_rx) = sync_channel(DEPTH);
     let (empty_tx, empty_rx) = channel();
     std::thread::scope(|scope| {
-        let unpack = move || unpack(stream, row, rows, block_rows, &full_tx, &empty_rx);
+        let unpack = move || {
+            unpack(stream, row, rows, block_rows, &full_tx, &empty_rx)?;
+            drop(full_tx);
+            finish(stream, following)
+        };
         let worker = std::thread::Builder::new()
             .name("unpack".into())
             .spawn_scoped(scope, unpack)
@@ -155,7 +158,8 @@ fn run(header: &Header, stream: &mut Stream<'_>, consumer: &mut Consumer) -> Res
         let consumed = consume(&full_rx, &empty_tx, consumer);
         let unpacked = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // A damaged container explains odd voxels, not the other way round.
-        unpacked.and(consumed)
+        let warning = unpacked?;
+        consumed.map(|()| warning)
     })
 }
 
