@@ -47,7 +47,7 @@ fn main() {
         }
         paths.extend(Some(PathBuf::from(TEMPLATE)).filter(|p| p.exists()));
     }
-    println!("{:<44} {:>22} {:>26}", "scan", "brain_adapter", "nibabel");
+    println!("{:<52} {:>8} {:>16} {:>18}", "scan", "file", "brain_adapter", "nibabel");
     for path in paths {
         let mut ours = Vec::new();
         let mut theirs = Vec::new();
@@ -57,8 +57,9 @@ fn main() {
                 theirs.extend(measure(Command::new(python).arg("-c").arg(NIBABEL).arg(&path)));
             }
         }
+        let megabytes = std::fs::metadata(&path).map_or(0.0, |m| m.len() as f64 / 1e6);
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        println!("{name:<44} {:>22} {:>26}", best(&ours), best(&theirs));
+        println!("{name:<52} {megabytes:>5.1} MB {:>16} {:>18}", best(&ours), best(&theirs));
     }
 }
 
@@ -122,7 +123,7 @@ fn synthetic(folder: &Path, name: &str, mm: f32) -> PathBuf {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let noise = (state >> 58) as i16;
             let r = [at % N, at / N, k].iter().map(|&c| (c as f32 / 128.0 - 1.0).powi(2)).sum::<f32>();
-            let head = if r < 0.7 { (900.0 * (1.0 - r)) as i16 + noise } else { noise / 8 };
+            let head = if r < 0.7 { (900.0 * (1.0 - r)) as i16 + noise } else { noise / 4 };
             slice.extend(head.to_le_bytes());
         }
         out.write_all(&slice).expect("room for a slice");

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use brain_adapter::volume::{self, ReadOptions};
-use nifti_support::{compare, corpora, grid, index, strings};
+use nifti_support::{compare, corpora, grid, index, say, strings};
 use serde_json::{Value, json};
 
 const SCAN: &str = "BA_HOSTILE_SCAN";
@@ -53,7 +53,7 @@ fn locate(folder: &Path, case: &Value, scratch: &Path) -> Option<PathBuf> {
         _ => panic!("do not know how to make {how:?}"),
     };
     if !made {
-        eprintln!("{file}: skipped, cannot be made here ({how})");
+        say(&format!("{file}: skipped, cannot be made here ({how})"));
     }
     made.then_some(path)
 }
@@ -74,7 +74,7 @@ fn unreadable(path: &Path) -> bool {
     {
         use std::os::unix::fs::PermissionsExt;
         let written = std::fs::write(path, b"x").is_ok();
-        let closed = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0)).is_ok();
+        let closed = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o000)).is_ok();
         written && closed && std::fs::File::open(path).is_err()
     }
     #[cfg(not(unix))]
@@ -157,7 +157,7 @@ fn judge(index: &Value, case: &Value, got: &Value) -> Result<(f64, f64), String>
             return Err(format!("{code} ({message}), expected {codes:?}"));
         }
         if codes[0] != code {
-            println!("{}: {code}, while {} is preferred ({message})", case["name"], codes[0]);
+            say(&format!("{}: {code}, while {} is preferred ({message})", case["name"], codes[0]));
         }
         return Ok((seconds, megabytes));
     }

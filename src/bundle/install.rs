@@ -26,15 +26,20 @@ impl Staging {
     /// `output.exists`, or `io` when the folder cannot be made.
     pub fn new(target: &Path, force: bool) -> Result<Self> {
         let kept = foreign_files(target, force)?;
-        let absolute = std::path::absolute(target).map_err(|e| Error::io(target, "cannot find the folder", e))?;
-        let parent = absolute.parent().unwrap_or(Path::new("/"));
+        // A link to a folder stays a link: what it points to is replaced.
+        let absolute = if target.exists() { fs::canonicalize(target) } else { std::path::absolute(target) };
+        let absolute = absolute.map_err(|e| Error::io(target, "cannot find the folder", e))?;
+        let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+            let message = "the output must be a folder with a name: choose another -o";
+            return Err(Error::new(Code::OUTPUT_EXISTS, message).at(target));
+        };
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot make the folder", e))?;
-        let name = absolute.file_name().unwrap_or_default().to_string_lossy();
+        let name = name.to_string_lossy();
         let folder = tempfile::Builder::new()
             .prefix(&format!(".{name}.partial-"))
             .tempdir_in(parent)
             .map_err(|e| Error::io(parent, "cannot make a temporary folder", e))?;
-        Ok(Self { target: absolute, folder, kept })
+        Ok(Self { target: absolute.clone(), folder, kept })
     }
 
     /// Where to write the bundle's files.

@@ -172,6 +172,10 @@ fn joined(parts: &[LazyTensor], join: Join, params: &MetaParams) -> Result<LazyT
     match join {
         Join::Columns => Ok(LazyTensor::concat_columns(parts)),
         Join::Embedding if all_cols == params.dim => Ok(LazyTensor::concat_columns(parts)),
+        Join::Embedding if cols != params.dim => {
+            let (n, dim) = (parts.len(), params.dim);
+            Err(corrupt(format!("{n} slices of {cols} columns do not make {dim}: is a slice missing?")))
+        }
         Join::Rotary(kv) => {
             let heads = if kv { params.kv_heads() } else { params.n_heads };
             let head = params.dim / params.n_heads;

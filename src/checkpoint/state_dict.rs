@@ -8,7 +8,7 @@
 //! # Safety
 //! No `unsafe` and no recursion: walks carry a list of visited nodes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::pickle::{Node, Pickle, Ref, TensorNode};
 use super::{Skipped, pickle};
@@ -19,7 +19,7 @@ const WRAPPERS: &[&str] = &["state_dict", "model_state_dict", "model", "module"]
 /// How many wrappers may lie in each other.
 const WRAPPER_DEPTH: usize = 4;
 /// Longest name of a tensor, in bytes.
-const MAX_NAME: usize = 4096;
+const MAX_NAME: usize = 1024;
 
 /// A state dict as a pickle describes it.
 pub(super) struct Found {
@@ -29,7 +29,7 @@ pub(super) struct Found {
 
 /// Finds the state dict in `pickle`.
 pub(super) fn find(pickle: &Pickle) -> Result<Found> {
-    let mut finder = Finder { pickle, visited: HashSet::new() };
+    let mut finder = Finder { pickle, visited: HashSet::new(), holders: HashMap::new() };
     let mut found = Found { tensors: BTreeMap::new(), skipped: Vec::new() };
     let mut at = pickle.root;
     let mut path = String::new();
@@ -68,28 +68,38 @@ struct Finder<'a> {
     pickle: &'a Pickle,
     /// Nodes that were counted as part of a skipped entry.
     visited: HashSet<Ref>,
+    /// Dicts that were looked into for tensors, and whether there are any.
+    holders: HashMap<Ref, bool>,
 }
 
 impl Finder<'_> {
     /// A dict key as a name; keys that are no strings get one that no tensor has.
     fn key(&self, at: Ref) -> String {
         match self.pickle.get(at) {
-            Node::Str(text) => text.to_string(),
+            // Copied only when short: thousands of entries may share one long string.
+            Node::Str(text) if text.len() <= MAX_NAME => text.to_string(),
+            Node::Str(text) => format!("[a string of {} bytes]", text.len()),
             Node::Int(i) => format!("[{i}]"),
             other => format!("[{}]", other.kind()),
         }
     }
 
-    /// Whether a value is a dict with tensors in it, or in a wrapper in it.
-    fn holds_tensors(&self, at: Ref, depth: usize) -> bool {
+    /// Whether a value is a dict with tensors in it, or in a wrapper in it. Each dict is looked into once.
+    fn holds_tensors(&mut self, at: Ref, depth: usize) -> bool {
         let Node::Dict(entries) = self.pickle.get(at) else { return false };
-        entries.iter().any(|&(k, v)| match self.pickle.get(v) {
+        if let Some(&known) = self.holders.get(&at) {
+            return known;
+        }
+        self.holders.insert(at, false);
+        let holds = entries.iter().any(|&(k, v)| match self.pickle.get(v) {
             Node::Tensor(_) => true,
             Node::Dict(_) if depth < WRAPPER_DEPTH => {
                 self.pickle.text(k).is_some_and(|k| WRAPPERS.contains(&k)) && self.holds_tensors(v, depth + 1)
             }
             _ => false,
-        })
+        });
+        self.holders.insert(at, holds);
+        holds
     }
 
     fn collect(&mut self, entries: &BTreeMap<String, Ref>, path: &str, found: &mut Found) -> Result<()> {

@@ -89,10 +89,10 @@ impl LlamaConfig {
 
     fn validate(&self) -> Result<()> {
         let fail = |message: String| Err(Error::new(Code::CONFIG_VALUE, message));
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return fail(format!("{} query heads cannot share {} key-value heads evenly", self.heads, self.kv_heads));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return fail(format!("head_dim is {}: rotary embeddings need an even width", self.head_dim));
         }
         if !(self.rms_eps.is_finite() && self.rms_eps > 0.0 && self.rms_eps < 1.0) {
@@ -131,7 +131,7 @@ fn rope_parameters(json: &Value) -> Result<Option<f64>> {
 }
 
 fn divide(what: &str, hidden: usize, heads: usize) -> Result<usize> {
-    if hidden % heads != 0 {
+    if !hidden.is_multiple_of(heads) {
         return Err(Error::new(Code::CONFIG_VALUE, format!("{what} {hidden} is not a multiple of {heads} heads")));
     }
     Ok(hidden / heads)

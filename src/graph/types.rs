@@ -121,7 +121,8 @@ mod tests {
     fn broadcasting_follows_numpy() {
         let (b, t) = (Dim::Symbol("batch"), Dim::Symbol("tokens"));
         let k = Dim::Known;
-        let rows: [(&[Dim], &[Dim], Option<Vec<Dim>>); 6] = [
+        type Row<'a> = (&'a [Dim], &'a [Dim], Option<Vec<Dim>>);
+        let rows: [Row<'_>; 6] = [
             (&[b, k(4)], &[k(4)], Some(vec![b, k(4)])),
             (&[b, k(1)], &[k(1), k(4)], Some(vec![b, k(4)])),
             (&[], &[b], Some(vec![b])),

@@ -1,6 +1,6 @@
 //! [`Graph`](crate::graph::Graph) → ONNX files, and the little that is read back from them.
 //!
-//! Layer 3. [`write`] makes `NAME.onnx` and, when there are large weights, `NAME.onnx.data` beside it. Weights are
+//! Layer 3. [`write()`] makes `NAME.onnx` and, when there are large weights, `NAME.onnx.data` beside it. Weights are
 //! streamed from their sources, one chunk at a time; every file's SHA-256 is taken as it is written. Large weights
 //! start at multiples of [`ALIGNMENT`], so that a runtime can map them.
 

@@ -43,6 +43,8 @@ pub(super) struct Resampler {
     axes: [AxisMap; 3],
     /// Output strides of the file's axes.
     strides: [usize; 3],
+    /// The file axis that runs left–right, whose voxels lie side by side in the output.
+    fast: usize,
     /// Rows in a slice of the file.
     rows: usize,
     row_length: usize,
@@ -64,8 +66,17 @@ pub(super) struct Resampler {
 }
 
 impl Resampler {
-    /// `axes` in file order, `strides` the output stride of each; `out` is the zeroed output.
-    pub(super) fn new(shape: [usize; 3], axes: [AxisMap; 3], strides: [usize; 3], out: Vec<f32>) -> Self {
+    /// `axes` in file order, each landing on the axis `world` of an output of `grid` voxels; `out` holds its zeros.
+    pub(super) fn new(
+        shape: [usize; 3],
+        axes: [AxisMap; 3],
+        world: [usize; 3],
+        grid: [usize; 3],
+        out: Vec<f32>,
+    ) -> Self {
+        let strides = world.map(|w| [1, grid[0], grid[0] * grid[1]][w]);
+        // not told by the stride: in a grid one voxel wide several axes have stride 1
+        let fast = world.iter().position(|&w| w == 0).unwrap_or(0);
         let (m0, m1) = (axes[0].len(), axes[1].len());
         let plane = m0 * m1;
         let mut range = Range::EMPTY;
@@ -74,6 +85,7 @@ impl Resampler {
         }
         Self {
             strides,
+            fast,
             rows: shape[1],
             row_length: shape[0],
             slice: 0,
@@ -81,7 +93,7 @@ impl Resampler {
             half: vec![0.0; m0 * shape[1]],
             previous: vec![0.0; plane],
             current: vec![0.0; plane],
-            tile: vec![0.0; if strides[2] == 1 { plane * TILE } else { plane }],
+            tile: vec![0.0; if fast == 2 { plane * TILE } else { plane }],
             held: None,
             emitted: 0,
             out,
@@ -146,7 +158,7 @@ impl Resampler {
     fn emit(&mut self, offset: usize) {
         let tap = self.axes[2].taps[offset];
         let output = self.axes[2].first + offset;
-        let (first, end) = if self.strides[2] == 1 {
+        let (first, end) = if self.fast == 2 {
             let first = (output - output % TILE).max(self.axes[2].first);
             (first, (output - output % TILE + TILE).min(self.axes[2].first + self.axes[2].len()))
         } else {
@@ -162,7 +174,7 @@ impl Resampler {
         let first_slice = if tap.at == self.slice { &self.current } else { &self.previous };
         mix(first_slice, &self.current, tap.weight, out);
         self.range.include(out);
-        if self.strides[2] != 1 {
+        if self.fast != 2 {
             self.flush();
         }
     }
@@ -173,11 +185,11 @@ impl Resampler {
         let [s0, s1, s2] = self.strides;
         let (m0, m1) = (self.axes[0].len(), self.axes[1].len());
         let base = self.axes[0].first * s0 + self.axes[1].first * s1 + first * s2;
-        if s0 == 1 {
+        if self.fast == 0 {
             for (y, row) in self.tile.chunks_exact(m0).take(m1).enumerate() {
                 self.out[base + y * s1..][..m0].copy_from_slice(row);
             }
-        } else if s1 == 1 {
+        } else if self.fast == 1 {
             for y in (0..m1).step_by(TILE) {
                 let columns = Lanes { count: TILE.min(m1 - y), stride: m0 };
                 scatter(&self.tile[y * m0..], &mut self.out[base + y..], columns, [(m0, 1, s0), (1, 0, 0)]);
@@ -231,11 +243,10 @@ mod tests {
 
     /// Resamples a whole volume, pushing `step` rows at a time.
     fn run(n: [usize; 3], world: [usize; 3], flipped: [bool; 3], shape: [usize; 3], step: usize) -> Vec<f32> {
-        let stride_of = [1, shape[0], shape[0] * shape[1]];
         let axes = [0, 1, 2].map(|a| AxisMap::new(n[a], 1.0, flipped[a], shape[world[a]], 0.7));
         let values: Vec<f32> = (0..n.iter().product::<usize>()).map(|i| (i * 37 % 101) as f32).collect();
         let out = vec![0.0; shape.iter().product()];
-        let mut resampler = Resampler::new(n, axes, world.map(|w| stride_of[w]), out);
+        let mut resampler = Resampler::new(n, axes, world, shape, out);
         for rows in values.chunks(n[0] * step) {
             resampler.push(rows);
         }
@@ -244,8 +255,14 @@ mod tests {
 
     #[test]
     fn every_axis_order_and_any_number_of_rows_at_a_time() {
+        for shape in [[12, 20, 37], [1, 2, 1], [2, 1, 1], [1, 5, 30]] {
+            every_axis_order(shape);
+        }
+    }
+
+    fn every_axis_order(shape: [usize; 3]) {
         // Axis orders differ only in where values land: the RAS result, transposed, is the oracle.
-        let (n, shape) = ([7, 9, 11], [12usize, 20, 37]);
+        let n = [7, 9, 11];
         for world in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
             for flips in 0..8 {
                 let flipped = [flips & 1 > 0, flips & 2 > 0, flips & 4 > 0];

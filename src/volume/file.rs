@@ -13,6 +13,9 @@ use super::sniff;
 use super::stream::{Input, Stream, Tail};
 use crate::error::{Code, Error, Result, Warning};
 
+/// Bytes unpacked at most to reach a later volume: four times the longest functional runs in use.
+const MAX_SKIP: u64 = 16 << 30;
+
 /// A scan ready to stream.
 pub(super) struct Scan<'a> {
     pub header: Header,
@@ -27,7 +30,7 @@ pub(super) struct Scan<'a> {
 /// Opens the scan at `path` and moves to its volume `volume` (0-based).
 pub(super) fn open(path: &Path, volume: Option<usize>, warnings: &mut Vec<Warning>) -> Result<Scan<'static>> {
     let stream = open_stream(path)?;
-    let (header, header_stream) = read_header(stream, warnings).map_err(|e| e.at(path))?;
+    let (header, header_stream) = read_header(stream, warnings).map_err(|e| image_half(path, e).at(path))?;
     if !header.pair {
         return position(header, header_stream, volume, Some(path.to_owned())).map_err(|e| e.at(path));
     }
@@ -159,6 +162,15 @@ fn extensions_are_sound(stream: &mut Stream<'_>, header: &Header) -> Result<bool
     Ok(true)
 }
 
+/// Explains the refusal of an `.img` file given in place of its `.hdr`.
+fn image_half(path: &Path, e: Error) -> Error {
+    let name = path.as_os_str().to_string_lossy().to_ascii_lowercase();
+    if e.code() == Code::NIFTI_NOT_NIFTI && (name.ends_with(".img") || name.ends_with(".img.gz")) {
+        return Error::new(Code::NIFTI_NOT_NIFTI, "an .img file holds only voxels: give the .hdr file beside it");
+    }
+    e
+}
+
 /// Reads the rest of a `.hdr` file, which holds only extensions, so that a gzip checksum is verified.
 fn finish_header(mut stream: Stream<'_>, warnings: &mut Vec<Warning>) -> Result<()> {
     if stream.is_gzip() {
@@ -210,6 +222,11 @@ fn position<'a>(
         ));
     }
     let start = header.offset + bytes * chosen;
+    if stream.is_gzip() && start > MAX_SKIP {
+        let text =
+            format!("volume {chosen} begins after {start} bytes, at most {MAX_SKIP} are unpacked: extract it first");
+        return Err(Error::new(Code::NIFTI_TOO_LARGE, text));
+    }
     // The walk over the extensions never passes the data offset by more than the extender.
     let skip = start.saturating_sub(stream.position());
     let skipped = stream.skip(skip)?;

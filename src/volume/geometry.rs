@@ -74,8 +74,8 @@ fn spacing_from_pixdim(header: &Header) -> Result<[f64; 3]> {
 fn qform(header: &Header) -> Result<Affine> {
     let [b, c, d] = header.quaternion;
     let square = 1.0 - b * b - c * c - d * d;
-    // Stored in f32, a half turn may come out a little beyond 1. The comparison also refuses NaN.
-    if !(square >= -1e-6) {
+    // Stored in f32, a half turn may come out a little beyond 1.
+    if square.is_nan() || square < -1e-6 {
         return Err(Error::new(
             Code::NIFTI_AFFINE,
             format!("the qform's quaternion ({b}, {c}, {d}) is not a rotation: the header is damaged"),

@@ -84,7 +84,7 @@ pub(super) fn normalize(values: &mut [f32], min: f32, max: f32, clip: Option<[f6
     };
     let range = max - min;
     // Below the smallest normal number the quotient has no precision left.
-    if !(range >= f32::MIN_POSITIVE) {
+    if range.is_nan() || range < f32::MIN_POSITIVE {
         return Err(Error::new(
             Code::NIFTI_CONSTANT,
             format!("all intensities lie between {min} and {max} after clipping: there is no image"),

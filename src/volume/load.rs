@@ -34,17 +34,15 @@ pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Re
     });
     warnings.extend(field_of_view(&axes, &orientation, &grid));
     let [ni, nj, nk] = grid.shape;
-    let strides = orientation.world.map(|w| [1, ni, ni * nj][w]);
     let out = zeroed(ni * nj * nk)?;
     let mut consumer = Consumer {
         decoder: Decoder::new(header.datatype, header.big, header.scaling),
-        resampler: Resampler::new(header.shape, axes, strides, out),
+        resampler: Resampler::new(header.shape, axes, orientation.world, grid.shape, out),
         values: Vec::new(),
         source: Range::EMPTY,
         nonfinite: 0,
     };
-    run(&header, &mut stream, &mut consumer)?;
-    warnings.extend(finish(&mut stream, following)?);
+    warnings.extend(run(&header, &mut stream, following, &mut consumer)?);
 
     let Consumer { resampler, source, nonfinite, .. } = consumer;
     let (voxels, range) = resampler.finish();
@@ -140,15 +138,19 @@ impl Consumer {
     }
 }
 
-/// Runs both ends until the volume is complete.
-fn run(header: &Header, stream: &mut Stream<'_>, consumer: &mut Consumer) -> Result<()> {
+/// Runs both ends until the file has been read to its end; the warning is about what follows the voxels.
+fn run(header: &Header, stream: &mut Stream<'_>, following: u64, consumer: &mut Consumer) -> Result<Option<Warning>> {
     let rows = header.shape[1] * header.shape[2];
     let row = header.row_bytes();
     let block_rows = (BLOCK / row).clamp(1, rows);
     let (full_tx, full_rx) = sync_channel(DEPTH);
     let (empty_tx, empty_rx) = channel();
     std::thread::scope(|scope| {
-        let unpack = move || unpack(stream, row, rows, block_rows, &full_tx, &empty_rx);
+        let unpack = move || {
+            unpack(stream, row, rows, block_rows, &full_tx, &empty_rx)?;
+            drop(full_tx);
+            finish(stream, following)
+        };
         let worker = std::thread::Builder::new()
             .name("unpack".into())
             .spawn_scoped(scope, unpack)
@@ -156,7 +158,8 @@ fn run(header: &Header, stream: &mut Stream<'_>, consumer: &mut Consumer) -> Res
         let consumed = consume(&full_rx, &empty_tx, consumer);
         let unpacked = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // A damaged container explains odd voxels, not the other way round.
-        unpacked.and(consumed)
+        let warning = unpacked?;
+        consumed.map(|()| warning)
     })
 }
 

@@ -55,6 +55,8 @@ pub(super) fn save_nifti(path: &Path, voxels: &[f32], shape: [usize; 3], affine:
         pixdim: [1.0, length(0), length(1), length(2), 0.0, 0.0, 0.0, 0.0],
         // millimetres, and a grid aligned to the source scan's world
         xyzt_units: 2,
+        // the default header claims an identity qform, which some tools would prefer to the sform
+        qform_code: 0,
         sform_code: 2,
         srow_x: x,
         srow_y: y,

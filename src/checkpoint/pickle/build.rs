@@ -4,6 +4,9 @@ use super::machine::Machine;
 use super::{Global, MAX_AXES, Node, Ref, Storage, TensorNode, corrupt, sizes};
 use crate::error::Result;
 
+/// Longest storage key, in bytes: they are numbers, and compared often.
+const MAX_KEY: usize = 64;
+
 impl Machine<'_> {
     /// `callable(*args)`, pushed on the stack.
     ///
@@ -50,12 +53,15 @@ impl Machine<'_> {
         let bad = || corrupt("a persistent id is not that of a storage");
         let Node::Tuple(id) = self.get(id) else { return Err(bad()) };
         let (&[tag, class, key, _location, numel], rest) = id.split_first_chunk::<5>().ok_or_else(bad)?;
-        let (Node::Str(tag), &Node::Global(Global::Element(element)), Node::Str(_), &Node::Int(numel)) =
+        let (Node::Str(tag), &Node::Global(Global::Element(element)), Node::Str(key_text), &Node::Int(numel)) =
             (self.get(tag), self.get(class), self.get(key), self.get(numel))
         else {
             return Err(bad());
         };
         let numel = usize::try_from(numel).map_err(|_| bad())?;
+        if key_text.len() > MAX_KEY {
+            return Err(bad());
+        }
         let part = match rest.first().map(|&view| self.get(view)) {
             None | Some(Node::None) => None,
             Some(Node::Tuple(view)) => Some(self.storage_part(view).ok_or_else(bad)?),

@@ -262,7 +262,11 @@ impl Machine<'_> {
                 return Err(corrupt("an INST opcode, which PyTorch never writes"));
             }
             b'o' => return Err(corrupt("an OBJ opcode, which PyTorch never writes")),
-            b'P' => return Err(corrupt("a textual persistent id, which PyTorch never writes")),
+            b'P' => {
+                return Err(corrupt(
+                    "a textual persistent id (protocol 0), which PyTorch itself cannot load: save it with protocol 2",
+                ));
+            }
             // Codes of the registry `copyreg.add_extension`: they could name anything.
             0x82 => return Err(refused(&format!("extension code {}", self.reader.u8()?))),
             0x83 => return Err(refused(&format!("extension code {}", self.reader.u16()?))),
