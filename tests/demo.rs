@@ -75,9 +75,9 @@ fn export_verify_infer() {
         let found = saved.get(stage).unwrap_or_else(|| panic!("{stage} was not saved")).to_f32().unwrap();
         common::assert_close(stage, &found, &recorded(stage), TOLERANCE);
     }
-    assert_eq!(saved.get("input_ids").unwrap().bytes().unwrap(), {
-        Checkpoint::open(&expected).unwrap().get("input_ids").unwrap().bytes().unwrap()
-    });
+    let record = Checkpoint::open(&expected).unwrap();
+    let ids = |file: &Checkpoint| file.get("input_ids").unwrap().bytes().unwrap().into_owned();
+    assert_eq!(ids(&saved), ids(&record));
 
     let alone = json(&run(infer, &[scan.as_str(), "--bundle", bundle, "--json"], 0));
     common::assert_close("image_logits", &floats(&alone["logits"]), &recorded("image_logits"), TOLERANCE);
