@@ -213,8 +213,8 @@ for i in range(count):
 
 #[test]
 fn random_state_dicts_of_pytorch() {
-    let Ok(python) = std::env::var("BA_PYTHON") else {
-        eprintln!("skipped: BA_PYTHON does not name a Python with torch");
+    let Ok(python) = std::env::var("BA_TORCH_PYTHON") else {
+        eprintln!("skipped: BA_TORCH_PYTHON does not name a Python with torch");
         return;
     };
     let folder = tempfile::tempdir().unwrap();
