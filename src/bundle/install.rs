@@ -60,6 +60,10 @@ impl Staging {
         verify::files(self.folder.path(), &manifest)?;
         for name in &self.kept {
             let (from, to) = (self.target.join(name), self.folder.path().join(name));
+            // `--force` over files of a bundle's own names: a kept one would break the bundle just checked.
+            if to.exists() {
+                continue;
+            }
             fs::copy(&from, &to).map_err(|e| Error::io(from, "cannot keep the file", e))?;
         }
         readable_by_all(self.folder.path())?;
@@ -114,17 +118,18 @@ fn foreign_files(target: &Path, force: bool) -> Result<Vec<OsString>> {
         Err(e) => return Err(Error::io(target, "cannot use the output folder", e)),
     };
     let refuse = |message: String| Err(Error::new(Code::OUTPUT_EXISTS, message).at(target));
-    let old = verify::manifest(&target.join(MANIFEST)).ok().map(|(manifest, _)| manifest);
+    let old = verify::listed_files(&target.join(MANIFEST));
     let mut kept = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|e| Error::io(target, "cannot read the folder", e))?;
         let name = entry.file_name();
         let text = name.to_string_lossy();
-        let listed = old.as_ref().is_some_and(|m| text == MANIFEST || m.files.iter().any(|f| f.name == text));
-        if listed {
+        let listed = old.as_ref().is_some_and(|names| text == MANIFEST || names.iter().any(|n| *n == text));
+        let kind = entry.file_type().map_err(|e| Error::io(target, "cannot read the folder", e))?;
+        if listed && !kind.is_dir() {
             continue;
         }
-        if !entry.file_type().is_ok_and(|t| t.is_file()) {
+        if !kind.is_file() {
             return refuse(format!(
                 "the output folder holds `{text}`, which is no file of a bundle: choose another -o"
             ));

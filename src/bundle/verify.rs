@@ -19,11 +19,7 @@ const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 /// The manifest at `path` and its SHA-256.
 pub(super) fn manifest(path: &Path) -> Result<(Manifest, String)> {
     let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message).at(path);
-    let length = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?.len();
-    if length > MAX_MANIFEST_BYTES {
-        return Err(invalid(format!("the manifest holds {length} bytes, expected at most {MAX_MANIFEST_BYTES}")));
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))?;
+    let bytes = manifest_bytes(path)?;
     // The version first: another format may have other fields.
     let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| invalid(format!("not JSON: {e}")))?;
     match json.get("format").and_then(serde_json::Value::as_u64) {
@@ -43,7 +39,34 @@ pub(super) fn manifest(path: &Path) -> Result<(Manifest, String)> {
     if let Some(part) = PARTS.iter().find(|part| !manifest.parts.contains_key(**part)) {
         return Err(invalid(format!("the graph `{part}` is missing")));
     }
+    if manifest.tokenizer.max_tokens == 0 {
+        return Err(invalid("tokenizer.max_tokens is 0, expected at least 1".into()));
+    }
     Ok((manifest, hex(&Sha256::digest(&bytes))))
+}
+
+/// The bytes of `bundle.json`: a regular file of bounded size.
+fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
+    let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message).at(path);
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?;
+    // Opening a pipe would wait for ever.
+    if !meta.is_file() {
+        return Err(invalid("the manifest is not a file".into()));
+    }
+    if meta.len() > MAX_MANIFEST_BYTES {
+        let length = meta.len();
+        return Err(invalid(format!("the manifest holds {length} bytes, expected at most {MAX_MANIFEST_BYTES}")));
+    }
+    std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))
+}
+
+/// The files that a manifest lists, also one of another format version, whose bundle an export may replace; none when
+/// the file is no bundle's manifest.
+pub(super) fn listed_files(path: &Path) -> Option<Vec<String>> {
+    let json: serde_json::Value = serde_json::from_slice(&manifest_bytes(path).ok()?).ok()?;
+    json.get("format")?.as_u64()?;
+    let name = |file: &serde_json::Value| file.get("name")?.as_str().map(str::to_owned);
+    json.get("files")?.as_array()?.iter().map(name).collect()
 }
 
 /// Sizes and hashes of all files, then the files that graphs refer to.

@@ -72,14 +72,43 @@ pub fn main() -> ExitCode {
         let message = "--save-tensors, --save-conformed and --save-preview take one scan";
         clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, format!("{message}\n")).exit();
     }
-    let outcome = match &args.list {
+    let outcome = check_outputs(&args).and_then(|()| match &args.list {
         Some(list) => run_list(&args, list),
         None => run_scans(&args),
-    };
+    });
     if args.common.verbose {
         tell(&args.common, take_log());
     }
     finish(outcome, args.common.json)
+}
+
+/// Outputs are renamed into place: that must not hit an input, nor anything that is no file (`/dev/stdout`, a folder).
+fn check_outputs(args: &Args) -> Result<()> {
+    let inputs = args.scans.iter().chain(&args.report).chain(&args.list);
+    let inputs: Vec<PathBuf> = inputs.filter_map(|path| path.canonicalize().ok()).collect();
+    let csv_lines = args.list.as_ref().and(args.output.as_deref()).and_then(lines_beside);
+    let outputs = [&args.output, &args.save_tensors, &args.save_conformed, &args.save_preview].into_iter().flatten();
+    for output in outputs.chain(&csv_lines) {
+        if output.canonicalize().is_ok_and(|path| inputs.contains(&path)) {
+            return Err(Error::new(Code::OUTPUT_EXISTS, "the output is an input: choose another name").at(output));
+        }
+        if std::fs::metadata(output).is_ok_and(|meta| !meta.is_file()) {
+            let message = "the output is there and is not a file: choose another name";
+            return Err(Error::new(Code::OUTPUT_EXISTS, message).at(output));
+        }
+        // Found out after a minute of work, this would cost the minute.
+        let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            return Err(Error::new(Code::IO, "the output's folder does not exist: make it first").at(output));
+        }
+    }
+    Ok(())
+}
+
+/// The lines from which a CSV of results is made, beside it; none for other results.
+fn lines_beside(output: &Path) -> Option<PathBuf> {
+    let csv = output.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
+    csv.then(|| output.with_extension("jsonl"))
 }
 
 fn open(args: &Args, several: bool) -> Result<Predictor> {
@@ -120,7 +149,7 @@ fn run_scans(args: &Args) -> Result<()> {
             Err(e) => {
                 failed += 1;
                 complain(&e);
-                let line = serde_json::json!({"scan": path, "error": error_json(&e)});
+                let line = serde_json::json!({"scan": path.display().to_string(), "error": error_json(&e)});
                 if args.common.json || args.output.is_some() { format!("{line}\n") } else { continue }
             }
         };
@@ -181,10 +210,9 @@ fn to_json(prediction: &Prediction) -> Result<String> {
 fn run_list(args: &Args, list: &Path) -> Result<()> {
     let rows = cohort::read_list(list)?;
     let mut predictor = open(args, true)?;
-    let csv = args.output.as_deref().filter(|p| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")));
+    let csv = args.output.as_deref().filter(|path| lines_beside(path).is_some());
     // A CSV is made at the end from the lines beside it, which are what an interrupted run leaves.
-    let lines =
-        args.output.as_ref().map(|path| if csv.is_some() { path.with_extension("jsonl") } else { path.clone() });
+    let lines = args.output.as_ref().map(|path| lines_beside(path).unwrap_or_else(|| path.clone()));
     let mut results = lines.as_deref().map(Results::open).transpose()?;
     let (mut failed, mut skipped) = (0, 0);
     for (i, row) in rows.iter().enumerate() {

@@ -84,6 +84,7 @@ impl Plan {
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     /// The bundle's folder.
+    #[serde(serialize_with = "as_text")]
     pub output: PathBuf,
     /// One row a graph, in the order in which they run.
     pub parts: Vec<PartSummary>,
@@ -95,6 +96,11 @@ pub struct Summary {
     pub skipped: Vec<String>,
     /// Seconds in all.
     pub seconds: f64,
+}
+
+/// A path as JSON holds it: a name that is no Unicode is shown, not refused.
+fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// One graph of the bundle.

@@ -22,13 +22,17 @@ struct Call<'a> {
 /// The types of a node's results.
 pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs: usize) -> Answer<Vec<ValueType>> {
     let call = Call { graph, op, inputs, outputs };
+    if inputs.len() > most_operands(op) {
+        return Err(format!("{} operands, at most {} are known", inputs.len(), most_operands(op)));
+    }
     let one = |ty: Answer<ValueType>| ty.map(|t| vec![t]);
     let types = match (op.domain, op.kind) {
         (Domain::Onnx, "Relu" | "Gelu" | "Sigmoid" | "Sqrt" | "Reciprocal" | "Cos" | "Sin" | "Softmax") => {
             one(call.float(0).cloned())
         }
         (Domain::Onnx, "Add" | "Sub" | "Mul" | "Div" | "Max") => one(call.elementwise(None)),
-        (Domain::Onnx, "And" | "GreaterOrEqual" | "Equal") => one(call.elementwise(Some(DType::Bool))),
+        (Domain::Onnx, "And") => one(call.both_bool().and_then(|()| call.elementwise(Some(DType::Bool)))),
+        (Domain::Onnx, "GreaterOrEqual" | "Equal") => one(call.elementwise(Some(DType::Bool))),
         (Domain::Onnx, "Where") => one(call.select()),
         (Domain::Onnx, "Cast") => one(call.cast()),
         (Domain::Onnx, "MatMul") => one(call.matmul()),
@@ -55,6 +59,20 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs:
     if types.len() == outputs { Ok(types) } else { Err(format!("makes {} results, not {outputs}", types.len())) }
 }
 
+/// Most operands of the forms that are written here: one more would be ignored by the rule, not by a runtime.
+fn most_operands(op: &Op) -> usize {
+    match op.kind {
+        "Relu" | "Gelu" | "Sigmoid" | "Sqrt" | "Reciprocal" | "Cos" | "Sin" | "Softmax" => 1,
+        "Cast" | "Transpose" | "Shape" => 1,
+        "Where" | "Gemm" | "Conv" | "InstanceNormalization" | "LayerNormalization" | "Range" => 3,
+        "MultiHeadAttention" | "Pad" => 3,
+        "Slice" => 4,
+        "BatchNormalization" => 5,
+        "Concat" => usize::MAX,
+        _ => 2,
+    }
+}
+
 impl Call<'_> {
     fn ty(&self, i: usize) -> Answer<&ValueType> {
         let id = self.inputs.get(i).copied().flatten().ok_or_else(|| format!("operand {i} is missing"))?;
@@ -75,6 +93,11 @@ impl Call<'_> {
     fn axis(&self, axis: i64, rank: usize) -> Answer<usize> {
         let shifted = if axis < 0 { axis + rank as i64 } else { axis };
         usize::try_from(shifted).ok().filter(|a| *a < rank).ok_or_else(|| format!("axis {axis} of a rank {rank} value"))
+    }
+
+    fn both_bool(&self) -> Answer<()> {
+        let (a, b) = (self.ty(0)?, self.ty(1)?);
+        if a.dtype == DType::Bool && b.dtype == DType::Bool { Ok(()) } else { Err(format!("operands are {a} and {b}")) }
     }
 
     fn elementwise(&self, result: Option<DType>) -> Answer<ValueType> {
@@ -124,8 +147,9 @@ impl Call<'_> {
         if self.op.get_int("transB", 0) != 1 || self.op.get_int("transA", 0) != 0 || k.unify(*k2).is_none() {
             return Err(format!("Gemm(transB = 1) cannot multiply {a} by {b}"));
         }
-        if self.inputs.len() > 2 && self.ty(2)?.shape != [*n] {
-            return Err(format!("bias {} does not fit {} columns", self.ty(2)?, n));
+        let bias = ValueType::new(a.dtype, [*n]);
+        if a.dtype != b.dtype || (self.inputs.len() > 2 && *self.ty(2)? != bias) {
+            return Err(format!("{b} and its bias, which should be {bias}, do not fit {a}"));
         }
         Ok(ValueType::new(a.dtype, [*m, *n]))
     }
@@ -133,11 +157,16 @@ impl Call<'_> {
     fn conv(&self) -> Answer<ValueType> {
         let (x, w) = (self.float(0)?, self.float(1)?);
         let rank = x.shape.len();
-        if rank < 3 || w.shape.len() != rank || x.shape[1].unify(w.shape[1]).is_none() {
+        let fits = rank >= 3 && w.shape.len() == rank && w.dtype == x.dtype;
+        if !fits || x.shape[1].unify(w.shape[1]).is_none() {
             return Err(format!("cannot convolve {x} with {w}"));
         }
-        if self.inputs.len() > 2 && self.ty(2)?.shape != [w.shape[0]] {
+        if self.inputs.len() > 2 && *self.ty(2)? != ValueType::new(x.dtype, [w.shape[0]]) {
             return Err(format!("bias {} does not fit {w}", self.ty(2)?));
+        }
+        // Only what is written here: other forms would need other sums.
+        if self.op.get_int("group", 1) != 1 || self.op.get_ints("dilations").iter().any(|&d| d != 1) {
+            return Err("grouped and dilated convolutions have no rule".to_owned());
         }
         let (pads, strides) = (self.op.get_ints("pads"), self.op.get_ints("strides"));
         let mut shape = vec![x.shape[0], w.shape[0]];
@@ -159,8 +188,9 @@ impl Call<'_> {
     /// Normalisations whose operands 1.. are vectors of one number a channel (axis 1).
     fn per_channel(&self, operands: usize) -> Answer<ValueType> {
         let x = self.float(0)?;
+        let Some(&channels) = x.shape.get(1) else { return Err(format!("{x} has no channels")) };
         for i in 1..operands {
-            if self.ty(i)?.shape.as_slice() != &x.shape[1..2] {
+            if *self.ty(i)? != ValueType::new(x.dtype, [channels]) {
                 return Err(format!("operand {i} is {}, the channels those of {x}", self.ty(i)?));
             }
         }
@@ -169,8 +199,12 @@ impl Call<'_> {
 
     fn layer_norm(&self) -> Answer<ValueType> {
         let x = self.float(0)?;
-        if self.op.get_int("axis", -1) != -1 || self.ty(1)?.shape.last() != x.shape.last() {
-            return Err(format!("cannot normalise {x} with {} over the last axis", self.ty(1)?));
+        let Some(&last) = x.shape.last() else { return Err(format!("{x} has no last axis")) };
+        let operands = 1..self.inputs.len().max(2);
+        for i in operands {
+            if self.op.get_int("axis", -1) != -1 || *self.ty(i)? != ValueType::new(x.dtype, [last]) {
+                return Err(format!("cannot normalise {x} with {} over the last axis", self.ty(i)?));
+            }
         }
         Ok(x.clone())
     }
@@ -195,8 +229,12 @@ impl Call<'_> {
         let have = rest(&x.shape).ok_or_else(|| format!("cannot reshape {x} to {target:?}"))?;
         let unknown = target.iter().position(|&t| t == -1);
         let want = shape.iter().enumerate().filter(|(i, _)| Some(*i) != unknown && !copied.contains(i));
-        let want = want.filter_map(|(_, d)| d.known()).product::<usize>();
+        let want = want.filter_map(|(_, d)| d.known()).try_fold(1usize, usize::checked_mul);
+        let want = want.ok_or_else(|| format!("cannot reshape {x} to {target:?}"))?;
         match unknown {
+            Some(_) if target.iter().filter(|&&t| t == -1).count() > 1 => {
+                return Err(format!("more than one -1 in {target:?}"));
+            }
             Some(i) if want > 0 && have % want == 0 => shape[i] = Dim::Known(have / want),
             None if have == want => {}
             _ => return Err(format!("cannot reshape {x} to {target:?}")),
@@ -234,8 +272,8 @@ impl Call<'_> {
     fn split(&self) -> Answer<Vec<ValueType>> {
         let (x, sizes) = (self.ty(0)?, self.ints(1)?);
         let axis = self.axis(self.op.get_int("axis", 0), x.shape.len())?;
-        let total: i64 = sizes.iter().sum();
-        if sizes.len() != self.outputs || x.shape[axis].known().map(|n| n as i64) != Some(total) {
+        let total = sizes.iter().try_fold(0i64, |n, &s| n.checked_add(s)).filter(|_| sizes.iter().all(|&s| s >= 0));
+        if sizes.len() != self.outputs || total.is_none() || x.shape[axis].known().map(|n| n as i64) != total {
             return Err(format!("cannot split {x} into {sizes:?} along axis {axis}"));
         }
         let part = |&size: &i64| {
@@ -250,6 +288,9 @@ impl Call<'_> {
     fn slice(&self) -> Answer<ValueType> {
         let (x, starts, ends, axes) = (self.ty(0)?, self.ints(1)?, self.ints(2)?, self.ints(3)?);
         let mut shape = x.shape.clone();
+        if starts.len() != ends.len() || starts.len() != axes.len() {
+            return Err(format!("slice of axes {axes:?} from {starts:?} to {ends:?}"));
+        }
         for ((&start, &end), &axis) in starts.iter().zip(&ends).zip(&axes) {
             let axis = self.axis(axis, shape.len())?;
             let Some(n) = shape[axis].known() else { return Err(format!("axis {axis} of {x} is not known")) };
@@ -276,19 +317,24 @@ impl Call<'_> {
     fn unsqueeze(&self) -> Answer<ValueType> {
         let (x, axes) = (self.ty(0)?, self.ints(1)?);
         let mut shape = x.shape.clone();
-        for axis in axes {
-            let axis = self.axis(axis, shape.len() + 1)?;
-            shape.insert(axis, Dim::Known(1));
+        // Axes are those of the result; put in from the first to the last.
+        let rank = shape.len() + axes.len();
+        let mut axes = axes.iter().map(|&axis| self.axis(axis, rank)).collect::<Answer<Vec<_>>>()?;
+        axes.sort_unstable();
+        if axes.windows(2).any(|w| w[0] == w[1]) {
+            return Err(format!("an axis of {axes:?} comes twice"));
         }
+        axes.into_iter().for_each(|axis| shape.insert(axis, Dim::Known(1)));
         Ok(ValueType::new(x.dtype, shape))
     }
 
     fn squeeze(&self) -> Answer<ValueType> {
-        let (x, mut axes) = (self.ty(0)?, self.ints(1)?);
+        let (x, axes) = (self.ty(0)?, self.ints(1)?);
         let mut shape = x.shape.clone();
-        axes.sort_unstable_by(|a, b| b.cmp(a));
-        for axis in axes {
-            let axis = self.axis(axis, shape.len())?;
+        let mut axes = axes.iter().map(|&axis| self.axis(axis, shape.len())).collect::<Answer<Vec<_>>>()?;
+        axes.sort_unstable();
+        axes.dedup();
+        for axis in axes.into_iter().rev() {
             if shape.remove(axis).unify(Dim::Known(1)).is_none() {
                 return Err(format!("axis {axis} of {x} is not 1"));
             }
@@ -319,6 +365,10 @@ impl Call<'_> {
         let (x, axes) = (self.ty(0)?, self.ints(1)?);
         let keep = self.op.get_int("keepdims", 1) == 1;
         let axes = axes.iter().map(|&a| self.axis(a, x.shape.len())).collect::<Answer<Vec<_>>>()?;
+        // To ONNX, no axes are all axes.
+        if axes.is_empty() {
+            return Err("a reduction over no axes".to_owned());
+        }
         let kept = x.shape.iter().enumerate().filter_map(|(i, &dim)| match (axes.contains(&i), keep) {
             (false, _) => Some(dim),
             (true, true) => Some(Dim::Known(1)),
@@ -332,7 +382,8 @@ impl Call<'_> {
         let (q, k, v) = (self.float(0)?, self.float(1)?, self.float(2)?);
         let heads = self.op.get_int("num_heads", 0);
         let width = q.shape.last().and_then(|d| d.known()).unwrap_or(0) as i64;
-        if q.shape.len() != 3 || k != v || k.shape.last() != q.shape.last() || heads < 1 || width % heads != 0 {
+        let ranks = q.shape.len() == 3 && k.shape.len() == 3 && q.dtype == k.dtype;
+        if !ranks || q.shape[0].unify(k.shape[0]).is_none() || k != v || k.shape.last() != q.shape.last() || heads < 1 || width % heads != 0 {
             let types = [q, k, v].map(|t| show_dims(&t.shape)).join(", ");
             return Err(format!("attention with {heads} heads over {types}"));
         }

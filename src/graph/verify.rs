@@ -12,6 +12,7 @@ impl Graph {
     /// # Errors
     /// `graph.invalid`, naming the graph and the node or value.
     pub fn verify(&self) -> Result<()> {
+        self.verify_ids()?;
         self.verify_names()?;
         let mut made: HashSet<ValueId> = self.inputs.iter().copied().collect();
         if made.len() != self.inputs.len() {
@@ -43,6 +44,22 @@ impl Graph {
         }
         match self.outputs.iter().find(|id| !made.contains(id)) {
             Some(id) => self.fail(&format!("output `{}` is never made", self.value(*id).name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Ids are of this graph, inputs hold no values, and no output is given twice.
+    fn verify_ids(&self) -> Result<()> {
+        let operands = self.nodes.iter().flat_map(|n| n.inputs.iter().flatten().chain(&n.outputs));
+        if let Some(id) = operands.chain(&self.inputs).chain(&self.outputs).find(|id| id.0 >= self.values.len()) {
+            return self.fail(&format!("there is no value {}: it is another graph's", id.0));
+        }
+        if let Some(id) = self.inputs.iter().find(|id| self.value(**id).init.is_some()) {
+            return self.fail(&format!("input `{}` is a weight", self.value(*id).name));
+        }
+        let mut seen = HashSet::new();
+        match self.outputs.iter().find(|id| !seen.insert(**id)) {
+            Some(id) => self.fail(&format!("output `{}` is listed twice", self.value(*id).name)),
             None => Ok(()),
         }
     }

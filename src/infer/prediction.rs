@@ -1,6 +1,6 @@
 //! What a prediction says, and its JSON form.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::ser::SerializeMap;
@@ -13,8 +13,10 @@ use crate::tensor::Tensor;
 #[derive(Clone, Debug, Serialize)]
 pub struct Prediction {
     /// The scan's file.
+    #[serde(serialize_with = "as_text")]
     pub scan: PathBuf,
     /// The report's file, where there was one; set by the caller.
+    #[serde(serialize_with = "as_text_if_any")]
     pub report: Option<PathBuf>,
     /// The most probable class.
     pub label: String,
@@ -98,6 +100,21 @@ impl Serialize for Timing {
             map.serialize_entry(stage, &((ms * 1e3).round() / 1e3))?;
         }
         map.end()
+    }
+}
+
+/// A path as JSON holds it: a name that is no Unicode is shown, not refused.
+fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
+fn as_text_if_any<S: serde::Serializer>(
+    path: &Option<PathBuf>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => as_text(path, serializer),
+        None => serializer.serialize_none(),
     }
 }
 

@@ -43,8 +43,10 @@ pub(super) fn model(graph: &Graph, initializer: Vec<TensorProto>) -> ModelProto 
             input: info(&graph.inputs),
             output: info(&graph.outputs),
             value_info: info(&inner),
+            ..Default::default()
         }),
         opset_import: opsets(graph),
+        ..Default::default()
     }
 }
 

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use prost::Message;
 
-use super::proto::{EXTERNAL, GraphProto, ModelProto, TensorProto};
+use super::proto::{AttributeProto, EXTERNAL, GraphProto, ModelProto, SparseTensorProto, TensorProto};
 use crate::error::{Code, Error, Result};
 
 /// Largest graph file that is read: graphs without their weights are far smaller.
 const MAX_GRAPH_BYTES: u64 = 1 << 30;
 
-/// The `location`s of all external data in the file, in subgraphs too, as written there.
+/// The `location`s of all external data in the file, in subgraphs, functions and sparse tensors too, as written there.
 ///
 /// # Errors
 /// `onnx.invalid` when the file is no ONNX model, or when external data has no location.
@@ -24,22 +24,46 @@ pub fn external_files(path: &Path) -> Result<BTreeSet<String>> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))?;
     let model = ModelProto::decode(bytes.as_slice()).map_err(|e| invalid(format!("not an ONNX model: {e}")))?;
     let mut found = BTreeSet::new();
-    for tensor in model.graph.iter().flat_map(tensors).filter(|t| t.data_location == Some(EXTERNAL)) {
-        let location = tensor.external_data.iter().find(|e| e.key.as_deref() == Some("location"));
-        match location.and_then(|e| e.value.clone()) {
-            Some(location) => found.insert(location),
-            None => return Err(invalid(format!("weight `{}` has no location", tensor.name()))),
-        };
+    for tensor in model_tensors(&model).into_iter().filter(|t| t.data_location == Some(EXTERNAL)) {
+        // All of them: of several, ONNX Runtime takes the last.
+        let entries = tensor.external_data.iter().filter(|e| e.key.as_deref() == Some("location"));
+        let locations: Vec<String> = entries.map(|e| e.value().to_owned()).collect();
+        if locations.is_empty() {
+            return Err(invalid(format!("weight `{}` has no location", tensor.name())));
+        }
+        found.extend(locations);
     }
     Ok(found)
+}
+
+/// Every tensor of a model, wherever the format lets one stand.
+fn model_tensors(model: &ModelProto) -> Vec<&TensorProto> {
+    let mut all: Vec<&TensorProto> = model.graph.iter().flat_map(tensors).collect();
+    for training in &model.training_info {
+        all.extend(training.initialization.iter().chain(&training.algorithm).flat_map(tensors));
+    }
+    for function in &model.functions {
+        all.extend(function.node.iter().flat_map(|n| &n.attribute).flat_map(attribute_tensors));
+        all.extend(function.attribute_proto.iter().flat_map(attribute_tensors));
+    }
+    all
 }
 
 /// Every tensor of a graph. The depth of subgraphs is bounded by the decoder's own limit.
 fn tensors(graph: &GraphProto) -> Vec<&TensorProto> {
     let mut all: Vec<&TensorProto> = graph.initializer.iter().collect();
-    for attribute in graph.node.iter().flat_map(|n| &n.attribute) {
-        all.extend(attribute.t.iter().chain(&attribute.tensors));
-        all.extend(attribute.g.iter().chain(&attribute.graphs).flat_map(tensors));
-    }
+    all.extend(graph.sparse_initializer.iter().flat_map(sparse_tensors));
+    all.extend(graph.node.iter().flat_map(|n| &n.attribute).flat_map(attribute_tensors));
     all
+}
+
+fn attribute_tensors(attribute: &AttributeProto) -> Vec<&TensorProto> {
+    let mut all: Vec<&TensorProto> = attribute.t.iter().chain(&attribute.tensors).collect();
+    all.extend(attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors).flat_map(sparse_tensors));
+    all.extend(attribute.g.iter().chain(&attribute.graphs).flat_map(tensors));
+    all
+}
+
+fn sparse_tensors(sparse: &SparseTensorProto) -> impl Iterator<Item = &TensorProto> {
+    sparse.values.iter().chain(&sparse.indices)
 }

@@ -62,7 +62,7 @@ impl Tensor {
 pub struct Comparison {
     /// Largest |found − expected|; infinite when a value on either side is NaN or infinite.
     pub max_abs: f64,
-    /// `max_abs` over the largest |expected|.
+    /// `max_abs` over the largest |expected|; infinite when that is.
     pub max_rel: f64,
     /// Cosine of the angle between the two, flattened.
     pub cosine: f64,
@@ -84,7 +84,12 @@ impl Comparison {
             max_abs = if difference.is_nan() { f64::INFINITY } else { max_abs.max(difference) };
             scale = scale.max(f64::from(e).abs());
         }
-        let max_rel = if max_abs == 0.0 { 0.0 } else { max_abs / scale.max(f64::MIN_POSITIVE) };
+        // Infinity over infinity is no number, and would pass every limit.
+        let max_rel = match max_abs {
+            0.0 => 0.0,
+            f64::INFINITY => f64::INFINITY,
+            _ => max_abs / scale.max(f64::MIN_POSITIVE),
+        };
         let cosine = cosine(found.iter().copied(), expected.iter().copied());
         Ok(Self { max_abs, max_rel, cosine })
     }
