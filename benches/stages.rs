@@ -1,7 +1,7 @@
 //! Seconds and peak memory of the full-size model's export, adapter and vision pass.
 //!
 //! ```text
-//! cargo bench --bench stages
+//! cargo bench --bench stages [-- adapter | vision]
 //! BA_PYTHON=/path/to/python cargo bench --bench stages        # beside PyTorch, runs interleaved
 //! ```
 //!
@@ -26,7 +26,7 @@ use brain_adapter::tensor::{LazyTensor, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const RUNS: usize = 3;
+const RUNS: usize = 2;
 const CHILD: &str = "BA_BENCH_STAGE";
 
 fn main() {
@@ -37,7 +37,12 @@ fn main() {
     }
     checkpoint(&folder.path().join("checkpoints"));
     println!("{:<10} {:>24} {:>24} {:>24}", "stage", "brain_adapter", "PyTorch sdpa", "PyTorch as MONAI");
-    for stage in ["export", "adapter", "vision"] {
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    // The export makes the graphs that the others run.
+    for stage in ["export", "adapter", "vision"]
+        .into_iter()
+        .filter(|s| *s == "export" || chosen.is_empty() || chosen.iter().any(|c| c == s))
+    {
         let (mut ours, mut sdpa, mut eager) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..RUNS {
             let mut command = Command::new(std::env::current_exe().expect("own path"));

@@ -65,7 +65,11 @@ fn reports(folder: &Path) -> String {
 
 #[test]
 fn committed_models() {
-    let rows = [("tiny", "tiny", "tiny"), ("tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded"), ("tiny-bottleneck3d", "tiny", "tiny")];
+    let rows = [
+        ("tiny", "tiny", "tiny"),
+        ("tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded"),
+        ("tiny-bottleneck3d", "tiny", "tiny"),
+    ];
     for (name, towers, scan) in rows {
         let dir = tempfile::tempdir().unwrap();
         write_model(dir.path(), name, towers);
@@ -92,19 +96,46 @@ fn shared_models() {
     run(&["--model", &tiny, "--text", &at("tiny-meta-layout")], "tiny", &scan);
     let file = format!("{tiny}/m3d/pretrained_ViT.bin");
     let config = format!("{tiny}/config.json");
-    run(&["--model", &other, "--config", &config, "--adapter", &format!("{tiny}/adapter.pt"), "--vision", &file, "--text", &llama], "tiny", &scan);
+    run(
+        &[
+            "--model",
+            &other,
+            "--config",
+            &config,
+            "--adapter",
+            &format!("{tiny}/adapter.pt"),
+            "--vision",
+            &file,
+            "--text",
+            &llama,
+        ],
+        "tiny",
+        &scan,
+    );
 }
 
 /// The same adapter in every dress that PyTorch has given it.
 #[test]
 fn adapters_in_other_layouts() {
     let folder = package("tests/data/checkpoint/legacy-pickle");
-    let files = ["adapter_legacy.pt", "adapter_views.pt", "adapter_views_legacy.pt", "checkpoint_dp.pt", "checkpoint_dp_legacy.pt", "expected.safetensors"];
+    let files = [
+        "adapter_legacy.pt",
+        "adapter_views.pt",
+        "adapter_views_legacy.pt",
+        "checkpoint_dp.pt",
+        "checkpoint_dp_legacy.pt",
+        "expected.safetensors",
+    ];
     let (model, mut manifests) = (tiny_model().to_str().unwrap(), Vec::new());
     for file in files {
         let adapter = folder.join(file);
         let expected = fixture("tiny/expected.safetensors");
-        check(&["--model", model, "--adapter", adapter.to_str().unwrap()], &expected, &fixture("tiny/scan.nii.gz"), &reports(&fixture("tiny")));
+        check(
+            &["--model", model, "--adapter", adapter.to_str().unwrap()],
+            &expected,
+            &fixture("tiny/scan.nii.gz"),
+            &reports(&fixture("tiny")),
+        );
         let dir = tempfile::tempdir().unwrap();
         ba_export(&[&"--model", &model, &"--adapter", &adapter, &"-o", &dir.path().join("onnx")]).ok();
         let manifest = commands::manifest(&dir.path().join("onnx"));
@@ -237,5 +268,6 @@ fn shared_adapters_with_wrong_tensors() {
         refused(&shared.join(file), code, words);
     }
     let dir = tempfile::tempdir().unwrap();
-    ba_export(&[&"--model", &tiny_model(), &"--adapter", &shared.join("good.pt"), &"-o", &dir.path().join("onnx")]).ok();
+    ba_export(&[&"--model", &tiny_model(), &"--adapter", &shared.join("good.pt"), &"-o", &dir.path().join("onnx")])
+        .ok();
 }
