@@ -2,6 +2,9 @@
 wrote the adapter of a tiny model; `legacy-pickle/expected.safetensors` holds its tensors as they must load."""
 import copy
 import json
+import re
+import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -21,6 +24,19 @@ class Adapter(torch.nn.Module):
 
     def forward(self, x):
         return self.norm(self.reduce(x)) * self.logit_scale + self.turned.sum()
+
+
+def without_folders(path):
+    """Traces in the exported program name the folders of this machine: blanks them, without moving a byte"""
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as z:
+        for info in z.infolist():
+            old = z.read(info)
+            new = re.sub(rb"(?<![\w.])(?:/[\w.-]+)+/(?=(?:tests|torch)/)", lambda m: (b"./" * len(m[0]))[-len(m[0]):], old)
+            if new != old:
+                crc = [c.to_bytes(4, "little") for c in (info.CRC, zlib.crc32(new))]
+                data = data.replace(old, new).replace(*crc)
+    path.write_bytes(data)
 
 
 def dtypes():
@@ -74,6 +90,7 @@ def main():
     OUT.mkdir(exist_ok=True)
     model = Adapter().eval()
     torch.export.save(torch.export.export(model, (torch.randn(1, 4, 3, 3),)), OUT / "adapter.pt2")
+    without_folders(OUT / "adapter.pt2")
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, OUT / "adapter.safetensors")
     sd = dtypes()
     save_file({k: v.detach().clone().contiguous() for k, v in sd.items()}, OUT / "dtypes.safetensors")
