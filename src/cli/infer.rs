@@ -240,7 +240,7 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
     }
     if let (Some(csv), Some(lines)) = (csv, &lines) {
         let labels = &predictor.bundle().manifest.labels;
-        write_whole(csv, &cohort::to_csv(lines, labels)?)?;
+        write_whole(csv, &cohort::to_csv(lines, &rows, labels)?)?;
     }
     if failed > 0 {
         let message = format!("{failed} of {} rows failed; the others have their results", rows.len());

@@ -4,7 +4,7 @@
 //! Results go to a JSON Lines file, one object a row; a row that failed has `error` instead of a label. Every line
 //! is flushed as it is made: after an interruption the same call goes on with the rows that are missing or failed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -140,31 +140,42 @@ pub fn line(row: &Row, outcome: &Result<Prediction>) -> Value {
     value
 }
 
-/// The lines of a results file as CSV: `scan, report, label`, a probability a class, `similarity`, `warnings`, `error`.
+/// The results of `rows`, in the list's order, as CSV: `scan, report, label`, a probability a class, `similarity`,
+/// `warnings`, `error`. A row without a result is left out.
 ///
 /// # Errors
 /// `io` when the file cannot be read, `list.invalid` when a line is not ours.
-pub fn to_csv(results: &Path, labels: &[String]) -> Result<Vec<u8>> {
+pub fn to_csv(results: &Path, rows: &[Row], labels: &[String]) -> Result<Vec<u8>> {
     let text = std::fs::read_to_string(results).map_err(|e| Error::io(results, "cannot read the results", e))?;
     let invalid = |e: &dyn std::fmt::Display| Error::new(Code::LIST_INVALID, e.to_string()).at(results);
+    let mut lines = HashMap::new();
+    for line in text.lines() {
+        let value: Value = serde_json::from_str(line).map_err(|e| invalid(&e))?;
+        let name = |field: &str| value[field].as_str().map(str::to_owned);
+        lines.insert((name("scan").unwrap_or_default(), name("report")), value);
+    }
     let mut writer = csv::Writer::from_writer(Vec::new());
     let classes = labels.iter().map(|label| format!("p_{label}"));
     let names = ["scan", "report", "label"].map(str::to_owned).into_iter().chain(classes);
     let names = names.chain(["similarity", "warnings", "error"].map(str::to_owned));
     writer.write_record(names).map_err(|e| invalid(&e))?;
-    for line in text.lines() {
-        let value: Value = serde_json::from_str(line).map_err(|e| invalid(&e))?;
-        let text = |v: &Value| v.as_str().map_or_else(String::new, str::to_owned);
-        let number = |v: &Value| v.as_f64().map_or_else(String::new, |n| n.to_string());
-        let warnings = value["warnings"].as_array().into_iter().flatten().map(|w| text(&w["code"]));
-        let mut record = ["scan", "report", "label"].map(|name| text(&value[name])).to_vec();
-        record.extend(labels.iter().map(|label| number(&value["probabilities"][label])));
-        record.push(number(&value["similarity"]));
-        record.push(warnings.collect::<Vec<_>>().join(" "));
-        record.push(text(&value["error"]["code"]));
-        writer.write_record(record).map_err(|e| invalid(&e))?;
+    for value in rows.iter().filter_map(|row| lines.get(&row.key())) {
+        writer.write_record(csv_record(value, labels)).map_err(|e| invalid(&e))?;
     }
     writer.into_inner().map_err(|e| invalid(&e))
+}
+
+/// The fields of one line of results.
+fn csv_record(value: &Value, labels: &[String]) -> Vec<String> {
+    let text = |v: &Value| v.as_str().map_or_else(String::new, str::to_owned);
+    let number = |v: &Value| v.as_f64().map_or_else(String::new, |n| n.to_string());
+    let warnings = value["warnings"].as_array().into_iter().flatten().map(|w| text(&w["code"]));
+    let mut record = ["scan", "report", "label"].map(|name| text(&value[name])).to_vec();
+    record.extend(labels.iter().map(|label| number(&value["probabilities"][label])));
+    record.push(number(&value["similarity"]));
+    record.push(warnings.collect::<Vec<_>>().join(" "));
+    record.push(text(&value["error"]["code"]));
+    record
 }
 
 /// `{"code", "message", "path"}`.

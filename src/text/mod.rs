@@ -58,7 +58,7 @@ pub fn decode_report(bytes: &[u8]) -> Result<String> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|e| {
         let hint = match bytes {
-            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "it looks like UTF-16",
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "it looks like UTF-16.",
             _ => "is it Latin-1 or Windows-1252?",
         };
         let message = format!("the report is not UTF-8 at byte {}: {hint} Save it as UTF-8", e.valid_up_to());

@@ -84,6 +84,9 @@ struct Panel<F: Fn(usize, usize) -> usize> {
 
 /// Writes the three middle slices side by side as an 8-bit PNG, one pixel per voxel; `shape` is `[i, j, k]`.
 pub(super) fn save_preview(path: &Path, voxels: &[f32], shape: [usize; 3]) -> Result<()> {
+    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
+        return Err(Error::new(Code::CONFIG_VALUE, "the name must end in .png").at(path));
+    }
     let [ni, nj, nk] = shape;
     let (i, j, k) = (ni / 2, nj / 2, nk / 2);
     let at = move |i: usize, j: usize, k: usize| (k * nj + j) * ni + i;
