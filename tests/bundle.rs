@@ -144,8 +144,17 @@ fn manifests_that_lie() {
 
 #[test]
 fn manifests_that_are_no_json() {
-    let texts: [&[u8]; 9] =
-        [b"", b"{", b"[]", b"null", b"\"format\"", b"{\"format\": 1}", b"\xff\xfe{\0}\0", b"{\"format\": 1e400}", b"\0"];
+    let texts: [&[u8]; 9] = [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\"format\"",
+        b"{\"format\": 1}",
+        b"\xff\xfe{\0}\0",
+        b"{\"format\": 1e400}",
+        b"\0",
+    ];
     for text in texts {
         let dir = tiny_copy();
         fs::write(dir.path().join("bundle.json"), text).unwrap();

@@ -59,7 +59,8 @@ fn help_and_version() {
 
 #[test]
 fn errors_as_json() {
-    let done = ba_infer(&[&"none.nii.gz", &"--json", &"--bundle", &tiny_bundle()]).fails_with_one_line("nifti.not_found");
+    let done =
+        ba_infer(&[&"none.nii.gz", &"--json", &"--bundle", &tiny_bundle()]).fails_with_one_line("nifti.not_found");
     let error = &done.json()["error"];
     assert_eq!((&error["code"], &error["path"]), (&"nifti.not_found".into(), &"none.nii.gz".into()));
     assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()));
@@ -82,8 +83,9 @@ fn json_and_text_say_the_same_and_flags_have_no_order() {
     assert_eq!(without_times(one.json()), without_times(two.json()));
     let json = one.json();
     let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
-    let expected =
-        "scan report label probabilities logits similarity warnings timing_ms device bundle".split(' ').collect::<Vec<_>>();
+    let expected = "scan report label probabilities logits similarity warnings timing_ms device bundle"
+        .split(' ')
+        .collect::<Vec<_>>();
     assert_eq!(keys, expected);
     assert_eq!(json["device"], "cpu");
     let text = ba_infer(&[&scan, &"--report", &report, &"--bundle", &bundle]).ok().stdout;
@@ -125,8 +127,14 @@ fn several_scans_with_a_bad_one() {
 fn names_that_are_odd_or_no_unicode() {
     let dir = tempfile::tempdir().unwrap();
     let report = report(dir.path());
-    let names: [&[u8]; 6] =
-        ["Kopf Müller 日本.nii.gz".as_bytes(), b"a b.nii.gz", b"new\nline.nii.gz", b"--json.nii.gz", b"q\"'.nii.gz", b"\xff\xfe.nii.gz"];
+    let names: [&[u8]; 6] = [
+        "Kopf Müller 日本.nii.gz".as_bytes(),
+        b"a b.nii.gz",
+        b"new\nline.nii.gz",
+        b"--json.nii.gz",
+        b"q\"'.nii.gz",
+        b"\xff\xfe.nii.gz",
+    ];
     for name in names {
         let path = dir.path().join(OsStr::from_bytes(name));
         fs::copy(scan(), &path).unwrap();
@@ -168,13 +176,23 @@ fn reports_of_every_kind() {
         ba_infer(&[&scan(), &"--report", &path, &"--bundle", &tiny_bundle()]).fails_with_one_line(code).naming(&[name]);
     }
     for missing in [dir.path().join("none.txt"), dir.path().to_path_buf()] {
-        ba_infer(&[&scan(), &"--report", &missing, &"--bundle", &tiny_bundle()]).fails_with_one_line("report.not_found");
+        ba_infer(&[&scan(), &"--report", &missing, &"--bundle", &tiny_bundle()])
+            .fails_with_one_line("report.not_found");
     }
     let input = dir.path().join("stdin.txt");
     fs::write(&input, "Memory complaints for two years. MMSE 24.\n").unwrap();
     let run = |report: &Path, stdin: Stdio| {
         let mut command = command("ba-infer");
-        finish(command.arg(scan()).arg("--report").arg(report).arg("--bundle").arg(tiny_bundle()).arg("--json").stdin(stdin))
+        finish(
+            command
+                .arg(scan())
+                .arg("--report")
+                .arg(report)
+                .arg("--bundle")
+                .arg(tiny_bundle())
+                .arg("--json")
+                .stdin(stdin),
+        )
     };
     let piped = run(Path::new("-"), File::open(&input).unwrap().into()).ok().json();
     let named = run(&input, Stdio::null()).ok().json();
@@ -228,9 +246,8 @@ fn outputs_that_must_not_be_written() {
     fs::copy(scan(), &mine).unwrap();
     let report = report(dir.path());
     let bundle = tiny_bundle();
-    let run = |flag: &str, target: &Path| {
-        ba_infer(&[&mine, &"--report", &report, &"--bundle", &bundle, &flag, &target])
-    };
+    let run =
+        |flag: &str, target: &Path| ba_infer(&[&mine, &"--report", &report, &"--bundle", &bundle, &flag, &target]);
     for flag in ["-o", "--save-tensors", "--save-conformed"] {
         run(flag, &mine).fails_with_one_line("output.exists").naming(&["mine.nii.gz"]);
         run(flag, dir.path()).fails_with_one_line("output.exists");
@@ -242,7 +259,6 @@ fn outputs_that_must_not_be_written() {
     }
     run("-o", &report).fails_with_one_line("output.exists");
     assert_eq!(fs::read(&mine).unwrap(), fs::read(scan()).unwrap());
-    run("--save-preview", &dir.path().join("p.jpg")).fails("config.value");
     run("--save-conformed", &dir.path().join("c.txt")).fails("config.value");
     let leftovers = commands::names(dir.path());
     assert!(leftovers.iter().all(|n| n.starts_with("pipe") || ["mine.nii.gz", "report.txt"].contains(&n.as_str())));
@@ -260,7 +276,12 @@ fn a_reader_that_goes_away() {
     for (binary, args) in [("ba-infer", vec!["--help"]), ("ba-infer", vec!["--json"]), ("ba-infer", vec![])] {
         let mut shell = Command::new("bash");
         shell.arg("-c").arg(script).arg(binary_path(binary)).args(&args).arg(scan()).arg(scan()).arg(scan());
-        shell.arg("--report").arg(&report).arg("--bundle").arg(tiny_bundle()).env("ORT_DYLIB_PATH", commands::library());
+        shell
+            .arg("--report")
+            .arg(&report)
+            .arg("--bundle")
+            .arg(tiny_bundle())
+            .env("ORT_DYLIB_PATH", commands::library());
         let done = finish(&mut shell);
         assert_eq!(done.code, Some(0), "{done:#?}");
         assert!(!done.stderr.contains("panicked") && !done.stderr.contains("error"), "{done:#?}");

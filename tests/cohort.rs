@@ -41,10 +41,8 @@ fn bad_rows_are_reported_and_the_rest_go_on() {
     let done = run(dir.path(), &["-o", "out.jsonl"]);
     assert_eq!(done.code, Some(1), "{done:#?}");
     let rows = lines(&dir.path().join("out.jsonl"));
-    let found: Vec<String> = rows
-        .iter()
-        .map(|r| r["error"]["code"].as_str().map_or_else(|| "ok".to_owned(), str::to_owned))
-        .collect();
+    let found: Vec<String> =
+        rows.iter().map(|r| r["error"]["code"].as_str().map_or_else(|| "ok".to_owned(), str::to_owned)).collect();
     assert_eq!((found.len(), found[0].as_str(), found[2].as_str(), found[5].as_str()), (6, "ok", "ok", "ok"));
     assert!(found[1].starts_with("nifti.") && found[3] == "nifti.not_found" && found[4] == "report.not_found");
     assert_eq!((rows[0]["scan"].as_str(), rows[0]["report"].as_str()), (Some("s.nii.gz"), Some("r.txt")));

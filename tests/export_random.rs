@@ -97,7 +97,8 @@ fn every_stage_of_random_models() {
         let written = written(&case, &dir.path().join("model"));
         let target = dir.path().join("onnx");
         let plan = Plan::new(Sources::in_folder(&dir.path().join("model")).unwrap(), &target);
-        let summary = export::run(&plan, &mut Silent).unwrap_or_else(|e| panic!("seed {}: {}: {e}", case.seed, e.code()));
+        let summary =
+            export::run(&plan, &mut Silent).unwrap_or_else(|e| panic!("seed {}: {}: {e}", case.seed, e.code()));
         let bundle = Bundle::open(&target).unwrap();
         compare(&case, &run_bundle(&bundle, &case));
         assert_eq!(summary.skipped, bundle.manifest.skipped);
@@ -132,7 +133,8 @@ fn verified_by_the_command() {
         let case = random_case(seed);
         let dir = tempfile::tempdir().unwrap();
         written(&case, &dir.path().join("model"));
-        let (good, bad, target) = (dir.path().join("good.safetensors"), dir.path().join("bad"), dir.path().join("onnx"));
+        let (good, bad, target) =
+            (dir.path().join("good.safetensors"), dir.path().join("bad"), dir.path().join("onnx"));
         record(&case, &good, None);
         let run = |record: &Path| {
             let mut command = command("ba-export");

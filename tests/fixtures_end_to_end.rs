@@ -16,7 +16,8 @@ use serde_json::Value;
 
 const TOLERANCE: f32 = 1e-4;
 
-/// Exports with `--verify`, then infers the first recorded item, and compares every stage.
+/// Exports with `--verify`, then infers the first recorded item, and compares every stage: those of the image only
+/// where the scan is the one that was recorded.
 fn check(model: &[&str], expected: &Path, scan: &Path, report: &str) {
     let dir = tempfile::tempdir().unwrap();
     let bundle = dir.path().join("onnx");
@@ -29,7 +30,9 @@ fn check(model: &[&str], expected: &Path, scan: &Path, report: &str) {
     fs::write(&text, report).unwrap();
     let done = ba_infer(&[&scan, &"--report", &text, &"--bundle", &bundle, &"--json", &"--save-tensors", &saved]).ok();
     let (found, recorded) = (Checkpoint::open(&saved).unwrap(), Checkpoint::open(expected).unwrap());
-    for stage in ["volume", "adapter", "vision", "text", "v", "t", "logits", "image_logits"] {
+    let own_scan = !expected.to_string_lossy().contains("bottleneck3d");
+    let image: &[&str] = if own_scan { &["volume", "adapter", "vision", "v", "logits", "image_logits"] } else { &[] };
+    for stage in ["text", "t"].iter().chain(image) {
         let (found, recorded) = (values(&found, stage), values(&recorded, stage));
         common::assert_close(stage, &found, &recorded[..found.len()], TOLERANCE);
     }
@@ -65,7 +68,11 @@ fn reports(folder: &Path) -> String {
 
 #[test]
 fn committed_models() {
-    let rows = [("tiny", "tiny", "tiny"), ("tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded"), ("tiny-bottleneck3d", "tiny", "tiny")];
+    let rows = [
+        ("tiny", "tiny", "tiny"),
+        ("tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded"),
+        ("tiny-bottleneck3d", "tiny", "tiny"),
+    ];
     for (name, towers, scan) in rows {
         let dir = tempfile::tempdir().unwrap();
         write_model(dir.path(), name, towers);
@@ -92,19 +99,46 @@ fn shared_models() {
     run(&["--model", &tiny, "--text", &at("tiny-meta-layout")], "tiny", &scan);
     let file = format!("{tiny}/m3d/pretrained_ViT.bin");
     let config = format!("{tiny}/config.json");
-    run(&["--model", &other, "--config", &config, "--adapter", &format!("{tiny}/adapter.pt"), "--vision", &file, "--text", &llama], "tiny", &scan);
+    run(
+        &[
+            "--model",
+            &other,
+            "--config",
+            &config,
+            "--adapter",
+            &format!("{tiny}/adapter.pt"),
+            "--vision",
+            &file,
+            "--text",
+            &llama,
+        ],
+        "tiny",
+        &scan,
+    );
 }
 
 /// The same adapter in every dress that PyTorch has given it.
 #[test]
 fn adapters_in_other_layouts() {
     let folder = package("tests/data/checkpoint/legacy-pickle");
-    let files = ["adapter_legacy.pt", "adapter_views.pt", "adapter_views_legacy.pt", "checkpoint_dp.pt", "checkpoint_dp_legacy.pt", "expected.safetensors"];
+    let files = [
+        "adapter_legacy.pt",
+        "adapter_views.pt",
+        "adapter_views_legacy.pt",
+        "checkpoint_dp.pt",
+        "checkpoint_dp_legacy.pt",
+        "expected.safetensors",
+    ];
     let (model, mut manifests) = (tiny_model().to_str().unwrap(), Vec::new());
     for file in files {
         let adapter = folder.join(file);
         let expected = fixture("tiny/expected.safetensors");
-        check(&["--model", model, "--adapter", adapter.to_str().unwrap()], &expected, &fixture("tiny/scan.nii.gz"), &reports(&fixture("tiny")));
+        check(
+            &["--model", model, "--adapter", adapter.to_str().unwrap()],
+            &expected,
+            &fixture("tiny/scan.nii.gz"),
+            &reports(&fixture("tiny")),
+        );
         let dir = tempfile::tempdir().unwrap();
         ba_export(&[&"--model", &model, &"--adapter", &adapter, &"-o", &dir.path().join("onnx")]).ok();
         let manifest = commands::manifest(&dir.path().join("onnx"));
@@ -229,13 +263,14 @@ fn shared_adapters_with_wrong_tensors() {
         ("missing_tensor.pt", "checkpoint.tensors", &["missing"]),
         ("wrong_shape.pt", "checkpoint.tensors", &["expected"]),
         ("unknown_tensor.pt", "checkpoint.tensors", &["adapter.residual.conv3.weight"]),
-        ("nan_weight.pt", "checkpoint.nonfinite", &["adapter.", "["]),
-        ("inf_weight.pt", "checkpoint.nonfinite", &["adapter.", "["]),
+        ("nan_weight.pt", "checkpoint.nonfinite", &["NaN at ["]),
+        ("inf_weight.pt", "checkpoint.nonfinite", &["`classifier.weight`", "inf at ["]),
         ("negative_variance.pt", "checkpoint.value", &["running_var"]),
     ];
     for (file, code, words) in rows {
         refused(&shared.join(file), code, words);
     }
     let dir = tempfile::tempdir().unwrap();
-    ba_export(&[&"--model", &tiny_model(), &"--adapter", &shared.join("good.pt"), &"-o", &dir.path().join("onnx")]).ok();
+    ba_export(&[&"--model", &tiny_model(), &"--adapter", &shared.join("good.pt"), &"-o", &dir.path().join("onnx")])
+        .ok();
 }

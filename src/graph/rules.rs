@@ -383,7 +383,13 @@ impl Call<'_> {
         let heads = self.op.get_int("num_heads", 0);
         let width = q.shape.last().and_then(|d| d.known()).unwrap_or(0) as i64;
         let ranks = q.shape.len() == 3 && k.shape.len() == 3 && q.dtype == k.dtype;
-        if !ranks || q.shape[0].unify(k.shape[0]).is_none() || k != v || k.shape.last() != q.shape.last() || heads < 1 || width % heads != 0 {
+        if !ranks
+            || q.shape[0].unify(k.shape[0]).is_none()
+            || k != v
+            || k.shape.last() != q.shape.last()
+            || heads < 1
+            || width % heads != 0
+        {
             let types = [q, k, v].map(|t| show_dims(&t.shape)).join(", ");
             return Err(format!("attention with {heads} heads over {types}"));
         }

@@ -108,10 +108,7 @@ fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Res
     serializer.collect_str(&path.display())
 }
 
-fn as_text_if_any<S: serde::Serializer>(
-    path: &Option<PathBuf>,
-    serializer: S,
-) -> std::result::Result<S::Ok, S::Error> {
+fn as_text_if_any<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     match path {
         Some(path) => as_text(path, serializer),
         None => serializer.serialize_none(),
