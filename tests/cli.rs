@@ -259,7 +259,6 @@ fn outputs_that_must_not_be_written() {
     }
     run("-o", &report).fails_with_one_line("output.exists");
     assert_eq!(fs::read(&mine).unwrap(), fs::read(scan()).unwrap());
-    run("--save-preview", &dir.path().join("p.jpg")).fails("config.value");
     run("--save-conformed", &dir.path().join("c.txt")).fails("config.value");
     let leftovers = commands::names(dir.path());
     assert!(leftovers.iter().all(|n| n.starts_with("pipe") || ["mine.nii.gz", "report.txt"].contains(&n.as_str())));

@@ -16,7 +16,8 @@ use serde_json::Value;
 
 const TOLERANCE: f32 = 1e-4;
 
-/// Exports with `--verify`, then infers the first recorded item, and compares every stage.
+/// Exports with `--verify`, then infers the first recorded item, and compares every stage: those of the image only
+/// where the scan is the one that was recorded.
 fn check(model: &[&str], expected: &Path, scan: &Path, report: &str) {
     let dir = tempfile::tempdir().unwrap();
     let bundle = dir.path().join("onnx");
@@ -29,7 +30,9 @@ fn check(model: &[&str], expected: &Path, scan: &Path, report: &str) {
     fs::write(&text, report).unwrap();
     let done = ba_infer(&[&scan, &"--report", &text, &"--bundle", &bundle, &"--json", &"--save-tensors", &saved]).ok();
     let (found, recorded) = (Checkpoint::open(&saved).unwrap(), Checkpoint::open(expected).unwrap());
-    for stage in ["volume", "adapter", "vision", "text", "v", "t", "logits", "image_logits"] {
+    let own_scan = !expected.to_string_lossy().contains("bottleneck3d");
+    let image: &[&str] = if own_scan { &["volume", "adapter", "vision", "v", "logits", "image_logits"] } else { &[] };
+    for stage in ["text", "t"].iter().chain(image) {
         let (found, recorded) = (values(&found, stage), values(&recorded, stage));
         common::assert_close(stage, &found, &recorded[..found.len()], TOLERANCE);
     }
@@ -260,8 +263,8 @@ fn shared_adapters_with_wrong_tensors() {
         ("missing_tensor.pt", "checkpoint.tensors", &["missing"]),
         ("wrong_shape.pt", "checkpoint.tensors", &["expected"]),
         ("unknown_tensor.pt", "checkpoint.tensors", &["adapter.residual.conv3.weight"]),
-        ("nan_weight.pt", "checkpoint.nonfinite", &["adapter.", "["]),
-        ("inf_weight.pt", "checkpoint.nonfinite", &["adapter.", "["]),
+        ("nan_weight.pt", "checkpoint.nonfinite", &["NaN at ["]),
+        ("inf_weight.pt", "checkpoint.nonfinite", &["`classifier.weight`", "inf at ["]),
         ("negative_variance.pt", "checkpoint.value", &["running_var"]),
     ];
     for (file, code, words) in rows {

@@ -45,6 +45,16 @@ pub struct Manifest {
     pub skipped: Vec<String>,
 }
 
+impl Manifest {
+    /// A manifest from the text of `bundle.json`.
+    ///
+    /// # Errors
+    /// `bundle.manifest`.
+    pub fn from_bytes(bytes: &[u8]) -> crate::Result<Self> {
+        super::verify::parse(bytes)
+    }
+}
+
 /// A program and its version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tool {

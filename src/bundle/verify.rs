@@ -18,10 +18,16 @@ const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
 /// The manifest at `path` and its SHA-256.
 pub(super) fn manifest(path: &Path) -> Result<(Manifest, String)> {
-    let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message).at(path);
     let bytes = manifest_bytes(path)?;
+    let manifest = Manifest::from_bytes(&bytes).map_err(|e| e.at(path))?;
+    Ok((manifest, hex(&Sha256::digest(&bytes))))
+}
+
+/// The manifest of that text, checked as far as it can be without the files.
+pub(super) fn parse(bytes: &[u8]) -> Result<Manifest> {
+    let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message);
     // The version first: another format may have other fields.
-    let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| invalid(format!("not JSON: {e}")))?;
+    let json: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| invalid(format!("not JSON: {e}")))?;
     match json.get("format").and_then(serde_json::Value::as_u64) {
         Some(format) if format == u64::from(FORMAT) => {}
         Some(format) => {
@@ -42,7 +48,7 @@ pub(super) fn manifest(path: &Path) -> Result<(Manifest, String)> {
     if manifest.tokenizer.max_tokens == 0 {
         return Err(invalid("tokenizer.max_tokens is 0, expected at least 1".into()));
     }
-    Ok((manifest, hex(&Sha256::digest(&bytes))))
+    Ok(manifest)
 }
 
 /// The bytes of `bundle.json`: a regular file of bounded size.

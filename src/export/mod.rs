@@ -146,7 +146,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     // The sources are hashed on the other core while the graphs are written.
     let (written, hashed) = std::thread::scope(|scope| {
         let hashing = scope.spawn(|| source_records(&loaded));
-        let written = write_parts(&graphs, staging.path(), progress);
+        let written = write_parts(&graphs, &loaded, staging.path(), progress);
         let hashed = hashing.join().unwrap_or_else(|_| Err(Error::new(Code::IO, "hashing the checkpoints failed")));
         (written, hashed)
     });
@@ -228,13 +228,17 @@ fn check_space(staging: &Staging, graphs: &[Graph]) -> Result<()> {
 
 fn write_parts(
     graphs: &[Graph; 4],
+    loaded: &sources::Loaded,
     folder: &Path,
     progress: &mut dyn Progress,
 ) -> Result<(Vec<PartSummary>, Vec<FileRecord>)> {
     let (mut parts, mut files) = (Vec::new(), Vec::new());
-    for (graph, part) in graphs.iter().zip(PARTS) {
+    let checkpoints = [&loaded.adapter, &loaded.vision, &loaded.text, &loaded.adapter];
+    for ((graph, part), checkpoint) in graphs.iter().zip(PARTS).zip(checkpoints) {
         let started = Instant::now();
-        let written = crate::onnx::write(graph, folder, part, &mut |bytes| progress.advance(bytes))?;
+        let written = crate::onnx::write(graph, folder, part, &mut |bytes| progress.advance(bytes));
+        // A weight that cannot be used is found as it streams: its checkpoint is to be named.
+        let written = written.map_err(|e| e.at(checkpoint.path()))?;
         let record = PartRecord {
             file: written[0].name.clone(),
             precision: Precision::Fp32,

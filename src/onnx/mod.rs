@@ -9,7 +9,7 @@ mod proto;
 mod read;
 mod write;
 
-pub use read::external_files;
+pub use read::{external_files, external_files_in};
 pub use write::{Written, write};
 
 /// Large weights start at multiples of this many bytes: the page size, as ONNX Runtime's mapping wants it.

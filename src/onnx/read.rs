@@ -22,7 +22,16 @@ pub fn external_files(path: &Path) -> Result<BTreeSet<String>> {
         return Err(invalid(format!("the graph file holds {length} bytes, expected at most {MAX_GRAPH_BYTES}")));
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))?;
-    let model = ModelProto::decode(bytes.as_slice()).map_err(|e| invalid(format!("not an ONNX model: {e}")))?;
+    external_files_in(&bytes).map_err(|e| e.at(path))
+}
+
+/// As [`external_files`], of the file's bytes.
+///
+/// # Errors
+/// `onnx.invalid`.
+pub fn external_files_in(bytes: &[u8]) -> Result<BTreeSet<String>> {
+    let invalid = |message: String| Error::new(Code::ONNX_INVALID, message);
+    let model = ModelProto::decode(bytes).map_err(|e| invalid(format!("not an ONNX model: {e}")))?;
     let mut found = BTreeSet::new();
     for tensor in model_tensors(&model).into_iter().filter(|t| t.data_location == Some(EXTERNAL)) {
         // All of them: of several, ONNX Runtime takes the last.

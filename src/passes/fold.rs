@@ -86,7 +86,11 @@ fn replacement(graph: &mut Graph, old: Option<ValueId>, values: &[f32]) -> Value
     push(graph, format!("{}.folded", old.name), LazyTensor::from_f32(&shape, values))
 }
 
+/// Adds a weight; its name gets a number when it is taken (two convolutions may share a weight).
 fn push(graph: &mut Graph, name: String, tensor: LazyTensor) -> ValueId {
+    let taken = |name: &str| graph.values.iter().any(|v| v.name == name);
+    let numbered = (1..).map(|n| format!("{name}.{n}"));
+    let name = std::iter::once(name.clone()).chain(numbered).find(|n| !taken(n)).expect("numbers do not end");
     let ty = ValueType::known(DType::F32, tensor.shape());
     graph.values.push(Value { name, ty, init: Some(tensor) });
     ValueId(graph.values.len() - 1)

@@ -4,6 +4,7 @@
 //! tokenizer is Hugging Face's `tokenizer.json`, or a SentencePiece `tokenizer.model`, which [`Tokenizer::load`]
 //! turns into the former. BOS is put in front here, once, whatever the tokenizer's own template says.
 
+mod checked;
 mod sentencepiece;
 
 use std::io::Read;
@@ -107,12 +108,17 @@ impl Tokenizer {
             return Err(invalid(format!("expected a file of at most {MAX_TOKENIZER_BYTES} bytes")));
         }
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the tokenizer", e))?;
+        Self::from_bytes(&bytes, bos).map_err(|e| e.at(path))
+    }
+
+    /// As [`Self::load`], from the file's bytes.
+    ///
+    /// # Errors
+    /// `tokenizer.invalid`.
+    pub fn from_bytes(bytes: &[u8], bos: u32) -> Result<Self> {
+        let invalid = |message: String| Error::new(Code::TOKENIZER_INVALID, message);
         let json = bytes.trim_ascii_start().starts_with(b"{");
-        let mut inner = if json {
-            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| invalid(format!("not a tokenizer.json: {e}")))?
-        } else {
-            sentencepiece::convert(&bytes).map_err(|e| e.at(path))?
-        };
+        let mut inner = if json { checked::read(bytes)? } else { sentencepiece::convert(bytes)? };
         let no_change = |e| invalid(format!("{e}"));
         inner.with_truncation(None).map_err(no_change)?;
         inner.with_padding(None);

@@ -262,5 +262,8 @@ pub fn snapshot(dir: &Path) -> Vec<(String, Vec<u8>)> {
 
 /// Names in a folder.
 pub fn names(dir: &Path) -> Vec<String> {
-    snapshot(dir).into_iter().map(|(name, _)| name).collect()
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let mut all: Vec<String> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    all.sort();
+    all
 }
