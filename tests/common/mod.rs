@@ -1,6 +1,6 @@
 //! What several integration tests share: the runtime, recorded fixtures, comparing.
 
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::path::{Path, PathBuf};
 
