@@ -1,6 +1,7 @@
 //! The commands as a user meets them: usage errors, results, warnings, exit codes, cohorts.
 
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod commands;
 

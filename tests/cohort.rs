@@ -1,6 +1,7 @@
 //! `ba-infer --list`: every row answered once, whatever happens in between.
 
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod commands;
 

@@ -1,6 +1,6 @@
 //! Random models, written as they are met in the wild, exported, and run: every stage against the reference.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod commands;
 mod common;

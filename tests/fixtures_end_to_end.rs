@@ -2,6 +2,7 @@
 //! adapters, which leave nothing behind.
 
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod commands;
 mod common;
@@ -206,8 +207,11 @@ fn refused_by_class(adapter: &Path, code: &str, words: &[&str]) {
     refused(adapter, code, words);
 }
 
+/// The trained tensors by name.
+type Heads = Vec<(String, LazyTensor)>;
+
 /// The tiny adapter with one tensor changed, in a new file.
-fn with(dir: &Path, file: &str, change: impl FnOnce(&mut Vec<(String, LazyTensor)>)) -> PathBuf {
+fn with(dir: &Path, file: &str, change: impl FnOnce(&mut Heads)) -> PathBuf {
     let mut heads = tensors("tiny", "heads/");
     change(&mut heads);
     save(&dir.join(file), heads);
@@ -225,7 +229,7 @@ fn put(heads: &mut [(String, LazyTensor)], name: &str, index: usize, value: f32)
 fn adapters_with_wrong_tensors() {
     let dir = tempfile::tempdir().unwrap();
     let (conv, var) = ("adapter.residual.conv1.weight", "adapter.residual.norm1.running_var");
-    let make = |file: &str, change: &dyn Fn(&mut Vec<(String, LazyTensor)>)| with(dir.path(), file, change);
+    let make = |file: &str, change: &dyn Fn(&mut Heads)| with(dir.path(), file, change);
     let missing = make("missing.safetensors", &|h| h.retain(|(n, _)| n != conv));
     refused(&missing, "checkpoint.tensors", &[conv, "[8, 8, 3, 3]"]);
     let shape = make("shape.safetensors", &|h| {

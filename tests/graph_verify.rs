@@ -1,6 +1,6 @@
 //! The verifier and the type rules refuse wrong graphs; the printer's text, the builder and the folding pass.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod commands;
 mod rules;

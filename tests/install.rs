@@ -1,6 +1,7 @@
 //! How a bundle gets into its place: whole or not at all, other files kept, and the same bytes every time.
 
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod commands;
 

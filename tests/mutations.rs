@@ -1,6 +1,6 @@
 //! Damaged manifests, graphs and tokenizers, thousands of them: accepted or refused, never a panic, and soon.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod commands;
 

@@ -1,7 +1,7 @@
 //! What this crate writes, in the eyes of the `onnx` package: valid, of the shapes that it declares, with the right
 //! weights. Needs a Python with `onnx`, named by `BA_PYTHON` (`make test` does).
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod reference;
 mod rules;

@@ -116,7 +116,7 @@ fn copies_are_current() {
         return;
     }
     for name in ["tiny", "tiny-gqa-bf16-sharded", "tiny-bottleneck3d"] {
-        for file in ["expected.safetensors", "config.json", "llama/config.json"] {
+        for file in ["expected.safetensors", "config.json", "llama/config.json", "reports.json", "scan.nii.gz"] {
             if copy(name, file).exists() {
                 let theirs = std::fs::read(shared.join(name).join(file)).unwrap();
                 assert!(std::fs::read(copy(name, file)).unwrap() == theirs, "{name}/{file} differs");

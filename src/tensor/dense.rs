@@ -116,3 +116,29 @@ pub fn cosine(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f64
     }
     if aa == 0.0 && bb == 0.0 { 1.0 } else { dot / (aa * bb).sqrt() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn array(values: &[f32]) -> ArrayD<f32> {
+        ArrayD::from_shape_vec(vec![values.len()], values.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn no_infinite_or_undefined_value_passes_any_limit() {
+        let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+        for (found, expected) in bad.iter().flat_map(|f| bad.iter().chain(&[1.0]).map(move |e| (*f, *e))) {
+            for (found, expected) in [(found, expected), (expected, found)] {
+                let c = Comparison::of(&array(&[1.0, found, 3.0]), &array(&[1.0, expected, 3.0])).unwrap();
+                assert_eq!((c.max_abs, c.max_rel), (f64::INFINITY, f64::INFINITY), "{found} {expected}");
+                let none = Comparison { max_abs: 0.0, max_rel: 0.0, cosine: 1.0 };
+                assert_eq!(none.worst(&c).max_rel, f64::INFINITY);
+            }
+        }
+        let same = Comparison::of(&array(&[0.0, 0.0]), &array(&[0.0, -0.0])).unwrap();
+        assert_eq!((same.max_abs, same.max_rel, same.cosine), (0.0, 0.0, 1.0));
+        assert_eq!(Comparison::of(&array(&[2.0, 1.0]), &array(&[2.0, 2.0])).unwrap().max_rel, 0.5);
+        assert!(Comparison::of(&array(&[1.0]), &array(&[1.0, 2.0])).is_err());
+    }
+}

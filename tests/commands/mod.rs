@@ -1,6 +1,6 @@
 //! Running the commands: model folders made of the committed fixtures, bundles, and child processes with a time limit.
 
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

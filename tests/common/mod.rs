@@ -29,8 +29,8 @@ pub fn shared(name: &str) -> Option<PathBuf> {
 pub fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{what}: number of values");
     let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs())).max(1e-6);
-    let wrong = |difference: f32| difference.is_nan() || difference > tolerance * scale;
-    let mut bad = found.iter().zip(expected).enumerate().filter(|(_, (f, e))| wrong((*f - *e).abs()));
+    let far = |f: f32, e: f32| (f - e).is_nan() || (f - e).abs() > tolerance * scale;
+    let mut bad = found.iter().zip(expected).enumerate().filter(|(_, (f, e))| far(**f, **e));
     let first: Vec<_> = bad.by_ref().take(3).collect();
     assert!(
         first.is_empty(),
