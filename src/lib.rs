@@ -33,7 +33,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | 0 | [`error`] |
-//! | 1 | [`tensor`], [`progress`] |
+//! | 1 | [`tensor`], [`progress`], [`files`] |
 //! | 2 | [`config`], [`checkpoint`], [`volume`], [`text`], [`graph`] |
 //! | 3 | [`model`], [`passes`], [`onnx`], [`batch`] |
 //! | 4 | [`bundle`], [`runtime`] |
@@ -51,6 +51,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod export;
+pub mod files;
 pub mod graph;
 #[cfg(feature = "runtime")]
 pub mod infer;

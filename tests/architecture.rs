@@ -11,7 +11,7 @@ use brain_adapter::Code;
 /// The modules by layer. A module imports from lower layers only, never from another of its own.
 const LAYERS: [&[&str]; 8] = [
     &["error"],
-    &["tensor", "progress"],
+    &["tensor", "progress", "files"],
     &["volume", "text", "checkpoint", "graph", "config"],
     &["model", "passes", "onnx", "batch"],
     &["bundle", "runtime"],

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -14,6 +15,8 @@ use crate::error::{Code, Error, Result};
 pub struct Staging {
     target: PathBuf,
     folder: TempDir,
+    /// Held while the folder is in use, so that others can tell it from one that an interrupted export left.
+    _lock: Option<fs::File>,
     /// Files of the target that are not the old bundle's and stay.
     kept: Vec<OsString>,
 }
@@ -35,11 +38,12 @@ impl Staging {
         };
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot make the folder", e))?;
         let name = name.to_string_lossy();
-        let folder = tempfile::Builder::new()
-            .prefix(&format!(".{name}.partial-"))
-            .tempdir_in(parent)
-            .map_err(|e| Error::io(parent, "cannot make a temporary folder", e))?;
-        Ok(Self { target: absolute.clone(), folder, kept })
+        let prefix = format!(".{name}.partial-");
+        remove_abandoned(parent, &prefix);
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent);
+        let folder = folder.map_err(|e| Error::io(parent, "cannot make a temporary folder", e))?;
+        let lock = fs::File::open(folder.path()).ok().filter(|f| f.try_lock().is_ok());
+        Ok(Self { target: absolute.clone(), folder, _lock: lock, kept })
     }
 
     /// Where to write the bundle's files.
@@ -68,6 +72,24 @@ impl Staging {
         }
         readable_by_all(self.folder.path())?;
         swap(self.folder.path(), &self.target)
+    }
+}
+
+/// Age from which a folder that nobody holds counts as abandoned: its maker locks it right after making it.
+const ABANDONED_AFTER: Duration = Duration::from_secs(60);
+
+/// Removes what killed exports left: for a 7-billion parameter model it is tens of gigabytes. A failure to do so is
+/// no reason not to export.
+fn remove_abandoned(parent: &Path, prefix: &str) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(prefix);
+        let old = entry.metadata().is_ok_and(|about| {
+            let age = about.modified().ok().and_then(|at| at.elapsed().ok());
+            about.is_dir() && age.is_some_and(|age| age >= ABANDONED_AFTER)
+        });
+        if ours && old && fs::File::open(entry.path()).is_ok_and(|folder| folder.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -143,4 +165,34 @@ fn foreign_files(target: &Path, force: bool) -> Result<Vec<OsString>> {
         kept.push(name);
     }
     Ok(kept)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_old_folders_that_nobody_holds_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        let make = |name: &str, old: bool| {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("text.onnx.data"), b"half").unwrap();
+            let folder = fs::File::open(&path).unwrap();
+            if old {
+                folder.set_modified(hour_ago).unwrap();
+            }
+            folder
+        };
+        make(".onnx.partial-dead", true);
+        make(".onnx.partial-new", false);
+        make(".other.partial-dead", true);
+        let held = make(".onnx.partial-held", true);
+        held.try_lock().unwrap();
+        remove_abandoned(dir.path(), ".onnx.partial-");
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".onnx.partial-held", ".onnx.partial-new", ".other.partial-dead"]);
+    }
 }

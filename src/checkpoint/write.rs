@@ -8,7 +8,6 @@
 //! is untouched: the new one is written under a temporary name beside it and renamed at the end.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -16,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::safetensors::{DTYPES, MAX_HEADER};
 use crate::error::{Code, Error, Result};
+use crate::files::Pending;
 use crate::tensor::{CHUNK_BYTES, DType, LazyTensor, show};
 
 /// Writes `tensors` to `path` and gives the file's size in bytes. `metadata` becomes the header's `__metadata__`.
@@ -36,10 +36,8 @@ pub fn write_safetensors(
     let header = header(&tensors, metadata).map_err(|e| Error::new(e.code(), e.message()).at(path))?;
 
     let failed = |e| Error::io(path, "cannot write the file", e);
-    // `parent` of a bare name is the empty path.
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = temporary(folder).map_err(failed)?;
-    let mut out = BufWriter::with_capacity(CHUNK_BYTES, temporary.as_file());
+    let pending = Pending::beside(path, "")?;
+    let mut out = BufWriter::with_capacity(CHUNK_BYTES, pending.file());
     let mut written = header.len() as u64;
     out.write_all(&header).map_err(failed)?;
     for (name, tensor) in &tensors {
@@ -60,22 +58,8 @@ pub fn write_safetensors(
     }
     out.flush().map_err(failed)?;
     drop(out);
-    temporary.as_file().sync_all().map_err(failed)?;
-    temporary.persist(path).map_err(|e| Error::io(path, "cannot put the file in place", e.error))?;
+    pending.put()?;
     Ok(written)
-}
-
-/// A file of no name that others may guess, readable as any new file is.
-fn temporary(folder: &Path) -> std::io::Result<tempfile::NamedTempFile<File>> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // Less the umask, as for any other file; the default would be for the owner alone.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(folder)
 }
 
 /// Place of a dtype in the reference implementation's order, smallest alignment first.

@@ -9,6 +9,7 @@ use clap::{ArgGroup, Parser};
 use super::{Common, complain, finish, print, render, tell};
 use crate::checkpoint::write_safetensors;
 use crate::error::{Code, Error, Result};
+use crate::files::replace;
 use crate::infer::cohort::{self, Results, Row, error_json};
 use crate::infer::{EncodedReport, Options, Prediction, Predictor};
 use crate::runtime::{Device, take_log};
@@ -159,7 +160,7 @@ fn run_scans(args: &Args) -> Result<()> {
         }
     }
     if let Some(path) = &args.output {
-        write_whole(path, lines.as_bytes())?;
+        replace(path, lines.as_bytes())?;
     }
     if failed > 0 {
         let message = format!("{failed} of {} scans could not be read", args.scans.len());
@@ -213,7 +214,7 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
     let csv = args.output.as_deref().filter(|path| lines_beside(path).is_some());
     // A CSV is made at the end from the lines beside it, which are what an interrupted run leaves.
     let lines = args.output.as_ref().map(|path| lines_beside(path).unwrap_or_else(|| path.clone()));
-    let mut results = lines.as_deref().map(Results::open).transpose()?;
+    let mut results = lines.as_deref().map(|path| Results::open(path, &predictor.bundle().sha256)).transpose()?;
     let (mut failed, mut skipped) = (0, 0);
     for (i, row) in rows.iter().enumerate() {
         if results.as_ref().is_some_and(|r| r.has(row)) {
@@ -240,7 +241,7 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
     }
     if let (Some(csv), Some(lines)) = (csv, &lines) {
         let labels = &predictor.bundle().manifest.labels;
-        write_whole(csv, &cohort::to_csv(lines, &rows, labels)?)?;
+        replace(csv, &cohort::to_csv(lines, &rows, labels)?)?;
     }
     if failed > 0 {
         let message = format!("{failed} of {} rows failed; the others have their results", rows.len());
@@ -262,15 +263,4 @@ fn list_row(predictor: &mut Predictor, row: &Row) -> Result<Prediction> {
 fn short_line(row: &Row, prediction: &Prediction) -> String {
     let all: Vec<String> = prediction.probabilities.iter().map(|(l, p)| format!("{l} {p:.3}")).collect();
     format!("{}\t{}\t{}", row.scan, prediction.label, all.join(" "))
-}
-
-/// Writes a file under a temporary name and renames it.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let failed = |e: std::io::Error| Error::io(path, "cannot write the results", e);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Results as text for people.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use crate::bundle::Parity;
 use crate::export::{StageCheck, Summary};
@@ -28,6 +29,11 @@ fn table(rows: &[Vec<String>]) -> String {
         let _ = writeln!(text, "{}", cells.join("  ").trim_end());
     }
     text
+}
+
+/// A path for a terminal: a name with control characters must not steer it.
+fn shown(path: &Path) -> String {
+    path.display().to_string().replace(char::is_control, "\u{fffd}")
 }
 
 /// `1,234,567`.
@@ -99,7 +105,7 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
             text.extend(summary.skipped.iter().map(|name| format!("  {name}\n")));
         }
     }
-    let _ = writeln!(text, "bundle: {} ({:.1} s)", summary.output.display(), summary.seconds);
+    let _ = writeln!(text, "bundle: {} ({:.1} s)", shown(&summary.output), summary.seconds);
     text
 }
 
@@ -122,9 +128,9 @@ pub(super) fn stages(checks: &[StageCheck]) -> String {
 /// A prediction as a person reads it.
 pub(super) fn prediction(p: &Prediction, tokens: Option<usize>) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "scan        {}", p.scan.display());
+    let _ = writeln!(text, "scan        {}", shown(&p.scan));
     text += &match (&p.report, tokens) {
-        (Some(report), Some(n)) => format!("report      {} ({n} tokens)\n", report.display()),
+        (Some(report), Some(n)) => format!("report      {} ({n} tokens)\n", shown(report)),
         _ => "report      none: answered by the image-only classifier\n".to_owned(),
     };
     let _ = writeln!(text, "label       {}\n", p.label);

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::Prediction;
 use crate::error::{Code, Error, Result};
+use crate::files::replace;
 
 /// Largest list that is read, in bytes.
 const MAX_LIST_BYTES: u64 = 256 << 20;
@@ -85,11 +86,12 @@ pub struct Results {
 
 impl Results {
     /// Opens `path`, or makes it. Rows that it holds with a label are done; failed rows and an unfinished last line
-    /// are dropped, to be tried again.
+    /// are dropped, to be tried again. `bundle` is the SHA-256 of the bundle that goes on.
     ///
     /// # Errors
-    /// `list.invalid` when the file holds something else, `io` when it cannot be read or written.
-    pub fn open(path: &Path) -> Result<Self> {
+    /// `list.invalid` when the file holds something else, or results of another bundle; `io` when it cannot be read
+    /// or written.
+    pub fn open(path: &Path, bundle: &str) -> Result<Self> {
         let mut done = HashSet::new();
         let mut kept = Vec::new();
         if path.exists() {
@@ -97,18 +99,15 @@ impl Results {
             let mut reader = BufReader::new(file);
             let mut line = String::new();
             while reader.read_line(&mut line).map_err(|e| Error::io(path, "cannot read the results", e))? > 0 {
-                if let Some(key) = line.ends_with('\n').then(|| finished(path, &line)).transpose()?.flatten() {
+                if let Some(key) = line.ends_with('\n').then(|| finished(path, &line, bundle)).transpose()?.flatten() {
                     done.insert(key);
                     kept.extend(line.as_bytes());
                 }
                 line.clear();
             }
         }
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        replace(path, &kept)?;
         let failed = |e: std::io::Error| Error::io(path, "cannot write the results", e);
-        let mut fresh = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-        fresh.write_all(&kept).map_err(failed)?;
-        fresh.persist(path).map_err(|e| failed(e.error))?;
         let file = File::options().append(true).open(path).map_err(failed)?;
         Ok(Self { path: path.to_path_buf(), file, done })
     }
@@ -185,11 +184,16 @@ pub fn error_json(e: &Error) -> Value {
 }
 
 /// The key of a row with a label; none of a failed one.
-fn finished(path: &Path, line: &str) -> Result<Option<(String, Option<String>)>> {
+fn finished(path: &Path, line: &str, bundle: &str) -> Result<Option<(String, Option<String>)>> {
     let value: Value = serde_json::from_str(line).map_err(|e| {
         Error::new(Code::LIST_INVALID, format!("the output exists and holds other things: {e}")).at(path)
     })?;
     let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    // One table, one model: results of two are not to be mixed.
+    if text("label").is_some() && value["bundle"]["sha256"] != bundle {
+        let message = "the output exists and holds results of another bundle: choose another -o";
+        return Err(Error::new(Code::LIST_INVALID, message).at(path));
+    }
     Ok(text("label").and_then(|_| text("scan")).map(|scan| (scan, text("report"))))
 }
 
@@ -217,17 +221,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.jsonl");
         let row = |scan: &str| Row { line: 0, scan: scan.into(), report: None, folder: PathBuf::new() };
-        let text =
-            "{\"scan\":\"a\",\"report\":null,\"label\":\"CN\"}\n{\"scan\":\"b\",\"error\":{}}\n{\"scan\":\"c\",\"la";
+        let text = "{\"scan\":\"a\",\"report\":null,\"label\":\"CN\",\"bundle\":{\"sha256\":\"b\"}}\n{\"scan\":\"b\",\"error\":{}}\n{\"scan\":\"c\",\"la";
         std::fs::write(&path, text).unwrap();
-        let mut results = Results::open(&path).unwrap();
+        let mut results = Results::open(&path, "b").unwrap();
         assert!(results.has(&row("a")) && !results.has(&row("b")) && !results.has(&row("c")));
         let error = Err(Error::new(Code::NIFTI_EMPTY, "no bytes").at("b"));
         results.add(&row("b"), &error).unwrap();
         let written = std::fs::read_to_string(&path).unwrap();
         assert_eq!(written.lines().count(), 2);
+        assert_eq!(Results::open(&path, "c").err().unwrap().code(), Code::LIST_INVALID);
         assert!(written.contains("nifti.empty") && written.starts_with("{\"scan\":\"a\""));
         std::fs::write(&path, "scan,label\n").unwrap();
-        assert_eq!(Results::open(&path).err().unwrap().code(), Code::LIST_INVALID);
+        assert_eq!(Results::open(&path, "b").err().unwrap().code(), Code::LIST_INVALID);
     }
 }

@@ -4,7 +4,7 @@
 //! written under a temporary name in the same folder and then renamed. Errors: `io`, `disk.full`, and
 //! `config.value` for a name of the wrong kind.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use image::{GrayImage, ImageFormat, Luma};
 use ndarray::{ArrayView3, ShapeBuilder};
@@ -14,31 +14,16 @@ use nifti::writer::WriterOptions;
 use super::geometry::Affine;
 use super::intensity::percentiles;
 use crate::error::{Code, Error, Result};
+use crate::files::Pending;
 
 /// Dark columns between the preview's panels.
 const GAP: usize = 2;
 
 /// Lets `write` fill a temporary file beside `path`, then puts it in place.
 fn replace(path: &Path, suffix: &str, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
-    let doing = "cannot write";
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".writing-").suffix(suffix);
-    #[cfg(unix)]
-    {
-        // A temporary file is private by default; this one becomes an ordinary file (less the umask).
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    // Closed, not open: the writers open it by name, and Windows shares no open temporary file.
-    let temporary = builder.tempfile_in(&folder).map_err(|e| Error::io(path, doing, e))?.into_temp_path();
-    write(&temporary).map_err(|e| Error::io(path, doing, e))?;
-    let synced = std::fs::OpenOptions::new().write(true).open(&temporary).and_then(|file| file.sync_all());
-    synced.map_err(|e| Error::io(path, doing, e))?;
-    temporary.persist(path).map_err(|e| Error::io(path, doing, e.error))
+    let pending = Pending::beside(path, suffix)?;
+    write(pending.temporary()).map_err(|e| Error::io(path, "cannot write", e))?;
+    pending.put()
 }
 
 /// Writes float32 NIfTI-1 with `affine` as its sform; `shape` is `[i, j, k]`.

@@ -1,0 +1,87 @@
+//! Files that appear whole: written under a temporary name beside their place, then renamed. Layer 1.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// A file on its way to its place. Dropped before [`Pending::put`], it goes away and what was there stays.
+pub struct Pending {
+    temporary: NamedTempFile<File>,
+    path: PathBuf,
+}
+
+impl Pending {
+    /// An empty file beside `path`. Its temporary name ends in `suffix`, for writers that look at names.
+    ///
+    /// # Errors
+    /// `io` when it cannot be made.
+    pub fn beside(path: &Path, suffix: &str) -> Result<Self> {
+        // `parent` of a bare name is the empty path.
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".writing-").suffix(suffix);
+        #[cfg(unix)]
+        {
+            // A temporary file is private by default; this one becomes an ordinary file (less the umask).
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let temporary = builder.tempfile_in(folder).map_err(|e| Error::io(path, "cannot write", e))?;
+        Ok(Self { temporary, path: path.to_owned() })
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        self.temporary.as_file()
+    }
+
+    /// The temporary name, for writers that open files themselves.
+    pub fn temporary(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Puts the file into its place, once its bytes are on the disk.
+    ///
+    /// # Errors
+    /// `io` or `disk.full`; what was there before then stays.
+    pub fn put(self) -> Result<()> {
+        let failed = |e| Error::io(&self.path, "cannot write", e);
+        self.temporary.as_file().sync_all().map_err(failed)?;
+        self.temporary
+            .persist(&self.path)
+            .map(drop)
+            .map_err(|e| Error::io(&self.path, "cannot put into place", e.error))
+    }
+}
+
+/// Writes `bytes` to `path`, whole or not at all.
+///
+/// # Errors
+/// `io` or `disk.full`.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let pending = Pending::beside(path, "")?;
+    pending.file().write_all(bytes).map_err(|e| Error::io(path, "cannot write", e))?;
+    pending.put()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_file_leaves_the_old_one_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        replace(&path, b"old").unwrap();
+        let pending = Pending::beside(&path, ".json").unwrap();
+        pending.file().write_all(b"half").unwrap();
+        drop(pending);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(replace(&dir.path().join("none/a"), b"").is_err());
+    }
+}
