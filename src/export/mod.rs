@@ -289,16 +289,19 @@ fn check(
     }
 }
 
-/// Without ONNX Runtime nothing can be compared: a check that was asked for is an error.
+/// Without ONNX Runtime nothing can be compared: the parts say so, and a check that was asked for is an error.
 #[cfg(not(feature = "runtime"))]
 fn check(
     plan: &Plan,
     _: &sources::Loaded,
     _: &Models,
     _: &Staging,
-    _: &mut [PartSummary],
+    parts: &mut [PartSummary],
     _: &mut dyn Progress,
 ) -> Result<Vec<StageCheck>> {
+    for part in parts {
+        part.record.parity = Parity::NotChecked("exported by a build without ONNX Runtime".into());
+    }
     match &plan.verify {
         Some(_) => Err(Error::new(Code::RUNTIME_MISSING, "this build has no ONNX Runtime to verify with")),
         None => Ok(Vec::new()),
