@@ -102,7 +102,7 @@ codes! {
     VERIFY_MISMATCH = "verify.mismatch", "a stage differs from the recorded PyTorch output";
     VERIFY_INPUT = "verify.input", "the recorded tensors cannot be used";
     CALIBRATION_INPUT = "calibration.input", "a calibration input cannot be used";
-    QUANTIZE_UNSUPPORTED = "quantize.unsupported", "this precision is not available yet";
+    QUANTIZE_ERROR = "quantize.error", "a reduced model is too far from float32";
     LIST_INVALID = "list.invalid", "the cohort list cannot be read";
     LIST_PARTIAL = "list.partial", "some rows of the cohort list failed";
 }

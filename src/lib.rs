@@ -37,14 +37,17 @@
 //! | 2 | [`config`], [`checkpoint`], [`volume`], [`text`], [`graph`] |
 //! | 3 | [`model`], [`passes`], [`onnx`], [`batch`] |
 //! | 4 | [`bundle`], [`runtime`] |
-//! | 5 | [`export`], [`infer`] |
-//! | 6 | [`cli`] |
+//! | 5 | [`calibrate`] |
+//! | 6 | [`export`], [`infer`] |
+//! | 7 | [`cli`] |
 //!
 //! The features `runtime` and `cli` are on by default. Without them the library still reads checkpoints and scans, and
 //! writes bundles (unchecked): it then needs no ONNX Runtime.
 
 pub mod batch;
 pub mod bundle;
+#[cfg(feature = "runtime")]
+pub mod calibrate;
 pub mod checkpoint;
 #[cfg(all(feature = "cli", feature = "runtime"))]
 pub mod cli;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::quantization::Quantization;
 use crate::config::{Config, LlamaConfig, VolumeConfig};
 use crate::tensor::Comparison;
 
@@ -11,7 +12,7 @@ use crate::tensor::Comparison;
 pub const MANIFEST: &str = "bundle.json";
 
 /// Version of the manifest's format; another one is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// What a bundle is, and everything needed to use it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub struct Manifest {
     pub image_head: bool,
     /// The graphs, by name.
     pub parts: BTreeMap<String, PartRecord>,
+    /// How weights and arithmetic were reduced; none in a float32 bundle.
+    pub quantization: Option<Quantization>,
     /// Every file but this one.
     pub files: Vec<FileRecord>,
     /// The checkpoint files that it was made from.
@@ -77,13 +80,29 @@ impl Tool {
 pub enum Precision {
     /// float32 throughout.
     Fp32,
+    /// Weights in half precision, products too.
+    Fp16,
+    /// 8-bit integers in the linear layers.
+    Int8,
+    /// 4-bit integers in the language model's linear layers, 8 bits elsewhere.
+    Int4,
+}
+
+impl Precision {
+    /// The name that files and commands use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
 }
 
 impl std::fmt::Display for Precision {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Fp32 => f.write_str("fp32"),
-        }
+        f.write_str(self.name())
     }
 }
 
@@ -150,7 +169,8 @@ pub struct PartRecord {
     pub parity: Parity,
 }
 
-/// A graph against the plain fp32 graph (nothing folded or fused, run operator by operator), on calibration inputs.
+/// A graph against fp32, on calibration inputs. An fp32 graph is held against its plain form (nothing folded or fused, run
+/// operator by operator), a reduced one against the fp32 graph, on inputs that it was not calibrated with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Parity {

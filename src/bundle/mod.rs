@@ -5,6 +5,7 @@
 
 mod install;
 mod manifest;
+mod quantization;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ pub use manifest::{
     FORMAT, FileRecord, MANIFEST, Manifest, Parity, PartRecord, Precision, Preprocessing, SourceRecord,
     TokenizerRecord, Tool,
 };
+pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
 pub use verify::sha256_of;
 
 use crate::error::{Code, Error, Result};

@@ -3,15 +3,16 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::layers;
 use crate::bundle::Parity;
-use crate::export::{StageCheck, Summary};
+use crate::export::{StageCheck, StageLimit, Summary};
 use crate::infer::Prediction;
 
 /// Width of the longest probability bar.
 const BAR: f64 = 40.0;
 
 /// A table with columns as wide as their longest cell; numbers (all columns but the first) are right-aligned.
-fn table(rows: &[Vec<String>]) -> String {
+pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -50,7 +51,7 @@ fn thousands(n: u64) -> String {
 }
 
 /// `12.3 MB`, in powers of ten as disks are sold.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "kB", "MB"] {
         if value < 999.5 {
@@ -81,11 +82,18 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
         ]);
     }
     let mut text = table(&rows);
-    let _ = writeln!(text, "\nmax error, cosine: against the plain fp32 graphs, on the calibration inputs");
+    let against = match &summary.quantization {
+        Some(_) => "against fp32, on held-out inputs where there are enough",
+        None => "against the plain fp32 graphs, on the calibration inputs",
+    };
+    let _ = writeln!(text, "\nmax error, cosine: {against}");
     for part in &summary.parts {
         if let Parity::NotChecked(why) = &part.record.parity {
             let _ = writeln!(text, "not checked: {} ({why})", part.part);
         }
+    }
+    if let Some(quantization) = &summary.quantization {
+        let _ = write!(text, "\n{}", layers::quantization(quantization, &summary.slowdowns, verbose));
     }
     if !summary.verified.is_empty() {
         let _ = write!(text, "\n{}", stages(&summary.verified));
@@ -111,14 +119,17 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
 
 /// Stages against a record.
 pub(super) fn stages(checks: &[StageCheck]) -> String {
-    let mut rows = vec![["stage", "max error", "relative", "allowed", "cosine", ""].map(str::to_owned).to_vec()];
+    let mut rows = vec![["stage", "max error", "relative", "cosine", "allowed", ""].map(str::to_owned).to_vec()];
     for check in checks {
         rows.push(vec![
             check.stage.clone(),
             format!("{:.1e}", check.comparison.max_abs),
             format!("{:.1e}", check.comparison.max_rel),
-            format!("{:.0e}", check.tolerance),
             format!("{:.7}", check.comparison.cosine),
+            match check.limit {
+                StageLimit::Relative(most) => format!("relative ≤ {most:.0e}"),
+                StageLimit::Cosine(least) => format!("cosine ≥ {least}"),
+            },
             if check.passed { "ok" } else { "FAILED" }.into(),
         ]);
     }

@@ -3,19 +3,18 @@
 //! The plain graphs have nothing folded and attention written out, and ONNX Runtime runs them operator by operator,
 //! as they stand. Both sides of a part get the same inputs: the plain side's results of the part before.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::sources::Loaded;
-use super::{CalibrationInput, PartSummary, Plan};
+use super::{CalibrationInput, PartSummary, Plan, inputs};
 use crate::bundle::{Parity, Staging};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::model::{self, Attention, Models, Stages};
 use crate::runtime::{Device, Runtime, Session, SessionOptions};
 use crate::tensor::{Comparison, Tensor};
-use crate::text::{Tokenizer, read_report};
-use crate::volume::{self, Grid, ReadOptions};
-use crate::{batch, onnx};
+use crate::onnx;
+use crate::text::Tokenizer;
 
 /// Largest `max_rel` of an fp32 graph against the plain one: far above rounding, far below any real mistake.
 const MAX_RELATIVE: f64 = 1e-3;
@@ -66,27 +65,17 @@ fn feeds(name: &'static str, tensors: Vec<Tensor>) -> Feeds {
 }
 
 fn scan_feeds(loaded: &Loaded, inputs: &[CalibrationInput]) -> Result<Feeds> {
-    let config = &loaded.config.volume;
-    let options = ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: None };
-    let read = |path: &std::path::PathBuf| {
-        let volume = volume::read(path, &options)?.normalize(config.clip)?;
-        Ok(vec![("volume", batch::volume(volume))])
-    };
-    inputs.iter().filter_map(|i| i.scan.as_ref()).map(|p| read(p).map_err(|e| unusable(p, &e))).collect()
+    let read = |path: &PathBuf| Ok(vec![("volume", inputs::scan(loaded, path)?)]);
+    inputs.iter().filter_map(|i| i.scan.as_ref()).map(read).collect()
 }
 
 fn report_feeds(loaded: &Loaded, inputs: &[CalibrationInput]) -> Result<Feeds> {
     let tokenizer = Tokenizer::load(&loaded.tokenizer, loaded.bos)?;
-    let read = |path: &std::path::PathBuf| {
-        let tokens = tokenizer.encode(&read_report(path)?, loaded.config.text.max_tokens)?;
-        let [ids, mask] = batch::report(&tokens);
+    let read = |path: &PathBuf| {
+        let [ids, mask] = inputs::report(loaded, &tokenizer, path)?;
         Ok(vec![("input_ids", ids), ("attention_mask", mask)])
     };
-    inputs.iter().filter_map(|i| i.report.as_ref()).map(|p| read(p).map_err(|e| unusable(p, &e))).collect()
-}
-
-fn unusable(path: &Path, error: &Error) -> Error {
-    Error::new(Code::CALIBRATION_INPUT, format!("{} ({})", error.message(), error.code())).at(path)
+    inputs.iter().filter_map(|i| i.report.as_ref()).map(read).collect()
 }
 
 struct Checker<'a> {
@@ -135,7 +124,7 @@ impl Checker<'_> {
     }
 
     fn run(&self, path: &Path, optimize: bool, feeds: &Feeds, outputs: &[&str]) -> Result<Vec<Vec<Tensor>>> {
-        let options = SessionOptions { device: Device::Cpu, threads: self.plan.threads, optimize };
+        let options = SessionOptions { device: Device::Cpu, threads: self.plan.threads, optimize, ..SessionOptions::default() };
         let mut session = Session::open(self.runtime, path, &options)?;
         feeds
             .iter()

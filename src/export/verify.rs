@@ -8,8 +8,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Plan, StageCheck};
-use crate::bundle::Staging;
+use super::quantize::limits::Limits;
+use super::{Plan, StageCheck, StageLimit};
+use crate::bundle::{Precision, Staging};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Code, Error, Result};
 use crate::progress::Progress;
@@ -18,6 +19,14 @@ use crate::tensor::{Comparison, DType, Tensor};
 
 /// Largest `max_rel` that passes in fp32.
 const TOLERANCE: f64 = 1e-4;
+
+/// The limit of a bundle of that precision.
+fn limit(precision: Precision) -> StageLimit {
+    match precision {
+        Precision::Fp32 => StageLimit::Relative(TOLERANCE),
+        reduced => StageLimit::Cosine(Limits::of(reduced, None).cosine),
+    }
+}
 
 /// A graph, its inputs and outputs.
 const RUNS: [(&str, &[&str], &[&str]); 4] = [
@@ -39,7 +48,7 @@ pub(super) fn check(
 ) -> Result<Vec<StageCheck>> {
     let recorded = read(record)?;
     let runtime = Runtime::load(plan.library.as_deref())?;
-    let options = SessionOptions { device: Device::Cpu, threads: plan.threads, optimize: true };
+    let options = SessionOptions { device: Device::Cpu, threads: plan.threads, ..SessionOptions::default() };
     let mut values: BTreeMap<&str, Tensor> = BTreeMap::new();
     let mut checks = Vec::new();
     for (part, inputs, outputs) in RUNS {
@@ -55,7 +64,7 @@ pub(super) fn check(
         })?;
         for (stage, found) in outputs.into_iter().zip(results) {
             if let Some(expected) = recorded.get(stage) {
-                checks.push(compare(stage, &found, expected).map_err(|e| e.at(record))?);
+                checks.push(compare(stage, &found, expected, limit(plan.precision)).map_err(|e| e.at(record))?);
             }
             values.insert(stage, found);
         }
@@ -70,31 +79,47 @@ pub(super) fn check(
         return Ok(checks);
     }
     for check in &checks {
-        let verdict = if check.passed { "ok" } else { "FAILED" };
-        let c = &check.comparison;
-        progress.line(&format!(
-            "{:<12} max {:.1e}  relative {:.1e}  allowed {:.0e}  cosine {:.7}  {verdict}",
-            check.stage, c.max_abs, c.max_rel, check.tolerance, c.cosine
-        ));
+        progress.line(&check.to_string());
     }
     Err(mismatch(&failed).at(record))
 }
 
 fn mismatch(failed: &[&StageCheck]) -> Error {
-    let show = |c: &&StageCheck| format!("{} {:.1e} (at most {:.0e})", c.stage, c.comparison.max_rel, c.tolerance);
+    let show = |c: &&StageCheck| match c.limit {
+        StageLimit::Relative(most) => format!("{} {:.1e} (at most {most:.0e})", c.stage, c.comparison.max_rel),
+        StageLimit::Cosine(least) => format!("{} cosine {:.6} (at least {least})", c.stage, c.comparison.cosine),
+    };
     let bad: Vec<String> = failed.iter().map(show).collect();
     let message = format!("stages differ from the record, relative error: {}", bad.join(", "));
     Error::new(Code::VERIFY_MISMATCH, message)
 }
 
-fn compare(stage: &str, found: &Tensor, expected: &Tensor) -> Result<StageCheck> {
+fn compare(stage: &str, found: &Tensor, expected: &Tensor, limit: StageLimit) -> Result<StageCheck> {
     let (Tensor::F32(found), Tensor::F32(expected)) = (found, expected) else {
         return Err(Error::new(Code::VERIFY_INPUT, format!("`{stage}` is not recorded as floats")));
     };
     let comparison = Comparison::of(found, expected)
         .map_err(|e| Error::new(Code::VERIFY_MISMATCH, format!("stage `{stage}`: {e}")))?;
-    let passed = comparison.max_rel <= TOLERANCE;
-    Ok(StageCheck { stage: stage.into(), comparison, tolerance: TOLERANCE, passed })
+    let passed = match limit {
+        StageLimit::Relative(most) => comparison.max_rel <= most,
+        StageLimit::Cosine(least) => comparison.max_rel.is_finite() && comparison.cosine >= least,
+    };
+    Ok(StageCheck { stage: stage.into(), comparison, limit, passed })
+}
+
+impl std::fmt::Display for StageCheck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (c, verdict) = (&self.comparison, if self.passed { "ok" } else { "FAILED" });
+        let allowed = match self.limit {
+            StageLimit::Relative(most) => format!("relative at most {most:.0e}"),
+            StageLimit::Cosine(least) => format!("cosine at least {least}"),
+        };
+        write!(
+            f,
+            "{:<12} max {:.1e}  relative {:.1e}  cosine {:.7}  ({allowed})  {verdict}",
+            self.stage, c.max_abs, c.max_rel, c.cosine
+        )
+    }
 }
 
 /// The recorded tensors of known names: token ids and masks as int64, all else as float32.

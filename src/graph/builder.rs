@@ -99,7 +99,19 @@ impl Builder {
     /// # Errors
     /// `graph.invalid` when the operands do not fit the operator, naming the node.
     pub fn node_multi(&mut self, op: Op, inputs: &[Option<ValueId>], outputs: usize) -> Result<Vec<ValueId>> {
-        let name = self.unique(self.scoped(op.kind));
+        let name = self.scoped(op.kind);
+        self.node_named(&name, op, inputs, outputs)
+    }
+
+    /// Adds a node under a name of its own (made unique when it is taken).
+    pub(super) fn node_named(
+        &mut self,
+        name: &str,
+        op: Op,
+        inputs: &[Option<ValueId>],
+        outputs: usize,
+    ) -> Result<Vec<ValueId>> {
+        let name = self.unique(name.to_owned());
         let types = rules::infer(&self.graph, &op, inputs, outputs)
             .map_err(|e| Error::new(Code::GRAPH_INVALID, format!("node `{name}` of `{}`: {e}", self.graph.name)))?;
         let ids: Vec<ValueId> = types.into_iter().map(|ty| self.push_value(format!("{name}:out"), ty, None)).collect();
@@ -130,6 +142,11 @@ impl Builder {
     /// `graph.invalid` when the name is taken, or when the value is an input, a weight or an output already.
     pub fn output(&mut self, name: &str, id: ValueId) -> Result<()> {
         let made_here = self.graph.producer(id).is_some() && !self.graph.outputs.contains(&id);
+        let has_name = self.graph.value(id).name == name;
+        if made_here && has_name {
+            self.graph.outputs.push(id);
+            return Ok(());
+        }
         if self.names.contains_key(name) || !made_here {
             let message = format!("`{}` cannot become output `{name}`", self.graph.value(id).name);
             return Err(Error::new(Code::GRAPH_INVALID, message));
@@ -138,6 +155,24 @@ impl Builder {
         self.graph.values[id.0].name = name;
         self.graph.outputs.push(id);
         Ok(())
+    }
+
+    /// Gives a node's result another name, where that is free.
+    pub(super) fn rename(&mut self, id: ValueId, name: &str) {
+        if !self.names.contains_key(name) {
+            let old = std::mem::replace(&mut self.graph.values[id.0].name, name.to_owned());
+            self.names.remove(&old);
+            self.names.insert(name.to_owned(), 0);
+        }
+    }
+
+    /// Frees a name that a node's result has, for another value to become an output under it.
+    pub(super) fn vacate(&mut self, name: &str, for_value: ValueId) {
+        let holder = self.graph.values.iter().position(|v| v.name == name).map(ValueId);
+        let Some(holder) = holder.filter(|&id| id != for_value && self.graph.producer(id).is_some()) else { return };
+        let other = self.unique(name.to_owned());
+        self.graph.values[holder.0].name = other;
+        self.names.remove(name);
     }
 
     /// The finished, verified graph.

@@ -3,7 +3,7 @@
 //! Layer 2. A [`Graph`] is a list of nodes in topological order over values that all carry a dtype and a shape.
 //! Dimensions are numbers or names (`batch`, `tokens`). Weights are [`LazyTensor`]s, so a graph of a 7-billion
 //! parameter model is a few hundred kilobytes. Only the [`Builder`] and the passes make graphs, and both end in
-//! [`Graph::verify`], which recomputes every type from the rules in `rules.rs`.
+//! [`Graph::verify`], which recomputes every type from the rules in `rules/`. A [`Rewrite`] makes a graph from another.
 //!
 //! `println!("{graph}")` prints a graph as one readable line a node.
 
@@ -11,12 +11,14 @@ mod builder;
 mod op;
 mod ops;
 mod print;
+mod rewrite;
 mod rules;
 mod types;
 mod verify;
 
 pub use builder::Builder;
 pub use op::{Attribute, Domain, Op};
+pub use rewrite::Rewrite;
 pub use types::{Dim, ValueType};
 
 use crate::tensor::LazyTensor;

@@ -128,12 +128,20 @@ impl Builder {
     }
 
     pub fn reduce_mean(&mut self, x: ValueId, axes: &[i64], keep: bool) -> Result<ValueId> {
-        let axes = self.ints(axes);
-        self.node(Op::new("ReduceMean").int("keepdims", keep.into()), &[Some(x), Some(axes)])
+        self.reduction("ReduceMean", x, axes, keep)
     }
 
     pub fn reduce_sum(&mut self, x: ValueId, axes: &[i64], keep: bool) -> Result<ValueId> {
+        self.reduction("ReduceSum", x, axes, keep)
+    }
+
+    /// A reduction that keeps the reduced axes, with extent 1.
+    pub fn reduce(&mut self, kind: &'static str, x: ValueId, axes: &[i64]) -> Result<ValueId> {
+        self.reduction(kind, x, axes, true)
+    }
+
+    fn reduction(&mut self, kind: &'static str, x: ValueId, axes: &[i64], keep: bool) -> Result<ValueId> {
         let axes = self.ints(axes);
-        self.node(Op::new("ReduceSum").int("keepdims", keep.into()), &[Some(x), Some(axes)])
+        self.node(Op::new(kind).int("keepdims", keep.into()), &[Some(x), Some(axes)])
     }
 }

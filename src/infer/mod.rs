@@ -1,6 +1,6 @@
 //! Scan (and report) → CN / MCI / AD: the work of `ba-infer`.
 //!
-//! Layer 5, feature `runtime`. A [`Predictor`] holds a verified bundle and opens each graph when it is first needed.
+//! Layer 6, feature `runtime`. A [`Predictor`] holds a verified bundle and opens each graph when it is first needed.
 //!
 //! ```no_run
 //! use brain_adapter::infer::{Options, Predictor};
@@ -220,7 +220,7 @@ impl Predictor {
                 let started = Instant::now();
                 let record = &self.bundle.manifest.parts[part];
                 let options =
-                    SessionOptions { device: self.options.device, threads: self.options.threads, optimize: true };
+                    SessionOptions { device: self.options.device, threads: self.options.threads, ..SessionOptions::default() };
                 let session = Session::open(self.runtime, &self.bundle.file(&record.file), &options)?;
                 timing.add("load", milliseconds(started));
                 session

@@ -1,5 +1,16 @@
 //! Rewrites of graphs: each takes a [`crate::graph::Graph`], returns one, and ends in the verifier.
+//!
+//! Layer 3. Nothing here runs a model: what a pass needs to know of activations comes in as numbers.
 
+mod convolutions;
 mod fold;
+mod half;
+mod linears;
+pub mod quantize;
+mod smooth;
 
+pub use convolutions::{quantizable, quantize_convolutions};
 pub use fold::fold_batch_norm;
+pub use half::{HALF_RANGE, Rounded, beyond_range, half, half_nodes, rounding};
+pub use linears::{Linear, Segment, linears, segments};
+pub use smooth::{factors, smooth};

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::views::{Cast, Columns, Concat, FiniteCheck, Rows, Transposed};
+use super::views::{Cast, Columns, Concat, FiniteCheck, Rows, Scaled, Transposed};
 use super::{DType, numel, show};
 use crate::error::{Code, Error, Result};
 
@@ -33,6 +33,11 @@ pub trait Source: Send + Sync {
     /// The tensor under a cast. Moving elements commutes with casting them, and moves fewer bytes before a
     /// widening cast than after it.
     fn under_cast(&self) -> Option<&LazyTensor> {
+        None
+    }
+
+    /// The transpose of this matrix, where another source has it without moving elements.
+    fn transposed(&self) -> Option<LazyTensor> {
         None
     }
 
@@ -184,6 +189,11 @@ impl LazyTensor {
         Self::new(to, self.shape.clone(), Arc::new(Cast { inner: self.clone(), to }))
     }
 
+    /// Whether the values are those of another type, only widened: casting back to it loses nothing.
+    pub fn comes_from(&self, dtype: DType) -> bool {
+        self.dtype == dtype || self.source.under_cast().is_some_and(|inner| inner.comes_from(dtype))
+    }
+
     /// The same bytes under another shape of as many elements.
     ///
     /// # Panics
@@ -201,10 +211,9 @@ impl LazyTensor {
     #[must_use]
     pub fn transposed(&self) -> Self {
         let &[rows, cols] = self.shape.as_slice() else { panic!("a transposition needs a matrix, not {self:?}") };
-        if let Some(inner) = self.source.under_cast() {
-            return inner.transposed().cast(self.dtype);
-        }
-        Self::new(self.dtype, vec![cols, rows], Arc::new(Transposed { inner: self.clone() }))
+        // A reshaped tensor has the source of another shape.
+        let known = self.source.transposed().filter(|t| t.shape == [cols, rows]);
+        known.unwrap_or_else(|| Self::new(self.dtype, vec![cols, rows], Arc::new(Transposed { inner: self.clone() })))
     }
 
     /// Rows picked along axis 0, in the order given (rows may repeat).
@@ -215,12 +224,60 @@ impl LazyTensor {
     pub fn rows(&self, indices: impl IntoIterator<Item = usize>) -> Self {
         let indices: Vec<usize> = indices.into_iter().collect();
         assert!(indices.iter().all(|&i| i < self.shape[0]), "row in range");
-        if let Some(inner) = self.source.under_cast() {
+        if let Some(inner) = self.source.under_cast().filter(|t| t.shape == self.shape) {
             return inner.rows(indices).cast(self.dtype);
         }
         let mut shape = self.shape.clone();
         shape[0] = indices.len();
         Self::new(self.dtype, shape, Arc::new(Rows { inner: self.clone(), indices }))
+    }
+
+    /// The float32 matrix (or vector, whose elements are its rows) with row `i` multiplied by `factors[i]`.
+    ///
+    /// # Panics
+    /// When there is not one factor a row: a mistake of the caller.
+    #[must_use]
+    pub fn scaled_rows(&self, factors: &Arc<[f32]>) -> Self {
+        assert_eq!(self.shape.first(), Some(&factors.len()), "one factor a row");
+        let scaled = Scaled { inner: self.cast(DType::F32), factors: Arc::clone(factors), by_row: true };
+        Self::new(DType::F32, self.shape.clone(), Arc::new(scaled))
+    }
+
+    /// The float32 matrix with column `j` multiplied by `factors[j]`.
+    ///
+    /// # Panics
+    /// When there is not one factor a column: a mistake of the caller.
+    #[must_use]
+    pub fn scaled_columns(&self, factors: &Arc<[f32]>) -> Self {
+        assert_eq!(self.shape.get(1..), Some(&[factors.len()][..]), "one factor a column");
+        let scaled = Scaled { inner: self.cast(DType::F32), factors: Arc::clone(factors), by_row: false };
+        Self::new(DType::F32, self.shape.clone(), Arc::new(scaled))
+    }
+
+    /// Hands the float32 values to `band`, some whole rows of a matrix at a time, with the first row's number. Memory
+    /// stays at `rows` rows and a chunk.
+    ///
+    /// # Errors
+    /// As [`Self::stream`], and those of `band`.
+    pub fn for_each_band(&self, rows: usize, band: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+        let width = self.shape[1..].iter().product::<usize>();
+        let full = rows.max(1) * width;
+        let (mut first, mut held) = (0, Vec::with_capacity(full));
+        self.cast(DType::F32).stream(&mut |chunk| {
+            let mut values = chunk.as_chunks::<4>().0;
+            while !values.is_empty() {
+                let (now, later) = values.split_at(values.len().min(full - held.len()));
+                held.extend(now.iter().map(|b| f32::from_le_bytes(*b)));
+                values = later;
+                if held.len() == full {
+                    band(first, &held)?;
+                    first += rows.max(1);
+                    held.clear();
+                }
+            }
+            Ok(())
+        })?;
+        if held.is_empty() { Ok(()) } else { band(first, &held) }
     }
 
     /// Tensors one after the other along axis 0. They agree in dtype and in the other axes.
@@ -259,88 +316,5 @@ impl LazyTensor {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn ramp(shape: &[usize]) -> LazyTensor {
-        let values: Vec<f32> = (0..numel(shape).unwrap()).map(|i| i as f32).collect();
-        LazyTensor::from_f32(shape, &values)
-    }
-
-    proptest! {
-        #[test]
-        fn transposition_moves_every_element(rows in 1usize..150, cols in 1usize..150, half in any::<bool>()) {
-            let dtype = if half { DType::F16 } else { DType::F32 };
-            // Small integers: exact in half precision.
-            let values: Vec<f32> = (0..rows * cols).map(|i| (i % 2039) as f32).collect();
-            let t = LazyTensor::from_f32(&[rows, cols], &values).cast(dtype).transposed();
-            prop_assert_eq!(t.shape(), &[cols, rows]);
-            let got = t.to_f32().unwrap();
-            for r in 0..rows {
-                for c in 0..cols {
-                    prop_assert_eq!(got[c * rows + r], values[r * cols + c]);
-                }
-            }
-        }
-
-        #[test]
-        fn rows_and_concat_select(n in 1usize..40, width in 1usize..9, picks in prop::collection::vec(0usize..40, 1..30)) {
-            let picks: Vec<usize> = picks.into_iter().map(|p| p % n).collect();
-            let t = ramp(&[n, width]);
-            let both = LazyTensor::concat(&[t.rows(picks.iter().copied()), t.clone()]);
-            let expected: Vec<f32> = picks.iter().copied().chain(0..n)
-                .flat_map(|r| (0..width).map(move |c| (r * width + c) as f32)).collect();
-            prop_assert_eq!(both.to_f32().unwrap(), expected);
-        }
-    }
-
-    #[test]
-    fn columns_are_laid_side_by_side() {
-        let (a, b) = (ramp(&[2, 2]), LazyTensor::from_f32(&[2, 1], &[8.0, 9.0]));
-        let both = LazyTensor::concat_columns(&[a, b]);
-        assert_eq!(both.shape(), &[2, 3]);
-        assert_eq!(both.to_f32().unwrap(), [0.0, 1.0, 8.0, 2.0, 3.0, 9.0]);
-        let wide = ramp(&[3, 700_000]);
-        let twice = LazyTensor::concat_columns(&[wide.clone(), wide]).to_f32().unwrap();
-        assert_eq!((twice[700_000], twice[4_199_999]), (0.0, 2_099_999.0));
-    }
-
-    #[test]
-    fn casts_round_to_nearest_even() {
-        let t = LazyTensor::from_f32(&[4], &[1.0, 65504.0, 2049.0, -0.1]);
-        assert_eq!(t.cast(DType::F16).to_f32().unwrap(), [1.0, 65504.0, 2048.0, half::f16::from_f32(-0.1).to_f32()]);
-        assert_eq!(t.cast(DType::F64).cast(DType::F32).to_f32().unwrap(), t.to_f32().unwrap());
-        assert_eq!(LazyTensor::from_i64(&[2], &[-3, 1 << 24]).to_f32().unwrap(), [-3.0, 16_777_216.0]);
-    }
-
-    #[test]
-    fn large_tensors_stream_in_whole_bounded_chunks() {
-        let t = ramp(&[700, 1001]).cast(DType::F16).cast(DType::F64);
-        let mut total = 0;
-        t.stream(&mut |chunk| {
-            assert!(chunk.len() <= CHUNK_BYTES && chunk.len() % 8 == 0);
-            total += chunk.len();
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!(total, 700 * 1001 * 8);
-    }
-
-    #[test]
-    fn nonfinite_values_are_named_with_their_index() {
-        for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
-            let t = LazyTensor::from_f32(&[2, 3], &[0.0, 1.0, 2.0, 3.0, f32::NEG_INFINITY, 5.0]).cast(dtype);
-            let error = t.checked_finite("w").to_f32().unwrap_err();
-            assert_eq!(error.code(), Code::CHECKPOINT_NONFINITE);
-            assert!(error.message().contains("`w`") && error.message().contains("[1, 1]"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_source_that_yields_too_little_is_caught() {
-        let t = LazyTensor::new(DType::F32, vec![3], Arc::new(vec![0u8; 8]));
-        assert_eq!(t.to_f32().unwrap_err().code(), Code::CHECKPOINT_CORRUPT);
-        assert!(t.bytes().is_err());
-    }
-}
+#[path = "lazy_tests.rs"]
+mod tests;

@@ -1,5 +1,7 @@
 //! The derived sources behind [`LazyTensor`]'s methods: cast, transpose, rows, concat (both ways), finite check.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
 
 use super::lazy::{CHUNK_BYTES, LazyTensor, Sink, Source};
@@ -38,6 +40,10 @@ impl Source for Cast {
 
     fn under_cast(&self) -> Option<&LazyTensor> {
         Some(&self.inner)
+    }
+
+    fn transposed(&self) -> Option<LazyTensor> {
+        (self.inner.shape().len() == 2).then(|| self.inner.transposed().cast(self.to))
     }
 }
 
@@ -129,6 +135,10 @@ impl Source for Transposed {
         self.inner.release();
         Ok(())
     }
+
+    fn transposed(&self) -> Option<LazyTensor> {
+        Some(self.inner.clone())
+    }
 }
 
 /// Copies columns `start..` of the `[rows, cols]` matrix `source` into the rows of `out`; `N` bytes an element.
@@ -211,6 +221,41 @@ impl Source for Columns {
         }
         self.parts.iter().for_each(LazyTensor::release);
         if out.is_empty() { Ok(()) } else { sink(&out) }
+    }
+}
+
+/// A float32 tensor times one factor a row or a column.
+pub(super) struct Scaled {
+    pub inner: LazyTensor,
+    pub factors: Arc<[f32]>,
+    pub by_row: bool,
+}
+
+impl Source for Scaled {
+    fn stream(&self, sink: &mut Sink<'_>) -> Result<()> {
+        let width = self.inner.shape()[1..].iter().product::<usize>().max(1);
+        let (mut index, mut out) = (0usize, Vec::new());
+        self.inner.stream(&mut |chunk| {
+            out.clear();
+            for bytes in chunk.as_chunks::<4>().0 {
+                let factor = self.factors[if self.by_row { index / width } else { index % width }];
+                out.extend((f32::from_le_bytes(*bytes) * factor).to_le_bytes());
+                index += 1;
+            }
+            sink(&out)
+        })
+    }
+
+    fn transposed(&self) -> Option<LazyTensor> {
+        if self.inner.shape().len() != 2 {
+            return None;
+        }
+        let inner = self.inner.transposed();
+        Some(if self.by_row { inner.scaled_columns(&self.factors) } else { inner.scaled_rows(&self.factors) })
+    }
+
+    fn release(&self) {
+        self.inner.release();
     }
 }
 

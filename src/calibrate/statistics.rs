@@ -1,0 +1,154 @@
+//! What is remembered of activations: a few numbers a column, in a file that can be inspected, reused and compared.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ndarray::ArrayD;
+
+use crate::checkpoint::{Checkpoint, write_safetensors};
+use crate::error::{Code, Error, Result};
+use crate::tensor::LazyTensor;
+
+/// Zero points that an int8 activation may get; 128 treats both signs alike.
+pub const ZERO_POINTS: [u8; 7] = [128, 96, 64, 40, 24, 12, 6];
+
+/// Statistics of one activation `[tokens, k]`.
+///
+/// Each token counts alike, whatever its size: a BOS token hundreds of times as large as the others would else be all
+/// that the statistics know of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Columns {
+    /// Largest magnitude a column.
+    pub largest: Vec<f32>,
+    /// Mean over tokens of `x_j² / mean_k(x_k²)`, a column: how large it is for a typical token.
+    pub moment: Vec<f64>,
+    /// For each of [`ZERO_POINTS`] the mean over tokens of the squared step of an 8-bit scale, in units of the token's
+    /// mean square.
+    pub steps: [f64; ZERO_POINTS.len()],
+    /// Number of tokens.
+    pub tokens: u64,
+}
+
+impl Columns {
+    pub(super) fn new(k: usize) -> Self {
+        Self { largest: vec![0.0; k], moment: vec![0.0; k], steps: [0.0; ZERO_POINTS.len()], tokens: 0 }
+    }
+
+    /// Adds the tokens of `[.., k]`.
+    pub(super) fn add(&mut self, tensor: &ArrayD<f32>) {
+        let k = self.largest.len();
+        let values = tensor.as_standard_layout();
+        let Some(values) = values.as_slice() else { return };
+        for token in values.chunks_exact(k) {
+            let square = token.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / k as f64;
+            self.tokens += 1;
+            for (largest, v) in self.largest.iter_mut().zip(token) {
+                *largest = largest.max(v.abs());
+            }
+            if square > 0.0 && square.is_finite() {
+                for (moment, &v) in self.moment.iter_mut().zip(token) {
+                    *moment += f64::from(v) * f64::from(v) / square;
+                }
+                let (low, high) = token.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
+                for (sum, zero) in self.steps.iter_mut().zip(ZERO_POINTS) {
+                    let (above, below) = (255.0 - f64::from(zero), f64::from(zero));
+                    *sum += (f64::from(high) / above).max(f64::from(-low) / below).powi(2) / square;
+                }
+            }
+        }
+    }
+
+    /// The moments as means over the tokens, float32.
+    pub fn importance(&self) -> Vec<f32> {
+        self.moment.iter().map(|m| (m / self.tokens.max(1) as f64) as f32).collect()
+    }
+
+    /// The zero point of the smallest steps; 128 unless another is clearly better.
+    pub fn zero_point(&self) -> u8 {
+        /// A saving that is worth a graph that only suits activations like these.
+        const CLEARLY: f64 = 0.7;
+        let best = (0..ZERO_POINTS.len()).min_by(|&a, &b| self.steps[a].total_cmp(&self.steps[b])).unwrap_or(0);
+        if self.steps[best] < CLEARLY * self.steps[0] { ZERO_POINTS[best] } else { 128 }
+    }
+}
+
+/// Statistics of all activations that linear layers read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Statistics {
+    /// By part and the name of the first layer that reads the activation: `text/layers.0.mlp.gate_proj`.
+    pub activations: BTreeMap<String, Columns>,
+    /// Number of scans they were taken from.
+    pub scans: usize,
+    /// Number of reports they were taken from.
+    pub reports: usize,
+}
+
+impl Statistics {
+    /// Writes the file: safetensors with `NAME.largest`, `NAME.moment` (float32 `[k]`), `NAME.steps` and `NAME.tokens`. It
+    /// names no input.
+    ///
+    /// # Errors
+    /// `io` or `disk.full`.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let vector = |values: Vec<f32>| LazyTensor::from_f32(&[values.len()], &values);
+        let tensors = self.activations.iter().flat_map(|(name, c)| {
+            let steps = c.steps.iter().map(|s| (s / c.tokens.max(1) as f64) as f32).collect();
+            [
+                (format!("{name}.largest"), vector(c.largest.clone())),
+                (format!("{name}.moment"), vector(c.importance())),
+                (format!("{name}.steps"), vector(steps)),
+                (format!("{name}.tokens"), LazyTensor::from_i64(&[1], &[c.tokens as i64])),
+            ]
+        });
+        let facts = [("format", FORMAT.to_owned()), ("scans", self.scans.to_string()), ("reports", self.reports.to_string())];
+        let facts = facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        write_safetensors(path, tensors.collect::<Vec<_>>(), &facts).map(drop)
+    }
+
+    /// Reads a file that [`Self::save`] wrote.
+    ///
+    /// # Errors
+    /// `calibration.input` when the file is something else, or holds impossible numbers.
+    pub fn load(path: &Path) -> Result<Self> {
+        let wrong = |what: String| Error::new(Code::CALIBRATION_INPUT, what).at(path);
+        let file = Checkpoint::open(path)?;
+        let metadata = file.metadata();
+        let fact = |name: &str| metadata.get(name).map(String::as_str);
+        if fact("format") != Some(FORMAT) {
+            return Err(wrong("the file holds no calibration statistics of this version".into()));
+        }
+        let count = |name: &str| fact(name).and_then(|n| n.parse().ok()).unwrap_or(0);
+        let mut all = Self { activations: BTreeMap::new(), scans: count("scans"), reports: count("reports") };
+        let names: Vec<String> = file.names().filter_map(|n| n.strip_suffix(".largest")).map(str::to_owned).collect();
+        for name in names {
+            let vector = |part: &str| {
+                let full = format!("{name}.{part}");
+                let tensor = file.get(&full).ok_or_else(|| wrong(format!("`{full}` is missing")))?;
+                let values = tensor.to_f32().map_err(|e| e.at(path))?;
+                match values.iter().find(|v| !v.is_finite() || **v < 0.0) {
+                    Some(bad) => Err(wrong(format!("`{full}` holds {bad}"))),
+                    None => Ok(values),
+                }
+            };
+            let (largest, moment, steps, tokens) =
+                (vector("largest")?, vector("moment")?, vector("steps")?, vector("tokens")?);
+            let tokens = tokens.first().map_or(0, |t| *t as u64);
+            let steps: Result<[f32; ZERO_POINTS.len()], _> = steps.try_into();
+            let (Ok(steps), true) = (steps, largest.len() == moment.len() && tokens > 0) else {
+                return Err(wrong(format!("the tensors of `{name}` do not fit each other")));
+            };
+            let sum = |mean: f32| f64::from(mean) * tokens as f64;
+            let columns = Columns {
+                largest,
+                moment: moment.into_iter().map(sum).collect(),
+                steps: steps.map(sum),
+                tokens,
+            };
+            all.activations.insert(name, columns);
+        }
+        Ok(all)
+    }
+}
+
+/// What the file says it is.
+const FORMAT: &str = "brain-adapter calibration 1";

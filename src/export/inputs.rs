@@ -1,0 +1,34 @@
+//! Calibration inputs as the graphs take them.
+
+use std::path::Path;
+
+use super::sources::Loaded;
+use crate::batch;
+use crate::error::{Code, Error, Result};
+use crate::tensor::Tensor;
+use crate::text::{Tokenizer, read_report};
+use crate::volume::{self, Grid, ReadOptions};
+
+/// The input `volume` of a scan.
+///
+/// # Errors
+/// `calibration.input`, with what is wrong with the scan.
+pub(super) fn scan(loaded: &Loaded, path: &Path) -> Result<Tensor> {
+    let config = &loaded.config.volume;
+    let options = ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: None };
+    let volume = volume::read(path, &options).and_then(|v| v.normalize(config.clip));
+    volume.map(batch::volume).map_err(|e| unusable(path, &e))
+}
+
+/// The inputs `input_ids` and `attention_mask` of a report.
+///
+/// # Errors
+/// `calibration.input`, with what is wrong with the report.
+pub(super) fn report(loaded: &Loaded, tokenizer: &Tokenizer, path: &Path) -> Result<[Tensor; 2]> {
+    let tokens = read_report(path).and_then(|text| tokenizer.encode(&text, loaded.config.text.max_tokens));
+    tokens.map(|t| batch::report(&t)).map_err(|e| unusable(path, &e))
+}
+
+fn unusable(path: &Path, error: &Error) -> Error {
+    Error::new(Code::CALIBRATION_INPUT, format!("{} ({})", error.message(), error.code())).at(path)
+}

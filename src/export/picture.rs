@@ -1,0 +1,150 @@
+//! The error of each layer as a picture: where a person would rather look than read a table of 225 rows.
+
+use std::fmt::Write;
+
+use crate::bundle::{LayerRecord, Quantization};
+use crate::passes::quantize::Scheme;
+
+const HEIGHT: f64 = 360.0;
+const LEFT: f64 = 64.0;
+const RIGHT: f64 = 24.0;
+const TOP: f64 = 64.0;
+const BOTTOM: f64 = 56.0;
+
+/// Colours that the colour-blind can tell apart (Okabe and Ito 2008), with a name each.
+const COLOURS: [(&str, &str); 6] = [
+    ("int8", "#0072b2"),
+    ("int8 blocks", "#009e73"),
+    ("int4 blocks", "#cc79a7"),
+    ("fp16", "#e69f00"),
+    ("fp32", "#000000"),
+    ("int8 static", "#56b4e9"),
+];
+
+fn colour(scheme: Scheme) -> usize {
+    match scheme {
+        Scheme::Int8 { .. } => 0,
+        Scheme::Blocks { bits: 8, .. } => 1,
+        Scheme::Blocks { .. } => 2,
+        Scheme::Fp16 | Scheme::Fp16Weight => 3,
+        Scheme::Fp32 => 4,
+        Scheme::Int8Static => 5,
+    }
+}
+
+/// An SVG of the layers' errors on a logarithmic axis, with the limit; `None` when none was measured.
+pub(super) fn errors(record: &Quantization) -> Option<String> {
+    let layers: Vec<&LayerRecord> = record.layers.iter().filter(|l| l.error.is_some()).collect();
+    let errors = layers.iter().flat_map(|l| [l.error, l.first.as_ref().and_then(|f| f.error)]).flatten();
+    let (low, high) = errors
+        .filter(|e| *e > 0.0 && e.is_finite())
+        .chain([record.max_error])
+        .fold((f64::INFINITY, 0f64), |(l, h), e| (l.min(e), h.max(e)));
+    if layers.is_empty() {
+        return None;
+    }
+    let axis = Axis { low: low.log10().floor().max(-6.0), high: high.log10().ceil().max(low.log10().floor() + 1.0) };
+    let step = (900.0 / layers.len() as f64).clamp(4.0, 24.0);
+    let width = LEFT + step * layers.len() as f64 + RIGHT;
+    let width = width.max(640.0);
+    let mut svg = String::new();
+    let _ = writeln!(
+        svg,
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0} {HEIGHT:.0}" font-family="sans-serif" font-size="11">"#
+    );
+    let _ = writeln!(svg, r#"<rect width="100%" height="100%" fill="white"/>"#);
+    let _ = writeln!(
+        svg,
+        r#"<text x="{LEFT}" y="20" font-size="14">Relative error of each layer's result against fp32, on held-out tokens</text>"#
+    );
+    legend(&mut svg, &layers);
+    grid(&mut svg, &axis, width, record.max_error);
+    let mut part = "";
+    for (i, layer) in layers.iter().enumerate() {
+        let x = LEFT + step * (i as f64 + 0.5);
+        if layer.part != part {
+            part = &layer.part;
+            let line = x - step / 2.0;
+            let (top, bottom) = (TOP, HEIGHT - BOTTOM);
+            let _ = writeln!(svg, r##"<line x1="{line:.1}" y1="{top}" x2="{line:.1}" y2="{bottom}" stroke="#999"/>"##);
+            let _ = writeln!(svg, r#"<text x="{:.1}" y="{:.1}">{part}</text>"#, line + 3.0, HEIGHT - BOTTOM + 16.0);
+        }
+        point(&mut svg, &axis, x, layer);
+    }
+    let _ = writeln!(svg, "</svg>");
+    Some(svg)
+}
+
+/// The vertical axis, in powers of ten.
+struct Axis {
+    low: f64,
+    high: f64,
+}
+
+impl Axis {
+    fn y(&self, error: f64) -> f64 {
+        let at = (error.max(f64::MIN_POSITIVE).log10().clamp(self.low, self.high) - self.low) / (self.high - self.low);
+        HEIGHT - BOTTOM - at * (HEIGHT - BOTTOM - TOP)
+    }
+}
+
+fn grid(svg: &mut String, axis: &Axis, width: f64, limit: f64) {
+    for power in axis.low as i32..=axis.high as i32 {
+        let y = axis.y(10f64.powi(power));
+        let _ = writeln!(svg, r##"<line x1="{LEFT}" y1="{y:.1}" x2="{width:.0}" y2="{y:.1}" stroke="#ddd"/>"##);
+        let _ = writeln!(svg, r#"<text x="{}" y="{:.1}" text-anchor="end">1e{power}</text>"#, LEFT - 6.0, y + 4.0);
+    }
+    let y = axis.y(limit);
+    let _ = writeln!(
+        svg,
+        r##"<line x1="{LEFT}" y1="{y:.1}" x2="{width:.0}" y2="{y:.1}" stroke="#d55e00" stroke-dasharray="5 3"/>"##
+    );
+    let _ = writeln!(
+        svg,
+        r##"<text x="{:.0}" y="{:.1}" text-anchor="end" fill="#d55e00">limit {limit}</text>"##,
+        width - 4.0,
+        y - 4.0
+    );
+}
+
+fn legend(svg: &mut String, layers: &[&LayerRecord]) {
+    let mut x = LEFT;
+    for (i, (name, fill)) in COLOURS.iter().enumerate() {
+        if !layers.iter().any(|l| colour(l.scheme) == i) {
+            continue;
+        }
+        let _ = writeln!(svg, r#"<circle cx="{:.0}" cy="38" r="4" fill="{fill}"/>"#, x + 4.0);
+        let _ = writeln!(svg, r#"<text x="{:.0}" y="42">{name}</text>"#, x + 12.0);
+        x += 30.0 + 7.0 * name.len() as f64;
+    }
+    if layers.iter().any(|l| l.first.as_ref().is_some_and(|f| f.error.is_some())) {
+        let _ = writeln!(svg, r##"<circle cx="{:.0}" cy="38" r="3.5" fill="none" stroke="#555"/>"##, x + 4.0);
+        let _ = writeln!(svg, r#"<text x="{:.0}" y="42">before it was treated</text>"#, x + 12.0);
+    }
+}
+
+/// One layer: a dot, and a ring where it was before it was treated. Hovering names it.
+fn point(svg: &mut String, axis: &Axis, x: f64, layer: &LayerRecord) {
+    let error = layer.error.unwrap_or(0.0);
+    let (y, fill) = (axis.y(error), COLOURS[colour(layer.scheme)].1);
+    if let Some(before) = layer.first.as_ref().and_then(|f| f.error) {
+        let high = axis.y(before);
+        let _ = writeln!(svg, r##"<line x1="{x:.1}" y1="{high:.1}" x2="{x:.1}" y2="{y:.1}" stroke="#bbb"/>"##);
+        let _ = writeln!(svg, r##"<circle cx="{x:.1}" cy="{high:.1}" r="3" fill="none" stroke="#555"/>"##);
+    }
+    let smoothed = if layer.smoothed { ", smoothed" } else { "" };
+    let title = format!("{} {}: {} ({}{smoothed})", layer.part, escaped(&layer.layer), short(error), layer.scheme);
+    let _ = writeln!(
+        svg,
+        r#"<circle cx="{x:.1}" cy="{y:.1}" r="3.5" fill="{fill}"><title>{title}</title></circle>"#
+    );
+}
+
+fn short(error: f64) -> String {
+    format!("{error:.1e}")
+}
+
+/// Text as XML holds it.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}

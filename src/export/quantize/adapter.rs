@@ -1,0 +1,123 @@
+//! The adapter in reduced precision: a few convolutions, taken or left as a whole.
+
+use std::collections::BTreeMap;
+
+use ndarray::ArrayD;
+
+use super::limits::Limits;
+use crate::bundle::{FirstTry, LayerRecord, Precision};
+use crate::calibrate::{Feed, Fidelity, Ranges, Role, Runner, Wanted, fidelity_of, walk};
+use crate::error::{Code, Error, Result};
+use crate::graph::Graph;
+use crate::passes::quantize::Scheme;
+use crate::passes::{beyond_range, half, quantizable, quantize_convolutions};
+use crate::progress::Silent;
+use crate::tensor::Tensor;
+
+/// Name of the adapter's row among the layers.
+const LAYER: &str = "adapter.convolutions";
+
+/// The adapter that was decided on.
+pub(super) struct Adapter {
+    /// Its graph.
+    pub graph: Graph,
+    /// Its number format.
+    pub precision: Precision,
+    /// Its row.
+    pub record: LayerRecord,
+}
+
+/// Runs the float32 adapter on one scan; gives its result and adds to the ranges of all values.
+pub(super) fn observe(graph: &Graph, volume: Tensor, ranges: &mut Ranges, runner: &Runner<'_>) -> Result<Tensor> {
+    let feed = Feed::from([("volume".to_owned(), volume)]);
+    let wanted = Wanted { ranges: true };
+    let mut outputs = walk(graph, vec![feed], &[Role::Calibrate], wanted, runner, &mut Silent, &mut |visit, _| {
+        for (name, (low, high)) in visit.ranges {
+            let known = ranges.entry(name).or_insert((low, high));
+            *known = (known.0.min(low), known.1.max(high));
+        }
+        Ok(())
+    })?;
+    let output = outputs.pop().and_then(|mut feed| feed.remove("adapter"));
+    output.ok_or_else(|| Error::new(Code::RUNTIME_RUN, "the adapter gave no result"))
+}
+
+/// The adapter in float32.
+pub(super) fn single(graph: &Graph) -> Adapter {
+    Adapter { graph: graph.clone(), precision: Precision::Fp32, record: record(graph, Scheme::Fp32) }
+}
+
+/// The adapter in the wanted precision, where it can be and comes close enough to float32 on the held-out scans; else in
+/// float32. `held_out` gives each scan and the float32 result.
+pub(super) fn choose(
+    graph: &Graph,
+    precision: Precision,
+    ranges: &Ranges,
+    limits: &Limits,
+    held_out: &mut dyn Iterator<Item = Result<(Tensor, &ArrayD<f32>)>>,
+    runner: &Runner<'_>,
+) -> Result<Adapter> {
+    let (candidate, scheme) = match precision {
+        Precision::Fp16 => (Some(half(graph, &beyond_range(graph, ranges))?), Scheme::Fp16),
+        Precision::Int8 | Precision::Int4 if quantizable(graph) => {
+            (quantize_convolutions(graph, &with_inputs(graph, ranges))?, Scheme::Int8Static)
+        }
+        _ => (None, Scheme::Fp32),
+    };
+    let Some(candidate) = candidate else { return Ok(single(graph)) };
+    let mut loaded = runner.open(&candidate)?;
+    let mut found = Fidelity::EXACT;
+    for pair in held_out {
+        let (volume, expected) = pair?;
+        let feed = Feed::from([("volume".to_owned(), volume)]);
+        let Some(Tensor::F32(result)) = loaded.run(&feed, &["adapter"])?.into_iter().next() else { continue };
+        // One figure over the whole map: it has no tokens.
+        let whole = |a: &ArrayD<f32>| ArrayD::from_shape_vec(vec![1, a.len()], a.iter().copied().collect());
+        let compared = match (whole(&result), whole(expected)) {
+            (Ok(result), Ok(expected)) => fidelity_of(&result, &expected),
+            _ => Err("it has no elements".to_owned()),
+        };
+        let f = compared.map_err(|e| Error::new(Code::RUNTIME_RUN, format!("the adapter's result: {e}")))?;
+        found = Fidelity { error: found.error.max(f.error), cosine: found.cosine.min(f.cosine) };
+    }
+    if !(found.error <= limits.layer) {
+        let single = single(graph);
+        let first = FirstTry { scheme, error: Some(found.error), bytes: record(graph, scheme).bytes };
+        let record = LayerRecord { error: Some(0.0), cosine: Some(1.0), first: Some(first), ..single.record.clone() };
+        return Ok(Adapter { record, ..single });
+    }
+    let record =
+        LayerRecord { error: Some(found.error), cosine: Some(found.cosine), ..record(graph, scheme) };
+    let precision = if precision == Precision::Fp16 { precision } else { Precision::Int8 };
+    Ok(Adapter { graph: candidate, precision, record })
+}
+
+/// Half precision without having seen an activation.
+pub(super) fn data_free(graph: &Graph, precision: Precision) -> Result<Adapter> {
+    if precision != Precision::Fp16 {
+        return Ok(single(graph));
+    }
+    let graph_in_half = half(graph, &Default::default())?;
+    Ok(Adapter { graph: graph_in_half, precision, record: record(graph, Scheme::Fp16) })
+}
+
+/// The ranges with that of the input, which is exact: a volume is scaled to 0..=1.
+fn with_inputs(graph: &Graph, ranges: &Ranges) -> BTreeMap<String, (f32, f32)> {
+    let inputs = graph.inputs.iter().map(|&id| (graph.value(id).name.clone(), (0.0, 1.0)));
+    ranges.clone().into_iter().chain(inputs).collect()
+}
+
+fn record(graph: &Graph, scheme: Scheme) -> LayerRecord {
+    let parameters = graph.parameters();
+    LayerRecord {
+        part: graph.name.clone(),
+        layer: LAYER.into(),
+        parameters,
+        bytes: scheme.bytes(parameters as usize, 1),
+        scheme,
+        smoothed: false,
+        error: None,
+        cosine: None,
+        first: None,
+    }
+}

@@ -1,0 +1,63 @@
+//! How far a reduced model may be from float32, and what a layer tries in turn.
+
+use crate::bundle::Precision;
+use crate::passes::quantize::Scheme;
+
+/// What must hold on held-out inputs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Largest relative error of a layer's result; `--max-error`.
+    pub layer: f64,
+    /// Least cosine of a part's result.
+    pub cosine: f64,
+    /// Largest difference of a probability.
+    pub probability: f64,
+}
+
+impl Limits {
+    /// The limits of a precision; `max_error` replaces that of layers.
+    pub fn of(precision: Precision, max_error: Option<f64>) -> Self {
+        let default = match precision {
+            Precision::Fp32 => Self { layer: 1e-4, cosine: 0.999_999, probability: 1e-4 },
+            Precision::Fp16 => Self { layer: 0.005, cosine: 0.9999, probability: 0.005 },
+            Precision::Int8 => Self { layer: 0.05, cosine: 0.9995, probability: 0.01 },
+            Precision::Int4 => Self { layer: 0.15, cosine: 0.99, probability: 0.05 },
+        };
+        Self { layer: max_error.unwrap_or(default.layer), ..default }
+    }
+
+    /// How many times `1 - cosine` must shrink for a part that has `cosine` to meet its limit with room to spare: other
+    /// inputs will do somewhat worse. At most 1 when it does.
+    pub fn shortfall(&self, cosine: f64) -> f64 {
+        /// Part of the allowed distance that is aimed at.
+        const AIM: f64 = 0.75;
+        if cosine.is_nan() { f64::INFINITY } else { (1.0 - cosine) / (1.0 - self.cosine) / AIM }
+    }
+}
+
+/// What a linear layer of `part` tries, from the smallest to the surest.
+pub(super) fn ladder(precision: Precision, part: &str) -> &'static [Scheme] {
+    const SURE: [Scheme; 2] = [Scheme::Fp16Weight, Scheme::Fp32];
+    const INT8: [Scheme; 4] = [Scheme::INT8, Scheme::Blocks { bits: 8, block: 32 }, SURE[0], SURE[1]];
+    const INT4: [Scheme; 6] = [
+        Scheme::Blocks { bits: 4, block: 64 },
+        Scheme::Blocks { bits: 4, block: 32 },
+        INT8[0],
+        INT8[1],
+        SURE[0],
+        SURE[1],
+    ];
+    match (precision, part) {
+        (Precision::Fp32, _) => &[Scheme::Fp32],
+        (Precision::Fp16, _) => &[Scheme::Fp16, Scheme::Fp32],
+        (Precision::Int4, "text") => &INT4,
+        (Precision::Int8 | Precision::Int4, _) => &INT8,
+    }
+}
+
+/// The rung from which a block starts that was too sensitive at `rung`: the next that is much more exact.
+pub(super) fn next_start(ladder: &[Scheme], rung: usize) -> Option<usize> {
+    let four = |s: &Scheme| matches!(s, Scheme::Blocks { bits: 4, .. });
+    let skipped = if ladder.get(rung).is_some_and(four) { ladder.iter().filter(|s| four(s)).count() } else { rung + 1 };
+    (skipped < ladder.len()).then_some(skipped)
+}

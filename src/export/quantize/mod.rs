@@ -1,0 +1,272 @@
+//! Reduced precision: from float32 graphs and calibration inputs to graphs that stay close to them.
+//!
+//! [`Reducer::start`] walks the float32 graphs, decides layer by layer and keeps what float32 gave; [`Reducer::raise`] makes a
+//! part more exact that misses its limit as a whole. Without inputs (or without ONNX Runtime) [`data_free`] uses what
+//! needs none: one int8 scale a token, taken as the token comes, and weights rounded by themselves.
+
+mod adapter;
+mod group;
+pub(super) mod limits;
+mod part;
+pub(super) mod references;
+mod trial;
+
+use std::collections::BTreeMap;
+
+use limits::Limits;
+use part::{Choice, Decider, Starts};
+use references::{References, ReportReference, ScanReference};
+
+use super::sources::Loaded;
+use super::{CalibrationInput, Plan, inputs};
+use crate::bundle::{Calibration, LayerRecord, Precision, Quantization};
+use crate::calibrate::{Feed, Ranges, Role, Runner, Statistics};
+use crate::error::{Code, Error, Result, Warning};
+use crate::graph::Graph;
+use crate::progress::Progress;
+use crate::tensor::Tensor;
+
+/// Fewer tokens of reports than this, or fewer scans than [`FEW_SCANS`], are too few to trust a range.
+const FEW_TOKENS: u64 = 512;
+/// See [`FEW_TOKENS`].
+const FEW_SCANS: usize = 4;
+
+/// Index of each part among the graphs.
+pub(super) const ADAPTER: usize = 0;
+pub(super) const VISION: usize = 1;
+pub(super) const TEXT: usize = 2;
+pub(super) const HEADS: usize = 3;
+
+/// Decides, and decides again.
+pub(super) struct Reducer<'a> {
+    plan: &'a Plan,
+    loaded: &'a Loaded,
+    graphs: &'a [Graph; 4],
+    runner: Option<Runner<'a>>,
+    limits: Limits,
+    statistics: Option<Statistics>,
+    adapter: adapter::Adapter,
+    /// For vision and text.
+    choices: [Choice; 2],
+    starts: [Starts; 2],
+    /// What float32 gave.
+    pub references: References,
+}
+
+impl<'a> Reducer<'a> {
+    /// Decides for all parts, from what the calibration inputs show.
+    ///
+    /// # Errors
+    /// `quantize.error`, `calibration.input`, those of the runtime and of reading weights.
+    pub fn start(
+        plan: &'a Plan,
+        loaded: &'a Loaded,
+        graphs: &'a [Graph; 4],
+        all: &[CalibrationInput],
+        runner: Option<Runner<'a>>,
+        progress: &mut dyn Progress,
+    ) -> Result<Self> {
+        let limits = Limits::of(plan.precision, plan.max_error);
+        let statistics = plan.statistics.as_deref().map(Statistics::load).transpose()?;
+        let decider = Decider { precision: plan.precision, limits, statistics: statistics.as_ref() };
+        let choices = [decider.data_free(&graphs[VISION])?, decider.data_free(&graphs[TEXT])?];
+        let adapter = adapter::data_free(&graphs[ADAPTER], plan.precision)?;
+        let mut reducer = Self {
+            plan,
+            loaded,
+            graphs,
+            runner: runner.filter(|_| !all.is_empty()),
+            limits,
+            statistics,
+            adapter,
+            choices,
+            starts: [Starts::new(), Starts::new()],
+            references: References::default(),
+        };
+        if let Some(runner) = reducer.runner {
+            reducer.adapter(all, &runner, progress)?;
+            let reports = references::reports(loaded, all, reducer.statistics.is_some())?;
+            reducer.references.reports = reports
+                .into_iter()
+                .map(|(name, tokens, role)| ReportReference { name, role, tokens, text: empty() })
+                .collect();
+            reducer.part(VISION, &runner, progress)?;
+            reducer.part(TEXT, &runner, progress)?;
+        }
+        reducer.warn(progress);
+        Ok(reducer)
+    }
+
+    /// Runs the adapter on each scan, one after the other, and decides about it.
+    fn adapter(&mut self, all: &[CalibrationInput], runner: &Runner<'_>, progress: &mut dyn Progress) -> Result<()> {
+        let graph = &self.graphs[ADAPTER];
+        let mut ranges = Ranges::new();
+        let scans = references::scans(all, false);
+        for (name, path, role) in scans {
+            progress.step(&format!("adapter: {}", path.display()), None);
+            let volume = inputs::scan(self.loaded, &path)?;
+            let mut unseen = Ranges::new();
+            let seen = if role.calibrates() { &mut ranges } else { &mut unseen };
+            let adapter = adapter::observe(graph, volume, seen, runner)?;
+            self.references.scans.push(ScanReference { name, path, role, adapter, vision: empty() });
+        }
+        if self.references.scans.is_empty() {
+            return Ok(());
+        }
+        let held_out = self.references.scans.iter().filter(|s| s.role.judges());
+        let mut pairs = held_out.filter_map(|s| match &s.adapter {
+            Tensor::F32(expected) => Some(inputs::scan(self.loaded, &s.path).map(|volume| (volume, expected))),
+            Tensor::I64(_) => None,
+        });
+        self.adapter = adapter::choose(graph, self.plan.precision, &ranges, &self.limits, &mut pairs, runner)?;
+        Ok(())
+    }
+
+    /// Walks vision or text and decides about it.
+    fn part(&mut self, part: usize, runner: &Runner<'_>, progress: &mut dyn Progress) -> Result<()> {
+        let reused = self.statistics.is_some();
+        let role = |role: Role| if reused { Role::HeldOut } else { role };
+        let (feeds, roles): (Vec<Feed>, Vec<Role>) = if part == VISION {
+            let feed = |s: &ScanReference| (Feed::from([("adapter".to_owned(), s.adapter.clone())]), role(s.role));
+            self.references.scans.iter().map(feed).unzip()
+        } else {
+            self.references.reports.iter().map(|r| (r.tokens.clone(), role(r.role))).unzip()
+        };
+        if feeds.is_empty() {
+            return Ok(());
+        }
+        let decider =
+            Decider { precision: self.plan.precision, limits: self.limits, statistics: self.statistics.as_ref() };
+        let starts = &self.starts[part - VISION];
+        let (choice, outputs) =
+            decider.calibrated(&self.graphs[part], feeds, &roles, starts, runner, progress)?;
+        self.choices[part - VISION] = choice;
+        for (i, mut output) in outputs.into_iter().enumerate() {
+            let result = output.remove(crate::model::PARTS[part]);
+            let result = result.ok_or_else(|| Error::new(Code::RUNTIME_RUN, "a part gave no result"))?;
+            if part == VISION {
+                self.references.scans[i].vision = result;
+            } else {
+                self.references.reports[i].text = result;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a part more exact whose distance from float32 must shrink `shortfall` times.
+    ///
+    /// # Errors
+    /// `quantize.error` when nothing is left to be made more exact.
+    pub fn raise(&mut self, part: usize, shortfall: f64, progress: &mut dyn Progress) -> Result<()> {
+        let name = crate::model::PARTS[part];
+        let mut raised = false;
+        match (part, self.runner) {
+            (ADAPTER, Some(_)) if self.adapter.precision != Precision::Fp32 => {
+                self.adapter = adapter::single(&self.graphs[ADAPTER]);
+                raised = true;
+            }
+            (VISION | TEXT, Some(runner)) => {
+                let i = part - VISION;
+                raised = self.choices[i].raise(name, shortfall, &mut self.starts[i]);
+                if raised {
+                    self.part(part, &runner, progress)?;
+                }
+            }
+            _ => {}
+        }
+        if raised {
+            return Ok(());
+        }
+        let message = format!("the graph `{name}` stays too far from float32: raise --max-error, or export another precision");
+        Err(Error::new(Code::QUANTIZE_ERROR, message))
+    }
+
+    /// The graphs as decided.
+    ///
+    /// # Errors
+    /// `graph.invalid`.
+    pub fn graphs(&self) -> Result<[Graph; 4]> {
+        let heads = match self.plan.precision {
+            Precision::Fp16 => crate::passes::half(&self.graphs[HEADS], &Default::default())?,
+            _ => self.graphs[HEADS].clone(),
+        };
+        let [vision, text] = &self.choices;
+        Ok([
+            self.adapter.graph.clone(),
+            vision.apply(&self.graphs[VISION])?,
+            text.apply(&self.graphs[TEXT])?,
+            heads,
+        ])
+    }
+
+    /// The number format of each part.
+    pub fn precisions(&self) -> [Precision; 4] {
+        let heads = if self.plan.precision == Precision::Fp16 { Precision::Fp16 } else { Precision::Fp32 };
+        let vision = if self.plan.precision == Precision::Int4 { Precision::Int8 } else { self.plan.precision };
+        [self.adapter.precision, vision, self.plan.precision, heads]
+    }
+
+    /// How many times as long treated layers take as they would untreated, by name.
+    pub fn slowdowns(&self) -> BTreeMap<String, f64> {
+        self.choices.iter().flat_map(|c| c.slowdowns.clone()).collect()
+    }
+
+    /// The statistics to keep in the bundle: those that were gathered, or those that were given.
+    pub fn statistics(&self) -> Option<Statistics> {
+        if let Some(given) = &self.statistics {
+            return Some(given.clone());
+        }
+        let activations: BTreeMap<_, _> = self.choices.iter().flat_map(|c| c.statistics.clone()).collect();
+        let (scans, reports) = self.references.count(Role::calibrates);
+        (!activations.is_empty()).then_some(Statistics { activations, scans, reports })
+    }
+
+    /// What the manifest says; `statistics` is the file that they lie in.
+    pub fn record(&self, statistics: Option<String>, probabilities: Option<f64>) -> Quantization {
+        let (scans, reports) = match &self.statistics {
+            Some(given) => (given.scans, given.reports),
+            None => self.references.count(Role::calibrates),
+        };
+        let (held_out_scans, held_out_reports) = self.references.count(Role::judges);
+        let layers: Vec<LayerRecord> = std::iter::once(&self.adapter.record)
+            .chain(self.choices.iter().flat_map(|c| &c.layers))
+            .cloned()
+            .collect();
+        Quantization {
+            max_error: self.limits.layer,
+            calibration: Calibration { scans, reports, held_out_scans, held_out_reports, statistics },
+            layers,
+            blocks: self.choices.iter().flat_map(|c| c.blocks.clone()).collect(),
+            probabilities,
+            flushed: self.choices.iter().map(|c| c.flushed).sum(),
+        }
+    }
+
+    /// Says what is missing or lost.
+    fn warn(&self, progress: &mut dyn Progress) {
+        let flushed: u64 = self.choices.iter().map(|c| c.flushed).sum();
+        if flushed > 0 {
+            let message = format!("{flushed} weights other than 0 are too small for half precision and become 0");
+            progress.warn(&Warning::new("weights_flushed", message));
+        }
+        let Some(_) = self.runner else {
+            let message = "no calibration inputs: weights are rounded without knowing what they are multiplied with, \
+                           the adapter stays in fp32 unless it is exported in fp16, and nothing is compared with fp32";
+            return progress.warn(&Warning::new("calibration_none", message));
+        };
+        let (scans, reports) = (self.references.scans.len(), self.references.reports.len());
+        let tokens = self.references.reports.iter().filter_map(|r| Some(r.tokens.get("input_ids")?.shape()[1] as u64));
+        let tokens: u64 = tokens.sum();
+        if scans < FEW_SCANS || tokens < FEW_TOKENS {
+            let message = format!(
+                "calibrated and judged on {scans} scans and {reports} reports ({tokens} tokens): little to trust. \
+                 {FEW_SCANS} scans and {FEW_TOKENS} tokens of reports are a beginning"
+            );
+            progress.warn(&Warning::new("calibration_few", message));
+        }
+    }
+}
+
+fn empty() -> Tensor {
+    Tensor::F32(ndarray::ArrayD::zeros(vec![0]))
+}

@@ -1,0 +1,278 @@
+//! Decides for one graph of linear layers, block by block.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::group::{Chosen, Rules, choose};
+use super::limits::{Limits, ladder, next_start};
+use super::trial::smoothed_importance;
+use crate::bundle::{BlockRecord, FirstTry, LayerRecord, Precision};
+use crate::calibrate::{Columns, Feed, Fidelity, Group, Role, Runner, Statistics, Visit, Wanted, fidelity_of, walk};
+use crate::error::{Code, Error, Result};
+use crate::graph::{Graph, ValueId};
+use crate::passes::quantize::{Plan, Scheme, quantize};
+use crate::passes::{Linear, beyond_range, half, half_nodes, linears, rounding, smooth};
+use crate::progress::Progress;
+use crate::tensor::{DType, Tensor};
+
+/// What was decided for one graph.
+#[derive(Default)]
+pub(super) struct Choice {
+    precision: Option<Precision>,
+    plan: Plan,
+    /// Activations that are smoothed, with their factors.
+    smoothed: Vec<(ValueId, Vec<f32>)>,
+    /// Nodes that stay in float32 in a half-precision graph.
+    keep: BTreeSet<String>,
+    /// A record a layer.
+    pub layers: Vec<LayerRecord>,
+    /// How many times as long treated layers take.
+    pub slowdowns: BTreeMap<String, f64>,
+    /// A record a block.
+    pub blocks: Vec<BlockRecord>,
+    /// Statistics that were gathered.
+    pub statistics: BTreeMap<String, Columns>,
+    /// Weights that half precision made 0.
+    pub flushed: u64,
+}
+
+impl Choice {
+    /// The graph as it was decided.
+    ///
+    /// # Errors
+    /// `graph.invalid`.
+    pub fn apply(&self, graph: &Graph) -> Result<Graph> {
+        if self.precision == Some(Precision::Fp16) {
+            return half(graph, &self.keep);
+        }
+        let mut graph = graph.clone();
+        for (input, factors) in &self.smoothed {
+            smooth(&mut graph, *input, factors)?;
+        }
+        quantize(&graph, &self.plan)
+    }
+}
+
+/// Where blocks start on the ladder that were found too sensitive.
+pub(super) type Starts = BTreeMap<String, usize>;
+
+/// What decides.
+pub(super) struct Decider<'a> {
+    pub precision: Precision,
+    pub limits: Limits,
+    /// Statistics of an earlier export, to be used instead of those gathered.
+    pub statistics: Option<&'a Statistics>,
+}
+
+impl Decider<'_> {
+    /// Every layer gets the first scheme of its ladder; nothing is run.
+    ///
+    /// # Errors
+    /// When weights cannot be read.
+    pub fn data_free(&self, graph: &Graph) -> Result<Choice> {
+        let mut choice = self.begin(graph)?;
+        let scheme = ladder(self.precision, &graph.name)[0];
+        for linear in linears(graph, 0..graph.nodes.len()) {
+            let kept = choice.keep.contains(&graph.nodes[linear.node].name);
+            let scheme = if kept { Scheme::Fp32 } else { scheme };
+            choice.plan.schemes.insert(linear.name.clone(), scheme);
+            if let Some(columns) = self.statistics.and_then(|s| s.activations.get(&key(graph, &linear))) {
+                choice.plan.importance.insert(linear.name.clone(), columns.importance().into());
+            }
+            choice.layers.push(record(graph, &linear, scheme));
+        }
+        Ok(choice)
+    }
+
+    /// What holds before anything was run: tables, and weights that half precision cannot hold.
+    fn begin(&self, graph: &Graph) -> Result<Choice> {
+        let mut choice = Choice { precision: Some(self.precision), ..Choice::default() };
+        let halves = match self.precision {
+            Precision::Fp16 => half_nodes(graph, &BTreeSet::new()),
+            _ => BTreeSet::new(),
+        };
+        let mut table_fits = true;
+        for node in &graph.nodes {
+            let table = node.op.kind == "Gather";
+            if !halves.contains(&node.name) && !table {
+                continue;
+            }
+            for id in node.inputs.iter().flatten() {
+                let Some(weight) = graph.value(*id).init.as_ref().filter(|t| t.dtype().is_float()) else { continue };
+                let lost = rounding(weight)?;
+                choice.flushed += lost.flushed;
+                if lost.overflowed > 0 {
+                    choice.keep.insert(node.name.clone());
+                    table_fits &= !table;
+                }
+            }
+        }
+        choice.plan.tables = table_fits.then_some(DType::F16);
+        Ok(choice)
+    }
+
+    /// Walks the graph over `feeds` and decides layer by layer; gives the graph's float32 outputs too.
+    ///
+    /// # Errors
+    /// `quantize.error` when a layer cannot meet its limit; those of the walk.
+    pub fn calibrated(
+        &self,
+        graph: &Graph,
+        feeds: Vec<Feed>,
+        roles: &[Role],
+        starts: &Starts,
+        runner: &Runner<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<(Choice, Vec<Feed>)> {
+        let mut choice = self.begin(graph)?;
+        let wanted = Wanted { ranges: self.precision == Precision::Fp16 };
+        let outputs = walk(graph, feeds, roles, wanted, runner, progress, &mut |visit, _| {
+            if self.precision == Precision::Fp16 {
+                choice.keep.extend(beyond_range(visit.block, &visit.ranges));
+            }
+            let start = starts.get(&visit.segment.name).copied().unwrap_or(0);
+            let mut smoothed = Vec::new();
+            for group in &visit.groups {
+                let first = key(graph, &group.linears[0]);
+                let columns = self.columns(&first, group)?;
+                let ladder = ladder(self.precision, &graph.name);
+                let kept = |l: &Linear| choice.keep.contains(&graph.nodes[l.node].name);
+                let last = group.linears.iter().map(kept).collect();
+                let rules = Rules { ladder, start, limit: self.limits.layer, last };
+                let chosen = choose(graph, group, columns, &rules, runner)?;
+                smoothed.extend(chosen.factors.clone().map(|f| (graph.value(group.input).name.clone(), f)));
+                choice.add(graph, group, columns, chosen, (start > 0).then_some(ladder[0]));
+                choice.statistics.insert(first, group.columns.clone());
+            }
+            if !visit.groups.is_empty() {
+                let f = choice.block(&visit, &smoothed, runner)?;
+                let (part, block) = (graph.name.clone(), visit.segment.name.clone());
+                choice.blocks.push(BlockRecord { part, block, error: f.error, cosine: f.cosine });
+            }
+            Ok(())
+        })?;
+        Ok((choice, outputs))
+    }
+
+    /// The statistics to decide by.
+    fn columns<'a>(&'a self, name: &str, group: &'a Group) -> Result<&'a Columns> {
+        let Some(statistics) = self.statistics else { return Ok(&group.columns) };
+        let wrong = |what: String| Error::new(Code::CALIBRATION_INPUT, what);
+        let found = statistics.activations.get(name);
+        let found = found.ok_or_else(|| wrong(format!("the statistics are another model's: they lack `{name}`")))?;
+        let (have, want) = (found.largest.len(), group.linears[0].k);
+        if have != want {
+            return Err(wrong(format!(
+                "the statistics are another model's: `{name}` has {have} columns, expected {want}"
+            )));
+        }
+        Ok(found)
+    }
+}
+
+impl Choice {
+    fn add(&mut self, graph: &Graph, group: &Group, columns: &Columns, chosen: Chosen, skipped: Option<Scheme>) {
+        let importance: Arc<[f32]> = columns.importance().into();
+        for (i, linear) in group.linears.iter().enumerate() {
+            let (scheme, found, (first, before)) = (chosen.schemes[i], chosen.found[i], chosen.first[i]);
+            if scheme == Scheme::Fp32 {
+                self.keep.insert(graph.nodes[linear.node].name.clone());
+            }
+            self.plan.schemes.insert(linear.name.clone(), scheme);
+            let matters = smoothed_importance(&importance, chosen.factors.as_deref());
+            self.plan.importance.insert(linear.name.clone(), matters);
+            let bytes = |scheme: Scheme| scheme.bytes(linear.k, linear.n);
+            let missed = (first != scheme || chosen.factors.is_some()).then(|| FirstTry {
+                scheme: first,
+                error: Some(before.error),
+                bytes: bytes(first),
+            });
+            // A block that starts higher was not tried lower: the whole part was.
+            let higher = skipped.map(|s| FirstTry { scheme: s, error: None, bytes: bytes(s) });
+            self.layers.push(LayerRecord {
+                smoothed: chosen.factors.is_some(),
+                error: Some(found.error),
+                cosine: Some(found.cosine),
+                first: missed.or(higher),
+                ..record(graph, linear, scheme)
+            });
+            if let Some(slowdown) = chosen.slowdown {
+                self.slowdowns.insert(linear.name.clone(), slowdown);
+            }
+        }
+        if let Some(factors) = chosen.factors {
+            self.smoothed.push((group.input, factors));
+        }
+    }
+
+    /// The whole block as decided, on the values that flow into it in float32.
+    fn block(&self, visit: &Visit<'_>, smoothed: &[(String, Vec<f32>)], runner: &Runner<'_>) -> Result<Fidelity> {
+        let mut block = visit.block.clone();
+        for (name, factors) in smoothed {
+            let id = block.values.iter().position(|v| v.name == *name).map(ValueId);
+            let id = id.ok_or_else(|| Error::new(Code::GRAPH_INVALID, format!("`{name}` is not in its block")))?;
+            smooth(&mut block, id, factors)?;
+        }
+        let block = match self.precision {
+            Some(Precision::Fp16) => half(&block, &self.keep)?,
+            _ => quantize(&block, &self.plan)?,
+        };
+        let mut loaded = runner.open(&block)?;
+        let mut all = Fidelity::EXACT;
+        for (inputs, outputs) in &visit.held_out {
+            let floats: Vec<&str> =
+                outputs.iter().filter(|(_, t)| t.dtype() == DType::F32).map(|(n, _)| n.as_str()).collect();
+            for (name, found) in floats.iter().zip(loaded.run(inputs, &floats)?) {
+                let (Tensor::F32(found), Tensor::F32(expected)) = (&found, &outputs[*name]) else { continue };
+                let f = fidelity_of(found, expected).map_err(|e| Error::new(Code::RUNTIME_RUN, e))?;
+                all = Fidelity { error: all.error.max(f.error), cosine: all.cosine.min(f.cosine) };
+            }
+        }
+        Ok(all)
+    }
+
+    /// The blocks that must start higher for the part's error to shrink `shortfall` times; false when none can.
+    pub fn raise(&self, part: &str, shortfall: f64, starts: &mut Starts) -> bool {
+        /// What a much more exact scheme leaves of a block's squared error.
+        const LEFT: f64 = 0.05;
+        let ladder = ladder(self.precision.unwrap_or(Precision::Fp32), part);
+        let mut blocks: Vec<(f64, &str)> =
+            self.blocks.iter().map(|b| (b.error * b.error, b.block.as_str())).collect();
+        blocks.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let total: f64 = blocks.iter().map(|(e, _)| e).sum();
+        let (mut left, mut raised) = (total, false);
+        for (error, block) in blocks {
+            if raised && left <= total / shortfall {
+                break;
+            }
+            let rung = starts.get(block).copied().unwrap_or(0);
+            if let Some(higher) = next_start(ladder, rung) {
+                starts.insert(block.to_owned(), higher);
+                left -= error * (1.0 - LEFT);
+                raised = true;
+            }
+        }
+        raised
+    }
+}
+
+/// The name under which an activation's statistics are kept: that of the first layer that reads it.
+fn key(graph: &Graph, linear: &Linear) -> String {
+    let all = linears(graph, 0..graph.nodes.len());
+    let first = all.iter().find(|l| l.input == linear.input).unwrap_or(linear);
+    format!("{}/{}", graph.name, first.name)
+}
+
+fn record(graph: &Graph, linear: &Linear, scheme: Scheme) -> LayerRecord {
+    LayerRecord {
+        part: graph.name.clone(),
+        layer: linear.name.clone(),
+        parameters: (linear.k * linear.n) as u64,
+        bytes: scheme.bytes(linear.k, linear.n),
+        scheme,
+        smoothed: false,
+        error: None,
+        cosine: None,
+        first: None,
+    }
+}

@@ -1,0 +1,84 @@
+//! What float32 gives on the calibration inputs: what everything else is held against.
+
+use std::path::PathBuf;
+
+use crate::calibrate::{Feed, Role};
+use crate::error::Result;
+use crate::export::sources::Loaded;
+use crate::export::{CalibrationInput, inputs};
+use crate::tensor::Tensor;
+use crate::text::Tokenizer;
+
+/// A scan: its float32 results. The volume itself is read again when it is needed: 67 MB a scan.
+pub(in crate::export) struct ScanReference {
+    pub name: String,
+    pub path: PathBuf,
+    pub role: Role,
+    pub adapter: Tensor,
+    pub vision: Tensor,
+}
+
+/// A report: its tokens and the float32 result.
+pub(in crate::export) struct ReportReference {
+    pub name: String,
+    pub role: Role,
+    pub tokens: Feed,
+    pub text: Tensor,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(in crate::export) struct References {
+    pub scans: Vec<ScanReference>,
+    pub reports: Vec<ReportReference>,
+}
+
+impl References {
+    /// How many scans and reports have a role that `has`.
+    pub fn count(&self, has: fn(Role) -> bool) -> (usize, usize) {
+        let scans = self.scans.iter().filter(|s| has(s.role)).count();
+        (scans, self.reports.iter().filter(|r| has(r.role)).count())
+    }
+
+    /// Held-out scans and reports that are judged together: those of one input, or the first of each, where no held-out
+    /// input has both.
+    pub fn pairs(&self) -> Vec<(usize, usize)> {
+        let judged = |role: Role| role.judges();
+        let scans = || self.scans.iter().enumerate().filter(|(_, s)| judged(s.role));
+        let reports = || self.reports.iter().enumerate().filter(|(_, r)| judged(r.role));
+        let same: Vec<(usize, usize)> = scans()
+            .filter_map(|(i, s)| reports().find(|(_, r)| r.name == s.name).map(|(j, _)| (i, j)))
+            .collect();
+        if same.is_empty() { scans().map(|(i, _)| i).zip(reports().map(|(j, _)| j)).collect() } else { same }
+    }
+}
+
+/// The scans, with the roles that they will have.
+pub(super) fn scans(all: &[CalibrationInput], only_judge: bool) -> Vec<(String, PathBuf, Role)> {
+    let found: Vec<_> = all.iter().filter_map(|i| Some((i.name.clone(), i.scan.clone()?))).collect();
+    let roles = roles(found.len(), only_judge);
+    found.into_iter().zip(roles).map(|((name, path), role)| (name, path, role)).collect()
+}
+
+/// The reports as tokens, with the roles that they will have.
+pub(super) fn reports(
+    loaded: &Loaded,
+    all: &[CalibrationInput],
+    only_judge: bool,
+) -> Result<Vec<(String, Feed, Role)>> {
+    let found: Vec<_> = all.iter().filter_map(|i| Some((i.name.clone(), i.report.clone()?))).collect();
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tokenizer = Tokenizer::load(&loaded.tokenizer, loaded.bos)?;
+    let roles = roles(found.len(), only_judge);
+    let read = |((name, path), role): ((String, PathBuf), Role)| {
+        let [ids, mask] = inputs::report(loaded, &tokenizer, &path)?;
+        Ok((name, Feed::from([("input_ids".to_owned(), ids), ("attention_mask".to_owned(), mask)]), role))
+    };
+    found.into_iter().zip(roles).map(read).collect()
+}
+
+fn roles(count: usize, only_judge: bool) -> Vec<Role> {
+    if only_judge { vec![Role::HeldOut; count] } else { Role::of(count) }
+}

@@ -1,0 +1,109 @@
+//! Linear layers alone, as they would compute under a scheme, on tokens that were seen.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::calibrate::{Feed, Fidelity, Group, Runner, Sample, fidelity};
+use crate::error::{Code, Error, Result};
+use crate::graph::{Builder, Dim, Graph};
+use crate::passes::quantize::{Plan, Scheme, quantize};
+use crate::passes::half;
+use crate::tensor::{DType, LazyTensor, Tensor};
+
+/// The layers that read one activation.
+pub(super) struct Trial<'a> {
+    pub graph: &'a Graph,
+    pub group: &'a Group,
+    /// How much each input's weights matter.
+    pub importance: &'a Arc<[f32]>,
+    pub runner: &'a Runner<'a>,
+}
+
+impl Trial<'_> {
+    /// How close the layers come to float32 under these schemes, a layer each.
+    pub fn run(&self, schemes: &[Scheme], factors: Option<&[f32]>, sample: &Sample) -> Result<Vec<Fidelity>> {
+        if schemes.iter().all(|s| *s == Scheme::Fp32) && factors.is_none() {
+            return Ok(vec![Fidelity::EXACT; schemes.len()]);
+        }
+        let mut loaded = self.runner.open(&self.layers(schemes, factors)?)?;
+        let names: Vec<String> = (0..schemes.len()).map(output).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let results = loaded.run(&feed(sample)?, &names)?;
+        results.iter().zip(&sample.y).map(|(found, expected)| compare(found, &expected.view())).collect()
+    }
+
+    /// Seconds that the layers take on the sample: the best of a few runs.
+    pub fn seconds(&self, schemes: &[Scheme], factors: Option<&[f32]>, sample: &Sample) -> Result<f64> {
+        const RUNS: usize = 4;
+        let mut loaded = self.runner.open(&self.layers(schemes, factors)?)?;
+        let (feed, names) = (feed(sample)?, (0..schemes.len()).map(output).collect::<Vec<_>>());
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut best = f64::INFINITY;
+        for _ in 0..RUNS {
+            let started = Instant::now();
+            loaded.run(&feed, &names)?;
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+        Ok(best)
+    }
+
+    /// The layers as a graph of `x [rows, k]`.
+    fn layers(&self, schemes: &[Scheme], factors: Option<&[f32]>) -> Result<Graph> {
+        let k = self.group.linears[0].k;
+        let mut g = Builder::new("layers");
+        let mut x = g.input("x", DType::F32, &[Dim::Symbol("rows"), Dim::Known(k)]);
+        if let Some(factors) = factors {
+            let inverse: Vec<f32> = factors.iter().map(|f| 1.0 / f).collect();
+            let inverse = g.weight("inverse", LazyTensor::from_f32(&[k], &inverse));
+            x = g.mul(x, inverse)?;
+        }
+        let mut plan = Plan::default();
+        for (i, (linear, scheme)) in self.group.linears.iter().zip(schemes).enumerate() {
+            let init = self.graph.value(linear.weight).init.as_ref();
+            let init = init.ok_or_else(|| Error::new(Code::GRAPH_INVALID, "a linear layer has no weight"))?;
+            let init = factors.map_or_else(|| init.clone(), |f| init.scaled_rows(&Arc::from(f)));
+            let w = g.weight(&format!("{}.weight.T", linear.name), init);
+            let y = g.scope(&linear.name, |g| g.matmul(x, w))?;
+            g.output(&output(i), y)?;
+            plan.schemes.insert(linear.name.clone(), *scheme);
+            plan.importance.insert(linear.name.clone(), smoothed_importance(self.importance, factors));
+        }
+        let graph = g.finish()?;
+        if schemes.contains(&Scheme::Fp16) {
+            let single = self.group.linears.iter().zip(schemes).filter(|(_, s)| **s != Scheme::Fp16);
+            let keep: BTreeSet<String> = single.map(|(l, _)| format!("{}.MatMul", l.name)).collect();
+            return half(&graph, &keep);
+        }
+        quantize(&graph, &plan)
+    }
+}
+
+/// What `importance` is for the weights of a smoothed activation: its columns are smaller by their factors.
+pub(super) fn smoothed_importance(importance: &Arc<[f32]>, factors: Option<&[f32]>) -> Arc<[f32]> {
+    match factors {
+        Some(factors) => importance.iter().zip(factors).map(|(i, f)| i / (f * f)).collect(),
+        None => Arc::clone(importance),
+    }
+}
+
+fn output(i: usize) -> String {
+    format!("y{i}")
+}
+
+fn feed(sample: &Sample) -> Result<Feed> {
+    let x = Tensor::F32(sample.x.view().to_owned().into_dyn());
+    if x.shape()[0] == 0 {
+        return Err(Error::new(Code::CALIBRATION_INPUT, "no token of a calibration input reaches a layer"));
+    }
+    Ok(Feed::from([("x".to_owned(), x)]))
+}
+
+fn compare(found: &Tensor, expected: &ndarray::ArrayView2<'_, f32>) -> Result<Fidelity> {
+    let Tensor::F32(found) = found else {
+        return Err(Error::new(Code::RUNTIME_RUN, "a linear layer's result is no float32 tensor"));
+    };
+    let found = found.view().into_dimensionality::<ndarray::Ix2>();
+    let found = found.map_err(|e| Error::new(Code::RUNTIME_RUN, format!("a linear layer's result: {e}")))?;
+    Ok(fidelity(&found, expected))
+}

@@ -1,0 +1,151 @@
+//! Building the graphs and writing them into the staged bundle.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use super::sources::Loaded;
+use super::PartSummary;
+use crate::bundle::{
+    FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging, sha256_of,
+};
+use crate::error::{Code, Error, Result};
+use crate::graph::Graph;
+use crate::model::{self, Attention, Models, PARTS, Stages};
+use crate::passes::fold_batch_norm;
+use crate::progress::Progress;
+
+/// The graphs as they lie in the staged bundle.
+pub(super) struct Made {
+    /// A row a graph, in the order of [`PARTS`].
+    pub parts: Vec<PartSummary>,
+    /// Their files.
+    pub files: Vec<FileRecord>,
+    /// What was reduced.
+    pub quantization: Option<Quantization>,
+    /// How many times as long treated layers take.
+    pub slowdowns: BTreeMap<String, f64>,
+}
+
+/// The four float32 graphs as they are deployed, in the order of [`PARTS`].
+pub(super) fn build(loaded: &Loaded, models: &Models) -> Result<[Graph; 4]> {
+    let config = &loaded.config;
+    // Errors name the checkpoint that the weights came from.
+    let (adapter, _) = model::adapter::build(config, &models.trained)
+        .and_then(fold_batch_norm)
+        .map_err(|e| e.at(loaded.adapter.path()))?;
+    let vision = model::vit::build(config, &models.vision, Attention::Fused, Stages::Output)
+        .map_err(|e| e.at(loaded.vision.path()))?;
+    let text = model::llama::build(&loaded.llama, config.text.pool, &models.text, Stages::Output)
+        .map_err(|e| e.at(loaded.text.path()))?;
+    let heads = model::heads::build(config, &models.trained).map_err(|e| e.at(loaded.adapter.path()))?;
+    // `logit_scale` and the like are not written, but a checkpoint that holds a NaN is a broken one.
+    check_finite(loaded)?;
+    Ok([adapter, vision, text, heads])
+}
+
+/// The trained tensors that no graph reads must be finite too.
+fn check_finite(loaded: &Loaded) -> Result<()> {
+    if let Some(scale) = loaded.adapter.get("logit_scale") {
+        scale.checked_finite("logit_scale").to_f32().map_err(|e| e.at(loaded.adapter.path()))?;
+    }
+    Ok(())
+}
+
+fn weight_bytes(graph: &Graph) -> u64 {
+    let tensors = graph.initializers().into_iter().filter_map(|id| graph.value(id).init.as_ref());
+    tensors.map(|t| t.byte_len() as u64).sum()
+}
+
+/// Refuses at once what would not fit on the disk.
+fn check_space(folder: &Path, graphs: &[Graph; 4]) -> Result<()> {
+    #[cfg(unix)]
+    {
+        let stat = rustix::fs::statvfs(folder)
+            .map_err(|e| Error::io(folder, "cannot ask for the free space", e.into()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        // Padding, small weights and the tokenizer take a little more.
+        let need = graphs.iter().map(weight_bytes).sum::<u64>() / 100 * 101 + (16 << 20);
+        if need > free {
+            let message = format!("the bundle needs {need} bytes and {free} are free: free some, or choose another -o");
+            return Err(Error::new(Code::DISK_FULL, message).at(folder));
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (folder, graphs);
+    Ok(())
+}
+
+/// Writes all graphs.
+pub(super) fn write(
+    graphs: &[Graph; 4],
+    precisions: [Precision; 4],
+    parameters: [u64; 4],
+    loaded: &Loaded,
+    staging: &Staging,
+    progress: &mut dyn Progress,
+) -> Result<Made> {
+    check_space(staging.path(), graphs)?;
+    progress.step("writing the bundle", Some(graphs.iter().map(weight_bytes).sum()));
+    let (mut parts, mut files) = (Vec::new(), Vec::new());
+    for (i, (graph, part)) in graphs.iter().zip(PARTS).enumerate() {
+        let format = Format { precision: precisions[i], parameters: parameters[i] };
+        let (summary, written) = write_part(graph, part, format, loaded, staging, progress)?;
+        parts.push(summary);
+        files.extend(written);
+    }
+    Ok(Made { parts, files, quantization: None, slowdowns: BTreeMap::new() })
+}
+
+/// What is said of a graph beside its files.
+pub(super) struct Format {
+    pub precision: Precision,
+    /// Number of weights, before any were packed.
+    pub parameters: u64,
+}
+
+/// Writes one graph.
+pub(super) fn write_part(
+    graph: &Graph,
+    part: &str,
+    format: Format,
+    loaded: &Loaded,
+    staging: &Staging,
+    progress: &mut dyn Progress,
+) -> Result<(PartSummary, Vec<FileRecord>)> {
+    let started = Instant::now();
+    let written = crate::onnx::write(graph, staging.path(), part, &mut |bytes| progress.advance(bytes));
+    // A weight that cannot be used is found as it streams: its checkpoint is to be named.
+    let checkpoint = match part {
+        "vision" => &loaded.vision,
+        "text" => &loaded.text,
+        _ => &loaded.adapter,
+    };
+    let written = written.map_err(|e| e.at(checkpoint.path()))?;
+    let record = PartRecord {
+        file: written[0].name.clone(),
+        precision: format.precision,
+        parameters: format.parameters,
+        bytes: written.iter().map(|w| w.bytes).sum(),
+        parity: Parity::NotChecked("no calibration inputs".into()),
+    };
+    let summary = PartSummary { part: part.into(), record, seconds: started.elapsed().as_secs_f64() };
+    let files = written.into_iter().map(|w| FileRecord { name: w.name, bytes: w.bytes, sha256: w.sha256 });
+    Ok((summary, files.collect()))
+}
+
+/// The checkpoint files, with their hashes.
+pub(super) fn source_records(loaded: &Loaded) -> Result<Vec<SourceRecord>> {
+    let mut records: Vec<SourceRecord> = Vec::new();
+    for (role, path) in loaded.files() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, "cannot look at the file", e))?.len();
+        records.push(SourceRecord { role: role.into(), name, bytes, sha256: sha256_of(&path)? });
+    }
+    Ok(records)
+}
+
+/// What a thread gave; its panic as an error.
+pub(super) fn joined<T>(outcome: std::thread::Result<Result<T>>) -> Result<T> {
+    outcome.unwrap_or_else(|_| Err(Error::new(Code::IO, "hashing the checkpoints failed")))
+}

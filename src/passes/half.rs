@@ -1,0 +1,189 @@
+//! Half precision where it is safe.
+//!
+//! Products (linear layers, convolutions, attention) and what lies between them compute in float16; what sums over many
+//! elements or needs the range stays in float32: the residual stream, norms, softmax, reductions, pooling. So the largest
+//! values of a language model, which flow along the residual stream, are never rounded to 11 bits nor cut at 65504. Nodes
+//! that were seen to exceed that, or whose weights do, are kept in float32 by name.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use half::f16;
+
+use crate::error::Result;
+use crate::graph::{Graph, Node, Rewrite, ValueId};
+use crate::tensor::{DType, LazyTensor};
+
+/// Largest magnitude that a value may have been seen to have for its node to compute in float16: half of float16's
+/// range, since other inputs will be larger.
+pub const HALF_RANGE: f32 = 32752.0;
+
+/// What rounding to float16 does to a weight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rounded {
+    /// Values other than 0 that become 0.
+    pub flushed: u64,
+    /// Values that become infinite.
+    pub overflowed: u64,
+}
+
+/// Counts what rounding to float16 loses; nothing is read when the weight was float16 all along.
+///
+/// # Errors
+/// When the weight cannot be read.
+pub fn rounding(weight: &LazyTensor) -> Result<Rounded> {
+    let mut found = Rounded::default();
+    if weight.comes_from(DType::F16) {
+        return Ok(found);
+    }
+    weight.cast(DType::F32).stream(&mut |chunk| {
+        for bytes in chunk.as_chunks::<4>().0 {
+            let value = f32::from_le_bytes(*bytes);
+            let half = f16::from_f32(value);
+            found.flushed += u64::from(value != 0.0 && half.to_f32() == 0.0);
+            found.overflowed += u64::from(half.is_infinite());
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// The names of the nodes that would compute in float16.
+pub fn half_nodes(graph: &Graph, keep: &BTreeSet<String>) -> BTreeSet<String> {
+    let halves = choose(graph, keep);
+    graph.nodes.iter().zip(halves).filter(|(_, half)| *half).map(|(n, _)| n.name.clone()).collect()
+}
+
+/// Nodes whose operands or results were seen beyond [`HALF_RANGE`], by the least and largest value of each.
+pub fn beyond_range(graph: &Graph, ranges: &BTreeMap<String, (f32, f32)>) -> BTreeSet<String> {
+    let beyond = |id: &ValueId| {
+        let range = ranges.get(&graph.value(*id).name);
+        range.is_some_and(|(low, high)| !(low.abs() <= HALF_RANGE && high.abs() <= HALF_RANGE))
+    };
+    let touched = |n: &&Node| n.inputs.iter().flatten().chain(&n.outputs).any(beyond);
+    graph.nodes.iter().filter(touched).map(|n| n.name.clone()).collect()
+}
+
+/// The graph in half precision, but for the nodes in `keep`. Inputs and outputs stay float32; weights of float16 nodes
+/// and looked-up tables are stored as float16.
+///
+/// # Errors
+/// `graph.invalid`.
+pub fn half(graph: &Graph, keep: &BTreeSet<String>) -> Result<Graph> {
+    let halves = choose(graph, keep);
+    let mut pass = Pass { graph, new: Rewrite::new(graph), casts: HashMap::new() };
+    for (node, half) in graph.nodes.iter().zip(halves) {
+        if half {
+            pass.in_half(node)?;
+        } else if super::quantize::is_table(graph, node) && !keep.contains(&node.name) {
+            super::quantize::half_table(&mut pass.new, graph, node)?;
+        } else {
+            pass.in_single(node)?;
+        }
+    }
+    for &id in &graph.outputs {
+        let single = pass.operand(id, DType::F32)?;
+        pass.new.set(id, single);
+    }
+    pass.new.finish()
+}
+
+/// Whether each node computes in float16.
+fn choose(graph: &Graph, keep: &BTreeSet<String>) -> Vec<bool> {
+    let scores = attention_scores(graph);
+    let mut made: HashSet<ValueId> = HashSet::new();
+    graph
+        .nodes
+        .iter()
+        .map(|node| {
+            let half = !keep.contains(&node.name) && wants_half(graph, node, &made, &scores);
+            if half {
+                made.extend(&node.outputs);
+            }
+            half
+        })
+        .collect()
+}
+
+/// Nodes that multiply activations for or by a softmax.
+fn attention_scores(graph: &Graph) -> HashSet<ValueId> {
+    let softmaxes = graph.nodes.iter().filter(|n| n.op.kind == "Softmax");
+    let mut found = HashSet::new();
+    for softmax in softmaxes {
+        found.extend(&softmax.outputs);
+        let mut behind = softmax.inputs[0];
+        // Past the mask that is added.
+        while let Some(node) = behind.and_then(|id| graph.producer(id)).map(|i| &graph.nodes[i]) {
+            found.extend(&node.outputs);
+            behind = if node.op.kind == "Add" { node.inputs[0] } else { None };
+        }
+    }
+    found
+}
+
+fn wants_half(graph: &Graph, node: &Node, made: &HashSet<ValueId>, scores: &HashSet<ValueId>) -> bool {
+    let constant = |id: &ValueId| graph.value(*id).init.is_some();
+    let float = |id: &&ValueId| graph.value(**id).ty.dtype.is_float();
+    let computed: Vec<ValueId> =
+        node.inputs.iter().flatten().filter(float).filter(|id| !constant(id)).copied().collect();
+    let all_half = !computed.is_empty() && computed.iter().all(|id| made.contains(id));
+    match node.op.kind {
+        "Conv" | "Gemm" | "MultiHeadAttention" => true,
+        "MatMul" => {
+            let weight = node.inputs[1].as_ref().is_some_and(constant);
+            let attends = node.outputs.iter().chain(node.inputs[0].as_ref()).any(|id| scores.contains(id));
+            weight || attends
+        }
+        "Gelu" | "Sigmoid" | "Relu" | "Mul" | "Add" => all_half,
+        "Reshape" | "Transpose" | "Split" | "Concat" | "Slice" | "Squeeze" | "Unsqueeze" | "Pad" => all_half,
+        _ => false,
+    }
+}
+
+struct Pass<'a> {
+    graph: &'a Graph,
+    new: Rewrite<'a>,
+    /// Values in the element type that they were not made in.
+    casts: HashMap<(ValueId, DType), ValueId>,
+}
+
+impl Pass<'_> {
+    /// The value in that type; operands that are no floats as they are.
+    fn operand(&mut self, old: ValueId, dtype: DType) -> Result<ValueId> {
+        let value = self.graph.value(old);
+        if !value.ty.dtype.is_float() {
+            return self.new.value(old);
+        }
+        if let Some(&cast) = self.casts.get(&(old, dtype)) {
+            return Ok(cast);
+        }
+        let id = match &value.init {
+            Some(init) if dtype != value.ty.dtype => {
+                let name = format!("{}.{}", value.name, if dtype == DType::F16 { "fp16" } else { "fp32" });
+                self.new.builder.weight(&name, init.cast(dtype).checked_finite(&value.name))
+            }
+            _ => {
+                let now = self.new.value(old)?;
+                if self.new.builder.ty(now).dtype == dtype {
+                    return Ok(now);
+                }
+                self.new.builder.scope("cast", |g| g.cast(now, dtype))?
+            }
+        };
+        self.casts.insert((old, dtype), id);
+        Ok(id)
+    }
+
+    fn in_half(&mut self, node: &Node) -> Result<()> {
+        self.node(node, DType::F16)
+    }
+
+    fn in_single(&mut self, node: &Node) -> Result<()> {
+        self.node(node, DType::F32)
+    }
+
+    fn node(&mut self, node: &Node, dtype: DType) -> Result<()> {
+        let inputs = node.inputs.iter().map(|id| id.map(|id| self.operand(id, dtype)).transpose());
+        let inputs = inputs.collect::<Result<Vec<_>>>()?;
+        self.new.copy_with(node, &inputs)
+    }
+}

@@ -1,0 +1,118 @@
+use super::*;
+use proptest::prelude::*;
+
+fn ramp(shape: &[usize]) -> LazyTensor {
+    let values: Vec<f32> = (0..numel(shape).unwrap()).map(|i| i as f32).collect();
+    LazyTensor::from_f32(shape, &values)
+}
+
+proptest! {
+    #[test]
+    fn transposition_moves_every_element(rows in 1usize..150, cols in 1usize..150, half in any::<bool>()) {
+        let dtype = if half { DType::F16 } else { DType::F32 };
+        // Small integers: exact in half precision.
+        let values: Vec<f32> = (0..rows * cols).map(|i| (i % 2039) as f32).collect();
+        let t = LazyTensor::from_f32(&[rows, cols], &values).cast(dtype).transposed();
+        prop_assert_eq!(t.shape(), &[cols, rows]);
+        let got = t.to_f32().unwrap();
+        for r in 0..rows {
+            for c in 0..cols {
+                prop_assert_eq!(got[c * rows + r], values[r * cols + c]);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_and_concat_select(n in 1usize..40, width in 1usize..9, picks in prop::collection::vec(0usize..40, 1..30)) {
+        let picks: Vec<usize> = picks.into_iter().map(|p| p % n).collect();
+        let t = ramp(&[n, width]);
+        let both = LazyTensor::concat(&[t.rows(picks.iter().copied()), t.clone()]);
+        let expected: Vec<f32> = picks.iter().copied().chain(0..n)
+            .flat_map(|r| (0..width).map(move |c| (r * width + c) as f32)).collect();
+        prop_assert_eq!(both.to_f32().unwrap(), expected);
+    }
+}
+
+#[test]
+fn columns_are_laid_side_by_side() {
+    let (a, b) = (ramp(&[2, 2]), LazyTensor::from_f32(&[2, 1], &[8.0, 9.0]));
+    let both = LazyTensor::concat_columns(&[a, b]);
+    assert_eq!(both.shape(), &[2, 3]);
+    assert_eq!(both.to_f32().unwrap(), [0.0, 1.0, 8.0, 2.0, 3.0, 9.0]);
+    let wide = ramp(&[3, 700_000]);
+    let twice = LazyTensor::concat_columns(&[wide.clone(), wide]).to_f32().unwrap();
+    assert_eq!((twice[700_000], twice[4_199_999]), (0.0, 2_099_999.0));
+}
+
+#[test]
+fn casts_round_to_nearest_even() {
+    let t = LazyTensor::from_f32(&[4], &[1.0, 65504.0, 2049.0, -0.1]);
+    assert_eq!(t.cast(DType::F16).to_f32().unwrap(), [1.0, 65504.0, 2048.0, half::f16::from_f32(-0.1).to_f32()]);
+    assert_eq!(t.cast(DType::F64).cast(DType::F32).to_f32().unwrap(), t.to_f32().unwrap());
+    assert_eq!(LazyTensor::from_i64(&[2], &[-3, 1 << 24]).to_f32().unwrap(), [-3.0, 16_777_216.0]);
+}
+
+#[test]
+fn large_tensors_stream_in_whole_bounded_chunks() {
+    let t = ramp(&[700, 1001]).cast(DType::F16).cast(DType::F64);
+    let mut total = 0;
+    t.stream(&mut |chunk| {
+        assert!(chunk.len() <= CHUNK_BYTES && chunk.len() % 8 == 0);
+        total += chunk.len();
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(total, 700 * 1001 * 8);
+}
+
+#[test]
+fn nonfinite_values_are_named_with_their_index() {
+    for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
+        let t = LazyTensor::from_f32(&[2, 3], &[0.0, 1.0, 2.0, 3.0, f32::NEG_INFINITY, 5.0]).cast(dtype);
+        let error = t.checked_finite("w").to_f32().unwrap_err();
+        assert_eq!(error.code(), Code::CHECKPOINT_NONFINITE);
+        assert!(error.message().contains("`w`") && error.message().contains("[1, 1]"), "{error}");
+    }
+}
+
+#[test]
+fn a_source_that_yields_too_little_is_caught() {
+    let t = LazyTensor::new(DType::F32, vec![3], Arc::new(vec![0u8; 8]));
+    assert_eq!(t.to_f32().unwrap_err().code(), Code::CHECKPOINT_CORRUPT);
+    assert!(t.bytes().is_err());
+}
+
+#[test]
+fn a_transposition_undoes_another_and_a_reshape_is_no_transposition() {
+    let t = ramp(&[3, 4]).cast(DType::F16);
+    assert!(t.transposed().transposed().contiguous().is_none(), "a cast has no bytes");
+    assert_eq!(ramp(&[3, 4]).transposed().transposed().contiguous(), ramp(&[3, 4]).contiguous());
+    let reshaped = t.reshaped(&[2, 6]).transposed();
+    assert_eq!(reshaped.to_f32().unwrap(), ramp(&[2, 6]).transposed().to_f32().unwrap());
+    let reshaped = t.transposed().reshaped(&[6, 2]).transposed();
+    assert_eq!(reshaped.to_f32().unwrap(), [0.0, 8.0, 5.0, 2.0, 10.0, 7.0, 4.0, 1.0, 9.0, 6.0, 3.0, 11.0]);
+}
+
+#[test]
+fn scaling_rows_is_scaling_the_columns_of_the_transpose() {
+    let (t, factors): (_, Arc<[f32]>) = (ramp(&[3, 2]), Arc::from([1.0, 0.5, 4.0]));
+    let scaled = t.scaled_rows(&factors);
+    assert_eq!(scaled.to_f32().unwrap(), [0.0, 1.0, 1.0, 1.5, 16.0, 20.0]);
+    assert_eq!(scaled.transposed().to_f32().unwrap(), [0.0, 1.0, 16.0, 1.0, 1.5, 20.0]);
+    assert_eq!(t.transposed().scaled_columns(&factors).to_f32().unwrap(), [0.0, 1.0, 16.0, 1.0, 1.5, 20.0]);
+    assert_eq!(ramp(&[3]).scaled_rows(&factors).to_f32().unwrap(), [0.0, 0.5, 8.0]);
+}
+
+#[test]
+fn bands_are_whole_rows() {
+    let t = ramp(&[1000, 701]).cast(DType::F16);
+    let (mut rows, mut values) = (0, Vec::new());
+    t.for_each_band(64, &mut |first, band| {
+        assert_eq!((first, band.len() % 701), (rows, 0));
+        rows += band.len() / 701;
+        values.extend_from_slice(band);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((rows, values), (1000, t.to_f32().unwrap()));
+}
