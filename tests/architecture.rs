@@ -9,12 +9,13 @@ use std::process::Command;
 use brain_adapter::Code;
 
 /// The modules by layer. A module imports from lower layers only, never from another of its own.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["error"],
     &["tensor", "progress", "files"],
     &["volume", "text", "checkpoint", "graph", "config"],
     &["model", "passes", "onnx", "batch"],
     &["bundle", "runtime"],
+    &["calibrate"],
     &["export", "infer"],
     &["cli"],
     &["bin"],

@@ -68,7 +68,7 @@ pub struct LayerRecord {
 pub struct FirstTry {
     /// The scheme.
     pub scheme: Scheme,
-    /// Its relative error; none where the whole part missed its limit and its most sensitive blocks were chosen.
+    /// Its relative error, where it was measured.
     pub error: Option<f64>,
     /// Bytes of the weight under it.
     pub bytes: u64,
@@ -86,4 +86,6 @@ pub struct BlockRecord {
     pub error: f64,
     /// The least cosine of a token.
     pub cosine: f64,
+    /// Relative error of what the block adds to the residual stream alone, where it has one.
+    pub update_error: Option<f64>,
 }

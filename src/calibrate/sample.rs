@@ -73,6 +73,12 @@ pub struct Fidelity {
 impl Fidelity {
     /// What is exact.
     pub const EXACT: Self = Self { error: 0.0, cosine: 1.0 };
+
+    /// The worse of the two in each figure.
+    #[must_use]
+    pub fn worst(&self, other: &Self) -> Self {
+        Self { error: self.error.max(other.error), cosine: self.cosine.min(other.cosine) }
+    }
 }
 
 /// A token whose result is smaller than this part of the typical one is measured against that part: what matters of it

@@ -101,6 +101,34 @@ pub fn random_case(seed: u64) -> Case {
     }
 }
 
+/// A small model around a language model of that size, in the plainest layout; the language model is stored as fp16.
+pub fn case_around(seed: u64, l: &LlamaConfig) -> Case {
+    let rng = &mut Random::new(seed);
+    let a = AdapterConfig { kind: "bottleneck2d".into(), norm: "batch".into(), d_in: 16, d_out: 8, width: 8 };
+    let (img, patch) = ([8, 16, 16], [4, 4, 4]);
+    let v = VitConfig { img, patch, hidden: 64, mlp: 128, layers: 2, heads: 4, pool: "cls".into() };
+    let layout = Layout {
+        vision_prefix: "",
+        vision_foreign: false,
+        vision_norm_cross_attn: false,
+        llama_prefix: true,
+        llama_lm_head: false,
+        llama_inv_freq: false,
+        llama_shards: 1,
+        llama_dtype: Dtype::F16,
+    };
+    Case {
+        seed,
+        config: config_json(rng, 16, &a, &v, l.hidden, "mean", 32),
+        llama_config: llama_json(rng, l, Dtype::F16),
+        heads: weights::heads(rng, &a, v.hidden, l.hidden, 32, true),
+        vit: weights::vit(rng, &v),
+        llama: weights::llama(rng, l, Dtype::F16),
+        layout,
+        inputs: inputs(rng, 16, l.vocab),
+    }
+}
+
 /// The whole numbers that divide n.
 fn divisors(n: usize) -> Vec<usize> {
     (1..=n).filter(|&d| n.is_multiple_of(d)).collect()

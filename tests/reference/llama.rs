@@ -26,8 +26,20 @@ fn one(cfg: &LlamaConfig, w: &Weights, ids: &[i64], mask: &[i64]) -> Array {
     x
 }
 
-/// Decoder layer `n` on x `[T, hidden]`.
-fn layer(cfg: &LlamaConfig, w: &Weights, n: usize, x: &Array, mask: &[i64]) -> Array {
+/// What layer `n`'s MLP reads (after its norm), `[T, hidden]`.
+pub fn mlp_input(cfg: &LlamaConfig, w: &Weights, ids: &[i64], n: usize) -> Array {
+    let embed = get(w, "model.embed_tokens.weight");
+    let data = ids.iter().flat_map(|&i| embed.row(usize::try_from(i).unwrap()).iter().copied()).collect();
+    let (mut x, mask) = (Array::new(&[ids.len(), cfg.hidden], data), vec![1; ids.len()]);
+    for i in 0..n {
+        x = layer(cfg, w, i, &x, &mask);
+    }
+    let x = attend(cfg, w, n, &x, &mask);
+    rms_norm(&x, get(w, &format!("model.layers.{n}.post_attention_layernorm.weight")), cfg.eps)
+}
+
+/// The first half of decoder layer `n`: x with its attention added.
+fn attend(cfg: &LlamaConfig, w: &Weights, n: usize, x: &Array, mask: &[i64]) -> Array {
     let p = |leaf: &str| get(w, &format!("model.layers.{n}.{leaf}.weight"));
     let h = rms_norm(x, p("input_layernorm"), cfg.eps);
     let mut q = linear(&h, p("self_attn.q_proj"), None);
@@ -35,8 +47,13 @@ fn layer(cfg: &LlamaConfig, w: &Weights, n: usize, x: &Array, mask: &[i64]) -> A
     let v = linear(&h, p("self_attn.v_proj"), None);
     rotate(cfg, &mut q);
     rotate(cfg, &mut k);
-    let x = add(x, &linear(&attention(cfg, &q, &k, &v, mask), p("self_attn.o_proj"), None));
+    add(x, &linear(&attention(cfg, &q, &k, &v, mask), p("self_attn.o_proj"), None))
+}
 
+/// Decoder layer `n` on x `[T, hidden]`.
+fn layer(cfg: &LlamaConfig, w: &Weights, n: usize, x: &Array, mask: &[i64]) -> Array {
+    let p = |leaf: &str| get(w, &format!("model.layers.{n}.{leaf}.weight"));
+    let x = attend(cfg, w, n, x, mask);
     let h = rms_norm(&x, p("post_attention_layernorm"), cfg.eps);
     let gate = map(&linear(&h, p("mlp.gate_proj"), None), silu);
     let up = linear(&h, p("mlp.up_proj"), None);

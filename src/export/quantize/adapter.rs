@@ -78,7 +78,7 @@ pub(super) fn choose(
             _ => Err("it has no elements".to_owned()),
         };
         let f = compared.map_err(|e| Error::new(Code::RUNTIME_RUN, format!("the adapter's result: {e}")))?;
-        found = Fidelity { error: found.error.max(f.error), cosine: found.cosine.min(f.cosine) };
+        found = found.worst(&f);
     }
     if !(found.error <= limits.layer) {
         let single = single(graph);

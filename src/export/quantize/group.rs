@@ -15,6 +15,9 @@ const STRENGTHS: [f32; 4] = [0.35, 0.5, 0.65, 0.8];
 /// A smoothing must take at least this part of the worst layer's error away.
 const WORTHWHILE: f64 = 0.1;
 
+/// From this part of the limit on, an int8 layer's error is more than rounding alone explains.
+const SUSPICIOUS: f64 = 0.4;
+
 /// What was decided for a group.
 pub(super) struct Chosen {
     /// A scheme a layer.
@@ -33,7 +36,7 @@ pub(super) struct Chosen {
 pub(super) struct Rules<'a> {
     /// What a layer tries in turn.
     pub ladder: &'a [Scheme],
-    /// Where it begins.
+    /// Where it begins; what stands below is tried for comparison alone.
     pub start: usize,
     /// Largest relative error.
     pub limit: f64,
@@ -60,17 +63,22 @@ pub(super) fn choose(
         other => other,
     };
     let top = rules.ladder.len() - 1;
-    let mut rungs: Vec<usize> =
-        group.linears.iter().enumerate().map(|(i, _)| if rules.last[i] { top } else { rules.start }).collect();
+    let mut rungs: Vec<usize> = rules.last.iter().map(|&last| if last { top } else { 0 }).collect();
     let schemes = |rungs: &[usize]| rungs.iter().map(|&r| at(r)).collect::<Vec<_>>();
     let mut found = trial.run(&schemes(&rungs), None, &group.held_out)?;
     let first: Vec<_> = schemes(&rungs).into_iter().zip(found.clone()).collect();
     let mut factors = None;
-    if worst(&found) > rules.limit && rules.ladder[rules.start] != Scheme::Fp16 {
+    let enough = match rules.ladder[0] {
+        // Free at run time, so worth a try before the limit is reached.
+        Scheme::Int8 { .. } => rules.limit * SUSPICIOUS,
+        _ => rules.limit,
+    };
+    if worst(&found) > enough && rules.ladder[0] != Scheme::Fp16 {
         factors = smoothing(&trial, columns, &schemes(&rungs))?;
-        if factors.is_some() {
-            found = trial.run(&schemes(&rungs), factors.as_deref(), &group.held_out)?;
-        }
+    }
+    if factors.is_some() || rules.start > 0 {
+        rungs.iter_mut().for_each(|r| *r = (*r).max(rules.start));
+        found = trial.run(&schemes(&rungs), factors.as_deref(), &group.held_out)?;
     }
     loop {
         let failing = (0..rungs.len()).filter(|&i| !(found[i].error <= rules.limit) && rungs[i] < top);

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ndarray::ArrayD;
+
 use super::group::{Chosen, Rules, choose};
 use super::limits::{Limits, ladder, next_start};
 use super::trial::smoothed_importance;
@@ -141,13 +143,13 @@ impl Decider<'_> {
                 let rules = Rules { ladder, start, limit: self.limits.layer, last };
                 let chosen = choose(graph, group, columns, &rules, runner)?;
                 smoothed.extend(chosen.factors.clone().map(|f| (graph.value(group.input).name.clone(), f)));
-                choice.add(graph, group, columns, chosen, (start > 0).then_some(ladder[0]));
+                choice.add(graph, group, columns, chosen);
                 choice.statistics.insert(first, group.columns.clone());
             }
             if !visit.groups.is_empty() {
                 let f = choice.block(&visit, &smoothed, runner)?;
                 let (part, block) = (graph.name.clone(), visit.segment.name.clone());
-                choice.blocks.push(BlockRecord { part, block, error: f.error, cosine: f.cosine });
+                choice.blocks.push(BlockRecord { part, block, ..f });
             }
             Ok(())
         })?;
@@ -171,7 +173,7 @@ impl Decider<'_> {
 }
 
 impl Choice {
-    fn add(&mut self, graph: &Graph, group: &Group, columns: &Columns, chosen: Chosen, skipped: Option<Scheme>) {
+    fn add(&mut self, graph: &Graph, group: &Group, columns: &Columns, chosen: Chosen) {
         let importance: Arc<[f32]> = columns.importance().into();
         for (i, linear) in group.linears.iter().enumerate() {
             let (scheme, found, (first, before)) = (chosen.schemes[i], chosen.found[i], chosen.first[i]);
@@ -187,13 +189,11 @@ impl Choice {
                 error: Some(before.error),
                 bytes: bytes(first),
             });
-            // A block that starts higher was not tried lower: the whole part was.
-            let higher = skipped.map(|s| FirstTry { scheme: s, error: None, bytes: bytes(s) });
             self.layers.push(LayerRecord {
                 smoothed: chosen.factors.is_some(),
                 error: Some(found.error),
                 cosine: Some(found.cosine),
-                first: missed.or(higher),
+                first: missed,
                 ..record(graph, linear, scheme)
             });
             if let Some(slowdown) = chosen.slowdown {
@@ -206,7 +206,7 @@ impl Choice {
     }
 
     /// The whole block as decided, on the values that flow into it in float32.
-    fn block(&self, visit: &Visit<'_>, smoothed: &[(String, Vec<f32>)], runner: &Runner<'_>) -> Result<Fidelity> {
+    fn block(&self, visit: &Visit<'_>, smoothed: &[(String, Vec<f32>)], runner: &Runner<'_>) -> Result<BlockRecord> {
         let mut block = visit.block.clone();
         for (name, factors) in smoothed {
             let id = block.values.iter().position(|v| v.name == *name).map(ValueId);
@@ -218,17 +218,30 @@ impl Choice {
             _ => quantize(&block, &self.plan)?,
         };
         let mut loaded = runner.open(&block)?;
-        let mut all = Fidelity::EXACT;
+        let (mut stream, mut update) = (Fidelity::EXACT, None);
         for (inputs, outputs) in &visit.held_out {
             let floats: Vec<&str> =
                 outputs.iter().filter(|(_, t)| t.dtype() == DType::F32).map(|(n, _)| n.as_str()).collect();
             for (name, found) in floats.iter().zip(loaded.run(inputs, &floats)?) {
                 let (Tensor::F32(found), Tensor::F32(expected)) = (&found, &outputs[*name]) else { continue };
-                let f = fidelity_of(found, expected).map_err(|e| Error::new(Code::RUNTIME_RUN, e))?;
-                all = Fidelity { error: all.error.max(f.error), cosine: all.cosine.min(f.cosine) };
+                let compare = |found: &ArrayD<f32>, expected: &ArrayD<f32>| {
+                    fidelity_of(found, expected).map_err(|e| Error::new(Code::RUNTIME_RUN, e))
+                };
+                stream = stream.worst(&compare(found, expected)?);
+                // What the block adds to the residual stream.
+                if let Some(entered) = inputs.values().find_map(|t| residual(t, expected)) {
+                    let added = compare(&(found - entered), &(expected - entered))?;
+                    update = Some(update.unwrap_or(Fidelity::EXACT).worst(&added));
+                }
             }
         }
-        Ok(all)
+        Ok(BlockRecord {
+            part: String::new(),
+            block: String::new(),
+            error: stream.error,
+            cosine: stream.cosine,
+            update_error: update.map(|u| u.error),
+        })
     }
 
     /// The blocks that must start higher for the part's error to shrink `shortfall` times; false when none can.
@@ -253,6 +266,14 @@ impl Choice {
             }
         }
         raised
+    }
+}
+
+/// The tensor as the residual stream that enters a block whose result is `expected`.
+fn residual<'a>(tensor: &'a Tensor, expected: &ArrayD<f32>) -> Option<&'a ArrayD<f32>> {
+    match tensor {
+        Tensor::F32(values) if values.shape() == expected.shape() && values.ndim() == 3 => Some(values),
+        _ => None,
     }
 }
 
