@@ -81,10 +81,23 @@ impl Runner<'_> {
     /// # Errors
     /// `io`, `disk.full`, `runtime.model`, and what reading the weights gives.
     pub fn open(&self, graph: &Graph) -> Result<Loaded> {
+        self.load(graph, true)
+    }
+
+    /// As [`Self::open`], with the weights left in their mapped file: for large ones that are used a few times.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_mapped(&self, graph: &Graph) -> Result<Loaded> {
+        self.load(graph, false)
+    }
+
+    fn load(&self, graph: &Graph, prepack: bool) -> Result<Loaded> {
         let folder = tempfile::Builder::new().prefix("ba-run-").tempdir_in(self.scratch);
         let folder = folder.map_err(|e| Error::io(self.scratch, "cannot make a temporary folder", e))?;
         onnx::write(graph, folder.path(), "graph", &mut |_| {})?;
-        let options = SessionOptions { device: Device::Cpu, threads: self.threads, ..SessionOptions::default() };
+        let options =
+            SessionOptions { device: Device::Cpu, threads: self.threads, prepack, ..SessionOptions::default() };
         let session = Session::open(self.runtime, &folder.path().join("graph.onnx"), &options)?;
         Ok(Loaded { session, _folder: folder })
     }
@@ -166,7 +179,7 @@ pub fn walk(
         progress.step(&format!("{}: {} ({} of {})", graph.name, segment.name, i + 1, segments.len()), None);
         let groups = groups(graph, segment);
         let mut seen = Observer::new(graph, segment, block, &groups, wanted)?;
-        let mut loaded = runner.open(&seen.graph)?;
+        let mut loaded = runner.open_mapped(&seen.graph)?;
         let mut held_out = Vec::new();
         for (feed, role) in feeds.iter_mut().zip(roles) {
             let made = seen.run(&mut loaded, feed, *role)?;

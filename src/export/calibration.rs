@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Most inputs that the comparison uses; the first in the order of their names.
-pub const MAX_CALIBRATION_INPUTS: usize = 8;
+/// Most inputs that are used; the first in the order of their names.
+pub const MAX_CALIBRATION_INPUTS: usize = 32;
+
+/// Most scans of them: a pass over one takes many times as long as over a report.
+pub const MAX_CALIBRATION_SCANS: usize = 8;
 
 /// A scan, a report, or both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,5 +50,8 @@ pub fn calibration_inputs(folder: &Path) -> Result<Vec<CalibrationInput>> {
             input.report = Some(entry.path());
         }
     }
-    Ok(inputs.into_values().take(MAX_CALIBRATION_INPUTS).collect())
+    let mut inputs: Vec<CalibrationInput> = inputs.into_values().take(MAX_CALIBRATION_INPUTS).collect();
+    inputs.iter_mut().filter(|i| i.scan.is_some()).skip(MAX_CALIBRATION_SCANS).for_each(|i| i.scan = None);
+    inputs.retain(|i| i.scan.is_some() || i.report.is_some());
+    Ok(inputs)
 }

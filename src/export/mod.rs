@@ -38,7 +38,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-pub use calibration::{CalibrationInput, MAX_CALIBRATION_INPUTS, calibration_inputs};
+pub use calibration::{CalibrationInput, MAX_CALIBRATION_INPUTS, MAX_CALIBRATION_SCANS, calibration_inputs};
 pub use sources::Sources;
 
 use crate::bundle::{

@@ -76,7 +76,16 @@ pub(super) fn choose(
     if worst(&found) > enough && rules.ladder[0] != Scheme::Fp16 {
         factors = smoothing(&trial, columns, &schemes(&rungs))?;
     }
-    if factors.is_some() || rules.start > 0 {
+    if let Some(some) = &factors {
+        let smoothed = trial.run(&schemes(&rungs), Some(some), &group.held_out)?;
+        // What helps on the tokens that it was chosen by may be their noise.
+        if worst(&smoothed) < worst(&found) * (1.0 - WORTHWHILE) {
+            found = smoothed;
+        } else {
+            factors = None;
+        }
+    }
+    if rules.start > 0 {
         rungs.iter_mut().for_each(|r| *r = (*r).max(rules.start));
         found = trial.run(&schemes(&rungs), factors.as_deref(), &group.held_out)?;
     }

@@ -126,20 +126,21 @@ impl<'a> Reducer<'a> {
     fn part(&mut self, part: usize, runner: &Runner<'_>, progress: &mut dyn Progress) -> Result<()> {
         let reused = self.statistics.is_some();
         let role = |role: Role| if reused { Role::HeldOut } else { role };
-        let (feeds, roles): (Vec<Feed>, Vec<Role>) = if part == VISION {
+        let inputs: (Vec<Feed>, Vec<Role>) = if part == VISION {
             let feed = |s: &ScanReference| (Feed::from([("adapter".to_owned(), s.adapter.clone())]), role(s.role));
             self.references.scans.iter().map(feed).unzip()
         } else {
             self.references.reports.iter().map(|r| (r.tokens.clone(), role(r.role))).unzip()
         };
-        if feeds.is_empty() {
+        if inputs.0.is_empty() {
             return Ok(());
         }
         let decider =
             Decider { precision: self.plan.precision, limits: self.limits, statistics: self.statistics.as_ref() };
         let starts = &self.starts[part - VISION];
+        let before = &self.choices[part - VISION];
         let (choice, outputs) =
-            decider.calibrated(&self.graphs[part], feeds, &roles, starts, runner, progress)?;
+            decider.calibrated(&self.graphs[part], inputs, starts, before, runner, progress)?;
         self.choices[part - VISION] = choice;
         for (i, mut output) in outputs.into_iter().enumerate() {
             let result = output.remove(crate::model::PARTS[part]);
@@ -208,7 +209,7 @@ impl<'a> Reducer<'a> {
 
     /// How many times as long treated layers take as they would untreated, by name.
     pub fn slowdowns(&self) -> BTreeMap<String, f64> {
-        self.choices.iter().flat_map(|c| c.slowdowns.clone()).collect()
+        self.choices.iter().flat_map(Choice::slowdowns).collect()
     }
 
     /// The statistics to keep in the bundle: those that were gathered, or those that were given.
@@ -216,7 +217,7 @@ impl<'a> Reducer<'a> {
         if let Some(given) = &self.statistics {
             return Some(given.clone());
         }
-        let activations: BTreeMap<_, _> = self.choices.iter().flat_map(|c| c.statistics.clone()).collect();
+        let activations: BTreeMap<_, _> = self.choices.iter().flat_map(Choice::statistics).collect();
         let (scans, reports) = self.references.count(Role::calibrates);
         (!activations.is_empty()).then_some(Statistics { activations, scans, reports })
     }
@@ -229,14 +230,14 @@ impl<'a> Reducer<'a> {
         };
         let (held_out_scans, held_out_reports) = self.references.count(Role::judges);
         let layers: Vec<LayerRecord> = std::iter::once(&self.adapter.record)
-            .chain(self.choices.iter().flat_map(|c| &c.layers))
+            .chain(self.choices.iter().flat_map(Choice::layers))
             .cloned()
             .collect();
         Quantization {
             max_error: self.limits.layer,
             calibration: Calibration { scans, reports, held_out_scans, held_out_reports, statistics },
             layers,
-            blocks: self.choices.iter().flat_map(|c| c.blocks.clone()).collect(),
+            blocks: self.choices.iter().flat_map(Choice::records).cloned().collect(),
             probabilities,
             flushed: self.choices.iter().map(|c| c.flushed).sum(),
         }

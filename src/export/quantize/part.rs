@@ -17,41 +17,82 @@ use crate::passes::{Linear, beyond_range, half, half_nodes, linears, rounding, s
 use crate::progress::Progress;
 use crate::tensor::{DType, Tensor};
 
-/// What was decided for one graph.
+/// What was decided for one graph: what holds for all of it, and block by block, by the index of a block's first node.
 #[derive(Default)]
 pub(super) struct Choice {
     precision: Option<Precision>,
-    plan: Plan,
-    /// Activations that are smoothed, with their factors.
-    smoothed: Vec<(ValueId, Vec<f32>)>,
-    /// Nodes that stay in float32 in a half-precision graph.
-    keep: BTreeSet<String>,
-    /// A record a layer.
-    pub layers: Vec<LayerRecord>,
-    /// How many times as long treated layers take.
-    pub slowdowns: BTreeMap<String, f64>,
-    /// A record a block.
-    pub blocks: Vec<BlockRecord>,
-    /// Statistics that were gathered.
-    pub statistics: BTreeMap<String, Columns>,
+    /// Element type of looked-up tables.
+    tables: Option<DType>,
+    /// Nodes whose weights do not fit half precision.
+    unfit: BTreeSet<String>,
     /// Weights that half precision made 0.
     pub flushed: u64,
+    blocks: BTreeMap<usize, Block>,
+}
+
+/// What was decided for one block.
+#[derive(Clone, Default)]
+struct Block {
+    /// Where its layers started on the ladder.
+    start: usize,
+    schemes: BTreeMap<String, Scheme>,
+    importance: BTreeMap<String, Arc<[f32]>>,
+    /// Names of activations that are smoothed, with their factors.
+    smoothed: Vec<(String, Vec<f32>)>,
+    /// Nodes that stay in float32 in a half-precision graph.
+    keep: BTreeSet<String>,
+    layers: Vec<LayerRecord>,
+    slowdowns: BTreeMap<String, f64>,
+    record: Option<BlockRecord>,
+    statistics: BTreeMap<String, Columns>,
 }
 
 impl Choice {
-    /// The graph as it was decided.
+    /// The graph (or a part of it) as it was decided.
     ///
     /// # Errors
     /// `graph.invalid`.
     pub fn apply(&self, graph: &Graph) -> Result<Graph> {
+        self.apply_blocks(graph, self.blocks.values())
+    }
+
+    fn apply_blocks<'a>(&self, graph: &Graph, blocks: impl Iterator<Item = &'a Block> + Clone) -> Result<Graph> {
         if self.precision == Some(Precision::Fp16) {
-            return half(graph, &self.keep);
+            let keep = blocks.flat_map(|b| &b.keep).chain(&self.unfit).cloned().collect();
+            return half(graph, &keep);
         }
         let mut graph = graph.clone();
-        for (input, factors) in &self.smoothed {
-            smooth(&mut graph, *input, factors)?;
+        for (name, factors) in blocks.clone().flat_map(|b| &b.smoothed) {
+            let id = graph.values.iter().position(|v| v.name == *name).map(ValueId);
+            let id = id.ok_or_else(|| Error::new(Code::GRAPH_INVALID, format!("there is no value `{name}`")))?;
+            smooth(&mut graph, id, factors)?;
         }
-        quantize(&graph, &self.plan)
+        let plan = Plan {
+            schemes: blocks.clone().flat_map(|b| b.schemes.clone()).collect(),
+            importance: blocks.flat_map(|b| b.importance.clone()).collect(),
+            tables: self.tables,
+        };
+        quantize(&graph, &plan)
+    }
+
+    /// A record a layer, in the order of the graph.
+    pub fn layers(&self) -> impl Iterator<Item = &LayerRecord> {
+        self.blocks.values().flat_map(|b| &b.layers)
+    }
+
+    /// A record a block.
+    pub fn records(&self) -> impl Iterator<Item = &BlockRecord> {
+        self.blocks.values().filter_map(|b| b.record.as_ref())
+    }
+
+    /// How many times as long treated layers take.
+    pub fn slowdowns(&self) -> impl Iterator<Item = (String, f64)> {
+        self.blocks.values().flat_map(|b| b.slowdowns.clone())
+    }
+
+    /// Statistics that were gathered.
+    pub fn statistics(&self) -> impl Iterator<Item = (String, Columns)> {
+        self.blocks.values().flat_map(|b| b.statistics.clone())
     }
 }
 
@@ -74,15 +115,17 @@ impl Decider<'_> {
     pub fn data_free(&self, graph: &Graph) -> Result<Choice> {
         let mut choice = self.begin(graph)?;
         let scheme = ladder(self.precision, &graph.name)[0];
+        let mut block = Block::default();
         for linear in linears(graph, 0..graph.nodes.len()) {
-            let kept = choice.keep.contains(&graph.nodes[linear.node].name);
+            let kept = choice.unfit.contains(&graph.nodes[linear.node].name);
             let scheme = if kept { Scheme::Fp32 } else { scheme };
-            choice.plan.schemes.insert(linear.name.clone(), scheme);
+            block.schemes.insert(linear.name.clone(), scheme);
             if let Some(columns) = self.statistics.and_then(|s| s.activations.get(&key(graph, &linear))) {
-                choice.plan.importance.insert(linear.name.clone(), columns.importance().into());
+                block.importance.insert(linear.name.clone(), columns.importance().into());
             }
-            choice.layers.push(record(graph, &linear, scheme));
+            block.layers.push(record(graph, &linear, scheme));
         }
+        choice.blocks.insert(0, block);
         Ok(choice)
     }
 
@@ -104,56 +147,75 @@ impl Decider<'_> {
                 let lost = rounding(weight)?;
                 choice.flushed += lost.flushed;
                 if lost.overflowed > 0 {
-                    choice.keep.insert(node.name.clone());
+                    choice.unfit.insert(node.name.clone());
                     table_fits &= !table;
                 }
             }
         }
-        choice.plan.tables = table_fits.then_some(DType::F16);
+        choice.tables = table_fits.then_some(DType::F16);
         Ok(choice)
     }
 
-    /// Walks the graph over `feeds` and decides layer by layer; gives the graph's float32 outputs too.
+    /// Walks the graph over `feeds` and decides layer by layer; gives the graph's float32 outputs too. Blocks that start
+    /// where they did in `before` keep what was decided there.
     ///
     /// # Errors
     /// `quantize.error` when a layer cannot meet its limit; those of the walk.
     pub fn calibrated(
         &self,
         graph: &Graph,
-        feeds: Vec<Feed>,
-        roles: &[Role],
+        inputs: (Vec<Feed>, Vec<Role>),
         starts: &Starts,
+        before: &Choice,
         runner: &Runner<'_>,
         progress: &mut dyn Progress,
     ) -> Result<(Choice, Vec<Feed>)> {
-        let mut choice = self.begin(graph)?;
+        let mut choice = Choice {
+            precision: Some(self.precision),
+            tables: before.tables,
+            unfit: before.unfit.clone(),
+            flushed: before.flushed,
+            blocks: BTreeMap::new(),
+        };
         let wanted = Wanted { ranges: self.precision == Precision::Fp16 };
-        let outputs = walk(graph, feeds, roles, wanted, runner, progress, &mut |visit, _| {
-            if self.precision == Precision::Fp16 {
-                choice.keep.extend(beyond_range(visit.block, &visit.ranges));
-            }
+        let (feeds, roles) = inputs;
+        let outputs = walk(graph, feeds, &roles, wanted, runner, progress, &mut |visit, _| {
             let start = starts.get(&visit.segment.name).copied().unwrap_or(0);
-            let mut smoothed = Vec::new();
-            for group in &visit.groups {
-                let first = key(graph, &group.linears[0]);
-                let columns = self.columns(&first, group)?;
-                let ladder = ladder(self.precision, &graph.name);
-                let kept = |l: &Linear| choice.keep.contains(&graph.nodes[l.node].name);
-                let last = group.linears.iter().map(kept).collect();
-                let rules = Rules { ladder, start, limit: self.limits.layer, last };
-                let chosen = choose(graph, group, columns, &rules, runner)?;
-                smoothed.extend(chosen.factors.clone().map(|f| (graph.value(group.input).name.clone(), f)));
-                choice.add(graph, group, columns, chosen);
-                choice.statistics.insert(first, group.columns.clone());
-            }
-            if !visit.groups.is_empty() {
-                let f = choice.block(&visit, &smoothed, runner)?;
-                let (part, block) = (graph.name.clone(), visit.segment.name.clone());
-                choice.blocks.push(BlockRecord { part, block, ..f });
-            }
+            let index = visit.segment.nodes.start;
+            let known = before.blocks.get(&index).filter(|b| b.start == start && b.record.is_some());
+            let block = match known {
+                Some(known) => known.clone(),
+                None => self.block(&choice, &visit, start, runner)?,
+            };
+            choice.blocks.insert(index, block);
             Ok(())
         })?;
         Ok((choice, outputs))
+    }
+
+    /// Decides for one block.
+    fn block(&self, choice: &Choice, visit: &Visit<'_>, start: usize, runner: &Runner<'_>) -> Result<Block> {
+        let graph = visit.graph;
+        let mut block = Block { start, keep: beyond_range(visit.block, &visit.ranges), ..Block::default() };
+        for group in &visit.groups {
+            let first = key(graph, &group.linears[0]);
+            let columns = self.columns(&first, group)?;
+            let kept = |l: &Linear| {
+                let node = &graph.nodes[l.node].name;
+                block.keep.contains(node) || choice.unfit.contains(node)
+            };
+            let last = group.linears.iter().map(kept).collect();
+            let ladder = ladder(self.precision, &graph.name);
+            let rules = Rules { ladder, start, limit: self.limits.layer, last };
+            let chosen = choose(graph, group, columns, &rules, runner)?;
+            block.add(graph, group, columns, chosen);
+            block.statistics.insert(first, group.columns.clone());
+        }
+        if !visit.groups.is_empty() {
+            let staged = choice.apply_blocks(visit.block, std::iter::once(&block))?;
+            block.record = Some(judge(visit, &staged, runner)?);
+        }
+        Ok(block)
     }
 
     /// The statistics to decide by.
@@ -172,7 +234,7 @@ impl Decider<'_> {
     }
 }
 
-impl Choice {
+impl Block {
     fn add(&mut self, graph: &Graph, group: &Group, columns: &Columns, chosen: Chosen) {
         let importance: Arc<[f32]> = columns.importance().into();
         for (i, linear) in group.linears.iter().enumerate() {
@@ -180,20 +242,16 @@ impl Choice {
             if scheme == Scheme::Fp32 {
                 self.keep.insert(graph.nodes[linear.node].name.clone());
             }
-            self.plan.schemes.insert(linear.name.clone(), scheme);
+            self.schemes.insert(linear.name.clone(), scheme);
             let matters = smoothed_importance(&importance, chosen.factors.as_deref());
-            self.plan.importance.insert(linear.name.clone(), matters);
-            let bytes = |scheme: Scheme| scheme.bytes(linear.k, linear.n);
-            let missed = (first != scheme || chosen.factors.is_some()).then(|| FirstTry {
-                scheme: first,
-                error: Some(before.error),
-                bytes: bytes(first),
-            });
+            self.importance.insert(linear.name.clone(), matters);
+            let treated = first != scheme || chosen.factors.is_some();
+            let bytes = first.bytes(linear.k, linear.n);
             self.layers.push(LayerRecord {
                 smoothed: chosen.factors.is_some(),
                 error: Some(found.error),
                 cosine: Some(found.cosine),
-                first: missed,
+                first: treated.then_some(FirstTry { scheme: first, error: Some(before.error), bytes }),
                 ..record(graph, linear, scheme)
             });
             if let Some(slowdown) = chosen.slowdown {
@@ -201,56 +259,48 @@ impl Choice {
             }
         }
         if let Some(factors) = chosen.factors {
-            self.smoothed.push((group.input, factors));
+            self.smoothed.push((graph.value(group.input).name.clone(), factors));
         }
     }
+}
 
-    /// The whole block as decided, on the values that flow into it in float32.
-    fn block(&self, visit: &Visit<'_>, smoothed: &[(String, Vec<f32>)], runner: &Runner<'_>) -> Result<BlockRecord> {
-        let mut block = visit.block.clone();
-        for (name, factors) in smoothed {
-            let id = block.values.iter().position(|v| v.name == *name).map(ValueId);
-            let id = id.ok_or_else(|| Error::new(Code::GRAPH_INVALID, format!("`{name}` is not in its block")))?;
-            smooth(&mut block, id, factors)?;
-        }
-        let block = match self.precision {
-            Some(Precision::Fp16) => half(&block, &self.keep)?,
-            _ => quantize(&block, &self.plan)?,
-        };
-        let mut loaded = runner.open(&block)?;
-        let (mut stream, mut update) = (Fidelity::EXACT, None);
-        for (inputs, outputs) in &visit.held_out {
-            let floats: Vec<&str> =
-                outputs.iter().filter(|(_, t)| t.dtype() == DType::F32).map(|(n, _)| n.as_str()).collect();
-            for (name, found) in floats.iter().zip(loaded.run(inputs, &floats)?) {
-                let (Tensor::F32(found), Tensor::F32(expected)) = (&found, &outputs[*name]) else { continue };
-                let compare = |found: &ArrayD<f32>, expected: &ArrayD<f32>| {
-                    fidelity_of(found, expected).map_err(|e| Error::new(Code::RUNTIME_RUN, e))
-                };
-                stream = stream.worst(&compare(found, expected)?);
-                // What the block adds to the residual stream.
-                if let Some(entered) = inputs.values().find_map(|t| residual(t, expected)) {
-                    let added = compare(&(found - entered), &(expected - entered))?;
-                    update = Some(update.unwrap_or(Fidelity::EXACT).worst(&added));
-                }
+/// A whole block as decided, on the values that flow into it in float32.
+fn judge(visit: &Visit<'_>, staged: &Graph, runner: &Runner<'_>) -> Result<BlockRecord> {
+    let mut loaded = runner.open(staged)?;
+    let (mut stream, mut update) = (Fidelity::EXACT, None);
+    for (inputs, outputs) in &visit.held_out {
+        let floats: Vec<&str> =
+            outputs.iter().filter(|(_, t)| t.dtype() == DType::F32).map(|(n, _)| n.as_str()).collect();
+        for (name, found) in floats.iter().zip(loaded.run(inputs, &floats)?) {
+            let (Tensor::F32(found), Tensor::F32(expected)) = (&found, &outputs[*name]) else { continue };
+            let compare = |found: &ArrayD<f32>, expected: &ArrayD<f32>| {
+                fidelity_of(found, expected).map_err(|e| Error::new(Code::RUNTIME_RUN, e))
+            };
+            stream = stream.worst(&compare(found, expected)?);
+            // What the block adds to the residual stream.
+            if let Some(entered) = inputs.values().find_map(|t| residual(t, expected)) {
+                let added = compare(&(found - entered), &(expected - entered))?;
+                update = Some(update.unwrap_or(Fidelity::EXACT).worst(&added));
             }
         }
-        Ok(BlockRecord {
-            part: String::new(),
-            block: String::new(),
-            error: stream.error,
-            cosine: stream.cosine,
-            update_error: update.map(|u| u.error),
-        })
     }
+    Ok(BlockRecord {
+        part: visit.graph.name.clone(),
+        block: visit.segment.name.clone(),
+        error: stream.error,
+        cosine: stream.cosine,
+        update_error: update.map(|u| u.error),
+    })
+}
 
+impl Choice {
     /// The blocks that must start higher for the part's error to shrink `shortfall` times; false when none can.
     pub fn raise(&self, part: &str, shortfall: f64, starts: &mut Starts) -> bool {
         /// What a much more exact scheme leaves of a block's squared error.
         const LEFT: f64 = 0.05;
         let ladder = ladder(self.precision.unwrap_or(Precision::Fp32), part);
         let mut blocks: Vec<(f64, &str)> =
-            self.blocks.iter().map(|b| (b.error * b.error, b.block.as_str())).collect();
+            self.records().map(|b| (b.error * b.error, b.block.as_str())).collect();
         blocks.sort_by(|a, b| b.0.total_cmp(&a.0));
         let total: f64 = blocks.iter().map(|(e, _)| e).sum();
         let (mut left, mut raised) = (total, false);
