@@ -47,6 +47,21 @@ pub(super) fn single(graph: &Graph) -> Adapter {
     Adapter { graph: graph.clone(), precision: Precision::Fp32, record: record(graph, Scheme::Fp32) }
 }
 
+/// The adapter in float32 because nothing else would do; `first` is what was tried.
+fn kept(graph: &Graph, first: Option<FirstTry>) -> Adapter {
+    let single = single(graph);
+    let record = LayerRecord { error: Some(0.0), cosine: Some(1.0), first, ..single.record };
+    Adapter { record, ..single }
+}
+
+impl Adapter {
+    /// The adapter in float32 after all.
+    pub fn raised(&self, graph: &Graph) -> Self {
+        let LayerRecord { scheme, error, bytes, .. } = self.record;
+        kept(graph, Some(FirstTry { scheme, error, bytes }))
+    }
+}
+
 /// The adapter in the wanted precision, where it can be and comes close enough to float32 on the held-out scans; else in
 /// float32. `held_out` gives each scan and the float32 result.
 pub(super) fn choose(
@@ -64,7 +79,7 @@ pub(super) fn choose(
         }
         _ => (None, Scheme::Fp32),
     };
-    let Some(candidate) = candidate else { return Ok(single(graph)) };
+    let Some(candidate) = candidate else { return Ok(kept(graph, None)) };
     let mut loaded = runner.open(&candidate)?;
     let mut found = Fidelity::EXACT;
     for pair in held_out {
@@ -81,10 +96,8 @@ pub(super) fn choose(
         found = found.worst(&f);
     }
     if !(found.error <= limits.layer) {
-        let single = single(graph);
         let first = FirstTry { scheme, error: Some(found.error), bytes: record(graph, scheme).bytes };
-        let record = LayerRecord { error: Some(0.0), cosine: Some(1.0), first: Some(first), ..single.record.clone() };
-        return Ok(Adapter { record, ..single });
+        return Ok(kept(graph, Some(first)));
     }
     let record =
         LayerRecord { error: Some(found.error), cosine: Some(found.cosine), ..record(graph, scheme) };

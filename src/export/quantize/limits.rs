@@ -12,26 +12,27 @@ pub(crate) struct Limits {
     pub cosine: f64,
     /// Largest difference of a probability.
     pub probability: f64,
+    /// Part of the allowed distance (`1 - cosine`) that is aimed at: other inputs will do somewhat worse than those that
+    /// were held out.
+    pub aim: f64,
 }
 
 impl Limits {
     /// The limits of a precision; `max_error` replaces that of layers.
     pub fn of(precision: Precision, max_error: Option<f64>) -> Self {
         let default = match precision {
-            Precision::Fp32 => Self { layer: 1e-4, cosine: 0.999_999, probability: 1e-4 },
-            Precision::Fp16 => Self { layer: 0.005, cosine: 0.9999, probability: 0.005 },
-            Precision::Int8 => Self { layer: 0.05, cosine: 0.9995, probability: 0.01 },
-            Precision::Int4 => Self { layer: 0.15, cosine: 0.99, probability: 0.05 },
+            Precision::Fp32 => Self { layer: 1e-4, cosine: 0.999_999, probability: 1e-4, aim: 1.0 },
+            Precision::Fp16 => Self { layer: 0.005, cosine: 0.9999, probability: 0.005, aim: 0.75 },
+            Precision::Int8 => Self { layer: 0.05, cosine: 0.9995, probability: 0.01, aim: 0.75 },
+            Precision::Int4 => Self { layer: 0.15, cosine: 0.99, probability: 0.05, aim: 0.85 },
         };
         Self { layer: max_error.unwrap_or(default.layer), ..default }
     }
 
-    /// How many times `1 - cosine` must shrink for a part that has `cosine` to meet its limit with room to spare: other
-    /// inputs will do somewhat worse. At most 1 when it does.
+    /// How many times `1 - cosine` must shrink for a part that has `cosine` to be where it is aimed at; at most 1 when it
+    /// is there.
     pub fn shortfall(&self, cosine: f64) -> f64 {
-        /// Part of the allowed distance that is aimed at.
-        const AIM: f64 = 0.75;
-        if cosine.is_nan() { f64::INFINITY } else { (1.0 - cosine) / (1.0 - self.cosine) / AIM }
+        if cosine.is_nan() { f64::INFINITY } else { (1.0 - cosine) / (1.0 - self.cosine) / self.aim }
     }
 }
 

@@ -163,7 +163,7 @@ impl<'a> Reducer<'a> {
         let mut raised = false;
         match (part, self.runner) {
             (ADAPTER, Some(_)) if self.adapter.precision != Precision::Fp32 => {
-                self.adapter = adapter::single(&self.graphs[ADAPTER]);
+                self.adapter = self.adapter.raised(&self.graphs[ADAPTER]);
                 raised = true;
             }
             (VISION | TEXT, Some(runner)) => {
