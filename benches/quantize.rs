@@ -191,7 +191,8 @@ fn image(folder: &Path, vision: bool, adapter: bool) {
     }
     let bundle = Bundle::open(&folder.join("int8")).expect("a bundle");
     let record = bundle.manifest.quantization.as_ref().expect("a reduced bundle");
-    println!("adapter: {}, error {:?}", record.layers[0].scheme, record.layers[0].error);
+    let adapter = &record.layers[0];
+    println!("adapter in the bundle: {}, error {:?}, before {:?}", adapter.scheme, adapter.error, adapter.first);
     if vision {
         every_token(folder, &bundle);
     }

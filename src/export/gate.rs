@@ -30,7 +30,9 @@ pub(super) struct Verdict {
 impl Verdict {
     /// Parts that miss a limit, with how many times their distance must shrink.
     pub fn failing(&self, limits: &Limits) -> Vec<(usize, f64)> {
-        let short = |part: usize| self.parts[part].as_ref().map(|(_, c)| limits.shortfall(c.cosine));
+        // The adapter is taken or left as a whole: a little room more is no reason to leave it.
+        let room = |part: usize| if part == ADAPTER { limits.aim } else { 1.0 };
+        let short = |part: usize| self.parts[part].as_ref().map(|(_, c)| limits.shortfall(c.cosine) * room(part));
         // Even a part that meets its limit must do so with room to spare where that can still be had.
         let mut failing: Vec<(usize, f64)> = [ADAPTER, VISION, TEXT]
             .into_iter()

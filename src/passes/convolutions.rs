@@ -22,7 +22,8 @@ impl Affine {
     /// Covers `low..=high` and 0 with 256 levels.
     fn of((low, high): (f32, f32)) -> Option<Self> {
         let (low, high) = (low.min(0.0), high.max(0.0));
-        let scale = (high - low) / 255.0;
+        // What was always 0 has no range; any scale holds a 0.
+        let scale = if low == high { 1.0 } else { (high - low) / 255.0 };
         let usable = scale.is_normal() && (1.0 / scale).is_finite();
         usable.then(|| Self { scale, zero: (-low / scale).round().clamp(0.0, 255.0) as u8 })
     }
@@ -44,7 +45,7 @@ pub fn quantizable(graph: &Graph) -> bool {
 }
 
 /// The graph with int8 convolutions; `ranges` holds the least and largest value of each activation by name, the graph's
-/// inputs among them. `None` when a range is missing or empty, or a weight is too small for its scale.
+/// inputs among them. `None` when a range is missing or unusable, or a bias does not fit its scale.
 ///
 /// # Errors
 /// When weights cannot be read.

@@ -56,9 +56,9 @@ impl Session {
     fn configure(runtime: &Runtime, options: &SessionOptions) -> ort::Result<SessionBuilder> {
         let level = if options.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
         let mut builder = ort::session::Session::builder(&runtime.environment)?.with_optimization_level(level)?;
-        // On processors without VNNI the fast kernels of uint8 × int8 overflow 16 bits and give wrong products: there
-        // ONNX Runtime is to take uint8 × uint8, which is slower and right. Elsewhere this changes nothing.
-        builder = builder.with_config_entry("session.x64quantprecision", "1")?;
+        if products_overflow() {
+            builder = builder.with_config_entry("session.x64quantprecision", "1")?;
+        }
         if !options.prepack {
             builder = builder.with_config_entry("session.disable_prepacking", "1")?;
         }
@@ -118,6 +118,18 @@ impl Session {
             None => Ok(()),
         }
     }
+}
+
+/// Whether this processor's fast kernels of uint8 × int8 overflow 16 bits and give wrong products: x86 without VNNI. ONNX
+/// Runtime is then to take uint8 × uint8, which is slower and right. It does not look by itself whether there is VNNI:
+/// asked on a processor that has it, it takes the slow kernels too (measured: half the speed).
+fn products_overflow() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        !(std::arch::is_x86_feature_detected!("avx512vnni") || std::arch::is_x86_feature_detected!("avxvnni"))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 fn borrow(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {

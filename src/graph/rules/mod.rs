@@ -59,6 +59,7 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs:
         (Domain::Onnx, "QuantizeLinear") => one(call.quantize_linear()),
         (Domain::Onnx, "DequantizeLinear") => one(call.dequantize_linear()),
         (Domain::Onnx, "MatMulInteger") => one(call.matmul_integer()),
+        (Domain::Microsoft, "MatMulIntegerToFloat") => one(call.matmul_integer_to_float()),
         (Domain::Microsoft, "MatMulNBits") => one(call.matmul_nbits()),
         (Domain::Microsoft, "MultiHeadAttention") => one(call.attention()),
         (domain, kind) => Err(format!("no type rule for operator `{kind}` of domain `{}`", domain.name())),
@@ -74,7 +75,7 @@ fn most_operands(op: &Op) -> usize {
         "Where" | "Gemm" | "Conv" | "InstanceNormalization" | "LayerNormalization" | "Range" => 3,
         "MultiHeadAttention" | "Pad" | "MatMulInteger" | "QuantizeLinear" | "DequantizeLinear" => 3,
         "Slice" | "MatMulNBits" => 4,
-        "BatchNormalization" => 5,
+        "BatchNormalization" | "MatMulIntegerToFloat" => 5,
         "Concat" => usize::MAX,
         _ => 2,
     }

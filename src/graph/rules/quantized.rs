@@ -41,13 +41,29 @@ impl Call<'_> {
 
     /// `MatMulInteger` of `[.., M, K]` and `[K, N]`, with one zero point for the first.
     pub(super) fn matmul_integer(&self) -> Answer<ValueType> {
-        let (a, b, zero) = (self.byte(0)?, self.byte(1)?, self.byte(2)?);
+        self.integer_product(2).map(|shape| ValueType::new(DType::I32, shape))
+    }
+
+    /// `com.microsoft.MatMulIntegerToFloat`: the same, times one scale and one scale a column.
+    pub(super) fn matmul_integer_to_float(&self) -> Answer<ValueType> {
+        let (a_scale, b_scale) = (self.float(2)?, self.float(3)?);
+        let shape = self.integer_product(4)?;
+        let column = shape.last().copied().unwrap_or(Dim::Any);
+        if !a_scale.shape.is_empty() || *b_scale != ValueType::new(a_scale.dtype, [column]) {
+            return Err(format!("cannot scale a product of {column} columns by {a_scale} and {b_scale}"));
+        }
+        Ok(ValueType::new(a_scale.dtype, shape))
+    }
+
+    /// Shape of the product of bytes `[.., M, K]` and `[K, N]`; operand `zero` is the first's zero point.
+    fn integer_product(&self, zero: usize) -> Answer<Vec<Dim>> {
+        let (a, b, zero) = (self.byte(0)?, self.byte(1)?, self.byte(zero)?);
         let fail = || format!("cannot multiply {a} (zero point {zero}) by {b}");
         let ([rows @ .., k], [k2, n]) = (a.shape.as_slice(), b.shape.as_slice()) else { return Err(fail()) };
         if rows.is_empty() || k.unify(*k2).is_none() || zero.dtype != a.dtype || !zero.shape.is_empty() {
             return Err(fail());
         }
-        Ok(ValueType::new(DType::I32, [rows, &[*n]].concat()))
+        Ok([rows, &[*n]].concat())
     }
 
     /// `com.microsoft.MatMulNBits`: `[.., K]` by blocks of `[N, K]`, with scales and zero points of each block.

@@ -43,7 +43,7 @@ pub(super) fn four_bits(row: &[f32], block: usize, importance: Option<&[f32]>) -
             None => weights[..row.len()].fill(1.0),
         }
         weights[row.len()..].fill(0.0);
-        let fit = Fit::best(&values, &weights);
+        let fit = Fit::best(&mut values, &weights);
         out.scales.push(fit.scale);
         out.zero_points[b / 2] |= (fit.zero as u8) << (4 * (b % 2));
         out.integers.extend(values.as_chunks::<2>().0.iter().map(|&[a, b]| fit.nibble(a) | fit.nibble(b) << 4));
@@ -64,13 +64,21 @@ struct Fit {
 }
 
 impl Fit {
-    /// The best of a search over ranges, each refined once by least squares.
-    fn best(values: &[f32], weights: &[f32]) -> Self {
+    /// The best of a search over ranges, each refined once by least squares. `values` are left relative to their range, and
+    /// so is the fit's inverse: squares of tiny weights would all be 0.
+    fn best(values: &mut [f32], weights: &[f32]) -> Self {
         let (low, high) = values.iter().fold((0f32, 0f32), |(l, h), &w| (l.min(w), h.max(w)));
+        let range = high - low;
         // Subnormal ranges have no finite inverse and count as zeros.
-        if !(15.0 / (high - low)).is_finite() {
+        if !(15.0 / range).is_finite() {
             return Self { scale: 0.0, zero: 8.0, inverse: 0.0, error: 0.0 };
         }
+        values.iter_mut().for_each(|w| *w /= range);
+        let best = Self::search(values, weights, low / range, high / range);
+        Self { scale: best.scale * range, ..best }
+    }
+
+    fn search(values: &[f32], weights: &[f32], low: f32, high: f32) -> Self {
         let mut best = Self { scale: 0.0, zero: 8.0, inverse: 0.0, error: f32::INFINITY };
         for share in SHARES {
             let scale = (high - low) * share / 15.0;
