@@ -119,7 +119,8 @@ fn text(folder: &Path) {
         println!("{name:<9} {:>24} {ratio:>8.2}x {share:>11.4} {least:>11.5}", best(&runs[name]));
     }
     let floor = seconds("floor").min(seconds("int_mm"));
-    for (name, what) in [("floor", "MatMulInteger alone"), ("int_mm", "torch._int_mm alone"), ("bf16", "PyTorch bf16")] {
+    for (name, what) in [("floor", "MatMulInteger alone"), ("int_mm", "torch._int_mm alone"), ("bf16", "PyTorch bf16")]
+    {
         println!("{name:<9} {:>24}   {what}", best(&runs[name]));
     }
     println!("int8: {:.2} times the floor (target 1.2)", seconds("int8") / floor);
@@ -148,7 +149,8 @@ fn floor(config: &LlamaConfig) -> Graph {
         for (i, (k, n)) in [(h, h), (h, h), (h, h), (h, h), (h, m), (h, m), (m, h)].into_iter().enumerate() {
             let x = inputs.iter().find(|(width, _)| *width == k).expect("an input of each width").1;
             let seed = (layer * 7 + i) as u8;
-            let bytes: Vec<u8> = (0..k * n).map(|j| (j as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] ^ seed).collect();
+            let bytes: Vec<u8> =
+                (0..k * n).map(|j| (j as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] ^ seed).collect();
             let w = g.weight(&format!("w{layer}.{i}"), LazyTensor::new(DType::I8, vec![k, n], Arc::new(bytes)));
             let y = g.node(Op::new("MatMulInteger"), &[Some(x), Some(w), Some(zero)]).expect("fits");
             // One number of each result, so that none is dropped and none is copied out.

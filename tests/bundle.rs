@@ -81,7 +81,7 @@ fn pipe(path: &Path) {
 type Edit = (&'static str, fn(&mut Value), Code, &'static str);
 
 const EDITS: &[Edit] = &[
-    ("newer format", |m| m["format"] = json!(2), Code::BUNDLE_MANIFEST, "format 2"),
+    ("another format", |m| m["format"] = json!(3), Code::BUNDLE_MANIFEST, "format 3"),
     ("text as format", |m| m["format"] = json!("1"), Code::BUNDLE_MANIFEST, "format"),
     ("format 1.0", |m| m["format"] = json!(1.5), Code::BUNDLE_MANIFEST, "format"),
     ("unknown field", |m| m["surprise"] = json!(1), Code::BUNDLE_MANIFEST, "surprise"),

@@ -69,8 +69,11 @@ fn errors_as_json() {
     let done = ba_export(&[&"--json", &"--model", &"/nonexistent"]).fails_with_one_line("checkpoint.not_found");
     assert_eq!(done.json()["error"]["path"], "/nonexistent/config.json");
     for format in ["fp16", "int8", "int4"] {
-        let done = ba_export(&[&"--quantize", &format, &"--json"]).fails_with_one_line("quantize.unsupported");
-        assert!(done.naming(&[format, "not available yet"]).json()["error"]["path"].is_null());
+        let done = ba_export(&[&"--quantize", &format, &"--json", &"--model", &"/nonexistent"]);
+        assert_eq!(
+            done.fails_with_one_line("checkpoint.not_found").json()["error"]["path"],
+            "/nonexistent/config.json"
+        );
     }
 }
 

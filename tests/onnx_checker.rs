@@ -15,8 +15,9 @@ use brain_adapter::config::{Config, LlamaConfig};
 use brain_adapter::graph::{Domain, Graph};
 use brain_adapter::model::{self, Attention, Stages, Weights};
 use brain_adapter::onnx::{ALIGNMENT, EXTERNAL_BYTES};
-use brain_adapter::passes::fold_batch_norm;
-use brain_adapter::tensor::LazyTensor;
+use brain_adapter::passes::quantize::{self, Scheme};
+use brain_adapter::passes::{self, fold_batch_norm};
+use brain_adapter::tensor::{DType, LazyTensor};
 use reference::Array;
 use reference::generate::random_case;
 use serde_json::Value;
@@ -113,6 +114,41 @@ fn graphs_of_every_kind() {
     }
     let external = report.as_object().unwrap().values().flat_map(|r| r["weights"].as_object().unwrap().values());
     assert!(external.filter(|w| !w["offset"].is_null()).count() > 10, "hardly any weight was external");
+}
+
+/// Graphs in reduced precision, with weights of every kind of integer.
+#[test]
+fn reduced_graphs() {
+    let mut graphs = BTreeMap::new();
+    for case in [0, 1, 4, 6].map(random_case) {
+        let seed = case.seed;
+        let config: Config = serde_json::from_value(case.config.clone()).unwrap();
+        let llama = LlamaConfig::from_hf(&case.llama_config).unwrap();
+        let text = model::llama::build(&llama, config.text.pool, &weights(&case.llama, "model."), Stages::Output);
+        let vision = model::vit::build(&config, &weights(&case.vit, ""), Attention::Fused, Stages::Output);
+        let adapter = model::adapter::build(&config, &weights(&case.heads, "")).and_then(fold_batch_norm);
+        let adapter = adapter.unwrap().0;
+        let made = adapter.nodes.iter().flat_map(|n| &n.outputs).chain(&adapter.inputs);
+        let ranges = made.map(|&id| (adapter.value(id).name.clone(), (-1.5, 2.5))).collect();
+        if let Some(graph) = passes::quantize_convolutions(&adapter, &ranges).unwrap() {
+            graphs.insert(format!("{seed}-adapter-int8"), graph);
+        }
+        graphs.insert(format!("{seed}-adapter-fp16"), passes::half(&adapter, &Default::default()).unwrap());
+        for graph in [text.unwrap(), vision.unwrap()] {
+            let half = passes::half(&graph, &Default::default()).unwrap();
+            graphs.insert(format!("{seed}-{}-fp16", graph.name), half);
+            let layers = passes::linears(&graph, 0..graph.nodes.len());
+            let blocks = |bits| Scheme::Blocks { bits, block: 32 };
+            for scheme in [Scheme::INT8, Scheme::Int8 { zero_point: 24 }, blocks(8), blocks(4), Scheme::Fp16Weight] {
+                let schemes = layers.iter().map(|l| (l.name.clone(), scheme)).collect();
+                let plan = quantize::Plan { schemes, tables: Some(DType::F16), ..Default::default() };
+                let name = format!("{seed}-{}-{}", graph.name, scheme.to_string().replace([' ', '/'], "-"));
+                graphs.insert(name, quantize::quantize(&graph, &plan).unwrap());
+            }
+        }
+    }
+    assert!(graphs.len() >= 50);
+    check(&graphs);
 }
 
 /// Each form that a type rule accepts is one that ONNX accepts, with the same result.

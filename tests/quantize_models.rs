@@ -5,10 +5,8 @@
 
 mod common;
 mod nifti_writer;
-#[allow(dead_code)]
-mod reference;
-#[allow(dead_code)]
 mod reduced;
+mod reference;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -3,9 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod common;
-#[allow(dead_code)]
-mod reference;
 mod reduced;
+mod reference;
 
 use std::path::Path;
 
@@ -16,8 +15,7 @@ use brain_adapter::tensor::cosine;
 use reduced::{REPORTS, everywhere, export, least_cosine, massive, plan, sizes, texts, write};
 
 /// What each precision must keep of the pooled text.
-const LEAST: [(Precision, f64); 3] =
-    [(Precision::Fp16, 0.9999), (Precision::Int8, 0.9995), (Precision::Int4, 0.99)];
+const LEAST: [(Precision, f64); 3] = [(Precision::Fp16, 0.9999), (Precision::Int8, 0.9995), (Precision::Int4, 0.99)];
 
 #[test]
 fn massive_activations_of_one_token() {
@@ -36,6 +34,7 @@ fn massive_activations_of_one_token() {
         }
     }
 }
+
 #[test]
 fn the_recorded_family() {
     let Some(fixture) = common::shared("fixtures/outliers") else { return };
@@ -48,11 +47,11 @@ fn the_recorded_family() {
         std::fs::remove_file(llama.join(name)).unwrap();
         std::fs::copy(fixture.join(name), llama.join(name)).unwrap();
     }
-    let reports: Vec<String> =
-        serde_json::from_slice(&std::fs::read(fixture.join("reports.json")).unwrap()).unwrap();
+    let reports: Vec<String> = serde_json::from_slice(&std::fs::read(fixture.join("reports.json")).unwrap()).unwrap();
     let reports: Vec<&str> = reports.iter().map(String::as_str).collect();
     reduced::write_reports(&dir.path().join("calibration"), &reports[..2]);
-    let recorded = Checkpoint::open(fixture.join("expected.safetensors")).unwrap().get("text").unwrap().to_f32().unwrap();
+    let recorded =
+        Checkpoint::open(fixture.join("expected.safetensors")).unwrap().get("text").unwrap().to_f32().unwrap();
     for (precision, least) in LEAST {
         let (_, bundle) = export(&plan(dir.path(), precision));
         let found = texts(&bundle, &reports);
@@ -65,6 +64,22 @@ fn the_recorded_family() {
         let worst = cosines.into_iter().fold(1.0, f64::min);
         assert!(worst >= least, "{precision}: cosine {worst}, expected at least {least}");
     }
+}
+
+/// A value beyond float16's range: its layer and its neighbours stay in float32, and the bundle says so.
+#[test]
+fn activations_beyond_half_precision() {
+    let l = sizes(192, 2, 8);
+    let case = massive(11, &l, 3e5, 20.0);
+    let dir = tempfile::tempdir().unwrap();
+    write(&case, dir.path(), 2);
+    let (summary, bundle) = export(&plan(dir.path(), Precision::Fp16));
+    let q = summary.quantization.unwrap();
+    let kept: Vec<&str> = q.layers.iter().filter(|l| l.scheme == Scheme::Fp32).map(|l| l.layer.as_str()).collect();
+    assert_eq!(kept, ["layers.1.mlp.down_proj"], "what reads 3e5 is computed in float32");
+    let found = least_cosine(&case, &l, &bundle, &REPORTS[2..]);
+    assert!(found >= 0.9999, "cosine {found}");
+    assert!(texts(&bundle, &REPORTS[2..]).iter().flatten().all(|v| v.is_finite()));
 }
 
 fn layers(dir: &Path, precision: Precision, max_error: Option<f64>) -> (Vec<LayerRecord>, f64) {

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod common;
-#[allow(dead_code)]
 mod reference;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -150,7 +149,12 @@ fn tokens_of_any_size_are_quantized_by_their_own_scale() {
             let (found, expected) = (row(&found), row(&expected));
             let norm = |v: &[f32]| v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
             let far: Vec<f32> = found.iter().zip(&expected).map(|(f, e)| f - e).collect();
-            assert!(norm(&far) <= 0.03 * norm(&expected), "{scheme}, size {size}: {} of {}", norm(&far), norm(&expected));
+            assert!(
+                norm(&far) <= 0.03 * norm(&expected),
+                "{scheme}, size {size}: {} of {}",
+                norm(&far),
+                norm(&expected)
+            );
         }
     }
 }
@@ -198,7 +202,15 @@ fn feed(case: &Case, graph: &Graph) -> BTreeMap<String, Tensor> {
 #[test]
 fn smoothing_changes_no_bit() {
     let l = reference::LlamaConfig {
-        vocab: 512, hidden: 64, mlp: 96, layers: 2, heads: 8, kv_heads: 2, head_dim: 8, eps: 1e-5, theta: 1e4,
+        vocab: 512,
+        hidden: 64,
+        mlp: 96,
+        layers: 2,
+        heads: 8,
+        kv_heads: 2,
+        head_dim: 8,
+        eps: 1e-5,
+        theta: 1e4,
     };
     let case = case_around(4, &l);
     let rng = &mut Random::new(5);

@@ -50,7 +50,8 @@ pub fn random(path: &Path, keys: Vec<Key>, seed: u64) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let tensors = keys.into_iter().map(|(name, shape)| {
         let count = shape.iter().product::<usize>();
-        let centre = if name.contains("norm") && !name.ends_with("bias") && !name.ends_with("running_mean") { 1.0 } else { 0.0 };
+        let centre =
+            if name.contains("norm") && !name.ends_with("bias") && !name.ends_with("running_mean") { 1.0 } else { 0.0 };
         let scale = if shape.len() > 1 { (3.0 * shape[0] as f32 / count as f32).sqrt() } else { 0.1 };
         let values: Vec<f32> = (0..count).map(|_| centre + scale * rng.random_range(-1.0..1.0)).collect();
         (name, LazyTensor::from_f32(&shape, &values))

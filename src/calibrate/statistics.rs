@@ -100,7 +100,8 @@ impl Statistics {
                 (format!("{name}.tokens"), LazyTensor::from_i64(&[1], &[c.tokens as i64])),
             ]
         });
-        let facts = [("format", FORMAT.to_owned()), ("scans", self.scans.to_string()), ("reports", self.reports.to_string())];
+        let facts =
+            [("format", FORMAT.to_owned()), ("scans", self.scans.to_string()), ("reports", self.reports.to_string())];
         let facts = facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         write_safetensors(path, tensors.collect::<Vec<_>>(), &facts).map(drop)
     }
@@ -138,12 +139,8 @@ impl Statistics {
                 return Err(wrong(format!("the tensors of `{name}` do not fit each other")));
             };
             let sum = |mean: f32| f64::from(mean) * tokens as f64;
-            let columns = Columns {
-                largest,
-                moment: moment.into_iter().map(sum).collect(),
-                steps: steps.map(sum),
-                tokens,
-            };
+            let columns =
+                Columns { largest, moment: moment.into_iter().map(sum).collect(), steps: steps.map(sum), tokens };
             all.activations.insert(name, columns);
         }
         Ok(all)

@@ -78,13 +78,8 @@ fn layers(shown: &[&LayerRecord], slowdowns: &BTreeMap<String, f64>) -> String {
         let number = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
         let scheme = if layer.smoothed { format!("{} smoothed", layer.scheme) } else { layer.scheme.to_string() };
         let cosine = layer.cosine.map_or("-".to_owned(), |c| format!("{c:.6}"));
-        let mut row = vec![
-            format!("{}/{}", layer.part, layer.layer),
-            scheme,
-            size(layer.bytes),
-            number(layer.error),
-            cosine,
-        ];
+        let mut row =
+            vec![format!("{}/{}", layer.part, layer.layer), scheme, size(layer.bytes), number(layer.error), cosine];
         if let Some(first) = &layer.first {
             let before = first.error.map_or_else(|| first.scheme.to_string(), |e| format!("{} {e:.4}", first.scheme));
             let time = slowdowns.get(&layer.layer).map_or(String::new(), |t| format!("{t:.1}x"));

@@ -32,7 +32,7 @@ impl Verdict {
     pub fn failing(&self, limits: &Limits) -> Vec<(usize, f64)> {
         // The adapter is taken or left as a whole: a little room more is no reason to leave it.
         let room = |part: usize| if part == ADAPTER { limits.aim } else { 1.0 };
-        let short = |part: usize| self.parts[part].as_ref().map(|(_, c)| limits.shortfall(c.cosine) * room(part));
+        let short = |part: usize| self.parts[part].as_ref().map(|(_, c)| limits.shortfall(distance(c)) * room(part));
         // Even a part that meets its limit must do so with room to spare where that can still be had.
         let mut failing: Vec<(usize, f64)> = [ADAPTER, VISION, TEXT]
             .into_iter()
@@ -52,13 +52,14 @@ impl Verdict {
     pub fn error(&self, limits: &Limits) -> Option<Error> {
         for part in [ADAPTER, VISION, TEXT] {
             let Some((_, c)) = &self.parts[part] else { continue };
-            if !(c.cosine >= limits.cosine) {
+            if distance(c) > 1.0 - limits.cosine {
                 let (name, least) = (PARTS[part], limits.cosine);
-                let message = format!("the graph `{name}` has cosine {:.6} to fp32, expected at least {least}", c.cosine);
+                let message =
+                    format!("the graph `{name}` has cosine {:.6} to fp32, expected at least {least}", c.cosine);
                 return Some(Error::new(Code::QUANTIZE_ERROR, message));
             }
         }
-        let far = self.probabilities.filter(|p| !(*p <= limits.probability))?;
+        let far = self.probabilities.filter(|p| *p > limits.probability)?;
         let most = limits.probability;
         let message = format!("a probability differs by {far:.3} from fp32, allowed are {most}");
         Some(Error::new(Code::QUANTIZE_ERROR, message))
@@ -81,12 +82,10 @@ impl Gate<'_> {
     /// # Errors
     /// Those of the runtime and of reading scans.
     pub fn judge(&self) -> Result<Verdict> {
-        let scans: Vec<usize> = (0..self.references.scans.len())
-            .filter(|&i| self.references.scans[i].role.judges())
-            .collect();
-        let reports: Vec<usize> = (0..self.references.reports.len())
-            .filter(|&i| self.references.reports[i].role.judges())
-            .collect();
+        let scans: Vec<usize> =
+            (0..self.references.scans.len()).filter(|&i| self.references.scans[i].role.judges()).collect();
+        let reports: Vec<usize> =
+            (0..self.references.reports.len()).filter(|&i| self.references.reports[i].role.judges()).collect();
         let mut verdict = Verdict::default();
         let mut maps = Vec::new();
         if !scans.is_empty() {
@@ -125,12 +124,7 @@ impl Gate<'_> {
     }
 
     /// The heads by themselves, and the probabilities at the end of the whole chain.
-    fn judge_heads(
-        &self,
-        visions: &[(usize, Tensor)],
-        texts: &[(usize, Tensor)],
-        verdict: &mut Verdict,
-    ) -> Result<()> {
+    fn judge_heads(&self, visions: &[(usize, Tensor)], texts: &[(usize, Tensor)], verdict: &mut Verdict) -> Result<()> {
         let pairs = self.references.pairs();
         if pairs.is_empty() {
             return Ok(());
@@ -191,6 +185,11 @@ impl Verdict {
         });
         Ok(())
     }
+}
+
+/// `1 - cosine`; infinite when a value is, or is no number: a cosine would lose it in a minimum.
+fn distance(c: &Comparison) -> f64 {
+    if c.max_rel.is_finite() && c.cosine.is_finite() { 1.0 - c.cosine } else { f64::INFINITY }
 }
 
 /// Softmax of the first row.

@@ -223,7 +223,14 @@ fn make(
     if plan.precision != Precision::Fp32 {
         return reduced::make(plan, loaded, graphs, &inputs, staging, progress);
     }
-    let mut made = stage::write(graphs, [Precision::Fp32; 4], graphs.each_ref().map(|g| g.parameters()), loaded, staging, progress)?;
+    let mut made = stage::write(
+        graphs,
+        [Precision::Fp32; 4],
+        graphs.each_ref().map(|g| g.parameters()),
+        loaded,
+        staging,
+        progress,
+    )?;
     if !inputs.is_empty() {
         progress.step("comparing with the plain fp32 graphs", None);
         parity::check(plan, loaded, models, staging, &inputs, &mut made.parts)?;
@@ -247,7 +254,14 @@ fn make(
         let message = "this build has no ONNX Runtime to judge a reduced model with: it exports fp32 only";
         return Err(Error::new(Code::RUNTIME_MISSING, message));
     }
-    let mut made = stage::write(graphs, [Precision::Fp32; 4], graphs.each_ref().map(|g| g.parameters()), loaded, staging, progress)?;
+    let mut made = stage::write(
+        graphs,
+        [Precision::Fp32; 4],
+        graphs.each_ref().map(|g| g.parameters()),
+        loaded,
+        staging,
+        progress,
+    )?;
     for part in &mut made.parts {
         part.record.parity = Parity::NotChecked("exported by a build without ONNX Runtime".into());
     }

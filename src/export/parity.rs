@@ -11,9 +11,9 @@ use crate::bundle::{Parity, Staging};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::model::{self, Attention, Models, Stages};
+use crate::onnx;
 use crate::runtime::{Device, Runtime, Session, SessionOptions};
 use crate::tensor::{Comparison, Tensor};
-use crate::onnx;
 use crate::text::Tokenizer;
 
 /// Largest `max_rel` of an fp32 graph against the plain one: far above rounding, far below any real mistake.
@@ -124,7 +124,8 @@ impl Checker<'_> {
     }
 
     fn run(&self, path: &Path, optimize: bool, feeds: &Feeds, outputs: &[&str]) -> Result<Vec<Vec<Tensor>>> {
-        let options = SessionOptions { device: Device::Cpu, threads: self.plan.threads, optimize, ..SessionOptions::default() };
+        let options =
+            SessionOptions { device: Device::Cpu, threads: self.plan.threads, optimize, ..SessionOptions::default() };
         let mut session = Session::open(self.runtime, path, &options)?;
         feeds
             .iter()

@@ -59,7 +59,7 @@ pub(super) fn errors(record: &Quantization) -> Option<String> {
     );
     legend(&mut svg, &layers);
     grid(&mut svg, &axis, width, record.max_error);
-    let mut part = "";
+    let (mut part, mut below) = ("", 32.0);
     for (i, layer) in layers.iter().enumerate() {
         let x = LEFT + step * (i as f64 + 0.5);
         if layer.part != part {
@@ -67,7 +67,9 @@ pub(super) fn errors(record: &Quantization) -> Option<String> {
             let line = x - step / 2.0;
             let (top, bottom) = (TOP, HEIGHT - BOTTOM);
             let _ = writeln!(svg, r##"<line x1="{line:.1}" y1="{top}" x2="{line:.1}" y2="{bottom}" stroke="#999"/>"##);
-            let _ = writeln!(svg, r#"<text x="{:.1}" y="{:.1}">{part}</text>"#, line + 3.0, HEIGHT - BOTTOM + 16.0);
+            // In turn higher and lower: the adapter's column is narrower than its name.
+            below = if below == 16.0 { 32.0 } else { 16.0 };
+            let _ = writeln!(svg, r#"<text x="{:.1}" y="{:.1}">{part}</text>"#, line + 3.0, HEIGHT - BOTTOM + below);
         }
         point(&mut svg, &axis, x, layer);
     }
@@ -134,10 +136,7 @@ fn point(svg: &mut String, axis: &Axis, x: f64, layer: &LayerRecord) {
     }
     let smoothed = if layer.smoothed { ", smoothed" } else { "" };
     let title = format!("{} {}: {} ({}{smoothed})", layer.part, escaped(&layer.layer), short(error), layer.scheme);
-    let _ = writeln!(
-        svg,
-        r#"<circle cx="{x:.1}" cy="{y:.1}" r="3.5" fill="{fill}"><title>{title}</title></circle>"#
-    );
+    let _ = writeln!(svg, r#"<circle cx="{x:.1}" cy="{y:.1}" r="3.5" fill="{fill}"><title>{title}</title></circle>"#);
 }
 
 fn short(error: f64) -> String {

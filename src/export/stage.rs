@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use super::sources::Loaded;
 use super::PartSummary;
-use crate::bundle::{
-    FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging, sha256_of,
-};
+use super::sources::Loaded;
+use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging, sha256_of};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::model::{self, Attention, Models, PARTS, Stages};
@@ -61,8 +59,8 @@ fn weight_bytes(graph: &Graph) -> u64 {
 fn check_space(folder: &Path, graphs: &[Graph; 4]) -> Result<()> {
     #[cfg(unix)]
     {
-        let stat = rustix::fs::statvfs(folder)
-            .map_err(|e| Error::io(folder, "cannot ask for the free space", e.into()))?;
+        let stat =
+            rustix::fs::statvfs(folder).map_err(|e| Error::io(folder, "cannot ask for the free space", e.into()))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         // Padding, small weights and the tokenizer take a little more.
         let need = graphs.iter().map(weight_bytes).sum::<u64>() / 100 * 101 + (16 << 20);

@@ -219,8 +219,11 @@ impl Predictor {
             None => {
                 let started = Instant::now();
                 let record = &self.bundle.manifest.parts[part];
-                let options =
-                    SessionOptions { device: self.options.device, threads: self.options.threads, ..SessionOptions::default() };
+                let options = SessionOptions {
+                    device: self.options.device,
+                    threads: self.options.threads,
+                    ..SessionOptions::default()
+                };
                 let session = Session::open(self.runtime, &self.bundle.file(&record.file), &options)?;
                 timing.add("load", milliseconds(started));
                 session

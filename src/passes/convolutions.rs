@@ -119,7 +119,7 @@ fn convolution(new: &mut Rewrite<'_>, graph: &Graph, node: &Node, x_scale: f32) 
     let mut bias_bytes = Vec::with_capacity(4 * n);
     for (b, scale) in bias.to_f32()?.into_iter().zip(&bias_scales) {
         let q = f64::from(b) / f64::from(*scale);
-        if !(q.abs() < f64::from(i32::MAX / 2)) {
+        if !q.is_finite() || q.abs() > f64::from(i32::MAX / 2) {
             return Ok(false);
         }
         bias_bytes.extend((q.round_ties_even() as i32).to_le_bytes());

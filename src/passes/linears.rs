@@ -36,8 +36,15 @@ pub fn linears(graph: &Graph, range: Range<usize>) -> Vec<Linear> {
         let &[k, out] = init.shape() else { return None };
         let computed = graph.value(input).init.is_none();
         let name = value.name.strip_suffix(TRANSPOSED).unwrap_or(&value.name).to_owned();
-        (n.op.kind == "MatMul" && computed)
-            .then(|| Linear { name, node, input, weight, output: n.outputs[0], k, n: out })
+        (n.op.kind == "MatMul" && computed).then(|| Linear {
+            name,
+            node,
+            input,
+            weight,
+            output: n.outputs[0],
+            k,
+            n: out,
+        })
     };
     range.filter_map(linear).collect()
 }

@@ -8,7 +8,8 @@ use brain_adapter::tensor::DType;
 const B: Dim = Dim::Symbol("batch");
 const K: fn(usize) -> Dim = Dim::Known;
 
-/// Operands by a short name: floats `f:2,3`, halves `h:2`, integers `i:2`, booleans `b:2`; `n` is the symbol `batch`.
+/// Operands by a short name: floats `f:2,3`, halves `h:2`, integers `i:2` (64 bits), `w:2` (32), `s:2` and
+/// `u:2` (8, with and without a sign), booleans `b:2`; `n` is the symbol `batch`.
 /// `=1,2` is a constant of integers, `_` an operand left out.
 pub fn operand(g: &mut Builder, text: &str) -> Option<ValueId> {
     if let Some(values) = text.strip_prefix('=') {
@@ -23,6 +24,9 @@ pub fn operand(g: &mut Builder, text: &str) -> Option<ValueId> {
         "h" => DType::F16,
         "i" => DType::I64,
         "b" => DType::Bool,
+        "u" => DType::U8,
+        "s" => DType::I8,
+        "w" => DType::I32,
         other => panic!("{other}"),
     };
     Some(g.input("x", dtype, &dims))
@@ -51,6 +55,15 @@ fn heads(n: i64) -> Op {
     Op::microsoft("MultiHeadAttention").int("num_heads", n)
 }
 
+fn to_float() -> Op {
+    Op::microsoft("MatMulIntegerToFloat")
+}
+
+fn blocks(k: i64, n: i64, bits: i64, block: i64) -> Op {
+    let op = Op::microsoft("MatMulNBits").int("K", k).int("N", n);
+    op.int("bits", bits).int("block_size", block).int("accuracy_level", 4)
+}
+
 /// Operator, operands, and the result; `!` for a refusal.
 pub fn rows() -> Vec<(Op, &'static str, &'static str)> {
     let to = |t| op("Cast").with("to", Attribute::Type(t));
@@ -77,6 +90,35 @@ pub fn rows() -> Vec<(Op, &'static str, &'static str)> {
         (op("Where"), "b:2 f:2 h:2", "!"),
         (to(DType::F16), "f:n,2", "float16[batch, 2]"),
         (op("Cast"), "f:2", "!"),
+        (op("Abs"), "f:n,3", "float32[batch, 3]"),
+        (op("Abs"), "i:n,3", "!"),
+        (op("ReduceMax").int("keepdims", 1), "f:n,3,4 =-1", "float32[batch, 3, 1]"),
+        (op("ReduceMin").int("keepdims", 0), "f:n,3,4 =1,2", "float32[batch]"),
+        (op("QuantizeLinear"), "f:n,3 f: u:", "uint8[batch, 3]"),
+        (op("QuantizeLinear"), "f:n,3 f: s:", "int8[batch, 3]"),
+        (op("QuantizeLinear"), "f:n,3 f:3 u:3", "!"),
+        (op("QuantizeLinear"), "f:n,3 f: i:", "!"),
+        (op("QuantizeLinear"), "u:n,3 f: u:", "!"),
+        (op("DequantizeLinear"), "u:n,3 f: u:", "float32[batch, 3]"),
+        (op("DequantizeLinear").int("axis", 0), "s:4,3 f:4 s:4", "float32[4, 3]"),
+        (op("DequantizeLinear").int("axis", 0), "w:4 f:4 w:4", "float32[4]"),
+        (op("DequantizeLinear").int("axis", 0), "s:4,3 f:3 s:3", "!"),
+        (op("DequantizeLinear"), "s:4,3 f: u:", "!"),
+        (op("MatMulInteger"), "u:n,5,3 s:3,4 u:", "int32[batch, 5, 4]"),
+        (op("MatMulInteger"), "u:n,3 u:3,4 u:", "int32[batch, 4]"),
+        (op("MatMulInteger"), "u:n,3 s:4,3 u:", "!"),
+        (op("MatMulInteger"), "u:n,3 s:3,4 s:", "!"),
+        (op("MatMulInteger"), "f:n,3 s:3,4 u:", "!"),
+        (to_float(), "u:n,5,3 s:3,4 f: f:4 u:", "float32[batch, 5, 4]"),
+        (to_float(), "u:n,3 s:3,4 f: f:3 u:", "!"),
+        (to_float(), "u:n,3 s:3,4 f:3 f:4 u:", "!"),
+        (to_float(), "u:n,3 s:3,4 f: f:4 s:", "!"),
+        (blocks(40, 6, 4, 32), "f:n,40 u:6,2,16 f:12 u:6", "float32[batch, 6]"),
+        (blocks(40, 6, 8, 32), "f:n,7,40 u:6,2,32 f:12", "float32[batch, 7, 6]"),
+        (blocks(40, 6, 8, 32), "f:n,40 u:6,2,16 f:12", "!"),
+        (blocks(40, 6, 8, 32), "f:n,41 u:6,2,32 f:12", "!"),
+        (blocks(40, 6, 3, 32), "f:n,40 u:6,2,12 f:12", "!"),
+        (blocks(40, 6, 8, 24), "f:n,40 u:6,2,24 f:12", "!"),
         (op("MatMul"), "f:n,2,3 f:3,4", "float32[batch, 2, 4]"),
         (op("MatMul"), "f:2,3 f:2,3", "!"),
         (op("MatMul"), "f:3 f:3,2", "!"),

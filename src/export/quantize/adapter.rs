@@ -95,12 +95,11 @@ pub(super) fn choose(
         let f = compared.map_err(|e| Error::new(Code::RUNTIME_RUN, format!("the adapter's result: {e}")))?;
         found = found.worst(&f);
     }
-    if !(found.error <= limits.layer) {
+    if found.error > limits.layer {
         let first = FirstTry { scheme, error: Some(found.error), bytes: record(graph, scheme).bytes };
         return Ok(kept(graph, Some(first)));
     }
-    let record =
-        LayerRecord { error: Some(found.error), cosine: Some(found.cosine), ..record(graph, scheme) };
+    let record = LayerRecord { error: Some(found.error), cosine: Some(found.cosine), ..record(graph, scheme) };
     let precision = if precision == Precision::Fp16 { precision } else { Precision::Int8 };
     Ok(Adapter { graph: candidate, precision, record })
 }

@@ -90,7 +90,7 @@ pub(super) fn choose(
         found = trial.run(&schemes(&rungs), factors.as_deref(), &group.held_out)?;
     }
     loop {
-        let failing = (0..rungs.len()).filter(|&i| !(found[i].error <= rules.limit) && rungs[i] < top);
+        let failing = (0..rungs.len()).filter(|&i| found[i].error > rules.limit && rungs[i] < top);
         let failing: Vec<usize> = failing.collect();
         if failing.is_empty() {
             break;
@@ -99,7 +99,7 @@ pub(super) fn choose(
         found = trial.run(&schemes(&rungs), factors.as_deref(), &group.held_out)?;
     }
     let now = schemes(&rungs);
-    if let Some(i) = (0..now.len()).find(|&i| !(found[i].error <= rules.limit)) {
+    if let Some(i) = (0..now.len()).find(|&i| found[i].error > rules.limit) {
         let (name, error, limit) = (&group.linears[i].name, found[i].error, rules.limit);
         let message = format!(
             "the layer `{name}` has a relative error of {error:.1e} even as {}, allowed are {limit:.1e}: raise --max-error",
@@ -140,5 +140,5 @@ fn smoothing(trial: &Trial<'_>, columns: &Columns, schemes: &[Scheme]) -> Result
 }
 
 fn worst(found: &[Fidelity]) -> f64 {
-    found.iter().map(|f| f.error).fold(0.0, |a, b| if b.is_nan() { f64::INFINITY } else { a.max(b) })
+    found.iter().map(|f| f.error).fold(0.0, f64::max)
 }

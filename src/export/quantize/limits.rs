@@ -29,10 +29,10 @@ impl Limits {
         Self { layer: max_error.unwrap_or(default.layer), ..default }
     }
 
-    /// How many times `1 - cosine` must shrink for a part that has `cosine` to be where it is aimed at; at most 1 when it
-    /// is there.
-    pub fn shortfall(&self, cosine: f64) -> f64 {
-        if cosine.is_nan() { f64::INFINITY } else { (1.0 - cosine) / (1.0 - self.cosine) / self.aim }
+    /// How many times the distance `1 - cosine` of a part must shrink to be where it is aimed at; at most 1 when it is
+    /// there.
+    pub fn shortfall(&self, distance: f64) -> f64 {
+        distance / (1.0 - self.cosine) / self.aim
     }
 }
 

@@ -139,8 +139,7 @@ impl<'a> Reducer<'a> {
             Decider { precision: self.plan.precision, limits: self.limits, statistics: self.statistics.as_ref() };
         let starts = &self.starts[part - VISION];
         let before = &self.choices[part - VISION];
-        let (choice, outputs) =
-            decider.calibrated(&self.graphs[part], inputs, starts, before, runner, progress)?;
+        let (choice, outputs) = decider.calibrated(&self.graphs[part], inputs, starts, before, runner, progress)?;
         self.choices[part - VISION] = choice;
         for (i, mut output) in outputs.into_iter().enumerate() {
             let result = output.remove(crate::model::PARTS[part]);
@@ -178,7 +177,8 @@ impl<'a> Reducer<'a> {
         if raised {
             return Ok(());
         }
-        let message = format!("the graph `{name}` stays too far from float32: raise --max-error, or export another precision");
+        let message =
+            format!("the graph `{name}` stays too far from float32: raise --max-error, or export another precision");
         Err(Error::new(Code::QUANTIZE_ERROR, message))
     }
 
@@ -192,12 +192,7 @@ impl<'a> Reducer<'a> {
             _ => self.graphs[HEADS].clone(),
         };
         let [vision, text] = &self.choices;
-        Ok([
-            self.adapter.graph.clone(),
-            vision.apply(&self.graphs[VISION])?,
-            text.apply(&self.graphs[TEXT])?,
-            heads,
-        ])
+        Ok([self.adapter.graph.clone(), vision.apply(&self.graphs[VISION])?, text.apply(&self.graphs[TEXT])?, heads])
     }
 
     /// The number format of each part.

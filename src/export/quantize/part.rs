@@ -299,8 +299,7 @@ impl Choice {
         /// What a much more exact scheme leaves of a block's squared error.
         const LEFT: f64 = 0.05;
         let ladder = ladder(self.precision.unwrap_or(Precision::Fp32), part);
-        let mut blocks: Vec<(f64, &str)> =
-            self.records().map(|b| (b.error * b.error, b.block.as_str())).collect();
+        let mut blocks: Vec<(f64, &str)> = self.records().map(|b| (b.error * b.error, b.block.as_str())).collect();
         blocks.sort_by(|a, b| b.0.total_cmp(&a.0));
         let total: f64 = blocks.iter().map(|(e, _)| e).sum();
         let (mut left, mut raised) = (total, false);

@@ -46,9 +46,8 @@ impl References {
         let judged = |role: Role| role.judges();
         let scans = || self.scans.iter().enumerate().filter(|(_, s)| judged(s.role));
         let reports = || self.reports.iter().enumerate().filter(|(_, r)| judged(r.role));
-        let same: Vec<(usize, usize)> = scans()
-            .filter_map(|(i, s)| reports().find(|(_, r)| r.name == s.name).map(|(j, _)| (i, j)))
-            .collect();
+        let same: Vec<(usize, usize)> =
+            scans().filter_map(|(i, s)| reports().find(|(_, r)| r.name == s.name).map(|(j, _)| (i, j))).collect();
         if same.is_empty() { scans().map(|(i, _)| i).zip(reports().map(|(j, _)| j)).collect() } else { same }
     }
 }

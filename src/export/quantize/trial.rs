@@ -7,8 +7,8 @@ use std::time::Instant;
 use crate::calibrate::{Feed, Fidelity, Group, Runner, Sample, fidelity};
 use crate::error::{Code, Error, Result};
 use crate::graph::{Builder, Dim, Graph};
-use crate::passes::quantize::{Plan, Scheme, quantize};
 use crate::passes::half;
+use crate::passes::quantize::{Plan, Scheme, quantize};
 use crate::tensor::{DType, LazyTensor, Tensor};
 
 /// The layers that read one activation.

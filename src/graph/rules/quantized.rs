@@ -78,10 +78,8 @@ impl Call<'_> {
             return Err("MatMulNBits has no accuracy level".to_owned());
         }
         let blocks = k.div_ceil(block);
-        let mut expected = vec![
-            ValueType::known(DType::U8, &[n, blocks, block * bits / 8]),
-            ValueType::known(a.dtype, &[n * blocks]),
-        ];
+        let mut expected =
+            vec![ValueType::known(DType::U8, &[n, blocks, block * bits / 8]), ValueType::known(a.dtype, &[n * blocks])];
         if self.inputs.len() > 3 {
             expected.push(ValueType::known(DType::U8, &[n * (blocks * bits).div_ceil(8)]));
         }
