@@ -20,16 +20,16 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
 	  || sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1: \2/p' Makefile
 
-demo: ort build ## export a small model with random weights, check it against PyTorch, run it on a real brain
+demo: ort build ## export a small model with random weights to int8, check it against fp32 and PyTorch, run it on a real brain
 	@mkdir -p $(DEMO_OUT)
-	$(CARGO) run $(PROFILE) --quiet --bin ba-export -- --model $(DEMO)/checkpoint --calibration $(DEMO)/calibration \
-	  --verify $(DEMO)/checkpoint/expected.safetensors --output $(DEMO_OUT)/bundle
+	$(CARGO) run $(PROFILE) --quiet --bin ba-export -- --quantize int8 --model $(DEMO)/checkpoint \
+	  --calibration $(DEMO)/calibration --verify $(DEMO)/checkpoint/expected.safetensors --output $(DEMO_OUT)/bundle
 	@echo
 	$(CARGO) run $(PROFILE) --quiet --bin ba-infer -- $(DEMO)/mni152_t1.nii.gz --report $(DEMO)/report.txt \
 	  --bundle $(DEMO_OUT)/bundle --save-preview $(DEMO_OUT)/preview.png
 	@echo
 	@echo 'This model has random weights, which stand in for trained ones: the label and the probabilities above mean'
-	@echo 'nothing. What the demo shows is that the exported graphs compute what PyTorch computes (the table of stages).'
+	@echo 'nothing. What the demo shows is that the int8 graphs stay close to fp32 and to PyTorch (the tables above).'
 	@echo 'What the model saw: $(DEMO_OUT)/preview.png'
 
 test: ort venv ## every test (sets itself up: ONNX Runtime, a Python environment for the checks by other readers)
