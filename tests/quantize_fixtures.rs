@@ -60,11 +60,9 @@ fn probabilities(logits: &[f32]) -> Vec<f64> {
 #[test]
 fn probabilities_stay_within_a_hundredth() {
     // A fixture's own towers, or those of the fixture that it shares them with.
-    for (name, towers) in [
-        ("tiny", "tiny"),
-        ("tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded"),
-        ("tiny-bottleneck3d", "tiny"),
-    ] {
+    for (name, towers) in
+        [("tiny", "tiny"), ("tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded"), ("tiny-bottleneck3d", "tiny")]
+    {
         let dir = tempfile::tempdir().unwrap();
         let (model, calibration) = (dir.path().join("model"), dir.path().join("calibration"));
         write_model(&model, name, towers);

@@ -16,7 +16,8 @@ pub struct Quantization {
     pub layers: Vec<LayerRecord>,
     /// Every block of a transformer.
     pub blocks: Vec<BlockRecord>,
-    /// Largest difference of a probability from float32, scan (and report) to classes, on the held-out inputs.
+    /// Largest difference of a probability from float32, from scan and report, and from the scan alone where the model can,
+    /// to classes, on the held-out inputs.
     pub probabilities: Option<f64>,
     /// Weights other than 0 that half precision made 0.
     pub flushed: u64,
@@ -58,11 +59,12 @@ pub struct LayerRecord {
     pub error: Option<f64>,
     /// The least cosine of a token.
     pub cosine: Option<f64>,
-    /// The scheme that was tried first and missed the limit, where one did.
+    /// What was tried first, where the layer was treated: it missed the limit, its error was suspicious, or its block was
+    /// raised with the whole part.
     pub first: Option<FirstTry>,
 }
 
-/// A scheme that missed the limit.
+/// The scheme that a treated layer was tried with first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FirstTry {

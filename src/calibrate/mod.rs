@@ -1,9 +1,9 @@
 //! Runs a float32 graph on calibration inputs, in bounded memory, and tells what flows through its linear layers.
 //!
 //! Layer 5, feature `runtime`. [`walk`] cuts the graph into its blocks and runs one at a time over all inputs: in memory
-//! are one block's weights, one run of it, and the values between blocks. A language model of 27 GB is walked in the
-//! memory of one layer. For every block a visitor sees each linear layer's inputs and results on some tokens, and
-//! statistics over all of them.
+//! are one run of a block (its weights are mapped), the values between blocks for every input, and some tokens of what its
+//! layers read and make. So a language model of 27 GB is walked in less than a gigabyte. For every block a visitor
+//! sees each linear layer's inputs and results on those tokens, and statistics over all of them.
 //!
 //! Inputs are of two kinds. Those that *calibrate* give statistics; those that are *held out* show how well what was
 //! made of the statistics does on inputs that it has not seen.
@@ -13,6 +13,7 @@ mod statistics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use ndarray::ArrayD;
 
@@ -27,8 +28,8 @@ use crate::progress::Progress;
 use crate::runtime::{Device, Runtime, Session, SessionOptions};
 use crate::tensor::{DType, Tensor};
 
-/// The tensors of one input by name.
-pub type Feed = BTreeMap<String, Tensor>;
+/// The tensors of one input by name. They are shared, not copied, by those who look at them.
+pub type Feed = BTreeMap<String, Arc<Tensor>>;
 
 /// The least and the largest element of values, by name.
 pub type Ranges = BTreeMap<String, (f32, f32)>;
@@ -76,20 +77,21 @@ pub struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    /// Writes a graph to the scratch folder and loads it. Its files are gone when the session is.
+    /// Writes a graph to the scratch folder and loads it, for a few runs: weights stay in their mapped file, except where
+    /// that would be more than ten times slower. The files are gone when the session is.
     ///
     /// # Errors
     /// `io`, `disk.full`, `runtime.model`, and what reading the weights gives.
     pub fn open(&self, graph: &Graph) -> Result<Loaded> {
-        self.load(graph, true)
+        self.load(graph, graph.nodes.iter().any(|n| n.op.kind == "MatMulNBits"))
     }
 
-    /// As [`Self::open`], with the weights left in their mapped file: for large ones that are used a few times.
+    /// As [`Self::open`], as a graph is loaded for many runs.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_mapped(&self, graph: &Graph) -> Result<Loaded> {
-        self.load(graph, false)
+    pub fn open_prepacked(&self, graph: &Graph) -> Result<Loaded> {
+        self.load(graph, true)
     }
 
     fn load(&self, graph: &Graph, prepack: bool) -> Result<Loaded> {
@@ -117,7 +119,7 @@ impl Loaded {
     pub fn run(&mut self, feed: &Feed, outputs: &[&str]) -> Result<Vec<Tensor>> {
         let names = self.session.inputs();
         let inputs: Vec<(&str, &Tensor)> =
-            names.iter().filter_map(|name| Some((name.as_str(), feed.get(name)?))).collect();
+            names.iter().filter_map(|name| Some((name.as_str(), feed.get(name)?.as_ref()))).collect();
         self.session.run(&inputs, outputs)
     }
 }
@@ -153,13 +155,16 @@ pub struct Visit<'a> {
 }
 
 /// What to look at.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Wanted {
+pub struct Wanted<'a> {
     /// Whether to find the least and the largest element of every value.
     pub ranges: bool,
+    /// Which blocks are visited; the others are only run. Nothing is run behind the last one that is visited, when one is
+    /// not.
+    pub blocks: &'a dyn Fn(&Segment) -> bool,
 }
 
-/// Runs `graph` block by block over `feeds` and shows each block to `visit`; gives the graph's outputs for each feed.
+/// Runs `graph` block by block over `feeds` and shows each block to `visit`; gives the graph's outputs for each feed, or
+/// nothing where it did not run to its end.
 ///
 /// # Errors
 /// Those of writing and running a block, and of `visit`.
@@ -167,39 +172,44 @@ pub fn walk(
     graph: &Graph,
     mut feeds: Vec<Feed>,
     roles: &[Role],
-    wanted: Wanted,
+    wanted: &Wanted<'_>,
     runner: &Runner<'_>,
     progress: &mut dyn Progress,
     visit: &mut dyn FnMut(Visit<'_>, &mut dyn Progress) -> Result<()>,
-) -> Result<Vec<Feed>> {
+) -> Result<Option<Vec<Feed>>> {
     let segments = segments(graph);
     let blocks = segments.iter().map(|s| graph.extract(s.nodes.clone())).collect::<Result<Vec<_>>>()?;
     let ends: Vec<&str> = graph.outputs.iter().map(|&id| graph.value(id).name.as_str()).collect();
-    for (i, (segment, block)) in segments.iter().zip(&blocks).enumerate() {
+    let all = segments.iter().all(wanted.blocks);
+    let last = segments.iter().rposition(wanted.blocks).filter(|_| !all).unwrap_or(segments.len() - 1);
+    for (i, (segment, block)) in segments.iter().zip(&blocks).enumerate().take(last + 1) {
         progress.step(&format!("{}: {} ({} of {})", graph.name, segment.name, i + 1, segments.len()), None);
-        let groups = groups(graph, segment);
-        let mut seen = Observer::new(graph, segment, block, &groups, wanted)?;
-        let mut loaded = runner.open_mapped(&seen.graph)?;
-        let mut held_out = Vec::new();
-        for (feed, role) in feeds.iter_mut().zip(roles) {
-            let made = seen.run(&mut loaded, feed, *role)?;
-            if role.judges() {
-                let inputs = block.inputs.iter().filter_map(|&id| feed.get_key_value(&block.value(id).name));
-                held_out.push((inputs.map(|(n, t)| (n.clone(), t.clone())).collect(), made.clone()));
-            }
-            feed.extend(made);
-        }
-        drop(loaded);
-        let (groups, ranges) = seen.finish(groups);
-        visit(Visit { graph, segment, block, groups, held_out, ranges }, progress)?;
+        let visited = (wanted.blocks)(segment);
+        let groups = if visited { groups(graph, segment) } else { Vec::new() };
+        let mut seen = Observer::new(graph, block, &groups, roles, wanted.ranges && visited)?;
+        let mut loaded = runner.open(&seen.graph)?;
         let later: BTreeSet<&str> = blocks[i + 1..]
             .iter()
             .flat_map(|b| b.inputs.iter().map(|&id| b.value(id).name.as_str()))
             .chain(ends.iter().copied())
             .collect();
-        feeds.iter_mut().for_each(|feed| feed.retain(|name, _| later.contains(name.as_str())));
+        let mut held_out = Vec::new();
+        for (feed, role) in feeds.iter_mut().zip(roles) {
+            let made = seen.run(&mut loaded, feed, *role)?;
+            if visited && role.judges() {
+                let inputs = block.inputs.iter().filter_map(|&id| feed.get_key_value(&block.value(id).name));
+                held_out.push((inputs.map(|(n, t)| (n.clone(), Arc::clone(t))).collect(), made.clone()));
+            }
+            feed.extend(made);
+            feed.retain(|name, _| later.contains(name.as_str()));
+        }
+        drop(loaded);
+        if visited {
+            let (groups, ranges) = seen.finish(groups);
+            visit(Visit { graph, segment, block, groups, held_out, ranges }, progress)?;
+        }
     }
-    Ok(feeds)
+    Ok((last + 1 == segments.len()).then_some(feeds))
 }
 
 /// The segment's linear layers by the activation that they read.
@@ -225,16 +235,18 @@ struct Observer {
     ranges: Vec<([String; 2], String)>,
     columns: Vec<Columns>,
     samples: Vec<[Sample; 2]>,
+    /// How many inputs calibrate, and how many are held out.
+    inputs: [usize; 2],
     seen: Ranges,
 }
 
 impl Observer {
     fn new(
         whole: &Graph,
-        segment: &Segment,
         block: &Graph,
         groups: &[(ValueId, Vec<Linear>)],
-        wanted: Wanted,
+        roles: &[Role],
+        find_ranges: bool,
     ) -> Result<Self> {
         let name = |id: ValueId| whole.value(id).name.clone();
         let taps: Vec<String> = groups
@@ -251,7 +263,7 @@ impl Observer {
             }
         }
         let mut ranges = Vec::new();
-        for id in made.filter(|_| wanted.ranges) {
+        for id in made.filter(|_| find_ranges) {
             let (value, ty) = (block.value(id).name.clone(), &block.value(id).ty);
             if ty.dtype != DType::F32 || ty.shape.is_empty() {
                 continue;
@@ -268,7 +280,6 @@ impl Observer {
         let graph = rewrite.finish_with(&outputs)?;
         let columns = groups.iter().map(|(_, l)| Columns::new(l[0].k)).collect();
         let sample = |(_, l): &(ValueId, Vec<Linear>)| std::array::from_fn(|_| Sample::new(l[0].k, l));
-        debug_assert!(segment.nodes.len() == block.nodes.len(), "a block is its segment's nodes");
         Ok(Self {
             graph,
             outputs: block.outputs.iter().map(|&id| block.value(id).name.clone()).collect(),
@@ -276,6 +287,7 @@ impl Observer {
             ranges,
             columns,
             samples: groups.iter().map(sample).collect(),
+            inputs: [Role::calibrates, Role::judges].map(|has| roles.iter().filter(|r| has(**r)).count()),
             seen: Ranges::new(),
         })
     }
@@ -286,7 +298,7 @@ impl Observer {
         let ranges = self.ranges.iter().flat_map(|(ends, _)| ends);
         let names: Vec<&str> = self.outputs.iter().chain(tapped).chain(ranges).map(String::as_str).collect();
         let results = loaded.run(feed, &names)?;
-        let mut made: Feed = names.iter().map(|n| (*n).to_owned()).zip(results).collect();
+        let mut made: Feed = names.iter().map(|n| (*n).to_owned()).zip(results.into_iter().map(Arc::new)).collect();
         for (ends, value) in &self.ranges {
             let end = |name: &String| made.get(name).and_then(|t| t.as_f32()?.first().copied()).unwrap_or(f32::NAN);
             let [low, high] = [&ends[0], &ends[1]].map(end);
@@ -297,14 +309,14 @@ impl Observer {
         }
         let mut taps = self.taps.iter();
         for (columns, samples) in self.columns.iter_mut().zip(&mut self.samples) {
-            let take = |_| rows(taps.next().and_then(|t| made.get(t).or_else(|| feed.get(t))));
+            let take = |_| rows(taps.next().and_then(|t| made.get(t).or_else(|| feed.get(t))).map(Arc::as_ref));
             let tensors = (0..=samples[0].y.len()).map(take).collect::<Result<Vec<_>>>()?;
             if role.calibrates() {
                 columns.add(tensors[0]);
-                samples[0].add(&tensors);
+                samples[0].add(&tensors, self.inputs[0]);
             }
             if role.judges() {
-                samples[1].add(&tensors);
+                samples[1].add(&tensors, self.inputs[1]);
             }
         }
         made.retain(|name, _| self.outputs.contains(name));

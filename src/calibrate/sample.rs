@@ -4,9 +4,12 @@ use ndarray::{Array2, ArrayD, ArrayView2};
 use serde::{Deserialize, Serialize};
 
 use crate::passes::Linear;
+use crate::tensor::{cosine, least};
 
-/// Tokens that are kept of one input.
-const ROWS_OF_AN_INPUT: usize = 64;
+/// Tokens that are kept of all inputs of a role together: at 7B a token of a block's layers takes 260 kB.
+const ROWS: usize = 256;
+/// Least and most of one input.
+const ROWS_OF_AN_INPUT: std::ops::RangeInclusive<usize> = 8..=128;
 
 /// Rows of float32 values, `[rows, width]`.
 #[derive(Clone, Debug, Default)]
@@ -28,11 +31,12 @@ impl Rows {
     }
 
     /// Adds rows of `[.., width]`, evenly spread and the first one always: a CLS or BOS token is unlike the others.
-    fn add(&mut self, tensor: &ArrayD<f32>) {
+    fn add(&mut self, tensor: &ArrayD<f32>, inputs: usize) {
         let rows = tensor.len() / self.width.max(1);
         let values = tensor.as_standard_layout();
         let Some(values) = values.as_slice() else { return };
-        let kept = rows.min(ROWS_OF_AN_INPUT);
+        let share = (ROWS / inputs.max(1)).clamp(*ROWS_OF_AN_INPUT.start(), *ROWS_OF_AN_INPUT.end());
+        let kept = rows.min(share);
         for i in 0..kept {
             let row = i * rows / kept;
             self.values.extend_from_slice(&values[row * self.width..][..self.width]);
@@ -54,9 +58,10 @@ impl Sample {
         Self { x: Rows::new(k), y: linears.iter().map(|l| Rows::new(l.n)).collect() }
     }
 
-    pub(super) fn add(&mut self, tensors: &[&ArrayD<f32>]) {
+    /// Adds tokens of one of so many inputs.
+    pub(super) fn add(&mut self, tensors: &[&ArrayD<f32>], inputs: usize) {
         for (rows, tensor) in std::iter::once(&mut self.x).chain(&mut self.y).zip(tensors) {
-            rows.add(tensor);
+            rows.add(tensor, inputs);
         }
     }
 }
@@ -77,7 +82,7 @@ impl Fidelity {
     /// The worse of the two in each figure.
     #[must_use]
     pub fn worst(&self, other: &Self) -> Self {
-        Self { error: self.error.max(other.error), cosine: self.cosine.min(other.cosine) }
+        Self { error: self.error.max(other.error), cosine: least(self.cosine, other.cosine) }
     }
 }
 
@@ -92,16 +97,16 @@ pub fn fidelity(found: &ArrayView2<'_, f32>, expected: &ArrayView2<'_, f32>) -> 
     let norms: Vec<f64> = expected.rows().into_iter().map(norm).collect();
     let mut sorted = norms.clone();
     sorted.sort_by(f64::total_cmp);
-    let least = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0) * LEAST_NORM;
-    let (mut squares, mut cosine) = (0f64, 1f64);
+    let floor = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0) * LEAST_NORM;
+    let (mut squares, mut least_cosine) = (0f64, 1f64);
     for ((found, expected), norm) in found.rows().into_iter().zip(expected.rows()).zip(&norms) {
         let far: f64 =
             found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - f64::from(*e)).powi(2)).sum::<f64>().sqrt();
-        squares += if far == 0.0 { 0.0 } else { (far / norm.max(least).max(f64::MIN_POSITIVE)).powi(2) };
-        cosine = cosine.min(crate::tensor::cosine(found.iter().copied(), expected.iter().copied()));
+        squares += if far == 0.0 { 0.0 } else { (far / norm.max(floor).max(f64::MIN_POSITIVE)).powi(2) };
+        least_cosine = least(least_cosine, cosine(found.iter().copied(), expected.iter().copied()));
     }
     let error = (squares / norms.len().max(1) as f64).sqrt();
-    Fidelity { error: if error.is_finite() { error } else { f64::INFINITY }, cosine }
+    Fidelity { error: if error.is_finite() { error } else { f64::INFINITY }, cosine: least_cosine }
 }
 
 /// As [`fidelity`], of arrays whose last axis is the width.

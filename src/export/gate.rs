@@ -1,6 +1,10 @@
 //! The gate of a reduced bundle: the staged graphs, as they will be run, against float32 on held-out inputs.
+//!
+//! Each part is judged by itself, on float32's results of the part before, and the chain of all parts by its
+//! probabilities: from scan and report, and from the scan alone where the model has an image-only classifier.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::inputs;
 use super::quantize::limits::Limits;
@@ -8,7 +12,7 @@ use super::quantize::references::References;
 use super::quantize::{ADAPTER, HEADS, TEXT, VISION};
 use super::sources::Loaded;
 use crate::bundle::Staging;
-use crate::calibrate::Runner;
+use crate::calibrate::{Feed, Runner};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::model::PARTS;
@@ -18,51 +22,84 @@ use crate::tensor::{Comparison, Tensor};
 /// Weights of a part beyond which they stay in their mapped file while the part is judged.
 const MAPPED_BYTES: u64 = 2 << 30;
 
-/// What was found.
-#[derive(Clone, Debug, Default)]
+/// What was found, and the chain's results that the next part is judged with.
+#[derive(Default)]
 pub(super) struct Verdict {
     /// For each part the number of inputs and the worst of them.
     pub parts: [Option<(usize, Comparison)>; 4],
-    /// Largest difference of a probability, from scan and report to classes.
+    /// Largest difference of a probability.
     pub probabilities: Option<f64>,
+    /// The vision transformer on the staged adapter's results, against float32 throughout.
+    chain: Option<Comparison>,
+    /// Results of the staged adapter, and of the staged vision transformer on them, by scan; those of the staged language
+    /// model by report.
+    maps: Vec<(usize, Tensor)>,
+    visions: Vec<(usize, Tensor)>,
+    texts: Vec<(usize, Tensor)>,
 }
 
 impl Verdict {
-    /// Parts that miss a limit, with how many times their distance must shrink.
-    pub fn failing(&self, limits: &Limits) -> Vec<(usize, f64)> {
-        // The adapter is taken or left as a whole: a little room more is no reason to leave it.
-        let room = |part: usize| if part == ADAPTER { limits.aim } else { 1.0 };
-        let short = |part: usize| self.parts[part].as_ref().map(|(_, c)| limits.shortfall(distance(c)) * room(part));
-        // Even a part that meets its limit must do so with room to spare where that can still be had.
-        let mut failing: Vec<(usize, f64)> = [ADAPTER, VISION, TEXT]
-            .into_iter()
-            .filter_map(|part| Some((part, short(part)?)).filter(|(_, s)| *s > 1.0))
-            .collect();
-        let far = self.probabilities.map_or(0.0, |p| p / limits.probability);
+    /// Parts that are not where they should be, with how many times their distance must shrink.
+    pub fn failing(&self, limits: &dyn Fn(usize) -> Limits) -> Vec<(usize, f64)> {
+        let distances = self.parts.each_ref().map(|part| part.as_ref().map(|(_, c)| distance(c)));
+        // Adapter and heads are taken or left as a whole: a little room more is no reason to leave them.
+        let room = |part: usize| if part == ADAPTER || part == HEADS { limits(part).aim } else { 1.0 };
+        let short = |part: usize| distances[part].map(|d| limits(part).shortfall(d) * room(part));
+        let mut failing: Vec<(usize, f64)> =
+            (0..PARTS.len()).filter_map(|part| Some((part, short(part)?)).filter(|(_, s)| *s > 1.0)).collect();
+        let far = self.probabilities.map_or(0.0, |p| p / limits(HEADS).probability);
         if failing.is_empty() && far > 1.0 {
-            // The part that contributes most.
-            let worst = [VISION, TEXT].into_iter().filter_map(|part| Some((part, short(part)?)));
-            let worst = worst.max_by(|a, b| a.1.total_cmp(&b.1));
-            failing.extend(worst.map(|(part, _)| (part, far * far)));
+            failing.push((self.blamed(), far * far));
         }
         failing
     }
 
+    /// The part that moves the probabilities most: the adapter where it makes the vision transformer's result clearly
+    /// worse, else vision or text by their own distance.
+    fn blamed(&self) -> usize {
+        let [_, vision, text, _] = self.parts.each_ref().map(|p| p.as_ref().map_or(0.0, |(_, c)| distance(c)));
+        match self.chain.as_ref().map(distance) {
+            Some(chain) if chain > 2.0 * vision && chain > text => ADAPTER,
+            _ if vision > text => VISION,
+            _ => TEXT,
+        }
+    }
+
     /// The first limit that is missed, as an error.
-    pub fn error(&self, limits: &Limits) -> Option<Error> {
-        for part in [ADAPTER, VISION, TEXT] {
+    pub fn error(&self, limits: &dyn Fn(usize) -> Limits) -> Option<Error> {
+        for (part, name) in PARTS.iter().enumerate() {
             let Some((_, c)) = &self.parts[part] else { continue };
-            if distance(c) > 1.0 - limits.cosine {
-                let (name, least) = (PARTS[part], limits.cosine);
-                let message =
-                    format!("the graph `{name}` has cosine {:.6} to fp32, expected at least {least}", c.cosine);
+            let least = limits(part).cosine;
+            if distance(c) > 1.0 - least {
+                let found = c.cosine;
+                let message = format!(
+                    "the graph `{name}` has cosine {found:.6} to fp32, expected at least {least}: \
+                     calibrate on more inputs, lower --max-error, or choose another precision"
+                );
                 return Some(Error::new(Code::QUANTIZE_ERROR, message));
             }
         }
-        let far = self.probabilities.filter(|p| *p > limits.probability)?;
-        let most = limits.probability;
-        let message = format!("a probability differs by {far:.3} from fp32, allowed are {most}");
+        let most = limits(HEADS).probability;
+        let far = self.probabilities.filter(|p| *p > most)?;
+        let message = format!(
+            "a probability differs by {far:.3} from fp32, allowed are {most}: \
+             calibrate on more inputs, lower --max-error, or choose another precision"
+        );
         Some(Error::new(Code::QUANTIZE_ERROR, message))
+    }
+
+    /// Adds one input's results of a part.
+    fn add(&mut self, part: usize, pairs: &[(&Tensor, &Tensor)]) -> Result<()> {
+        let mut worst: Option<Comparison> = None;
+        for (found, expected) in pairs {
+            let comparison = compare(part, found, expected)?;
+            worst = Some(worst.map_or(comparison, |w| w.worst(&comparison)));
+        }
+        if let Some(new) = worst {
+            let known = self.parts[part].take();
+            self.parts[part] = Some(known.map_or((1, new), |(n, old)| (n + 1, old.worst(&new))));
+        }
+        Ok(())
     }
 }
 
@@ -77,80 +114,117 @@ pub(super) struct Gate<'a> {
 }
 
 impl Gate<'_> {
-    /// Judges the staged graphs.
+    /// Judges the parts that were written anew, and the chain; what `verdict` holds of the others stays.
     ///
     /// # Errors
     /// Those of the runtime and of reading scans.
-    pub fn judge(&self) -> Result<Verdict> {
-        let scans: Vec<usize> =
-            (0..self.references.scans.len()).filter(|&i| self.references.scans[i].role.judges()).collect();
-        let reports: Vec<usize> =
-            (0..self.references.reports.len()).filter(|&i| self.references.reports[i].role.judges()).collect();
-        let mut verdict = Verdict::default();
-        let mut maps = Vec::new();
-        if !scans.is_empty() {
-            let mut session = self.open(PARTS[ADAPTER])?;
-            for &i in &scans {
-                let scan = &self.references.scans[i];
-                let volume = inputs::scan(self.loaded, &scan.path)?;
-                let map = one(session.run(&[("volume", &volume)], &["adapter"])?);
-                verdict.add(ADAPTER, &map, &scan.adapter)?;
-                maps.push(map);
-            }
+    pub fn judge(&self, verdict: &mut Verdict, written: [bool; 4]) -> Result<()> {
+        if written[ADAPTER] {
+            self.judge_adapter(verdict)?;
         }
-        let mut visions = Vec::new();
-        if !scans.is_empty() {
-            let mut session = self.open(PARTS[VISION])?;
-            for (&i, map) in scans.iter().zip(maps) {
-                let scan = &self.references.scans[i];
+        if written[ADAPTER] || written[VISION] {
+            self.judge_vision(verdict, written[VISION])?;
+        }
+        if written[TEXT] {
+            self.judge_text(verdict)?;
+        }
+        self.judge_heads(verdict)
+    }
+
+    fn judge_adapter(&self, verdict: &mut Verdict) -> Result<()> {
+        (verdict.parts[ADAPTER], verdict.maps) = (None, Vec::new());
+        let mut session = None;
+        for (i, scan) in self.references.scans.iter().enumerate().filter(|(_, s)| s.role.judges()) {
+            let volume = inputs::scan(self.loaded, &scan.path)?;
+            let map = one(self.opened(&mut session, ADAPTER)?.run(&[("volume", &volume)], &["adapter"])?);
+            verdict.add(ADAPTER, &[(&map, &scan.adapter)])?;
+            verdict.maps.push((i, map));
+        }
+        Ok(())
+    }
+
+    /// The vision transformer by itself, where it is new, and on the staged adapter's results.
+    fn judge_vision(&self, verdict: &mut Verdict, new: bool) -> Result<()> {
+        (verdict.chain, verdict.visions) = (None, Vec::new());
+        if new {
+            verdict.parts[VISION] = None;
+        }
+        let mut session = None;
+        for (i, map) in std::mem::take(&mut verdict.maps) {
+            let scan = &self.references.scans[i];
+            let session = self.opened(&mut session, VISION)?;
+            if new {
                 let vision = one(session.run(&[("adapter", &scan.adapter)], &["vision"])?);
-                verdict.add(VISION, &vision, &scan.vision)?;
-                visions.push((i, one(session.run(&[("adapter", &map)], &["vision"])?)));
+                verdict.add(VISION, &[(&vision, &scan.vision)])?;
             }
+            let vision = one(session.run(&[("adapter", &map)], &["vision"])?);
+            let comparison = compare(VISION, &vision, &scan.vision)?;
+            verdict.chain = Some(verdict.chain.map_or(comparison, |c| c.worst(&comparison)));
+            verdict.visions.push((i, vision));
+            verdict.maps.push((i, map));
         }
-        let mut texts = Vec::new();
-        if !reports.is_empty() {
-            let mut session = self.open(PARTS[TEXT])?;
-            for &i in &reports {
-                let report = &self.references.reports[i];
-                let feed: Vec<(&str, &Tensor)> = report.tokens.iter().map(|(n, t)| (n.as_str(), t)).collect();
-                let text = one(session.run(&feed, &["text"])?);
-                verdict.add(TEXT, &text, &report.text)?;
-                texts.push((i, text));
-            }
+        Ok(())
+    }
+
+    fn judge_text(&self, verdict: &mut Verdict) -> Result<()> {
+        (verdict.parts[TEXT], verdict.texts) = (None, Vec::new());
+        let mut session = None;
+        for (i, report) in self.references.reports.iter().enumerate().filter(|(_, r)| r.role.judges()) {
+            let feed: Vec<(&str, &Tensor)> = report.tokens.iter().map(|(n, t)| (n.as_str(), t.as_ref())).collect();
+            let text = one(self.opened(&mut session, TEXT)?.run(&feed, &["text"])?);
+            verdict.add(TEXT, &[(&text, &report.text)])?;
+            verdict.texts.push((i, text));
         }
-        self.judge_heads(&visions, &texts, &mut verdict)?;
-        Ok(verdict)
+        Ok(())
     }
 
     /// The heads by themselves, and the probabilities at the end of the whole chain.
-    fn judge_heads(&self, visions: &[(usize, Tensor)], texts: &[(usize, Tensor)], verdict: &mut Verdict) -> Result<()> {
-        let pairs = self.references.pairs();
-        if pairs.is_empty() {
+    fn judge_heads(&self, verdict: &mut Verdict) -> Result<()> {
+        (verdict.parts[HEADS], verdict.probabilities) = (None, None);
+        let find = |all: &[(usize, Tensor)], i: usize| all.iter().find(|(j, _)| *j == i).map(|(_, t)| t.clone());
+        let mut cases: Vec<(&'static str, [Tensor; 2], [Tensor; 2])> = Vec::new();
+        for (scan, report) in self.references.pairs() {
+            let (Some(vision), Some(text)) = (find(&verdict.visions, scan), find(&verdict.texts, report)) else {
+                continue;
+            };
+            let single = [&self.references.scans[scan].vision, &self.references.reports[report].text];
+            cases.push(("logits", single.map(|t| t.as_ref().clone()), [vision, text]));
+        }
+        if self.heads.outputs.iter().any(|&id| self.heads.value(id).name == "image_logits") {
+            // What the image says alone does not depend on the text: zeros stand in for it, as they do when it is run.
+            let absent = || Tensor::F32(ndarray::ArrayD::zeros(vec![1, self.loaded.config.text.hidden]));
+            for (scan, vision) in &verdict.visions {
+                let single = self.references.scans[*scan].vision.as_ref().clone();
+                cases.push(("image_logits", [single, absent()], [vision.clone(), absent()]));
+            }
+        }
+        if cases.is_empty() {
             return Ok(());
         }
-        let mut single = self.runner.open(self.heads)?;
-        let mut staged = self.open(PARTS[HEADS])?;
-        let find = |all: &[(usize, Tensor)], i: usize| all.iter().find(|(j, _)| *j == i).map(|(_, t)| t.clone());
-        for (scan, report) in pairs {
-            let (vision, text) = (&self.references.scans[scan].vision, &self.references.reports[report].text);
-            let outputs = ["logits", "v", "t"];
-            let feed = [("vision".to_owned(), vision.clone()), ("text".to_owned(), text.clone())].into();
-            let expected = single.run(&feed, &outputs)?;
-            let alone = staged.run(&[("vision", vision), ("text", text)], &outputs)?;
-            for (found, expected) in alone.iter().zip(&expected) {
-                verdict.add(HEADS, found, expected)?;
-            }
-            let (Some(vision), Some(text)) = (find(visions, scan), find(texts, report)) else { continue };
-            let chain = one(staged.run(&[("vision", &vision), ("text", &text)], &["logits"])?);
-            let difference = probabilities(&chain)
-                .iter()
-                .zip(probabilities(&expected[0]))
+        let (mut single, mut staged) = (self.runner.open(self.heads)?, self.open(PARTS[HEADS])?);
+        for (logits, [vision, text], [staged_vision, staged_text]) in cases {
+            let outputs: &[&str] = if logits == "logits" { &["logits", "v", "t"] } else { &[logits] };
+            let feed: Feed =
+                [("vision", &vision), ("text", &text)].map(|(n, t)| (n.to_owned(), Arc::new(t.clone()))).into();
+            let expected = single.run(&feed, outputs)?;
+            let alone = staged.run(&[("vision", &vision), ("text", &text)], outputs)?;
+            verdict.add(HEADS, &alone.iter().zip(&expected).collect::<Vec<_>>())?;
+            let chain = one(staged.run(&[("vision", &staged_vision), ("text", &staged_text)], &[logits])?);
+            let pairs = probabilities(&chain).into_iter().zip(probabilities(&expected[0]));
+            let difference = pairs
                 .map(|(a, b)| (a - b).abs())
                 .fold(0.0, |m: f64, d| if d.is_nan() { f64::INFINITY } else { m.max(d) });
             verdict.probabilities = Some(verdict.probabilities.unwrap_or(0.0).max(difference));
         }
         Ok(())
+    }
+
+    /// The part's session, opened when it is first needed.
+    fn opened<'s>(&self, session: &'s mut Option<Session>, part: usize) -> Result<&'s mut Session> {
+        match session {
+            Some(session) => Ok(session),
+            None => Ok(session.insert(self.open(PARTS[part])?)),
+        }
     }
 
     fn open(&self, part: &str) -> Result<Session> {
@@ -171,23 +245,15 @@ fn needs_prepacking(path: &Path) -> bool {
     std::fs::read(path).is_ok_and(|bytes| bytes.windows(11).any(|w| w == b"MatMulNBits"))
 }
 
-impl Verdict {
-    fn add(&mut self, part: usize, found: &Tensor, expected: &Tensor) -> Result<()> {
-        let failed = |e: String| Error::new(Code::RUNTIME_RUN, format!("the graph `{}`: {e}", PARTS[part]));
-        let (Tensor::F32(found), Tensor::F32(expected)) = (found, expected) else {
-            return Err(failed("its outputs are not float32".into()));
-        };
-        let comparison = Comparison::of(found, expected).map_err(failed)?;
-        let known = self.parts[part].take();
-        self.parts[part] = Some(match known {
-            Some((n, worst)) => (n + 1, worst.worst(&comparison)),
-            None => (1, comparison),
-        });
-        Ok(())
+fn compare(part: usize, found: &Tensor, expected: &Tensor) -> Result<Comparison> {
+    let failed = |e: String| Error::new(Code::RUNTIME_RUN, format!("the graph `{}`: {e}", PARTS[part]));
+    match (found, expected) {
+        (Tensor::F32(found), Tensor::F32(expected)) => Comparison::of(found, expected).map_err(failed),
+        _ => Err(failed("its outputs are not float32".into())),
     }
 }
 
-/// `1 - cosine`; infinite when a value is, or is no number: a cosine would lose it in a minimum.
+/// `1 - cosine`; infinite when a value is, or is no number.
 fn distance(c: &Comparison) -> f64 {
     if c.max_rel.is_finite() && c.cosine.is_finite() { 1.0 - c.cosine } else { f64::INFINITY }
 }

@@ -43,7 +43,8 @@ pub(super) fn errors(record: &Quantization) -> Option<String> {
     if layers.is_empty() {
         return None;
     }
-    let axis = Axis { low: low.log10().floor().max(-6.0), high: high.log10().ceil().max(low.log10().floor() + 1.0) };
+    let bottom = low.log10().floor().max(-6.0);
+    let axis = Axis { low: bottom, high: high.log10().ceil().max(bottom + 1.0) };
     let step = (900.0 / layers.len() as f64).clamp(4.0, 24.0);
     let width = LEFT + step * layers.len() as f64 + RIGHT;
     let width = width.max(640.0);

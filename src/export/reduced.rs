@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::runtime::Runtime;
 
 /// How often a part that misses its limit is made more exact.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: u32 = 6;
 
 /// The file of statistics in a bundle: what `--statistics` reads.
 const STATISTICS: &str = "calibration.safetensors";
@@ -94,30 +94,38 @@ fn judge(
     runner: Runner<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Verdict> {
-    let limits = Limits::of(plan.precision, plan.max_error);
-    for attempt in 0.. {
+    let limits = |part: usize| Limits::of_part(plan.precision, PARTS[part], plan.max_error);
+    let (mut verdict, mut written) = (Verdict::default(), [true; 4]);
+    for attempt in 1.. {
         progress.step("comparing with fp32 on held-out inputs", None);
         let gate = Gate { loaded, staging, references: &reducer.references, runner, heads: &graphs[HEADS] };
-        let verdict = gate.judge()?;
-        let failing = verdict.failing(&limits);
-        let error = verdict.error(&limits);
-        if failing.is_empty() || attempt == ATTEMPTS {
-            return error.map_or(Ok(verdict), Err);
-        }
-        for (part, shortfall) in failing {
-            match (reducer.raise(part, shortfall, progress), &error) {
-                (Ok(()), _) => {}
-                // The limits are met, only without room to spare.
-                (Err(_), None) => return Ok(verdict),
-                (Err(_), Some(_)) => return error.map_or(Ok(verdict), Err),
+        gate.judge(&mut verdict, written)?;
+        written = [false; 4];
+        if attempt <= ATTEMPTS {
+            for (part, shortfall) in verdict.failing(&limits) {
+                // What an earlier attempt did not reach is asked for more firmly.
+                written[part] = reducer.raise(part, shortfall * f64::from(attempt), progress)?;
             }
-            let graph = &reducer.graphs()?[part];
-            let format = Format { precision: reducer.precisions()[part], parameters: graphs[part].parameters() };
-            let (summary, files) = stage::write_part(graph, PARTS[part], format, loaded, staging, progress)?;
-            made.files.retain(|f| !f.name.starts_with(&format!("{}.onnx", PARTS[part])));
+        }
+        if written == [false; 4] {
+            return verdict.error(&limits).map_or(Ok(verdict), Err);
+        }
+        let (graphs_now, precisions) = (reducer.graphs()?, reducer.precisions());
+        for part in (0..PARTS.len()).filter(|&part| written[part]) {
+            let format = Format { precision: precisions[part], parameters: graphs[part].parameters() };
+            progress.step(&format!("writing {}", PARTS[part]), Some(stage::weight_bytes(&graphs_now[part])));
+            let (summary, files) =
+                stage::write_part(&graphs_now[part], PARTS[part], format, loaded, staging, progress)?;
+            // A graph that has no large weights any more leaves no data file behind.
+            let old = |f: &FileRecord| f.name.starts_with(&format!("{}.onnx", PARTS[part]));
+            for file in made.files.iter().filter(|f| old(f) && !files.iter().any(|new| new.name == f.name)) {
+                let path = staging.path().join(&file.name);
+                std::fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot remove the old file", e))?;
+            }
+            made.files.retain(|f| !old(f));
             made.files.extend(files);
             made.parts[part] = summary;
         }
     }
-    unreachable!("the last attempt returns")
+    unreachable!("without an attempt left nothing is written, and the loop returns")
 }

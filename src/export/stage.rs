@@ -50,27 +50,28 @@ fn check_finite(loaded: &Loaded) -> Result<()> {
     Ok(())
 }
 
-fn weight_bytes(graph: &Graph) -> u64 {
+/// Bytes of all weights of a graph.
+pub(super) fn weight_bytes(graph: &Graph) -> u64 {
     let tensors = graph.initializers().into_iter().filter_map(|id| graph.value(id).init.as_ref());
     tensors.map(|t| t.byte_len() as u64).sum()
 }
 
-/// Refuses at once what would not fit on the disk.
-fn check_space(folder: &Path, graphs: &[Graph; 4]) -> Result<()> {
+/// Refuses at once what would not fit on the disk: the graphs, and so many bytes more for a while.
+pub(super) fn check_space(folder: &Path, graphs: &[Graph; 4], more: Option<u64>) -> Result<()> {
     #[cfg(unix)]
     {
         let stat =
             rustix::fs::statvfs(folder).map_err(|e| Error::io(folder, "cannot ask for the free space", e.into()))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         // Padding, small weights and the tokenizer take a little more.
-        let need = graphs.iter().map(weight_bytes).sum::<u64>() / 100 * 101 + (16 << 20);
+        let need = graphs.iter().map(weight_bytes).sum::<u64>() / 100 * 101 + (16 << 20) + more.unwrap_or(0);
         if need > free {
             let message = format!("the bundle needs {need} bytes and {free} are free: free some, or choose another -o");
             return Err(Error::new(Code::DISK_FULL, message).at(folder));
         }
     }
     #[cfg(not(unix))]
-    let _ = (folder, graphs);
+    let _ = (folder, graphs, more);
     Ok(())
 }
 
@@ -83,7 +84,7 @@ pub(super) fn write(
     staging: &Staging,
     progress: &mut dyn Progress,
 ) -> Result<Made> {
-    check_space(staging.path(), graphs)?;
+    check_space(staging.path(), graphs, None)?;
     progress.step("writing the bundle", Some(graphs.iter().map(weight_bytes).sum()));
     let (mut parts, mut files) = (Vec::new(), Vec::new());
     for (i, (graph, part)) in graphs.iter().zip(PARTS).enumerate() {

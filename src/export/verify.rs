@@ -86,11 +86,13 @@ pub(super) fn check(
 
 fn mismatch(failed: &[&StageCheck]) -> Error {
     let show = |c: &&StageCheck| match c.limit {
-        StageLimit::Relative(most) => format!("{} {:.1e} (at most {most:.0e})", c.stage, c.comparison.max_rel),
+        StageLimit::Relative(most) => {
+            format!("{} relative error {:.1e} (at most {most:.0e})", c.stage, c.comparison.max_rel)
+        }
         StageLimit::Cosine(least) => format!("{} cosine {:.6} (at least {least})", c.stage, c.comparison.cosine),
     };
     let bad: Vec<String> = failed.iter().map(show).collect();
-    let message = format!("stages differ from the record, relative error: {}", bad.join(", "));
+    let message = format!("stages differ from the record: {}", bad.join(", "));
     Error::new(Code::VERIFY_MISMATCH, message)
 }
 

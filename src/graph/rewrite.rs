@@ -154,7 +154,7 @@ impl Graph {
     /// and what is read outside becomes outputs, under the same names.
     ///
     /// # Errors
-    /// `graph.invalid` when the nodes make nothing that is read outside.
+    /// `graph.invalid` when the graph is not a valid one.
     pub fn extract(&self, range: std::ops::Range<usize>) -> Result<Self> {
         let nodes = &self.nodes[range.clone()];
         let made: std::collections::HashSet<ValueId> = nodes.iter().flat_map(|n| &n.outputs).copied().collect();

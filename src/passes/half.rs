@@ -47,6 +47,29 @@ pub fn rounding(weight: &LazyTensor) -> Result<Rounded> {
     Ok(found)
 }
 
+/// Nodes that would compute in float16 and read a weight that does not fit it, and how many weights would become 0 in all.
+///
+/// # Errors
+/// When a weight cannot be read.
+pub fn unfit_for_half(graph: &Graph) -> Result<(BTreeSet<String>, u64)> {
+    let halves = choose(graph, &BTreeSet::new());
+    let (mut unfit, mut flushed) = (BTreeSet::new(), 0);
+    for (node, half) in graph.nodes.iter().zip(halves) {
+        if !half && !super::quantize::is_table(graph, node) {
+            continue;
+        }
+        for id in node.inputs.iter().flatten() {
+            let Some(weight) = graph.value(*id).init.as_ref().filter(|t| t.dtype().is_float()) else { continue };
+            let lost = rounding(weight)?;
+            flushed += lost.flushed;
+            if lost.overflowed > 0 {
+                unfit.insert(node.name.clone());
+            }
+        }
+    }
+    Ok((unfit, flushed))
+}
+
 /// The names of the nodes that would compute in float16.
 pub fn half_nodes(graph: &Graph, keep: &BTreeSet<String>) -> BTreeSet<String> {
     let halves = choose(graph, keep);
@@ -73,11 +96,11 @@ pub fn half(graph: &Graph, keep: &BTreeSet<String>) -> Result<Graph> {
     let mut pass = Pass { graph, new: Rewrite::new(graph), casts: HashMap::new() };
     for (node, half) in graph.nodes.iter().zip(halves) {
         if half {
-            pass.in_half(node)?;
+            pass.node(node, DType::F16)?;
         } else if super::quantize::is_table(graph, node) && !keep.contains(&node.name) {
             super::quantize::half_table(&mut pass.new, graph, node)?;
         } else {
-            pass.in_single(node)?;
+            pass.node(node, DType::F32)?;
         }
     }
     for &id in &graph.outputs {
@@ -133,7 +156,12 @@ fn wants_half(graph: &Graph, node: &Node, made: &HashSet<ValueId>, scores: &Hash
             let attends = node.outputs.iter().chain(node.inputs[0].as_ref()).any(|id| scores.contains(id));
             weight || attends
         }
-        "Gelu" | "Sigmoid" | "Relu" | "Mul" | "Add" => all_half,
+        // A bias; a sum of two activations is the residual stream.
+        "Add" => {
+            let vector = |id: &ValueId| graph.value(*id).ty.shape.len() == 1;
+            all_half && node.inputs.iter().flatten().any(|id| constant(id) && vector(id))
+        }
+        "Gelu" | "Sigmoid" | "Relu" | "Mul" => all_half,
         "Reshape" | "Transpose" | "Split" | "Concat" | "Slice" | "Squeeze" | "Unsqueeze" | "Pad" => all_half,
         _ => false,
     }
@@ -171,14 +199,6 @@ impl Pass<'_> {
         };
         self.casts.insert((old, dtype), id);
         Ok(id)
-    }
-
-    fn in_half(&mut self, node: &Node) -> Result<()> {
-        self.node(node, DType::F16)
-    }
-
-    fn in_single(&mut self, node: &Node) -> Result<()> {
-        self.node(node, DType::F32)
     }
 
     fn node(&mut self, node: &Node, dtype: DType) -> Result<()> {

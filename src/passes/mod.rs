@@ -11,6 +11,6 @@ mod smooth;
 
 pub use convolutions::{quantizable, quantize_convolutions};
 pub use fold::fold_batch_norm;
-pub use half::{HALF_RANGE, Rounded, beyond_range, half, half_nodes, rounding};
+pub use half::{HALF_RANGE, Rounded, beyond_range, half, half_nodes, rounding, unfit_for_half};
 pub use linears::{Linear, Segment, linears, segments};
 pub use smooth::{factors, smooth};

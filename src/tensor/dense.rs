@@ -100,12 +100,17 @@ impl Comparison {
         Self {
             max_abs: self.max_abs.max(other.max_abs),
             max_rel: self.max_rel.max(other.max_rel),
-            cosine: self.cosine.min(other.cosine),
+            cosine: least(self.cosine, other.cosine),
         }
     }
 }
 
-/// Cosine of the angle between two vectors, summed in `f64`; 1 when both are zero.
+/// The lesser of two figures; NaN when either is, which `min` would drop.
+pub fn least(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) }
+}
+
+/// Cosine of the angle between two vectors, summed in `f64`; 1 when both are zero, 0 when one is.
 pub fn cosine(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f64 {
     let (mut dot, mut aa, mut bb) = (0f64, 0f64, 0f64);
     for (x, y) in a.zip(b) {
@@ -114,7 +119,12 @@ pub fn cosine(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f64
         aa += x * x;
         bb += y * y;
     }
-    if aa == 0.0 && bb == 0.0 { 1.0 } else { dot / (aa * bb).sqrt() }
+    match (aa == 0.0, bb == 0.0) {
+        (true, true) => 1.0,
+        (true, false) | (false, true) => 0.0,
+        // Two roots: the product of two huge squares would overflow.
+        (false, false) => dot / (aa.sqrt() * bb.sqrt()),
+    }
 }
 
 #[cfg(test)]
@@ -140,5 +150,10 @@ mod tests {
         assert_eq!((same.max_abs, same.max_rel, same.cosine), (0.0, 0.0, 1.0));
         assert_eq!(Comparison::of(&array(&[2.0, 1.0]), &array(&[2.0, 2.0])).unwrap().max_rel, 0.5);
         assert!(Comparison::of(&array(&[1.0]), &array(&[1.0, 2.0])).is_err());
+        // A result that vanished, among results that did not.
+        let vanished = Comparison::of(&array(&[0.0, 0.0]), &array(&[2.0, 2.0])).unwrap();
+        assert_eq!((vanished.cosine, vanished.worst(&same).cosine, same.worst(&vanished).cosine), (0.0, 0.0, 0.0));
+        let undefined = Comparison { cosine: f64::NAN, ..same };
+        assert!(undefined.worst(&same).cosine.is_nan() && same.worst(&undefined).cosine.is_nan());
     }
 }

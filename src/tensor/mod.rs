@@ -9,7 +9,7 @@ mod dtype;
 mod lazy;
 mod views;
 
-pub use dense::{Comparison, Tensor, cosine};
+pub use dense::{Comparison, Tensor, cosine, least};
 pub use dtype::DType;
 pub use lazy::{CHUNK_BYTES, LazyTensor, Sink, Source};
 

@@ -1,6 +1,7 @@
 //! The adapter in reduced precision: a few convolutions, taken or left as a whole.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ndarray::ArrayD;
 
@@ -10,7 +11,7 @@ use crate::calibrate::{Feed, Fidelity, Ranges, Role, Runner, Wanted, fidelity_of
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::passes::quantize::Scheme;
-use crate::passes::{beyond_range, half, quantizable, quantize_convolutions};
+use crate::passes::{beyond_range, half, quantizable, quantize_convolutions, unfit_for_half};
 use crate::progress::Silent;
 use crate::tensor::Tensor;
 
@@ -28,17 +29,17 @@ pub(super) struct Adapter {
 }
 
 /// Runs the float32 adapter on one scan; gives its result and adds to the ranges of all values.
-pub(super) fn observe(graph: &Graph, volume: Tensor, ranges: &mut Ranges, runner: &Runner<'_>) -> Result<Tensor> {
-    let feed = Feed::from([("volume".to_owned(), volume)]);
-    let wanted = Wanted { ranges: true };
-    let mut outputs = walk(graph, vec![feed], &[Role::Calibrate], wanted, runner, &mut Silent, &mut |visit, _| {
+pub(super) fn observe(graph: &Graph, volume: Tensor, ranges: &mut Ranges, runner: &Runner<'_>) -> Result<Arc<Tensor>> {
+    let feed = Feed::from([("volume".to_owned(), Arc::new(volume))]);
+    let wanted = Wanted { ranges: true, blocks: &|_| true };
+    let outputs = walk(graph, vec![feed], &[Role::Calibrate], &wanted, runner, &mut Silent, &mut |visit, _| {
         for (name, (low, high)) in visit.ranges {
             let known = ranges.entry(name).or_insert((low, high));
             *known = (known.0.min(low), known.1.max(high));
         }
         Ok(())
     })?;
-    let output = outputs.pop().and_then(|mut feed| feed.remove("adapter"));
+    let output = outputs.and_then(|mut all| all.pop()?.remove("adapter"));
     output.ok_or_else(|| Error::new(Code::RUNTIME_RUN, "the adapter gave no result"))
 }
 
@@ -47,7 +48,7 @@ pub(super) fn single(graph: &Graph) -> Adapter {
     Adapter { graph: graph.clone(), precision: Precision::Fp32, record: record(graph, Scheme::Fp32) }
 }
 
-/// The adapter in float32 because nothing else would do; `first` is what was tried.
+/// The adapter in float32, exactly, because nothing else would do; `first` is what was tried.
 fn kept(graph: &Graph, first: Option<FirstTry>) -> Adapter {
     let single = single(graph);
     let record = LayerRecord { error: Some(0.0), cosine: Some(1.0), first, ..single.record };
@@ -73,7 +74,10 @@ pub(super) fn choose(
     runner: &Runner<'_>,
 ) -> Result<Adapter> {
     let (candidate, scheme) = match precision {
-        Precision::Fp16 => (Some(half(graph, &beyond_range(graph, ranges))?), Scheme::Fp16),
+        Precision::Fp16 => {
+            let keep = unfit_for_half(graph)?.0.into_iter().chain(beyond_range(graph, ranges)).collect();
+            (Some(half(graph, &keep)?), Scheme::Fp16)
+        }
         Precision::Int8 | Precision::Int4 if quantizable(graph) => {
             (quantize_convolutions(graph, &with_inputs(graph, ranges))?, Scheme::Int8Static)
         }
@@ -84,7 +88,7 @@ pub(super) fn choose(
     let mut found = Fidelity::EXACT;
     for pair in held_out {
         let (volume, expected) = pair?;
-        let feed = Feed::from([("volume".to_owned(), volume)]);
+        let feed = Feed::from([("volume".to_owned(), Arc::new(volume))]);
         let Some(Tensor::F32(result)) = loaded.run(&feed, &["adapter"])?.into_iter().next() else { continue };
         // One figure over the whole map: it has no tokens.
         let whole = |a: &ArrayD<f32>| ArrayD::from_shape_vec(vec![1, a.len()], a.iter().copied().collect());
@@ -109,7 +113,7 @@ pub(super) fn data_free(graph: &Graph, precision: Precision) -> Result<Adapter> 
     if precision != Precision::Fp16 {
         return Ok(single(graph));
     }
-    let graph_in_half = half(graph, &Default::default())?;
+    let graph_in_half = half(graph, &unfit_for_half(graph)?.0)?;
     Ok(Adapter { graph: graph_in_half, precision, record: record(graph, Scheme::Fp16) })
 }
 

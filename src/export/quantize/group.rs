@@ -6,8 +6,8 @@ use super::trial::Trial;
 use crate::calibrate::{Columns, Fidelity, Group, Runner};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
-use crate::passes::factors;
 use crate::passes::quantize::Scheme;
+use crate::passes::{factors, rounding};
 
 /// How strongly the size of a column moves into weights: 0 not at all, 1 wholly (SmoothQuant's α).
 const STRENGTHS: [f32; 4] = [0.35, 0.5, 0.65, 0.8];
@@ -15,8 +15,12 @@ const STRENGTHS: [f32; 4] = [0.35, 0.5, 0.65, 0.8];
 /// A smoothing must take at least this part of the worst layer's error away.
 const WORTHWHILE: f64 = 0.1;
 
-/// From this part of the limit on, an int8 layer's error is more than rounding alone explains.
-const SUSPICIOUS: f64 = 0.4;
+/// From this error on, an int8 layer has more than rounding alone explains. Smoothing is free at run time, so it is worth a
+/// try before a limit is reached.
+const SUSPICIOUS: f64 = 0.02;
+
+/// A layer whose block was raised must come to at most this part of the error that it had before.
+const RAISED: f64 = 0.7;
 
 /// What was decided for a group.
 pub(super) struct Chosen {
@@ -40,7 +44,7 @@ pub(super) struct Rules<'a> {
     pub start: usize,
     /// Largest relative error.
     pub limit: f64,
-    /// Layers that start at the last rung: their weights do not fit half precision.
+    /// Layers that start at the last rung: what they read or hold does not fit half precision.
     pub last: Vec<bool>,
 }
 
@@ -57,67 +61,88 @@ pub(super) fn choose(
 ) -> Result<Chosen> {
     let importance: Arc<[f32]> = columns.importance().into();
     let trial = Trial { graph, group, importance: &importance, runner };
-    let zero_point = columns.zero_point();
+    let mut chosen = climb(&trial, columns, rules)?;
+    if let Some(i) = (0..chosen.found.len()).find(|&i| chosen.found[i].error > rules.limit) {
+        let (name, error, limit) = (&group.linears[i].name, chosen.found[i].error, rules.limit);
+        let message = format!(
+            "the layer `{name}` has a relative error of {error:.1e} even as {}, allowed are {limit:.1e}: raise --max-error",
+            chosen.schemes[i]
+        );
+        return Err(Error::new(Code::QUANTIZE_ERROR, message));
+    }
+    let before: Vec<Scheme> = chosen.first.iter().map(|(s, _)| *s).collect();
+    if before != chosen.schemes {
+        let after = trial.seconds(&chosen.schemes, chosen.factors.as_deref(), &group.held_out)?;
+        chosen.slowdown = Some(after / trial.seconds(&before, None, &group.held_out)?);
+    }
+    Ok(chosen)
+}
+
+/// Tries rungs until every layer meets the limit or is at the top.
+fn climb(trial: &Trial<'_>, columns: &Columns, rules: &Rules<'_>) -> Result<Chosen> {
+    let (group, zero_point, top) = (trial.group, columns.zero_point(), rules.ladder.len() - 1);
     let at = |rung: usize| match rules.ladder[rung] {
         Scheme::Int8 { .. } => Scheme::Int8 { zero_point },
         other => other,
     };
-    let top = rules.ladder.len() - 1;
-    let mut rungs: Vec<usize> = rules.last.iter().map(|&last| if last { top } else { 0 }).collect();
     let schemes = |rungs: &[usize]| rungs.iter().map(|&r| at(r)).collect::<Vec<_>>();
+    // The first rung is tried even where a block starts higher: the others are compared with it.
+    let mut rungs: Vec<usize> = rules.last.iter().map(|&last| if last { top } else { 0 }).collect();
     let mut found = trial.run(&schemes(&rungs), None, &group.held_out)?;
-    let first: Vec<_> = schemes(&rungs).into_iter().zip(found.clone()).collect();
-    let mut factors = None;
-    let enough = match rules.ladder[0] {
-        // Free at run time, so worth a try before the limit is reached.
-        Scheme::Int8 { .. } => rules.limit * SUSPICIOUS,
-        _ => rules.limit,
-    };
-    if worst(&found) > enough && rules.ladder[0] != Scheme::Fp16 {
-        factors = smoothing(&trial, columns, &schemes(&rungs))?;
-    }
-    if let Some(some) = &factors {
-        let smoothed = trial.run(&schemes(&rungs), Some(some), &group.held_out)?;
-        // What helps on the tokens that it was chosen by may be their noise.
-        if worst(&smoothed) < worst(&found) * (1.0 - WORTHWHILE) {
-            found = smoothed;
-        } else {
-            factors = None;
-        }
-    }
-    if rules.start > 0 {
-        rungs.iter_mut().for_each(|r| *r = (*r).max(rules.start));
-        found = trial.run(&schemes(&rungs), factors.as_deref(), &group.held_out)?;
-    }
+    let first: Vec<(Scheme, Fidelity)> = schemes(&rungs).into_iter().zip(found.clone()).collect();
+    let (mut factors, mut tried) = (None, false);
     loop {
-        let failing = (0..rungs.len()).filter(|&i| found[i].error > rules.limit && rungs[i] < top);
-        let failing: Vec<usize> = failing.collect();
-        if failing.is_empty() {
-            break;
+        if !tried && worth_smoothing(&schemes(&rungs), &found, rules.limit) {
+            tried = true;
+            if let Some((better, smoothed)) = smoothing(trial, columns, &schemes(&rungs), &found)? {
+                (factors, found) = (Some(better), smoothed);
+            }
         }
-        failing.iter().for_each(|&i| rungs[i] += 1);
+        let climbs = |&i: &usize| {
+            let (scheme, before) = first[i];
+            let raised = rules.start > 0 && found[i].error > before.error * RAISED && scheme != at(top);
+            (found[i].error > rules.limit || raised || rungs[i] < rules.start) && rungs[i] < top
+        };
+        let climbing: Vec<usize> = (0..rungs.len()).filter(climbs).collect();
+        if climbing.is_empty() {
+            return Ok(Chosen { schemes: schemes(&rungs), factors, found, first, slowdown: None });
+        }
+        for i in climbing {
+            rungs[i] = (rungs[i] + 1).max(rules.start);
+            // Weights beyond half precision have no such rung.
+            if at(rungs[i]) == Scheme::Fp16Weight && overflows(trial.graph, group, i)? {
+                rungs[i] += 1;
+            }
+        }
         found = trial.run(&schemes(&rungs), factors.as_deref(), &group.held_out)?;
     }
-    let now = schemes(&rungs);
-    if let Some(i) = (0..now.len()).find(|&i| found[i].error > rules.limit) {
-        let (name, error, limit) = (&group.linears[i].name, found[i].error, rules.limit);
-        let message = format!(
-            "the layer `{name}` has a relative error of {error:.1e} even as {}, allowed are {limit:.1e}: raise --max-error",
-            now[i]
-        );
-        return Err(Error::new(Code::QUANTIZE_ERROR, message));
-    }
-    let before: Vec<Scheme> = first.iter().map(|(s, _)| *s).collect();
-    let treated = before != now;
-    let slowdown = treated.then(|| {
-        let after = trial.seconds(&now, factors.as_deref(), &group.held_out)?;
-        Ok::<_, Error>(after / trial.seconds(&before, None, &group.held_out)?)
-    });
-    Ok(Chosen { schemes: now, factors, found, first, slowdown: slowdown.transpose()? })
 }
 
-/// The factors that help most on tokens that calibrate; none where nothing can take them or they do not help.
-fn smoothing(trial: &Trial<'_>, columns: &Columns, schemes: &[Scheme]) -> Result<Option<Vec<f32>>> {
+/// Whether any layer's weight holds values beyond half precision.
+fn overflows(graph: &Graph, group: &Group, layer: usize) -> Result<bool> {
+    match &graph.value(group.linears[layer].weight).init {
+        Some(weight) => Ok(rounding(weight)?.overflowed > 0),
+        None => Ok(false),
+    }
+}
+
+/// Whether single columns may be why the layers are as far off as they are.
+fn worth_smoothing(schemes: &[Scheme], found: &[Fidelity], limit: f64) -> bool {
+    schemes.iter().zip(found).any(|(scheme, found)| match scheme {
+        Scheme::Int8 { .. } => found.error > SUSPICIOUS.min(limit),
+        Scheme::Blocks { .. } => found.error > limit,
+        _ => false,
+    })
+}
+
+/// The factors that help most on tokens that calibrate, and how close the layers then come on held-out ones; none where
+/// nothing can take them or they do not help there.
+fn smoothing(
+    trial: &Trial<'_>,
+    columns: &Columns,
+    schemes: &[Scheme],
+    found: &[Fidelity],
+) -> Result<Option<(Vec<f32>, Vec<Fidelity>)>> {
     let group = trial.group;
     let sample = if group.calibrating.x.view().is_empty() { &group.held_out } else { &group.calibrating };
     let plain = worst(&trial.run(schemes, None, sample)?);
@@ -136,7 +161,11 @@ fn smoothing(trial: &Trial<'_>, columns: &Columns, schemes: &[Scheme]) -> Result
             best = Some((error, factors));
         }
     }
-    Ok(best.map(|(_, factors)| factors))
+    let Some((_, factors)) = best else { return Ok(None) };
+    let smoothed = trial.run(schemes, Some(&factors), &group.held_out)?;
+    // What helps on the tokens that it was chosen by may be their noise.
+    let helps = worst(&smoothed) < worst(found) * (1.0 - WORTHWHILE);
+    Ok(helps.then_some((factors, smoothed)))
 }
 
 fn worst(found: &[Fidelity]) -> f64 {

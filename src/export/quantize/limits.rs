@@ -18,6 +18,12 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// The limits of a part: those of the export's precision, or of int8 where an int4 export has 8 bits.
+    pub fn of_part(precision: Precision, part: &str, max_error: Option<f64>) -> Self {
+        let own = if precision == Precision::Int4 && part != "text" { Precision::Int8 } else { precision };
+        Self { probability: Self::of(precision, None).probability, ..Self::of(own, max_error) }
+    }
+
     /// The limits of a precision; `max_error` replaces that of layers.
     pub fn of(precision: Precision, max_error: Option<f64>) -> Self {
         let default = match precision {

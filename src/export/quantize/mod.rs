@@ -1,8 +1,8 @@
 //! Reduced precision: from float32 graphs and calibration inputs to graphs that stay close to them.
 //!
 //! [`Reducer::start`] walks the float32 graphs, decides layer by layer and keeps what float32 gave; [`Reducer::raise`] makes a
-//! part more exact that misses its limit as a whole. Without inputs (or without ONNX Runtime) [`data_free`] uses what
-//! needs none: one int8 scale a token, taken as the token comes, and weights rounded by themselves.
+//! part more exact that misses its limit as a whole. Without inputs only what needs none is used: one int8 scale a token,
+//! taken as the token comes, and weights rounded by themselves.
 
 mod adapter;
 mod group;
@@ -12,6 +12,7 @@ pub(super) mod references;
 mod trial;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use limits::Limits;
 use part::{Choice, Decider, Starts};
@@ -23,6 +24,7 @@ use crate::bundle::{Calibration, LayerRecord, Precision, Quantization};
 use crate::calibrate::{Feed, Ranges, Role, Runner, Statistics};
 use crate::error::{Code, Error, Result, Warning};
 use crate::graph::Graph;
+use crate::passes::{Segment, half, segments, unfit_for_half};
 use crate::progress::Progress;
 use crate::tensor::Tensor;
 
@@ -43,9 +45,10 @@ pub(super) struct Reducer<'a> {
     loaded: &'a Loaded,
     graphs: &'a [Graph; 4],
     runner: Option<Runner<'a>>,
-    limits: Limits,
     statistics: Option<Statistics>,
     adapter: adapter::Adapter,
+    /// Whether the heads stay in float32.
+    single_heads: bool,
     /// For vision and text.
     choices: [Choice; 2],
     starts: [Starts; 2],
@@ -66,30 +69,29 @@ impl<'a> Reducer<'a> {
         runner: Option<Runner<'a>>,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
-        let limits = Limits::of(plan.precision, plan.max_error);
         let statistics = plan.statistics.as_deref().map(Statistics::load).transpose()?;
-        let decider = Decider { precision: plan.precision, limits, statistics: statistics.as_ref() };
+        let decider = Decider::new(plan, statistics.as_ref());
         let choices = [decider.data_free(&graphs[VISION])?, decider.data_free(&graphs[TEXT])?];
         let adapter = adapter::data_free(&graphs[ADAPTER], plan.precision)?;
         let mut reducer = Self {
             plan,
             loaded,
             graphs,
-            runner: runner.filter(|_| !all.is_empty()),
-            limits,
+            runner,
             statistics,
             adapter,
+            single_heads: plan.precision != Precision::Fp16,
             choices,
             starts: [Starts::new(), Starts::new()],
             references: References::default(),
         };
         if let Some(runner) = reducer.runner {
+            // Found out after an hour of calibration, a full disk would cost the hour.
+            super::stage::check_space(runner.scratch, &reducer.graphs()?, graphs.iter().map(largest_block).max())?;
             reducer.adapter(all, &runner, progress)?;
-            let reports = references::reports(loaded, all, reducer.statistics.is_some())?;
-            reducer.references.reports = reports
-                .into_iter()
-                .map(|(name, tokens, role)| ReportReference { name, role, tokens, text: empty() })
-                .collect();
+            let reports = references::reports(loaded, all)?.into_iter();
+            let reports = reports.map(|(name, tokens, role)| ReportReference { name, role, tokens, text: empty() });
+            reducer.references.reports = reports.collect();
             reducer.part(VISION, &runner, progress)?;
             reducer.part(TEXT, &runner, progress)?;
         }
@@ -101,7 +103,7 @@ impl<'a> Reducer<'a> {
     fn adapter(&mut self, all: &[CalibrationInput], runner: &Runner<'_>, progress: &mut dyn Progress) -> Result<()> {
         let graph = &self.graphs[ADAPTER];
         let mut ranges = Ranges::new();
-        let scans = references::scans(all, false);
+        let scans = references::scans(all);
         for (name, path, role) in scans {
             progress.step(&format!("adapter: {}", path.display()), None);
             let volume = inputs::scan(self.loaded, &path)?;
@@ -114,18 +116,20 @@ impl<'a> Reducer<'a> {
             return Ok(());
         }
         let held_out = self.references.scans.iter().filter(|s| s.role.judges());
-        let mut pairs = held_out.filter_map(|s| match &s.adapter {
+        let mut pairs = held_out.filter_map(|s| match s.adapter.as_ref() {
             Tensor::F32(expected) => Some(inputs::scan(self.loaded, &s.path).map(|volume| (volume, expected))),
             Tensor::I64(_) => None,
         });
-        self.adapter = adapter::choose(graph, self.plan.precision, &ranges, &self.limits, &mut pairs, runner)?;
+        let limits = Limits::of_part(self.plan.precision, &graph.name, self.plan.max_error);
+        self.adapter = adapter::choose(graph, self.plan.precision, &ranges, &limits, &mut pairs, runner)?;
         Ok(())
     }
 
     /// Walks vision or text and decides about it.
     fn part(&mut self, part: usize, runner: &Runner<'_>, progress: &mut dyn Progress) -> Result<()> {
-        let reused = self.statistics.is_some();
-        let role = |role: Role| if reused { Role::HeldOut } else { role };
+        let decider = Decider::new(self.plan, self.statistics.as_ref());
+        // Inputs whose statistics are not needed all judge.
+        let role = |role: Role| if decider.is_given(&self.graphs[part]) { Role::HeldOut } else { role };
         let inputs: (Vec<Feed>, Vec<Role>) = if part == VISION {
             let feed = |s: &ScanReference| (Feed::from([("adapter".to_owned(), s.adapter.clone())]), role(s.role));
             self.references.scans.iter().map(feed).unzip()
@@ -135,13 +139,10 @@ impl<'a> Reducer<'a> {
         if inputs.0.is_empty() {
             return Ok(());
         }
-        let decider =
-            Decider { precision: self.plan.precision, limits: self.limits, statistics: self.statistics.as_ref() };
-        let starts = &self.starts[part - VISION];
-        let before = &self.choices[part - VISION];
+        let (before, starts) = (&self.choices[part - VISION], &self.starts[part - VISION]);
         let (choice, outputs) = decider.calibrated(&self.graphs[part], inputs, starts, before, runner, progress)?;
         self.choices[part - VISION] = choice;
-        for (i, mut output) in outputs.into_iter().enumerate() {
+        for (i, mut output) in outputs.into_iter().flatten().enumerate() {
             let result = output.remove(crate::model::PARTS[part]);
             let result = result.ok_or_else(|| Error::new(Code::RUNTIME_RUN, "a part gave no result"))?;
             if part == VISION {
@@ -153,33 +154,27 @@ impl<'a> Reducer<'a> {
         Ok(())
     }
 
-    /// Makes a part more exact whose distance from float32 must shrink `shortfall` times.
+    /// Makes a part more exact whose distance from float32 must shrink `shortfall` times; false when nothing is left that
+    /// could be made more exact.
     ///
     /// # Errors
-    /// `quantize.error` when nothing is left to be made more exact.
-    pub fn raise(&mut self, part: usize, shortfall: f64, progress: &mut dyn Progress) -> Result<()> {
-        let name = crate::model::PARTS[part];
-        let mut raised = false;
+    /// Those of [`Self::start`].
+    pub fn raise(&mut self, part: usize, shortfall: f64, progress: &mut dyn Progress) -> Result<bool> {
         match (part, self.runner) {
             (ADAPTER, Some(_)) if self.adapter.precision != Precision::Fp32 => {
                 self.adapter = self.adapter.raised(&self.graphs[ADAPTER]);
-                raised = true;
             }
+            (HEADS, Some(_)) if !self.single_heads => self.single_heads = true,
             (VISION | TEXT, Some(runner)) => {
                 let i = part - VISION;
-                raised = self.choices[i].raise(name, shortfall, &mut self.starts[i]);
-                if raised {
-                    self.part(part, &runner, progress)?;
+                if !self.choices[i].raise(crate::model::PARTS[part], shortfall, &mut self.starts[i]) {
+                    return Ok(false);
                 }
+                self.part(part, &runner, progress)?;
             }
-            _ => {}
+            _ => return Ok(false),
         }
-        if raised {
-            return Ok(());
-        }
-        let message =
-            format!("the graph `{name}` stays too far from float32: raise --max-error, or export another precision");
-        Err(Error::new(Code::QUANTIZE_ERROR, message))
+        Ok(true)
     }
 
     /// The graphs as decided.
@@ -187,9 +182,10 @@ impl<'a> Reducer<'a> {
     /// # Errors
     /// `graph.invalid`.
     pub fn graphs(&self) -> Result<[Graph; 4]> {
-        let heads = match self.plan.precision {
-            Precision::Fp16 => crate::passes::half(&self.graphs[HEADS], &Default::default())?,
-            _ => self.graphs[HEADS].clone(),
+        let heads = if self.single_heads {
+            self.graphs[HEADS].clone()
+        } else {
+            half(&self.graphs[HEADS], &unfit_for_half(&self.graphs[HEADS])?.0)?
         };
         let [vision, text] = &self.choices;
         Ok([self.adapter.graph.clone(), vision.apply(&self.graphs[VISION])?, text.apply(&self.graphs[TEXT])?, heads])
@@ -197,7 +193,7 @@ impl<'a> Reducer<'a> {
 
     /// The number format of each part.
     pub fn precisions(&self) -> [Precision; 4] {
-        let heads = if self.plan.precision == Precision::Fp16 { Precision::Fp16 } else { Precision::Fp32 };
+        let heads = if self.single_heads { Precision::Fp32 } else { Precision::Fp16 };
         let vision = if self.plan.precision == Precision::Int4 { Precision::Int8 } else { self.plan.precision };
         [self.adapter.precision, vision, self.plan.precision, heads]
     }
@@ -209,27 +205,34 @@ impl<'a> Reducer<'a> {
 
     /// The statistics to keep in the bundle: those that were gathered, or those that were given.
     pub fn statistics(&self) -> Option<Statistics> {
-        if let Some(given) = &self.statistics {
-            return Some(given.clone());
-        }
-        let activations: BTreeMap<_, _> = self.choices.iter().flat_map(Choice::statistics).collect();
-        let (scans, reports) = self.references.count(Role::calibrates);
+        let decider = Decider::new(self.plan, self.statistics.as_ref());
+        let of_part = |name: &str| self.graphs.iter().find(|g| name.starts_with(&format!("{}/", g.name)));
+        let mut given = self.statistics.clone().unwrap_or_default();
+        given.activations.retain(|name, _| of_part(name).is_some_and(|graph| decider.is_given(graph)));
+        let mut activations: BTreeMap<_, _> = self.choices.iter().flat_map(Choice::statistics).collect();
+        let (scans, reports) = self.counts();
+        activations.extend(given.activations);
         (!activations.is_empty()).then_some(Statistics { activations, scans, reports })
+    }
+
+    /// How many scans and reports gave the statistics.
+    fn counts(&self) -> (usize, usize) {
+        let decider = Decider::new(self.plan, self.statistics.as_ref());
+        let (scans, reports) = self.references.count(Role::calibrates);
+        let given = |part: usize| self.statistics.as_ref().filter(|_| decider.is_given(&self.graphs[part]));
+        (given(VISION).map_or(scans, |s| s.scans), given(TEXT).map_or(reports, |s| s.reports))
     }
 
     /// What the manifest says; `statistics` is the file that they lie in.
     pub fn record(&self, statistics: Option<String>, probabilities: Option<f64>) -> Quantization {
-        let (scans, reports) = match &self.statistics {
-            Some(given) => (given.scans, given.reports),
-            None => self.references.count(Role::calibrates),
-        };
+        let (scans, reports) = self.counts();
         let (held_out_scans, held_out_reports) = self.references.count(Role::judges);
         let layers: Vec<LayerRecord> = std::iter::once(&self.adapter.record)
             .chain(self.choices.iter().flat_map(Choice::layers))
             .cloned()
             .collect();
         Quantization {
-            max_error: self.limits.layer,
+            max_error: Limits::of(self.plan.precision, self.plan.max_error).layer,
             calibration: Calibration { scans, reports, held_out_scans, held_out_reports, statistics },
             layers,
             blocks: self.choices.iter().flat_map(Choice::records).cloned().collect(),
@@ -246,8 +249,8 @@ impl<'a> Reducer<'a> {
             progress.warn(&Warning::new("weights_flushed", message));
         }
         let Some(_) = self.runner else {
-            let message = "no calibration inputs: weights are rounded without knowing what they are multiplied with, \
-                           the adapter stays in fp32 unless it is exported in fp16, and nothing is compared with fp32";
+            let message = "no calibration inputs: what needs to know activations is left out (the adapter stays in fp32 \
+                           unless it is exported in fp16), and nothing is compared with fp32";
             return progress.warn(&Warning::new("calibration_none", message));
         };
         let (scans, reports) = (self.references.scans.len(), self.references.reports.len());
@@ -263,6 +266,12 @@ impl<'a> Reducer<'a> {
     }
 }
 
-fn empty() -> Tensor {
-    Tensor::F32(ndarray::ArrayD::zeros(vec![0]))
+fn empty() -> Arc<Tensor> {
+    Arc::new(Tensor::F32(ndarray::ArrayD::zeros(vec![0])))
+}
+
+/// Bytes of the largest block's weights: what is written for a moment while it is calibrated.
+fn largest_block(graph: &Graph) -> u64 {
+    let bytes = |s: Segment| graph.extract(s.nodes).map_or(0, |block| super::stage::weight_bytes(&block));
+    segments(graph).into_iter().map(bytes).max().unwrap_or(0)
 }

@@ -13,7 +13,9 @@ use crate::calibrate::{Columns, Feed, Fidelity, Group, Role, Runner, Statistics,
 use crate::error::{Code, Error, Result};
 use crate::graph::{Graph, ValueId};
 use crate::passes::quantize::{Plan, Scheme, quantize};
-use crate::passes::{Linear, beyond_range, half, half_nodes, linears, rounding, smooth};
+use crate::passes::{
+    Linear, Rounded, Segment, beyond_range, half, linears, rounding, segments, smooth, unfit_for_half,
+};
 use crate::progress::Progress;
 use crate::tensor::{DType, Tensor};
 
@@ -35,6 +37,8 @@ pub(super) struct Choice {
 struct Block {
     /// Where its layers started on the ladder.
     start: usize,
+    /// Whether it was decided by what inputs showed.
+    judged: bool,
     schemes: BTreeMap<String, Scheme>,
     importance: BTreeMap<String, Arc<[f32]>>,
     /// Names of activations that are smoothed, with their factors.
@@ -102,16 +106,21 @@ pub(super) type Starts = BTreeMap<String, usize>;
 /// What decides.
 pub(super) struct Decider<'a> {
     pub precision: Precision,
-    pub limits: Limits,
+    pub max_error: Option<f64>,
     /// Statistics of an earlier export, to be used instead of those gathered.
     pub statistics: Option<&'a Statistics>,
 }
 
-impl Decider<'_> {
+impl<'a> Decider<'a> {
+    /// What decides by `plan`.
+    pub fn new(plan: &crate::export::Plan, statistics: Option<&'a Statistics>) -> Self {
+        Self { precision: plan.precision, max_error: plan.max_error, statistics }
+    }
+
     /// Every layer gets the first scheme of its ladder; nothing is run.
     ///
     /// # Errors
-    /// When weights cannot be read.
+    /// When weights cannot be read; `calibration.input` when given statistics do not fit.
     pub fn data_free(&self, graph: &Graph) -> Result<Choice> {
         let mut choice = self.begin(graph)?;
         let scheme = ladder(self.precision, &graph.name)[0];
@@ -120,7 +129,7 @@ impl Decider<'_> {
             let kept = choice.unfit.contains(&graph.nodes[linear.node].name);
             let scheme = if kept { Scheme::Fp32 } else { scheme };
             block.schemes.insert(linear.name.clone(), scheme);
-            if let Some(columns) = self.statistics.and_then(|s| s.activations.get(&key(graph, &linear))) {
+            if let Some(columns) = self.given(graph, &linear)? {
                 block.importance.insert(linear.name.clone(), columns.importance().into());
             }
             block.layers.push(record(graph, &linear, scheme));
@@ -132,32 +141,45 @@ impl Decider<'_> {
     /// What holds before anything was run: tables, and weights that half precision cannot hold.
     fn begin(&self, graph: &Graph) -> Result<Choice> {
         let mut choice = Choice { precision: Some(self.precision), ..Choice::default() };
-        let halves = match self.precision {
-            Precision::Fp16 => half_nodes(graph, &BTreeSet::new()),
-            _ => BTreeSet::new(),
-        };
-        let mut table_fits = true;
-        for node in &graph.nodes {
-            let table = node.op.kind == "Gather";
-            if !halves.contains(&node.name) && !table {
-                continue;
-            }
-            for id in node.inputs.iter().flatten() {
-                let Some(weight) = graph.value(*id).init.as_ref().filter(|t| t.dtype().is_float()) else { continue };
-                let lost = rounding(weight)?;
-                choice.flushed += lost.flushed;
-                if lost.overflowed > 0 {
-                    choice.unfit.insert(node.name.clone());
-                    table_fits &= !table;
-                }
-            }
+        if self.precision == Precision::Fp16 {
+            (choice.unfit, choice.flushed) = unfit_for_half(graph)?;
+            return Ok(choice);
         }
-        choice.tables = table_fits.then_some(DType::F16);
+        let mut fits = true;
+        for node in graph.nodes.iter().filter(|n| n.op.kind == "Gather") {
+            let table = node.inputs[0].and_then(|id| graph.value(id).init.as_ref());
+            let lost = table.filter(|t| t.dtype().is_float()).map_or(Ok(Rounded::default()), rounding)?;
+            choice.flushed += lost.flushed;
+            fits &= lost.overflowed == 0;
+        }
+        choice.tables = fits.then_some(DType::F16);
         Ok(choice)
     }
 
-    /// Walks the graph over `feeds` and decides layer by layer; gives the graph's float32 outputs too. Blocks that start
-    /// where they did in `before` keep what was decided there.
+    /// Whether statistics for this graph were given: half precision uses none, and an export without scans (or reports)
+    /// gathered none for the part that reads them.
+    pub fn is_given(&self, graph: &Graph) -> bool {
+        let prefix = format!("{}/", graph.name);
+        let given = self.statistics.is_some_and(|s| s.activations.keys().any(|k| k.starts_with(&prefix)));
+        given && self.precision != Precision::Fp16
+    }
+
+    /// The given statistics of the activation that a layer reads.
+    fn given(&self, graph: &Graph, linear: &Linear) -> Result<Option<&Columns>> {
+        let Some(statistics) = self.statistics.filter(|_| self.is_given(graph)) else { return Ok(None) };
+        let wrong =
+            |what: String| Error::new(Code::CALIBRATION_INPUT, format!("the statistics are another model's: {what}"));
+        let name = key(graph, linear);
+        let found = statistics.activations.get(&name).ok_or_else(|| wrong(format!("they lack `{name}`")))?;
+        let (have, want) = (found.largest.len(), linear.k);
+        if have != want {
+            return Err(wrong(format!("`{name}` has {have} columns, expected {want}")));
+        }
+        Ok(Some(found))
+    }
+
+    /// Walks the graph over the inputs and decides layer by layer; gives the graph's float32 outputs too, where it ran to its
+    /// end. Blocks that start where they did in `before` keep what was decided there.
     ///
     /// # Errors
     /// `quantize.error` when a layer cannot meet its limit; those of the walk.
@@ -169,7 +191,7 @@ impl Decider<'_> {
         before: &Choice,
         runner: &Runner<'_>,
         progress: &mut dyn Progress,
-    ) -> Result<(Choice, Vec<Feed>)> {
+    ) -> Result<(Choice, Option<Vec<Feed>>)> {
         let mut choice = Choice {
             precision: Some(self.precision),
             tables: before.tables,
@@ -177,17 +199,21 @@ impl Decider<'_> {
             flushed: before.flushed,
             blocks: BTreeMap::new(),
         };
-        let wanted = Wanted { ranges: self.precision == Precision::Fp16 };
+        let start = |segment: &Segment| starts.get(&segment.name).copied().unwrap_or(0);
+        let known = |segment: &Segment| {
+            before.blocks.get(&segment.nodes.start).filter(|b| b.start == start(segment) && b.judged)
+        };
+        for segment in segments(graph) {
+            if let Some(block) = known(&segment) {
+                choice.blocks.insert(segment.nodes.start, block.clone());
+            }
+        }
+        let unknown = |segment: &Segment| known(segment).is_none();
+        let wanted = Wanted { ranges: self.precision == Precision::Fp16, blocks: &unknown };
         let (feeds, roles) = inputs;
-        let outputs = walk(graph, feeds, &roles, wanted, runner, progress, &mut |visit, _| {
-            let start = starts.get(&visit.segment.name).copied().unwrap_or(0);
-            let index = visit.segment.nodes.start;
-            let known = before.blocks.get(&index).filter(|b| b.start == start && b.record.is_some());
-            let block = match known {
-                Some(known) => known.clone(),
-                None => self.block(&choice, &visit, start, runner)?,
-            };
-            choice.blocks.insert(index, block);
+        let outputs = walk(graph, feeds, &roles, &wanted, runner, progress, &mut |visit, _| {
+            let block = self.block(&choice, &visit, start(visit.segment), runner)?;
+            choice.blocks.insert(visit.segment.nodes.start, block);
             Ok(())
         })?;
         Ok((choice, outputs))
@@ -196,17 +222,19 @@ impl Decider<'_> {
     /// Decides for one block.
     fn block(&self, choice: &Choice, visit: &Visit<'_>, start: usize, runner: &Runner<'_>) -> Result<Block> {
         let graph = visit.graph;
-        let mut block = Block { start, keep: beyond_range(visit.block, &visit.ranges), ..Block::default() };
+        let keep = beyond_range(visit.block, &visit.ranges);
+        let mut block = Block { start, judged: true, keep, ..Block::default() };
+        let limit = Limits::of_part(self.precision, &graph.name, self.max_error).layer;
         for group in &visit.groups {
             let first = key(graph, &group.linears[0]);
-            let columns = self.columns(&first, group)?;
+            let columns = self.given(graph, &group.linears[0])?.unwrap_or(&group.columns);
             let kept = |l: &Linear| {
                 let node = &graph.nodes[l.node].name;
                 block.keep.contains(node) || choice.unfit.contains(node)
             };
             let last = group.linears.iter().map(kept).collect();
             let ladder = ladder(self.precision, &graph.name);
-            let rules = Rules { ladder, start, limit: self.limits.layer, last };
+            let rules = Rules { ladder, start, limit, last };
             let chosen = choose(graph, group, columns, &rules, runner)?;
             block.add(graph, group, columns, chosen);
             block.statistics.insert(first, group.columns.clone());
@@ -216,21 +244,6 @@ impl Decider<'_> {
             block.record = Some(judge(visit, &staged, runner)?);
         }
         Ok(block)
-    }
-
-    /// The statistics to decide by.
-    fn columns<'a>(&'a self, name: &str, group: &'a Group) -> Result<&'a Columns> {
-        let Some(statistics) = self.statistics else { return Ok(&group.columns) };
-        let wrong = |what: String| Error::new(Code::CALIBRATION_INPUT, what);
-        let found = statistics.activations.get(name);
-        let found = found.ok_or_else(|| wrong(format!("the statistics are another model's: they lack `{name}`")))?;
-        let (have, want) = (found.largest.len(), group.linears[0].k);
-        if have != want {
-            return Err(wrong(format!(
-                "the statistics are another model's: `{name}` has {have} columns, expected {want}"
-            )));
-        }
-        Ok(found)
     }
 }
 
@@ -272,13 +285,13 @@ fn judge(visit: &Visit<'_>, staged: &Graph, runner: &Runner<'_>) -> Result<Block
         let floats: Vec<&str> =
             outputs.iter().filter(|(_, t)| t.dtype() == DType::F32).map(|(n, _)| n.as_str()).collect();
         for (name, found) in floats.iter().zip(loaded.run(inputs, &floats)?) {
-            let (Tensor::F32(found), Tensor::F32(expected)) = (&found, &outputs[*name]) else { continue };
+            let (Tensor::F32(found), Tensor::F32(expected)) = (&found, outputs[*name].as_ref()) else { continue };
             let compare = |found: &ArrayD<f32>, expected: &ArrayD<f32>| {
                 fidelity_of(found, expected).map_err(|e| Error::new(Code::RUNTIME_RUN, e))
             };
             stream = stream.worst(&compare(found, expected)?);
             // What the block adds to the residual stream.
-            if let Some(entered) = inputs.values().find_map(|t| residual(t, expected)) {
+            if let Some(entered) = inputs.values().find_map(|t| residual(t.as_ref(), expected)) {
                 let added = compare(&(found - entered), &(expected - entered))?;
                 update = Some(update.unwrap_or(Fidelity::EXACT).worst(&added));
             }
@@ -307,7 +320,7 @@ impl Choice {
             if raised && left <= total / shortfall {
                 break;
             }
-            let rung = starts.get(block).copied().unwrap_or(0);
+            let rung = starts.get(block).copied().unwrap_or(0).max(self.lowest(ladder, block));
             if let Some(higher) = next_start(ladder, rung) {
                 starts.insert(block.to_owned(), higher);
                 left -= error * (1.0 - LEFT);
@@ -315,6 +328,19 @@ impl Choice {
             }
         }
         raised
+    }
+}
+
+impl Choice {
+    /// The lowest rung that a layer of the block has come to.
+    fn lowest(&self, ladder: &[Scheme], block: &str) -> usize {
+        let same = |a: &Scheme, b: &Scheme| std::mem::discriminant(a) == std::mem::discriminant(b);
+        let rung = |scheme: &Scheme| match scheme {
+            Scheme::Blocks { .. } => ladder.iter().position(|s| s == scheme),
+            _ => ladder.iter().position(|s| same(s, scheme)),
+        };
+        let named = |b: &&Block| b.record.as_ref().is_some_and(|r| r.block == block);
+        self.blocks.values().filter(named).flat_map(|b| b.schemes.values()).filter_map(rung).min().unwrap_or(0)
     }
 }
 

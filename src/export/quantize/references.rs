@@ -1,6 +1,7 @@
 //! What float32 gives on the calibration inputs: what everything else is held against.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::calibrate::{Feed, Role};
 use crate::error::Result;
@@ -14,8 +15,8 @@ pub(in crate::export) struct ScanReference {
     pub name: String,
     pub path: PathBuf,
     pub role: Role,
-    pub adapter: Tensor,
-    pub vision: Tensor,
+    pub adapter: Arc<Tensor>,
+    pub vision: Arc<Tensor>,
 }
 
 /// A report: its tokens and the float32 result.
@@ -23,7 +24,7 @@ pub(in crate::export) struct ReportReference {
     pub name: String,
     pub role: Role,
     pub tokens: Feed,
-    pub text: Tensor,
+    pub text: Arc<Tensor>,
 }
 
 /// All of them.
@@ -53,31 +54,24 @@ impl References {
 }
 
 /// The scans, with the roles that they will have.
-pub(super) fn scans(all: &[CalibrationInput], only_judge: bool) -> Vec<(String, PathBuf, Role)> {
+pub(super) fn scans(all: &[CalibrationInput]) -> Vec<(String, PathBuf, Role)> {
     let found: Vec<_> = all.iter().filter_map(|i| Some((i.name.clone(), i.scan.clone()?))).collect();
-    let roles = roles(found.len(), only_judge);
+    let roles = Role::of(found.len());
     found.into_iter().zip(roles).map(|((name, path), role)| (name, path, role)).collect()
 }
 
 /// The reports as tokens, with the roles that they will have.
-pub(super) fn reports(
-    loaded: &Loaded,
-    all: &[CalibrationInput],
-    only_judge: bool,
-) -> Result<Vec<(String, Feed, Role)>> {
+pub(super) fn reports(loaded: &Loaded, all: &[CalibrationInput]) -> Result<Vec<(String, Feed, Role)>> {
     let found: Vec<_> = all.iter().filter_map(|i| Some((i.name.clone(), i.report.clone()?))).collect();
     if found.is_empty() {
         return Ok(Vec::new());
     }
     let tokenizer = Tokenizer::load(&loaded.tokenizer, loaded.bos)?;
-    let roles = roles(found.len(), only_judge);
+    let roles = Role::of(found.len());
     let read = |((name, path), role): ((String, PathBuf), Role)| {
         let [ids, mask] = inputs::report(loaded, &tokenizer, &path)?;
-        Ok((name, Feed::from([("input_ids".to_owned(), ids), ("attention_mask".to_owned(), mask)]), role))
+        let tokens = [("input_ids", ids), ("attention_mask", mask)];
+        Ok((name, tokens.map(|(n, t)| (n.to_owned(), Arc::new(t))).into(), role))
     };
     found.into_iter().zip(roles).map(read).collect()
-}
-
-fn roles(count: usize, only_judge: bool) -> Vec<Role> {
-    if only_judge { vec![Role::HeldOut; count] } else { Role::of(count) }
 }

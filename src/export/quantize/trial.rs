@@ -36,7 +36,7 @@ impl Trial<'_> {
     /// Seconds that the layers take on the sample: the best of a few runs.
     pub fn seconds(&self, schemes: &[Scheme], factors: Option<&[f32]>, sample: &Sample) -> Result<f64> {
         const RUNS: usize = 4;
-        let mut loaded = self.runner.open(&self.layers(schemes, factors)?)?;
+        let mut loaded = self.runner.open_prepacked(&self.layers(schemes, factors)?)?;
         let (feed, names) = (feed(sample)?, (0..schemes.len()).map(output).collect::<Vec<_>>());
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut best = f64::INFINITY;
@@ -96,7 +96,7 @@ fn feed(sample: &Sample) -> Result<Feed> {
     if x.shape()[0] == 0 {
         return Err(Error::new(Code::CALIBRATION_INPUT, "no token of a calibration input reaches a layer"));
     }
-    Ok(Feed::from([("x".to_owned(), x)]))
+    Ok(Feed::from([("x".to_owned(), Arc::new(x))]))
 }
 
 fn compare(found: &Tensor, expected: &ndarray::ArrayView2<'_, f32>) -> Result<Fidelity> {
