@@ -191,6 +191,24 @@ fn bad_statistics_are_refused() {
     };
     // Another model's.
     run(tiny_model(), &statistics).fails("calibration.input").naming(&["another model's"]);
+    // Nor without an input that would show it.
+    let empty = dir.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    for precision in ["int8", "int4"] {
+        let done = ba_export(&[
+            &"--quantize",
+            &precision,
+            &"--model",
+            &tiny_model(),
+            &"--calibration",
+            &empty,
+            &"--statistics",
+            &statistics,
+            &"-o",
+            &bundle,
+        ]);
+        done.fails("calibration.input").naming(&["another model's"]);
+    }
     let weights = demo("checkpoint/llama/model-00001-of-00002.safetensors");
     run(&demo("checkpoint"), &weights).fails("calibration.input").naming(&["no calibration statistics"]);
     let cut = dir.path().join("cut.safetensors");
@@ -268,6 +286,10 @@ fn what_cannot_be_met_leaves_the_old_bundle_alone() {
         assert_eq!(done.code, Some(2), "--max-error {bad}: {done:#?}");
     }
     assert_eq!(snapshot(&bundle), before);
+    // Options that would do nothing are wrong usage.
+    for useless in [["--max-error", "0.1"], ["--statistics", "calibration.safetensors"]] {
+        assert_eq!(ba_export(&[&useless[0], &useless[1]]).code, Some(2), "{useless:?}");
+    }
     // A limit that only exact layers meet: everything climbs to the top of the ladder, and says so.
     let strict = dir.path().join("strict");
     let summary = export("int8", &strict, &["--max-error", "1e-4"]);
@@ -297,6 +319,34 @@ fn without_inputs_it_is_said_that_nothing_was_compared() {
         let scan = demo("mni152_t1.nii.gz");
         ba_infer(&[&scan, &"--report", &demo("report.txt"), &"--bundle", &bundle]).ok();
     }
+}
+
+#[test]
+fn scans_alone_are_judged_by_the_image_only_classifier() {
+    let dir = tempfile::tempdir().unwrap();
+    let scans = dir.path().join("scans");
+    fs::create_dir(&scans).unwrap();
+    for name in ["another_contrast.nii.gz", "bias_field.nii.gz", "noise.nii.gz", "mni152_t1_5mm.nii.gz"] {
+        fs::copy(demo("calibration").join(name), scans.join(name)).unwrap();
+    }
+    let model = demo("checkpoint");
+    for precision in ["fp16", "int8"] {
+        let bundle = dir.path().join(precision);
+        let args: [&dyn AsRef<std::ffi::OsStr>; 9] =
+            [&"--quantize", &precision, &"--model", &model, &"--calibration", &scans, &"-o", &bundle, &"--json"];
+        let summary = ba_export(&args).ok().json();
+        let probabilities = summary["quantization"]["probabilities"].as_f64().unwrap();
+        assert!(probabilities > 0.0 && probabilities <= 0.01, "{precision}: {probabilities}");
+        let inputs = |part: usize| summary["parts"][part]["parity"]["checked"]["inputs"].clone();
+        assert_eq!([inputs(0), inputs(1), inputs(3)], [2, 2, 2], "{precision}");
+        assert!(summary["parts"][2]["parity"]["not_checked"].is_string(), "no report reached the text");
+    }
+    // Statistics that lack the language model's are gathered for it.
+    let statistics = dir.path().join("int8/calibration.safetensors");
+    let both = dir.path().join("both");
+    let summary = export("int8", &both, &["--statistics", statistics.to_str().unwrap()]);
+    let calibration = &summary["quantization"]["calibration"];
+    assert_eq!([&calibration["scans"], &calibration["reports"]], [2, 4]);
 }
 
 #[test]

@@ -267,6 +267,21 @@ fn half_precision_keeps_what_needs_the_range() {
         assert!(!kinds(true).contains(kind), "{kind} is computed in half precision");
     }
     assert!(!halves.iter().any(|n| n.starts_with("pool.")), "pooling sums over tokens: {halves:?}");
+    // The residual stream: sums of two activations. Blocks do with them what the whole does.
+    for graph in [&graph, &vit(&case)] {
+        let whole = half(graph, &BTreeSet::new()).unwrap();
+        let sums = |g: &Graph| -> BTreeMap<String, DType> {
+            let computed = |id: &Option<_>| id.is_some_and(|id| g.value(id).init.is_none());
+            let sums = g.nodes.iter().filter(|n| n.op.kind == "Add" && n.inputs.iter().all(computed));
+            sums.map(|n| (n.name.clone(), g.value(n.outputs[0]).ty.dtype)).collect()
+        };
+        let all = sums(&whole);
+        assert!(all.len() >= 2 && all.values().all(|t| *t == DType::F32), "{all:?}");
+        for segment in segments(graph) {
+            let block = half(&graph.extract(segment.nodes).unwrap(), &BTreeSet::new()).unwrap();
+            sums(&block).iter().for_each(|(name, dtype)| assert_eq!(all[name], *dtype, "{name}"));
+        }
+    }
     let reduced = half(&graph, &BTreeSet::new()).unwrap();
     let weights = reduced.initializers().into_iter().filter_map(|id| reduced.value(id).init.as_ref());
     let wide = weights.filter(|t| t.dtype() == DType::F32 && t.shape().len() == 2).count();

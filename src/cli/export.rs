@@ -100,6 +100,10 @@ fn relative_error(text: &str) -> std::result::Result<f64, String> {
 /// Runs `ba-export` with the process's arguments.
 pub fn main() -> ExitCode {
     let args = Args::parse();
+    if args.quantize == Quantize::None && (args.statistics.is_some() || args.max_error.is_some()) {
+        let message = "--statistics and --max-error do nothing without --quantize fp16, int8 or int4";
+        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, format!("{message}\n")).exit();
+    }
     let json = args.common.json;
     finish(run(args), json)
 }
