@@ -8,15 +8,17 @@ mod reference;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use brain_adapter::calibrate::{Feed, Role, Runner, Wanted, walk};
 use brain_adapter::config::{LlamaConfig, TextPool};
 use brain_adapter::graph::{Builder, Dim, Graph};
 use brain_adapter::model::{self, Attention, Stages, Weights};
 use brain_adapter::onnx;
 use brain_adapter::passes::quantize::{Plan, Scheme, quantize};
 use brain_adapter::passes::{
-    beyond_range, factors, fold_batch_norm, half, half_nodes, linears, quantizable, quantize_convolutions, rounding,
-    segments, smooth,
+    Segment, beyond_range, factors, fold_batch_norm, half, half_nodes, linears, quantizable, quantize_convolutions,
+    rounding, segments, smooth,
 };
+use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor};
 use reference::generate::{Case, case_around, random_case};
@@ -251,6 +253,50 @@ fn blocks_run_one_after_the_other_as_the_whole_does() {
                 assert_eq!(values[&name], expected, "seed {} {name}", case.seed);
             }
         }
+    }
+}
+
+/// A large graph is judged from its own staged weights, a block at a time: the same numbers as from the whole.
+#[test]
+fn blocks_run_over_the_weights_of_the_whole() {
+    let l = reference::LlamaConfig {
+        vocab: 512,
+        hidden: 256,
+        mlp: 300,
+        layers: 2,
+        heads: 8,
+        kv_heads: 4,
+        head_dim: 32,
+        eps: 1e-5,
+        theta: 1e4,
+    };
+    let case = case_around(8, &l);
+    let (_, graph) = llama(&case);
+    let all = linears(&graph, 0..graph.nodes.len());
+    for scheme in [Scheme::INT8, Scheme::Blocks { bits: 4, block: 64 }] {
+        let schemes = all.iter().map(|l| (l.name.clone(), scheme)).collect();
+        let plan = Plan { schemes, tables: Some(DType::F16), ..Plan::default() };
+        let reduced = quantize(&graph, &plan).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (_, placed) = onnx::write_placed(&reduced, dir.path(), "text", &mut |_| {}).unwrap();
+        assert!(placed.offsets.len() > 14, "{placed:?}");
+        let before = std::fs::read_dir(dir.path()).unwrap().count();
+        let runner = Runner { runtime: common::runtime(), threads: None, scratch: dir.path(), placed: Some(&placed) };
+        let feeds = feed(&case, &graph);
+        let input: Feed = feeds.into_iter().map(|(n, t)| (n, Arc::new(t))).collect();
+        let none = |_: &Segment| false;
+        let wanted = Wanted { ranges: false, blocks: &none };
+        let roles = [Role::HeldOut];
+        let blocks = walk(&reduced, vec![input.clone()], &roles, &wanted, &runner, &mut Silent, &mut |_, _| {
+            panic!("nothing is to be visited")
+        });
+        let blocks = blocks.unwrap().unwrap().remove(0);
+        let options = SessionOptions::default();
+        let mut session = Session::open(common::runtime(), &dir.path().join("text.onnx"), &options).unwrap();
+        let ids = [("input_ids", &*input["input_ids"]), ("attention_mask", &*input["attention_mask"])];
+        let whole = session.run(&ids, &["text"]).unwrap().remove(0);
+        common::assert_close("text", blocks["text"].as_f32().unwrap(), whole.as_f32().unwrap(), 2e-3);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before, "temporary files are left");
     }
 }
 

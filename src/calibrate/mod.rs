@@ -22,7 +22,7 @@ pub use statistics::{Columns, Statistics, ZERO_POINTS};
 
 use crate::error::{Code, Error, Result};
 use crate::graph::{Graph, Rewrite, ValueId};
-use crate::onnx;
+use crate::onnx::{self, Placed};
 use crate::passes::{Linear, Segment, linears, segments};
 use crate::progress::Progress;
 use crate::runtime::{Device, Runtime, Session, SessionOptions};
@@ -74,6 +74,8 @@ pub struct Runner<'a> {
     pub threads: Option<usize>,
     /// A folder for temporary files: a block's weights.
     pub scratch: &'a Path,
+    /// Where the weights lie in the scratch folder already, when the graph that is run was written there as a whole.
+    pub placed: Option<&'a Placed>,
 }
 
 impl Runner<'_> {
@@ -97,10 +99,25 @@ impl Runner<'_> {
     fn load(&self, graph: &Graph, prepack: bool) -> Result<Loaded> {
         let folder = tempfile::Builder::new().prefix("ba-run-").tempdir_in(self.scratch);
         let folder = folder.map_err(|e| Error::io(self.scratch, "cannot make a temporary folder", e))?;
-        onnx::write(graph, folder.path(), "graph", &mut |_| {})?;
+        let path = match self.placed {
+            // External data must lie beside the graph.
+            Some(placed) => {
+                let stem = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+                onnx::write_part_of(graph, self.scratch, &stem, placed)?;
+                self.scratch.join(format!("{stem}.onnx"))
+            }
+            None => {
+                onnx::write(graph, folder.path(), "graph", &mut |_| {})?;
+                folder.path().join("graph.onnx")
+            }
+        };
         let options =
             SessionOptions { device: Device::Cpu, threads: self.threads, prepack, ..SessionOptions::default() };
-        let session = Session::open(self.runtime, &folder.path().join("graph.onnx"), &options)?;
+        let session = Session::open(self.runtime, &path, &options);
+        if self.placed.is_some() {
+            std::fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot remove the temporary file", e))?;
+        }
+        let session = session?;
         Ok(Loaded { session, _folder: folder })
     }
 }

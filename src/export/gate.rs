@@ -3,7 +3,6 @@
 //! Each part is judged by itself, on float32's results of the part before, and the chain of all parts by its
 //! probabilities: from scan and report, and from the scan alone where the model has an image-only classifier.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::inputs;
@@ -12,15 +11,18 @@ use super::quantize::references::References;
 use super::quantize::{ADAPTER, HEADS, TEXT, VISION};
 use super::sources::Loaded;
 use crate::bundle::Staging;
-use crate::calibrate::{Feed, Runner};
+use crate::calibrate::{Feed, Role, Runner, Wanted, walk};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::model::PARTS;
+use crate::onnx::Placed;
+use crate::passes::Segment;
+use crate::progress::Silent;
 use crate::runtime::{Device, Session, SessionOptions};
 use crate::tensor::{Comparison, Tensor};
 
-/// Weights of a part beyond which they stay in their mapped file while the part is judged.
-const MAPPED_BYTES: u64 = 2 << 30;
+/// Weights of a language model beyond which it is judged block by block.
+const WHOLE_BYTES: u64 = 512 << 20;
 
 /// What was found, and the chain's results that the next part is judged with.
 #[derive(Default)]
@@ -111,6 +113,8 @@ pub(super) struct Gate<'a> {
     pub runner: Runner<'a>,
     /// The float32 heads.
     pub heads: &'a Graph,
+    /// The staged language model, and where its weights lie.
+    pub text: (&'a Graph, &'a Placed),
 }
 
 impl Gate<'_> {
@@ -168,14 +172,38 @@ impl Gate<'_> {
 
     fn judge_text(&self, verdict: &mut Verdict) -> Result<()> {
         (verdict.parts[TEXT], verdict.texts) = (None, Vec::new());
-        let mut session = None;
-        for (i, report) in self.references.reports.iter().enumerate().filter(|(_, r)| r.role.judges()) {
-            let feed: Vec<(&str, &Tensor)> = report.tokens.iter().map(|(n, t)| (n.as_str(), t.as_ref())).collect();
-            let text = one(self.opened(&mut session, TEXT)?.run(&feed, &["text"])?);
+        let judged = self.references.reports.iter().enumerate().filter(|(_, r)| r.role.judges());
+        let feeds: Vec<Feed> = judged.clone().map(|(_, r)| r.tokens.clone()).collect();
+        for ((i, report), text) in judged.zip(self.run_text(feeds)?) {
             verdict.add(TEXT, &[(&text, &report.text)])?;
             verdict.texts.push((i, text));
         }
         Ok(())
+    }
+
+    /// The staged language model's results: as a whole, or a large one block by block over its own staged weights, in the
+    /// memory of one.
+    fn run_text(&self, feeds: Vec<Feed>) -> Result<Vec<Tensor>> {
+        if feeds.is_empty() {
+            return Ok(Vec::new());
+        }
+        let path = self.staging.path().join("text.onnx.data");
+        if std::fs::metadata(&path).map_or(0, |m| m.len()) > WHOLE_BYTES {
+            let (graph, placed) = self.text;
+            let runner = Runner { placed: Some(placed), ..self.runner };
+            let (roles, none) = (vec![Role::HeldOut; feeds.len()], |_: &Segment| false);
+            let wanted = Wanted { ranges: false, blocks: &none };
+            let results = walk(graph, feeds, &roles, &wanted, &runner, &mut Silent, &mut |_, _| Ok(()))?;
+            let take = |mut feed: Feed| feed.remove("text").map(Arc::unwrap_or_clone);
+            let results: Option<Vec<Tensor>> = results.into_iter().flatten().map(take).collect();
+            return results.ok_or_else(|| Error::new(Code::RUNTIME_RUN, "the language model gave no result"));
+        }
+        let mut session = self.open(PARTS[TEXT])?;
+        let run = |feed: Feed| {
+            let feed: Vec<(&str, &Tensor)> = feed.iter().map(|(n, t)| (n.as_str(), t.as_ref())).collect();
+            session.run(&feed, &["text"]).map(one)
+        };
+        feeds.into_iter().map(run).collect()
     }
 
     /// The heads by themselves, and the probabilities at the end of the whole chain.
@@ -229,20 +257,9 @@ impl Gate<'_> {
 
     fn open(&self, part: &str) -> Result<Session> {
         let path = self.staging.path().join(format!("{part}.onnx"));
-        let weights = std::fs::metadata(path.with_extension("onnx.data")).map_or(0, |m| m.len());
-        let options = SessionOptions {
-            device: Device::Cpu,
-            threads: self.runner.threads,
-            prepack: weights < MAPPED_BYTES || needs_prepacking(&path),
-            ..SessionOptions::default()
-        };
+        let options = SessionOptions { device: Device::Cpu, threads: self.runner.threads, ..SessionOptions::default() };
         Session::open(self.runner.runtime, &path, &options)
     }
-}
-
-/// Blocks of integers are more than ten times slower without being laid out anew.
-fn needs_prepacking(path: &Path) -> bool {
-    std::fs::read(path).is_ok_and(|bytes| bytes.windows(11).any(|w| w == b"MatMulNBits"))
 }
 
 fn compare(part: usize, found: &Tensor, expected: &Tensor) -> Result<Comparison> {

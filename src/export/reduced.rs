@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::gate::{Gate, Verdict};
 use super::quantize::limits::Limits;
-use super::quantize::{HEADS, Reducer};
+use super::quantize::{HEADS, Reducer, TEXT};
 use super::sources::Loaded;
 use super::stage::{self, Format, Made};
 use super::{CalibrationInput, Plan};
@@ -43,14 +43,16 @@ pub(super) fn make(
             runtime: Runtime::load(plan.library.as_deref())?,
             threads: plan.threads,
             scratch: staging.path(),
+            placed: None,
         }),
     };
     let mut reducer = Reducer::start(plan, loaded, graphs, inputs, runner, progress)?;
     let parameters = graphs.each_ref().map(Graph::parameters);
-    let mut made = stage::write(&reducer.graphs()?, reducer.precisions(), parameters, loaded, staging, progress)?;
+    let staged = reducer.graphs()?;
+    let mut made = stage::write(&staged, reducer.precisions(), parameters, loaded, staging, progress)?;
     let mut probabilities = None;
     if let Some(runner) = runner {
-        let verdict = judge(plan, loaded, graphs, &mut reducer, &mut made, staging, runner, progress)?;
+        let verdict = judge(plan, loaded, graphs, staged, &mut reducer, &mut made, staging, runner, progress)?;
         probabilities = verdict.probabilities;
         for (part, found) in made.parts.iter_mut().zip(&verdict.parts) {
             part.record.parity = match found {
@@ -88,6 +90,7 @@ fn judge(
     plan: &Plan,
     loaded: &Loaded,
     graphs: &[Graph; 4],
+    mut staged: [Graph; 4],
     reducer: &mut Reducer<'_>,
     made: &mut Made,
     staging: &Staging,
@@ -98,7 +101,14 @@ fn judge(
     let (mut verdict, mut written) = (Verdict::default(), [true; 4]);
     for attempt in 1.. {
         progress.step("comparing with fp32 on held-out inputs", None);
-        let gate = Gate { loaded, staging, references: &reducer.references, runner, heads: &graphs[HEADS] };
+        let gate = Gate {
+            loaded,
+            staging,
+            references: &reducer.references,
+            runner,
+            heads: &graphs[HEADS],
+            text: (&staged[TEXT], &made.placed[TEXT]),
+        };
         gate.judge(&mut verdict, written)?;
         written = [false; 4];
         if attempt <= ATTEMPTS {
@@ -110,12 +120,13 @@ fn judge(
         if written == [false; 4] {
             return verdict.error(&limits).map_or(Ok(verdict), Err);
         }
-        let (graphs_now, precisions) = (reducer.graphs()?, reducer.precisions());
+        staged = reducer.graphs()?;
+        let precisions = reducer.precisions();
         for part in (0..PARTS.len()).filter(|&part| written[part]) {
             let format = Format { precision: precisions[part], parameters: graphs[part].parameters() };
-            progress.step(&format!("writing {}", PARTS[part]), Some(stage::weight_bytes(&graphs_now[part])));
-            let (summary, files) =
-                stage::write_part(&graphs_now[part], PARTS[part], format, loaded, staging, progress)?;
+            progress.step(&format!("writing {}", PARTS[part]), Some(stage::weight_bytes(&staged[part])));
+            let (summary, files, placed) =
+                stage::write_part(&staged[part], PARTS[part], format, loaded, staging, progress)?;
             // A graph that has no large weights any more leaves no data file behind.
             let old = |f: &FileRecord| f.name.starts_with(&format!("{}.onnx", PARTS[part]));
             for file in made.files.iter().filter(|f| old(f) && !files.iter().any(|new| new.name == f.name)) {
@@ -124,6 +135,7 @@ fn judge(
             }
             made.files.retain(|f| !old(f));
             made.files.extend(files);
+            made.placed[part] = placed;
             made.parts[part] = summary;
         }
     }

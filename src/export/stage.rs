@@ -10,6 +10,7 @@ use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, Sou
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::model::{self, Attention, Models, PARTS, Stages};
+use crate::onnx::Placed;
 use crate::passes::fold_batch_norm;
 use crate::progress::Progress;
 
@@ -17,6 +18,9 @@ use crate::progress::Progress;
 pub(super) struct Made {
     /// A row a graph, in the order of [`PARTS`].
     pub parts: Vec<PartSummary>,
+    /// Where the large weights of each lie.
+    #[cfg_attr(not(feature = "runtime"), allow(dead_code, reason = "only what is run is looked at again"))]
+    pub placed: Vec<Placed>,
     /// Their files.
     pub files: Vec<FileRecord>,
     /// What was reduced.
@@ -86,14 +90,15 @@ pub(super) fn write(
 ) -> Result<Made> {
     check_space(staging.path(), graphs, None)?;
     progress.step("writing the bundle", Some(graphs.iter().map(weight_bytes).sum()));
-    let (mut parts, mut files) = (Vec::new(), Vec::new());
+    let (mut parts, mut placed, mut files) = (Vec::new(), Vec::new(), Vec::new());
     for (i, (graph, part)) in graphs.iter().zip(PARTS).enumerate() {
         let format = Format { precision: precisions[i], parameters: parameters[i] };
-        let (summary, written) = write_part(graph, part, format, loaded, staging, progress)?;
+        let (summary, written, weights) = write_part(graph, part, format, loaded, staging, progress)?;
         parts.push(summary);
+        placed.push(weights);
         files.extend(written);
     }
-    Ok(Made { parts, files, quantization: None, slowdowns: BTreeMap::new() })
+    Ok(Made { parts, placed, files, quantization: None, slowdowns: BTreeMap::new() })
 }
 
 /// What is said of a graph beside its files.
@@ -111,16 +116,16 @@ pub(super) fn write_part(
     loaded: &Loaded,
     staging: &Staging,
     progress: &mut dyn Progress,
-) -> Result<(PartSummary, Vec<FileRecord>)> {
+) -> Result<(PartSummary, Vec<FileRecord>, Placed)> {
     let started = Instant::now();
-    let written = crate::onnx::write(graph, staging.path(), part, &mut |bytes| progress.advance(bytes));
+    let written = crate::onnx::write_placed(graph, staging.path(), part, &mut |bytes| progress.advance(bytes));
     // A weight that cannot be used is found as it streams: its checkpoint is to be named.
     let checkpoint = match part {
         "vision" => &loaded.vision,
         "text" => &loaded.text,
         _ => &loaded.adapter,
     };
-    let written = written.map_err(|e| e.at(checkpoint.path()))?;
+    let (written, placed) = written.map_err(|e| e.at(checkpoint.path()))?;
     let record = PartRecord {
         file: written[0].name.clone(),
         precision: format.precision,
@@ -130,7 +135,7 @@ pub(super) fn write_part(
     };
     let summary = PartSummary { part: part.into(), record, seconds: started.elapsed().as_secs_f64() };
     let files = written.into_iter().map(|w| FileRecord { name: w.name, bytes: w.bytes, sha256: w.sha256 });
-    Ok((summary, files.collect()))
+    Ok((summary, files.collect(), placed))
 }
 
 /// The checkpoint files, with their hashes.

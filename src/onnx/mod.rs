@@ -10,7 +10,7 @@ mod read;
 mod write;
 
 pub use read::{external_files, external_files_in};
-pub use write::{Written, write};
+pub use write::{Placed, Written, write, write_part_of, write_placed};
 
 /// Large weights start at multiples of this many bytes: the page size, as ONNX Runtime's mapping wants it.
 pub const ALIGNMENT: u64 = 4096;

@@ -1,5 +1,6 @@
 //! Streams a graph's weights and then its messages to disk.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -27,15 +28,62 @@ pub struct Written {
     pub sha256: String,
 }
 
+/// Where the large weights of a graph lie.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placed {
+    /// The data file, by its name inside the folder.
+    pub file: String,
+    /// Each weight's first byte, by name.
+    pub offsets: BTreeMap<String, u64>,
+}
+
 /// Writes `graph` as `STEM.onnx` (and `STEM.onnx.data`) into `dir`. `progress` is told the bytes of each chunk.
 ///
 /// # Errors
 /// When a weight cannot be read, or a file not written; `onnx.invalid` when the graph itself is too large for one
 /// message.
 pub fn write(graph: &Graph, dir: &Path, stem: &str, progress: &mut dyn FnMut(u64)) -> Result<Vec<Written>> {
+    write_placed(graph, dir, stem, progress).map(|(written, _)| written)
+}
+
+/// Writes a part of a graph as `STEM.onnx` into the folder where the whole was written: its large weights are those of the
+/// whole's data file.
+///
+/// # Errors
+/// As [`write()`]; `onnx.invalid` when a large weight is not in the data file.
+pub fn write_part_of(graph: &Graph, dir: &Path, stem: &str, whole: &Placed) -> Result<()> {
+    let mut initializers = Vec::new();
+    for id in graph.initializers() {
+        let value = graph.value(id);
+        let Some(tensor) = &value.init else { continue };
+        initializers.push(if tensor.byte_len() < EXTERNAL_BYTES {
+            inline(value, tensor)?
+        } else {
+            let offset = whole.offsets.get(&value.name).copied().ok_or_else(|| {
+                Error::new(Code::ONNX_INVALID, format!("weight `{}` is not in `{}`", value.name, whole.file))
+            })?;
+            external(value, tensor, &whole.file, offset)
+        });
+    }
+    let mut file = HashedFile::create(dir, &format!("{stem}.onnx"))?;
+    file.write(&encode::model(graph, initializers).encode_to_vec())?;
+    file.finish().map(drop)
+}
+
+/// As [`write()`]; also tells where the large weights lie.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_placed(
+    graph: &Graph,
+    dir: &Path,
+    stem: &str,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(Vec<Written>, Placed)> {
     let name = format!("{stem}.onnx");
     let data_name = format!("{name}.data");
     let mut data: Option<HashedFile> = None;
+    let mut placed = Placed { file: data_name.clone(), offsets: BTreeMap::new() };
     let mut initializers = Vec::new();
     for id in graph.initializers() {
         let value = graph.value(id);
@@ -48,6 +96,7 @@ pub fn write(graph: &Graph, dir: &Path, stem: &str, progress: &mut dyn FnMut(u64
             }
             let file = data.as_mut().expect("made above");
             let offset = file.align()?;
+            placed.offsets.insert(value.name.clone(), offset);
             tensor.stream(&mut |chunk| {
                 progress(chunk.len() as u64);
                 file.write(chunk)
@@ -66,7 +115,7 @@ pub fn write(graph: &Graph, dir: &Path, stem: &str, progress: &mut dyn FnMut(u64
     if let Some(data) = data {
         written.push(data.finish()?);
     }
-    Ok(written)
+    Ok((written, placed))
 }
 
 fn inline(value: &Value, tensor: &LazyTensor) -> Result<TensorProto> {
