@@ -111,8 +111,16 @@ impl Statistics {
     /// # Errors
     /// `calibration.input` when the file is something else, or holds impossible numbers.
     pub fn load(path: &Path) -> Result<Self> {
+        Self::from_checkpoint(&Checkpoint::open(path)?)
+    }
+
+    /// The statistics in an opened file.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn from_checkpoint(file: &Checkpoint) -> Result<Self> {
+        let path = file.path();
         let wrong = |what: String| Error::new(Code::CALIBRATION_INPUT, what).at(path);
-        let file = Checkpoint::open(path)?;
         let metadata = file.metadata();
         let fact = |name: &str| metadata.get(name).map(String::as_str);
         if fact("format") != Some(FORMAT) {
