@@ -113,8 +113,9 @@ fn judge(
         written = [false; 4];
         if attempt <= ATTEMPTS {
             for (part, shortfall) in verdict.failing(&limits) {
-                // What an earlier attempt did not reach is asked for more firmly.
-                written[part] = reducer.raise(part, shortfall * f64::from(attempt), progress)?;
+                // What earlier attempts did not reach is asked for more firmly.
+                let firmly = 1.0 + 0.25 * f64::from(attempt - 1);
+                written[part] = reducer.raise(part, shortfall * firmly, progress)?;
             }
         }
         if written == [false; 4] {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ndarray::ArrayD;
 
 use super::group::{Chosen, Rules, choose};
-use super::limits::{Limits, ladder, next_start};
+use super::limits::{Limits, ladder, left as left_of, next_start};
 use super::trial::smoothed_importance;
 use crate::bundle::{BlockRecord, FirstTry, LayerRecord, Precision};
 use crate::calibrate::{Columns, Feed, Fidelity, Group, Role, Runner, Statistics, Visit, Wanted, fidelity_of, walk};
@@ -309,8 +309,6 @@ fn judge(visit: &Visit<'_>, staged: &Graph, runner: &Runner<'_>) -> Result<Block
 impl Choice {
     /// The blocks that must start higher for the part's error to shrink `shortfall` times; false when none can.
     pub fn raise(&self, part: &str, shortfall: f64, starts: &mut Starts) -> bool {
-        /// What a much more exact scheme leaves of a block's squared error.
-        const LEFT: f64 = 0.05;
         let ladder = ladder(self.precision.unwrap_or(Precision::Fp32), part);
         let mut blocks: Vec<(f64, &str)> = self.records().map(|b| (b.error * b.error, b.block.as_str())).collect();
         blocks.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -323,7 +321,7 @@ impl Choice {
             let rung = starts.get(block).copied().unwrap_or(0).max(self.lowest(ladder, block));
             if let Some(higher) = next_start(ladder, rung) {
                 starts.insert(block.to_owned(), higher);
-                left -= error * (1.0 - LEFT);
+                left -= error * (1.0 - left_of(ladder[rung], ladder[higher]));
                 raised = true;
             }
         }
