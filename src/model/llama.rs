@@ -170,7 +170,9 @@ impl Llama<'_> {
     fn rms_norm(&self, g: &mut Builder, x: ValueId, name: &str) -> Result<ValueId> {
         let key = format!("{name}.weight");
         let weight = g.weight(&key, self.weights.get(&key, &[self.c.hidden])?);
-        let square = g.mul(x, x)?;
+        // `Pow`, not `Mul`: the form that ONNX Runtime makes one operator of.
+        let two = g.scalar(2.0);
+        let square = g.binary("Pow", x, two)?;
         let mean = g.reduce_mean(square, &[-1], true)?;
         let eps = g.scalar(self.c.rms_eps as f32);
         let mean = g.add(mean, eps)?;

@@ -90,6 +90,8 @@ pub fn rows() -> Vec<(Op, &'static str, &'static str)> {
         (op("Where"), "b:2 f:2 h:2", "!"),
         (to(DType::F16), "f:n,2", "float16[batch, 2]"),
         (op("Cast"), "f:2", "!"),
+        (op("Pow"), "f:n,3 f:", "float32[batch, 3]"),
+        (op("Pow"), "f:n,3 i:", "!"),
         (op("Abs"), "f:n,3", "float32[batch, 3]"),
         (op("Abs"), "i:n,3", "!"),
         (op("ReduceMax").int("keepdims", 1), "f:n,3,4 =-1", "float32[batch, 3, 1]"),

@@ -33,7 +33,7 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs:
     let types = match (op.domain, op.kind) {
         (Domain::Onnx, "Relu" | "Gelu" | "Sigmoid" | "Sqrt" | "Abs") => one(call.float(0).cloned()),
         (Domain::Onnx, "Reciprocal" | "Cos" | "Sin" | "Softmax") => one(call.float(0).cloned()),
-        (Domain::Onnx, "Add" | "Sub" | "Mul" | "Div" | "Max") => one(call.elementwise(None)),
+        (Domain::Onnx, "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max") => one(call.elementwise(None)),
         (Domain::Onnx, "And") => one(call.both_bool().and_then(|()| call.elementwise(Some(DType::Bool)))),
         (Domain::Onnx, "GreaterOrEqual" | "Equal") => one(call.elementwise(Some(DType::Bool))),
         (Domain::Onnx, "Where") => one(call.select()),
