@@ -273,10 +273,11 @@ fn blocks_run_over_the_weights_of_the_whole() {
     let case = case_around(8, &l);
     let (_, graph) = llama(&case);
     let all = linears(&graph, 0..graph.nodes.len());
-    for scheme in [Scheme::INT8, Scheme::Blocks { bits: 4, block: 64 }] {
+    for scheme in [Scheme::INT8, Scheme::Blocks { bits: 4, block: 64 }, Scheme::Fp16] {
         let schemes = all.iter().map(|l| (l.name.clone(), scheme)).collect();
         let plan = Plan { schemes, tables: Some(DType::F16), ..Plan::default() };
-        let reduced = quantize(&graph, &plan).unwrap();
+        let reduced =
+            if scheme == Scheme::Fp16 { half(&graph, &BTreeSet::new()) } else { quantize(&graph, &plan) }.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let (_, placed) = onnx::write_placed(&reduced, dir.path(), "text", &mut |_| {}).unwrap();
         assert!(placed.offsets.len() > 14, "{placed:?}");
@@ -323,6 +324,15 @@ fn half_precision_keeps_what_needs_the_range() {
         };
         let all = sums(&whole);
         assert!(all.len() >= 2 && all.values().all(|t| *t == DType::F32), "{all:?}");
+        // The reduced graph falls into the same blocks, and only float32 flows between them.
+        let names = |g: &Graph| segments(g).into_iter().map(|s| s.name).collect::<Vec<_>>();
+        assert_eq!(names(&whole), names(graph));
+        for segment in segments(&whole) {
+            let block = whole.extract(segment.nodes).unwrap();
+            for &id in block.inputs.iter().chain(&block.outputs) {
+                assert_ne!(block.value(id).ty.dtype, DType::F16, "{} flows between blocks", block.value(id).name);
+            }
+        }
         for segment in segments(graph) {
             let block = half(&graph.extract(segment.nodes).unwrap(), &BTreeSet::new()).unwrap();
             sums(&block).iter().for_each(|(name, dtype)| assert_eq!(all[name], *dtype, "{name}"));

@@ -93,8 +93,13 @@ pub fn beyond_range(graph: &Graph, ranges: &BTreeMap<String, (f32, f32)>) -> BTr
 /// `graph.invalid`.
 pub fn half(graph: &Graph, keep: &BTreeSet<String>) -> Result<Graph> {
     let halves = choose(graph, keep);
-    let mut pass = Pass { graph, new: Rewrite::new(graph), casts: HashMap::new() };
-    for (node, half) in graph.nodes.iter().zip(halves) {
+    let mut pass = Pass { graph, new: Rewrite::new(graph), casts: HashMap::new(), scope: String::new() };
+    let starts: BTreeSet<usize> = super::segments(graph).into_iter().map(|s| s.nodes.start).collect();
+    for (i, (node, half)) in graph.nodes.iter().zip(halves).enumerate() {
+        if starts.contains(&i) {
+            // A block is a graph of its own still: it casts for itself.
+            pass.casts.clear();
+        }
         if half {
             pass.node(node, DType::F16)?;
         } else if super::quantize::is_table(graph, node) && !keep.contains(&node.name) {
@@ -103,6 +108,7 @@ pub fn half(graph: &Graph, keep: &BTreeSet<String>) -> Result<Graph> {
             pass.node(node, DType::F32)?;
         }
     }
+    pass.scope = "output".to_owned();
     for &id in &graph.outputs {
         let single = pass.operand(id, DType::F32)?;
         pass.new.set(id, single);
@@ -170,8 +176,10 @@ fn wants_half(graph: &Graph, node: &Node, made: &HashSet<ValueId>, scores: &Hash
 struct Pass<'a> {
     graph: &'a Graph,
     new: Rewrite<'a>,
-    /// Values in the element type that they were not made in.
+    /// Values of this block in the element type that they were not made in.
     casts: HashMap<(ValueId, DType), ValueId>,
+    /// Name of the node at hand, which its casts get: they belong to its block.
+    scope: String,
 }
 
 impl Pass<'_> {
@@ -194,7 +202,8 @@ impl Pass<'_> {
                 if self.new.builder.ty(now).dtype == dtype {
                     return Ok(now);
                 }
-                self.new.builder.scope("cast", |g| g.cast(now, dtype))?
+                let scope = self.scope.clone();
+                self.new.builder.scope(&scope, |g| g.cast(now, dtype))?
             }
         };
         self.casts.insert((old, dtype), id);
@@ -202,6 +211,7 @@ impl Pass<'_> {
     }
 
     fn node(&mut self, node: &Node, dtype: DType) -> Result<()> {
+        self.scope.clone_from(&node.name);
         let inputs = node.inputs.iter().map(|id| id.map(|id| self.operand(id, dtype)).transpose());
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
         self.new.copy_with(node, &inputs)
