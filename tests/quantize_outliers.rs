@@ -20,7 +20,14 @@ const LEAST: [(Precision, f64); 3] = [(Precision::Fp16, 0.9999), (Precision::Int
 #[test]
 fn massive_activations_of_one_token() {
     // Seed, hidden, layers, key-value heads, peak, gain.
-    let families = [(1, 256, 4, 8, 500.0, 50.0), (2, 192, 3, 4, 900.0, 20.0), (3, 320, 3, 8, 200.0, 80.0)];
+    let families = [
+        (1, 256, 4, 8, 500.0, 50.0),
+        (2, 192, 3, 4, 900.0, 20.0),
+        (3, 320, 3, 8, 200.0, 80.0),
+        // Whose reports int4 hits very differently: the one that is held out looks better than others are.
+        (23, 192, 4, 8, 1200.0, 30.0),
+        (25, 320, 4, 2, 400.0, 100.0),
+    ];
     for (seed, hidden, layers, kv_heads, peak, gain) in families {
         let l = sizes(hidden, layers, kv_heads);
         let case = massive(seed, &l, peak, gain);

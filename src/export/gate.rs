@@ -43,10 +43,13 @@ pub(super) struct Verdict {
 impl Verdict {
     /// Parts that are not where they should be, with how many times their distance must shrink.
     pub fn failing(&self, limits: &dyn Fn(usize) -> Limits) -> Vec<(usize, f64)> {
-        let distances = self.parts.each_ref().map(|part| part.as_ref().map(|(_, c)| distance(c)));
         // Adapter and heads are taken or left as a whole: a little room more is no reason to leave them.
-        let room = |part: usize| if part == ADAPTER || part == HEADS { limits(part).aim } else { 1.0 };
-        let short = |part: usize| distances[part].map(|d| limits(part).shortfall(d) * room(part));
+        let whole = |part: usize| part == ADAPTER || part == HEADS;
+        let short = |part: usize| {
+            let (inputs, comparison) = self.parts[part].as_ref()?;
+            let (limits, distance) = (limits(part), distance(comparison));
+            Some(if whole(part) { limits.excess(distance) } else { limits.shortfall(distance, *inputs) })
+        };
         let mut failing: Vec<(usize, f64)> =
             (0..PARTS.len()).filter_map(|part| Some((part, short(part)?)).filter(|(_, s)| *s > 1.0)).collect();
         let far = self.probabilities.map_or(0.0, |p| p / limits(HEADS).probability);
