@@ -2,8 +2,8 @@
 //!
 //! Layer 5, feature `runtime`. [`walk`] cuts the graph into its blocks and runs one at a time over all inputs: in memory
 //! are one run of a block (its weights are mapped), the values between blocks for every input, and some tokens of what its
-//! layers read and make. So a language model of 27 GB is walked in less than a gigabyte. For every block a visitor
-//! sees each linear layer's inputs and results on those tokens, and statistics over all of them.
+//! layers read and make. So what a walk needs does not grow with the number of blocks. For every block a visitor sees
+//! each linear layer's inputs and results on those tokens, and statistics over all of them.
 //!
 //! Inputs are of two kinds. Those that *calibrate* give statistics; those that are *held out* show how well what was
 //! made of the statistics does on inputs that it has not seen.

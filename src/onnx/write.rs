@@ -52,19 +52,12 @@ pub fn write(graph: &Graph, dir: &Path, stem: &str, progress: &mut dyn FnMut(u64
 /// # Errors
 /// As [`write()`]; `onnx.invalid` when a large weight is not in the data file.
 pub fn write_part_of(graph: &Graph, dir: &Path, stem: &str, whole: &Placed) -> Result<()> {
-    let mut initializers = Vec::new();
-    for id in graph.initializers() {
-        let value = graph.value(id);
-        let Some(tensor) = &value.init else { continue };
-        initializers.push(if tensor.byte_len() < EXTERNAL_BYTES {
-            inline(value, tensor)?
-        } else {
-            let offset = whole.offsets.get(&value.name).copied().ok_or_else(|| {
-                Error::new(Code::ONNX_INVALID, format!("weight `{}` is not in `{}`", value.name, whole.file))
-            })?;
-            external(value, tensor, &whole.file, offset)
-        });
-    }
+    let initializers = initializers(graph, &mut |value, _| {
+        let offset = whole.offsets.get(&value.name).copied().ok_or_else(|| {
+            Error::new(Code::ONNX_INVALID, format!("weight `{}` is not in `{}`", value.name, whole.file))
+        })?;
+        Ok((whole.file.clone(), offset))
+    })?;
     let mut file = HashedFile::create(dir, &format!("{stem}.onnx"))?;
     file.write(&encode::model(graph, initializers).encode_to_vec())?;
     file.finish().map(drop)
@@ -84,26 +77,19 @@ pub fn write_placed(
     let data_name = format!("{name}.data");
     let mut data: Option<HashedFile> = None;
     let mut placed = Placed { file: data_name.clone(), offsets: BTreeMap::new() };
-    let mut initializers = Vec::new();
-    for id in graph.initializers() {
-        let value = graph.value(id);
-        let Some(tensor) = &value.init else { continue };
-        initializers.push(if tensor.byte_len() < EXTERNAL_BYTES {
-            inline(value, tensor)?
-        } else {
-            if data.is_none() {
-                data = Some(HashedFile::create(dir, &data_name)?);
-            }
-            let file = data.as_mut().expect("made above");
-            let offset = file.align()?;
-            placed.offsets.insert(value.name.clone(), offset);
-            tensor.stream(&mut |chunk| {
-                progress(chunk.len() as u64);
-                file.write(chunk)
-            })?;
-            external(value, tensor, &data_name, offset)
-        });
-    }
+    let initializers = initializers(graph, &mut |value, tensor| {
+        if data.is_none() {
+            data = Some(HashedFile::create(dir, &data_name)?);
+        }
+        let file = data.as_mut().expect("made above");
+        let offset = file.align()?;
+        placed.offsets.insert(value.name.clone(), offset);
+        tensor.stream(&mut |chunk| {
+            progress(chunk.len() as u64);
+            file.write(chunk)
+        })?;
+        Ok((data_name.clone(), offset))
+    })?;
     let model = encode::model(graph, initializers);
     if model.encoded_len() > MAX_MESSAGE_BYTES {
         let message = format!("graph `{}` takes {} bytes: too many for one message", graph.name, model.encoded_len());
@@ -116,6 +102,23 @@ pub fn write_placed(
         written.push(data.finish()?);
     }
     Ok((written, placed))
+}
+
+/// Says in which file a large weight lies, and where.
+type Place<'a> = dyn FnMut(&Value, &LazyTensor) -> Result<(String, u64)> + 'a;
+
+/// The messages of a graph's weights.
+fn initializers(graph: &Graph, place: &mut Place<'_>) -> Result<Vec<TensorProto>> {
+    let message = |id| {
+        let value: &Value = graph.value(id);
+        let tensor = value.init.as_ref()?;
+        Some(if tensor.byte_len() < EXTERNAL_BYTES {
+            inline(value, tensor)
+        } else {
+            place(value, tensor).map(|(file, offset)| external(value, tensor, &file, offset))
+        })
+    };
+    graph.initializers().into_iter().filter_map(message).collect()
 }
 
 fn inline(value: &Value, tensor: &LazyTensor) -> Result<TensorProto> {
