@@ -45,6 +45,7 @@ macro_rules! codes {
 
 codes! {
     IO = "io", "the operating system refused a file operation";
+    MEMORY_LIMIT = "memory.limit", "the run would take more memory than is allowed or there is";
     DISK_FULL = "disk.full", "not enough free space for what is to be written";
     OUTPUT_EXISTS = "output.exists", "the output exists and was not made by this tool";
 

@@ -1,13 +1,15 @@
 //! A bundle: the folder of ONNX graphs, tokenizer and `bundle.json` that `ba-export` writes and `ba-infer` runs.
 //!
-//! Layer 3. [`Staging`] writes one beside its place and installs it whole; [`Bundle::open`] checks every file's size
+//! Layer 4. [`Staging`] writes one beside its place and installs it whole; [`Bundle::open`] checks every file's size
 //! and SHA-256, and that no graph refers to a file outside the folder, before any other program sees them.
 
 mod install;
 mod manifest;
 mod quantization;
+mod remembered;
 mod verify;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 pub use install::Staging;
@@ -16,6 +18,7 @@ pub use manifest::{
     TokenizerRecord, Tool,
 };
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
+pub use remembered::{Candidate, Remembered};
 pub use verify::sha256_of;
 
 use crate::error::{Code, Error, Result};
@@ -29,6 +32,8 @@ pub struct Bundle {
     pub manifest: Manifest,
     /// SHA-256 of `bundle.json`, which names the hash of every other file: the identity of the whole.
     pub sha256: String,
+    /// The files with each graph's large weights, by part.
+    beside: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Bundle {
@@ -37,14 +42,41 @@ impl Bundle {
     /// # Errors
     /// `bundle.not_found`, `bundle.manifest`, `bundle.path` or `bundle.checksum`, naming the file.
     pub fn open(dir: &Path) -> Result<Self> {
+        let bundle = Self::open_quickly(dir)?;
+        verify::files(dir, &bundle.manifest)?;
+        Ok(bundle)
+    }
+
+    /// Opens the bundle in `dir` and verifies all but the hashes of large files, which hold nothing but weights: they remain
+    /// to be verified ([`Self::large_files`], [`Self::verify`]) before anything that was computed with them is told.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_quickly(dir: &Path) -> Result<Self> {
         let path = dir.join(MANIFEST);
         if !path.is_file() {
             let message = format!("there is no bundle here (no {MANIFEST}); make one with ba-export");
             return Err(Error::new(Code::BUNDLE_NOT_FOUND, message).at(dir));
         }
         let (manifest, sha256) = verify::manifest(&path)?;
-        verify::files(dir, &manifest)?;
-        Ok(Self { dir: dir.to_path_buf(), manifest, sha256 })
+        let beside = verify::small_files(dir, &manifest)?;
+        Ok(Self { dir: dir.to_path_buf(), manifest, sha256, beside })
+    }
+
+    /// The files of a part that [`Self::open_quickly`] has not hashed.
+    pub fn large_files(&self, part: &str) -> Vec<&FileRecord> {
+        let graph = self.manifest.parts.get(part).map(|p| &p.file);
+        let files = self.beside.get(part).into_iter().flatten().chain(graph);
+        let record = |name: &String| self.manifest.files.iter().find(|file| file.name == *name);
+        files.filter_map(record).filter(|file| file.bytes > verify::LARGE_BYTES).collect()
+    }
+
+    /// Reads a file and compares its hash with the recorded one.
+    ///
+    /// # Errors
+    /// `bundle.checksum`, or `io`.
+    pub fn verify(&self, file: &FileRecord) -> Result<()> {
+        verify::hashed(&self.dir, file)
     }
 
     /// The path of one of its files.

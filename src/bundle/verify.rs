@@ -1,6 +1,6 @@
 //! Checks a bundle before anything uses it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path};
@@ -75,8 +75,19 @@ pub(super) fn listed_files(path: &Path) -> Option<Vec<String>> {
     json.get("files")?.as_array()?.iter().map(name).collect()
 }
 
-/// Sizes and hashes of all files, then the files that graphs refer to.
+/// Files of more bytes are weights, which [`super::Bundle::open_quickly`] leaves to be hashed later.
+pub(super) const LARGE_BYTES: u64 = 32 << 20;
+
+/// All files: sizes and hashes, and what graphs refer to.
 pub(super) fn files(dir: &Path, manifest: &Manifest) -> Result<()> {
+    small_files(dir, manifest)?;
+    let large = manifest.files.par_iter().filter(|file| file.bytes > LARGE_BYTES);
+    large.try_for_each(|file| hashed(dir, file))
+}
+
+/// Names and sizes of all files, hashes of those that are not large, and what graphs refer to: gives the files beside each
+/// graph, by part.
+pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let mut names = BTreeSet::new();
     for file in &manifest.files {
         plain_name(dir, &file.name)?;
@@ -90,18 +101,22 @@ pub(super) fn files(dir: &Path, manifest: &Manifest) -> Result<()> {
             return Err(Error::new(Code::BUNDLE_MANIFEST, format!("the file `{file}` is not listed")).at(dir));
         }
     }
-    manifest.files.par_iter().try_for_each(|file| check_file(dir, file))?;
-    for part in manifest.parts.values() {
+    manifest.files.iter().try_for_each(|file| sized(dir, file))?;
+    manifest.files.par_iter().filter(|file| file.bytes <= LARGE_BYTES).try_for_each(|file| hashed(dir, file))?;
+    let mut beside = BTreeMap::new();
+    for (name, part) in &manifest.parts {
         let path = dir.join(&part.file);
-        for external in crate::onnx::external_files(&path)? {
-            plain_name(&path, &external)?;
-            if !names.contains(external.as_str()) {
-                let message = format!("its weights lie in `{external}`, which the bundle does not list");
+        let external = crate::onnx::external_files(&path)?;
+        for file in &external {
+            plain_name(&path, file)?;
+            if !names.contains(file.as_str()) {
+                let message = format!("its weights lie in `{file}`, which the bundle does not list");
                 return Err(Error::new(Code::BUNDLE_PATH, message).at(path));
             }
         }
+        beside.insert(name.clone(), external);
     }
-    Ok(())
+    Ok(beside)
 }
 
 /// A name inside the folder: one component, no way up or elsewhere.
@@ -114,7 +129,8 @@ fn plain_name(place: &Path, name: &str) -> Result<()> {
     Err(Error::new(Code::BUNDLE_PATH, format!("`{name}` is not a plain file name inside the bundle")).at(place))
 }
 
-fn check_file(dir: &Path, record: &FileRecord) -> Result<()> {
+/// A regular file of the recorded size.
+fn sized(dir: &Path, record: &FileRecord) -> Result<()> {
     let path = dir.join(&record.name);
     let wrong = |message: String| Error::new(Code::BUNDLE_CHECKSUM, message).at(&path);
     let meta =
@@ -125,9 +141,16 @@ fn check_file(dir: &Path, record: &FileRecord) -> Result<()> {
     if meta.len() != record.bytes {
         return Err(wrong(format!("the file holds {} bytes, expected {}: export again", meta.len(), record.bytes)));
     }
+    Ok(())
+}
+
+/// A file with the recorded hash.
+pub(super) fn hashed(dir: &Path, record: &FileRecord) -> Result<()> {
+    let path = dir.join(&record.name);
     let found = sha256_of(&path)?;
     if found != record.sha256 {
-        return Err(wrong(format!("the file was changed: SHA-256 {found}, expected {}; export again", record.sha256)));
+        let message = format!("the file was changed: SHA-256 {found}, expected {}; export again", record.sha256);
+        return Err(Error::new(Code::BUNDLE_CHECKSUM, message).at(&path));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `ba-infer`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,10 +11,11 @@ use crate::checkpoint::write_safetensors;
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::cohort::{self, Results, Row, error_json};
-use crate::infer::{EncodedReport, Options, Prediction, Predictor};
+use crate::infer::{EncodedReport, Expected, Mode, Options, Prediction, Predictor, Reading, ahead};
 use crate::runtime::{Device, take_log};
 use crate::tensor::{LazyTensor, Tensor};
 use crate::text::read_report;
+use crate::volume;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,8 +62,45 @@ struct Args {
     /// Cohort: CSV with columns scan and report (others are allowed), paths relative to it
     #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["report", "volume"])]
     list: Option<PathBuf>,
+    /// Most memory to use, such as 4G or 1500M (powers of 1024): graphs that do not fit are run in groups of blocks, with the
+    /// same result [default: what the machine has left]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_memory: Option<u64>,
+    /// Keep features of scans and reports here, and which large files of the bundle were verified: what was computed once
+    /// is not computed again. Derived from patients' data: keep it as private as the scans
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// one-shot: weights stay in mapped files, graphs are released (starts at once, less memory); resident: weights are
+    /// laid out anew, graphs stay loaded (slow start, faster runs) [default: by the number of scans and reports]
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    mode: Option<Mode>,
     #[command(flatten)]
     common: Common,
+}
+
+/// `4G`, `1500M`, `65536`: bytes, with powers of 1024.
+fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let wrong = || format!("`{text}` is no size: expected a number with K, M, G or T behind it, such as 4G");
+    let upper = text.trim().to_ascii_uppercase();
+    let number = upper.trim_end_matches("IB").trim_end_matches('B');
+    let (digits, power) = match number.char_indices().next_back() {
+        Some((end, unit)) => match "KMGT".find(unit) {
+            Some(i) => (&number[..end], i as u32 + 1),
+            None => (number, 0),
+        },
+        None => return Err(wrong()),
+    };
+    let value: f64 = digits.trim().parse().map_err(|_| wrong())?;
+    let bytes = value * 1024f64.powi(power as i32);
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+fn parse_mode(text: &str) -> std::result::Result<Mode, String> {
+    match text {
+        "one-shot" => Ok(Mode::OneShot),
+        "resident" => Ok(Mode::Resident),
+        other => Err(format!("`{other}` is no mode: expected one-shot or resident")),
+    }
 }
 
 /// Runs `ba-infer` with the process's arguments.
@@ -112,13 +150,17 @@ fn lines_beside(output: &Path) -> Option<PathBuf> {
     csv.then(|| output.with_extension("jsonl"))
 }
 
-fn open(args: &Args, several: bool) -> Result<Predictor> {
+fn open(args: &Args, expected: Expected) -> Result<Predictor> {
     let options = Options {
         device: args.device,
         threads: args.common.threads(),
         library: args.common.ort_lib.clone(),
         volume: args.volume,
-        keep_loaded: several,
+        expected,
+        mode: args.mode,
+        max_memory: args.max_memory,
+        cache: args.cache.clone(),
+        voxels: args.save_conformed.is_some() || args.save_preview.is_some(),
         keep_tensors: args.save_tensors.is_some(),
     };
     let predictor = Predictor::open(&args.bundle, options)?;
@@ -129,36 +171,44 @@ fn open(args: &Args, several: bool) -> Result<Predictor> {
 }
 
 fn run_scans(args: &Args) -> Result<()> {
-    // Cheap checks first: a report that cannot be read should not cost a minute of loading.
+    // Cheap checks first: a report that cannot be read should not cost the language model's time, nor a scan.
     let report = args.report.as_deref().map(read_report).transpose()?;
-    let mut predictor = open(args, args.scans.len() > 1)?;
+    let several = args.scans.len() > 1;
+    let expected = Expected { scans: args.scans.len(), reports: usize::from(report.is_some()) };
+    let mut predictor = open(args, expected)?;
     if report.is_none() {
         predictor.needs_no_report()?;
     }
-    let several = args.scans.len() > 1;
+    if let [one] = args.scans.as_slice() {
+        volume::files(one)?;
+    }
     if several && report.is_some() {
         tell(&args.common, [format!("the one report is used for all {} scans", args.scans.len())]);
     }
     let mut encoded: Option<EncodedReport> = None;
     let (mut lines, mut failed) = (String::new(), 0);
-    for path in &args.scans {
-        let outcome = scan(args, &mut predictor, path, report.as_deref(), &mut encoded);
+    let (reader, beside) = (predictor.reader(), predictor.reads_beside());
+    let mut paths = args.scans.iter();
+    ahead(&reader, args.scans.iter().map(PathBuf::as_path), beside, &mut |reading| {
+        let path = paths.next().map_or(Path::new(""), PathBuf::as_path);
+        let outcome = scan(args, &mut predictor, reading, report.as_deref(), &mut encoded);
         let text = match outcome {
             Ok(prediction) if args.common.json || args.output.is_some() => format!("{}\n", to_json(&prediction)?),
             Ok(prediction) => render::prediction(&prediction, encoded.as_ref().map(|r| r.tokens)),
-            Err(e) if !several => return Err(e),
+            Err(e) if !several || unusable(&e) => return Err(e),
             Err(e) => {
                 failed += 1;
                 complain(&e);
                 let line = serde_json::json!({"scan": path.display().to_string(), "error": error_json(&e)});
-                if args.common.json || args.output.is_some() { format!("{line}\n") } else { continue }
+                if args.common.json || args.output.is_some() { format!("{line}\n") } else { return Ok(()) }
             }
         };
         match &args.output {
             Some(_) => lines.push_str(&text),
             None => print(&text)?,
         }
-    }
+        Ok(())
+    })?;
     if let Some(path) = &args.output {
         replace(path, lines.as_bytes())?;
     }
@@ -169,23 +219,28 @@ fn run_scans(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// One scan: read, save what was asked for, predict. The report is encoded once, after the first scan was read.
+/// Whether an error is the bundle's and not a scan's: then there is no going on.
+fn unusable(e: &Error) -> bool {
+    e.code() == Code::BUNDLE_CHECKSUM
+}
+
+/// One scan: read, save what was asked for, predict. The report is encoded once, while the first scan is read.
 fn scan(
     args: &Args,
     predictor: &mut Predictor,
-    path: &Path,
+    reading: Reading<'_>,
     report: Option<&str>,
     encoded: &mut Option<EncodedReport>,
 ) -> Result<Prediction> {
-    let scan = predictor.read_scan(path)?;
-    if let Some(path) = &args.save_conformed {
-        scan.conformed.save(path)?;
-    }
-    if let Some(path) = &args.save_preview {
-        scan.conformed.save_preview(path)?;
-    }
     if let (Some(report), None) = (report, &encoded) {
         *encoded = Some(predictor.encode_report(report)?);
+    }
+    let scan = reading.finish()?;
+    if let (Some(path), Some(conformed)) = (&args.save_conformed, scan.conformed()) {
+        conformed.save(path)?;
+    }
+    if let (Some(path), Some(conformed)) = (&args.save_preview, scan.conformed()) {
+        conformed.save_preview(path)?;
     }
     let mut prediction = predictor.predict(scan, encoded.as_ref())?;
     prediction.report.clone_from(&args.report);
@@ -210,18 +265,19 @@ fn to_json(prediction: &Prediction) -> Result<String> {
 
 fn run_list(args: &Args, list: &Path) -> Result<()> {
     let rows = cohort::read_list(list)?;
-    let mut predictor = open(args, true)?;
     let csv = args.output.as_deref().filter(|path| lines_beside(path).is_some());
     // A CSV is made at the end from the lines beside it, which are what an interrupted run leaves.
     let lines = args.output.as_ref().map(|path| lines_beside(path).unwrap_or_else(|| path.clone()));
+    let reports: BTreeSet<PathBuf> = rows.iter().filter_map(Row::report_path).collect();
+    let mut predictor = open(args, Expected { scans: rows.len(), reports: reports.len() })?;
     let mut results = lines.as_deref().map(|path| Results::open(path, &predictor.bundle().sha256)).transpose()?;
-    let (mut failed, mut skipped) = (0, 0);
-    for (i, row) in rows.iter().enumerate() {
-        if results.as_ref().is_some_and(|r| r.has(row)) {
-            skipped += 1;
-            continue;
-        }
-        let outcome = list_row(&mut predictor, row);
+    let left: Vec<&Row> = rows.iter().filter(|row| !results.as_ref().is_some_and(|r| r.has(row))).collect();
+    let (reader, beside) = (predictor.reader(), predictor.reads_beside());
+    let paths: Vec<PathBuf> = left.iter().map(|row| row.scan_path()).collect();
+    let (mut failed, mut next) = (0, left.iter());
+    ahead(&reader, paths.iter().map(PathBuf::as_path), beside, &mut |reading| {
+        let Some(row) = next.next() else { return Ok(()) };
+        let outcome = list_row(&mut predictor, row, reading);
         if let Err(e) = &outcome {
             failed += 1;
             tell(&args.common, [format!("line {}: error[{}]: {e}", row.line, e.code())]);
@@ -229,13 +285,16 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
         match (&mut results, args.common.json, &outcome) {
             (Some(results), _, _) => {
                 results.add(row, &outcome)?;
-                tell(&args.common, [format!("{} of {}: {}", i + 1, rows.len(), row.scan)]);
+                let done = rows.len() - next.len();
+                tell(&args.common, [format!("{done} of {}: {}", rows.len(), row.scan)]);
             }
             (None, true, _) => print(&format!("{}\n", cohort::line(row, &outcome)))?,
             (None, false, Ok(prediction)) => print(&format!("{}\n", short_line(row, prediction)))?,
             (None, false, Err(_)) => {}
         }
-    }
+        outcome.err().filter(unusable).map_or(Ok(()), Err)
+    })?;
+    let skipped = rows.len() - left.len();
     if skipped > 0 {
         tell(&args.common, [format!("{skipped} rows had their result already")]);
     }
@@ -250,14 +309,14 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
     Ok(())
 }
 
-fn list_row(predictor: &mut Predictor, row: &Row) -> Result<Prediction> {
+/// One row: its report is read and encoded while its scan is read.
+fn list_row(predictor: &mut Predictor, row: &Row, reading: Reading<'_>) -> Result<Prediction> {
     let report = row.report_path().map(|path| read_report(&path)).transpose()?;
     if report.is_none() {
         predictor.needs_no_report()?;
     }
-    let scan = predictor.read_scan(&row.scan_path())?;
     let encoded = report.map(|text| predictor.encode_report(&text)).transpose()?;
-    predictor.predict(scan, encoded.as_ref())
+    predictor.predict(reading.finish()?, encoded.as_ref())
 }
 
 fn short_line(row: &Row, prediction: &Prediction) -> String {

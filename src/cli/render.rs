@@ -158,10 +158,41 @@ pub(super) fn prediction(p: &Prediction, tokens: Option<usize>) -> String {
     let _ = writeln!(text, "time        {:.0} ms ({})", p.timing_ms.total(), stages.join(", "));
     let short: String = p.bundle.sha256.chars().take(12).collect();
     let _ = writeln!(text, "ran on      {}, {}, bundle {short}", p.device, p.bundle.precision);
+    text += &run(p);
     for warning in &p.warnings {
         let _ = writeln!(text, "warning     {} [{}]", warning.message, warning.code);
     }
     let _ = writeln!(text, "\n{}", super::RESEARCH_USE);
+    text
+}
+
+/// How a run went: modes, groups, the cache and memory.
+fn run(p: &Prediction) -> String {
+    let mut stages = String::new();
+    let modes: std::collections::BTreeSet<String> = p.run.stages.iter().map(|s| s.mode.to_string()).collect();
+    let mixed = modes.len() > 1;
+    for stage in &p.run.stages {
+        if mixed {
+            let _ = write!(stages, ", {} {}", stage.part, stage.mode);
+        }
+        if stage.groups > 1 {
+            let _ = write!(stages, ", {} in {} groups of blocks", stage.part, stage.groups);
+        }
+    }
+    if !mixed {
+        stages.insert_str(0, &modes.into_iter().collect::<String>());
+    }
+    let mut text = format!("mode        {}", stages.trim_start_matches(", "));
+    if !p.run.from_cache.is_empty() {
+        let _ = write!(text, "; from the cache: {}", p.run.from_cache.join(", "));
+    }
+    let memory = &p.run.memory_bytes;
+    let peak = memory.peak.map_or("not known".to_owned(), size);
+    let _ = write!(text, "\nmemory      {peak} at most (planned {}", size(memory.planned));
+    if let Some(limit) = memory.limit {
+        let _ = write!(text, ", allowed {}", size(limit));
+    }
+    text.push_str(")\n");
     text
 }
 

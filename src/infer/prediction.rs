@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
+use super::memory::Mode;
 use crate::bundle::{Bundle, Precision};
 use crate::error::{Code, Error, Result, Warning};
 use crate::tensor::Tensor;
@@ -35,9 +36,48 @@ pub struct Prediction {
     pub device: String,
     /// The bundle that answered.
     pub bundle: BundleIdentity,
+    /// How the run really went.
+    pub run: Run,
     /// Every stage's tensor, where they were asked for.
     #[serde(skip)]
     pub tensors: Vec<(String, Tensor)>,
+}
+
+/// How a run really went.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Run {
+    /// Each graph that memory was planned for.
+    pub stages: Vec<StageRun>,
+    /// The features that were in the cache and not computed: `vision`, `text`.
+    pub from_cache: Vec<&'static str>,
+    /// Memory of the process.
+    pub memory_bytes: Memory,
+    /// How the bundle's large files were verified: `hashed` in this process, or `unchanged since hashed`.
+    pub weights: &'static str,
+    /// Milliseconds from opening the bundle to the first run of a graph; none where none was run.
+    pub started_ms: Option<f64>,
+}
+
+/// How a graph was run.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageRun {
+    /// The graph.
+    pub part: String,
+    /// How it was kept.
+    pub mode: Mode,
+    /// In how many groups of blocks, each loaded and released.
+    pub groups: usize,
+}
+
+/// Resident memory of the process, in bytes.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Memory {
+    /// What was allowed, where a limit was named.
+    pub limit: Option<u64>,
+    /// The peak that was planned.
+    pub planned: u64,
+    /// The peak so far, where the system tells it.
+    pub peak: Option<u64>,
 }
 
 /// Which bundle answered.
@@ -157,6 +197,7 @@ impl Prediction {
             timing_ms: Timing::default(),
             device: device.to_owned(),
             bundle: BundleIdentity::of(bundle),
+            run: Run::default(),
             tensors: Vec::new(),
         })
     }

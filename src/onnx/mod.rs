@@ -2,14 +2,17 @@
 //!
 //! Layer 3. [`write()`] makes `NAME.onnx` and, when there are large weights, `NAME.onnx.data` beside it. Weights are
 //! streamed from their sources, one chunk at a time; every file's SHA-256 is taken as it is written. Large weights
-//! start at multiples of [`ALIGNMENT`], so that a runtime can map them.
+//! start at multiples of [`ALIGNMENT`], so that a runtime can map them. A [`SegmentedModel`] is a file that was read to be run block by
+//! block.
 
 mod encode;
 mod proto;
 mod read;
+mod segments;
 mod write;
 
 pub use read::{external_files, external_files_in};
+pub use segments::{Extracted, SegmentInfo, SegmentedModel};
 pub use write::{Placed, Written, write, write_part_of, write_placed};
 
 /// Large weights start at multiples of this many bytes: the page size, as ONNX Runtime's mapping wants it.

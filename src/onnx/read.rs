@@ -16,13 +16,17 @@ const MAX_GRAPH_BYTES: u64 = 1 << 30;
 /// # Errors
 /// `onnx.invalid` when the file is no ONNX model, or when external data has no location.
 pub fn external_files(path: &Path) -> Result<BTreeSet<String>> {
-    let invalid = |message: String| Error::new(Code::ONNX_INVALID, message).at(path);
+    external_files_in(&graph_bytes(path)?).map_err(|e| e.at(path))
+}
+
+/// The bytes of a graph's file.
+pub(super) fn graph_bytes(path: &Path) -> Result<Vec<u8>> {
     let length = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?.len();
     if length > MAX_GRAPH_BYTES {
-        return Err(invalid(format!("the graph file holds {length} bytes, expected at most {MAX_GRAPH_BYTES}")));
+        let message = format!("the graph file holds {length} bytes, expected at most {MAX_GRAPH_BYTES}");
+        return Err(Error::new(Code::ONNX_INVALID, message).at(path));
     }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))?;
-    external_files_in(&bytes).map_err(|e| e.at(path))
+    std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))
 }
 
 /// As [`external_files`], of the file's bytes.

@@ -40,7 +40,14 @@ pub(super) fn open(path: &Path, volume: Option<usize>, warnings: &mut Vec<Warnin
     position(header, stream, volume, Some(image.clone())).map_err(|e| e.at(image))
 }
 
-/// The same for a single-file scan in memory.
+/// The files that the scan at `path` consists of: itself, or a `.hdr` and its `.img`.
+pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    let (header, _) = read_header(open_stream(path)?, &mut Vec::new()).map_err(|e| image_half(path, e).at(path))?;
+    let image = header.pair.then(|| image_of(path)).transpose()?;
+    Ok(std::iter::once(path.to_owned()).chain(image).collect())
+}
+
+/// As [`open`], of a single-file scan in memory.
 pub(super) fn open_bytes<'a>(bytes: &'a [u8], volume: Option<usize>, warnings: &mut Vec<Warning>) -> Result<Scan<'a>> {
     let stream = Stream::new(Input::Bytes(bytes), bytes.len() as u64)?;
     let (header, stream) = read_header(stream, warnings)?;

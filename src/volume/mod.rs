@@ -155,6 +155,15 @@ pub struct Volume {
     pub warnings: Vec<Warning>,
 }
 
+/// The files that the scan at `path` consists of: itself, or a `.hdr` and the `.img` that belongs to it. Only the header
+/// is read.
+///
+/// # Errors
+/// One of the `nifti.*` codes, or `io`.
+pub fn files(path: &Path) -> Result<Vec<std::path::PathBuf>> {
+    file::files(path)
+}
+
 /// Reads the scan at `path` and conforms it to `options.grid`.
 ///
 /// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, gzip or not (told by content), either byte order.

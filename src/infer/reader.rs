@@ -1,0 +1,160 @@
+//! Reads scans beside the model's work.
+//!
+//! A [`ScanReader`] needs nothing of the runtime and may be used on another thread. [`ahead`] reads the next scan while
+//! the last one is computed: at most two are in memory.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Instant, SystemTime};
+
+use super::features::{Features, Store};
+use super::stage::milliseconds;
+use crate::error::{Code, Error, Result};
+use crate::volume::{self, Conformed, ReadOptions};
+
+/// A scan as it was read.
+pub struct Scan {
+    /// Its file.
+    pub path: PathBuf,
+    /// Milliseconds that reading took.
+    pub milliseconds: f64,
+    pub(super) content: Content,
+    /// The key under which its features may be stored.
+    pub(super) key: Option<String>,
+}
+
+/// What is known of a scan.
+pub(super) enum Content {
+    /// Its voxels on the model's grid.
+    Voxels(Box<Conformed>),
+    /// What the model made of it before.
+    Features(Features),
+}
+
+impl Scan {
+    /// Its voxels on the model's grid; none where its features were in the cache, and it was not read.
+    pub fn conformed(&self) -> Option<&Conformed> {
+        match &self.content {
+            Content::Voxels(conformed) => Some(conformed),
+            Content::Features(_) => None,
+        }
+    }
+}
+
+/// Reads scans onto the model's grid, or finds their features in the cache.
+#[derive(Clone, Debug)]
+pub struct ScanReader {
+    pub(super) options: ReadOptions,
+    pub(super) store: Option<Store>,
+    /// Whether a scan is read also when its features are known.
+    pub(super) voxels: bool,
+}
+
+impl ScanReader {
+    /// Reads a scan.
+    ///
+    /// # Errors
+    /// `nifti.*` or `io`.
+    pub fn read(&self, path: &Path) -> Result<Scan> {
+        let started = Instant::now();
+        let scan = |content, key| {
+            let milliseconds = milliseconds(started);
+            Scan { path: path.to_path_buf(), milliseconds, content, key }
+        };
+        let Some(store) = &self.store else {
+            return Ok(scan(Content::Voxels(Box::new(volume::read(path, &self.options)?)), None));
+        };
+        let files = volume::files(path)?;
+        let before = changed(&files);
+        let key = store.scan_key(&files, self.options.volume)?;
+        if let Some(features) = store.get(&key).filter(|_| !self.voxels) {
+            return Ok(scan(Content::Features(features), None));
+        }
+        let conformed = volume::read(path, &self.options)?;
+        // Had the file changed between hashing and reading, its features would be stored as another's.
+        let same = changed(&files) == before && before.is_some();
+        Ok(scan(Content::Voxels(Box::new(conformed)), same.then_some(key)))
+    }
+}
+
+/// Lengths and times of files.
+fn changed(files: &[PathBuf]) -> Option<Vec<(u64, SystemTime)>> {
+    let look = |path: &PathBuf| {
+        let meta = std::fs::metadata(path).ok()?;
+        Some((meta.len(), meta.modified().ok()?))
+    };
+    files.iter().map(look).collect()
+}
+
+/// Reads the scans at `paths` one after the other on another thread and hands each to `each` on this one. Reading stays one
+/// scan ahead. With `beside` false each is read when it is its turn, on this thread.
+///
+/// # Errors
+/// The first of `each`; what reading fails with is handed to it.
+pub fn ahead<'p>(
+    reader: &ScanReader,
+    paths: impl Iterator<Item = &'p Path> + Send,
+    beside: bool,
+    each: &mut dyn FnMut(Reading<'_>) -> Result<()>,
+) -> Result<()> {
+    if !beside {
+        let mut paths = paths;
+        return paths.try_for_each(|path| each(Reading { source: Some(Source::Here(reader, path)) }));
+    }
+    std::thread::scope(|scope| {
+        // Nothing is queued: a scan that was read waits in the thread's hands until it is taken.
+        let (give, take) = mpsc::sync_channel(0);
+        let (begin, begun) = mpsc::channel::<()>();
+        let thread = scope.spawn(move || {
+            for path in paths {
+                if begin.send(()).is_err() || give.send(reader.read(path)).is_err() {
+                    break;
+                }
+            }
+        });
+        // One message a path, before it is read: so that `each` can do other work while the scan is read.
+        let outcome = begun.iter().try_for_each(|()| each(Reading { source: Some(Source::Elsewhere(&take)) }));
+        drop((take, begun));
+        match thread.join() {
+            Err(_) if outcome.is_ok() => Err(Error::new(Code::IO, STOPPED)),
+            _ => outcome,
+        }
+    })
+}
+
+/// Said when the reading thread is gone.
+const STOPPED: &str = "reading scans stopped unexpectedly";
+
+/// A scan that is being read.
+pub struct Reading<'a> {
+    source: Option<Source<'a>>,
+}
+
+enum Source<'a> {
+    Here(&'a ScanReader, &'a Path),
+    Elsewhere(&'a mpsc::Receiver<Result<Scan>>),
+}
+
+impl Reading<'_> {
+    /// Waits for the scan.
+    ///
+    /// # Errors
+    /// Those of [`ScanReader::read`].
+    pub fn finish(mut self) -> Result<Scan> {
+        let gone = || Error::new(Code::IO, STOPPED);
+        match self.source.take() {
+            Some(Source::Here(reader, path)) => reader.read(path),
+            Some(Source::Elsewhere(take)) => take.recv().unwrap_or_else(|_| Err(gone())),
+            None => Err(gone()),
+        }
+    }
+}
+
+impl Drop for Reading<'_> {
+    /// A scan that nobody wants any more is taken all the same: the thread would wait with it for ever.
+    fn drop(&mut self) {
+        if let Some(Source::Elsewhere(take)) = self.source.take() {
+            let _ = take.recv();
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! A graph of the bundle as it is run: as a whole, or in groups of blocks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::memory::{Mode, Planned};
+use super::prediction::Timing;
+use crate::error::{Code, Error, Result};
+use crate::onnx::{Extracted, SegmentedModel};
+use crate::runtime::{Runtime, Session, SessionOptions};
+use crate::tensor::Tensor;
+
+/// A graph with the plan by which it is run.
+pub(super) struct Stage {
+    name: &'static str,
+    path: PathBuf,
+    planned: Planned,
+    /// The groups as graphs; none where the graph is run as a whole.
+    groups: Vec<Extracted>,
+    /// Sessions that stay loaded, a group each.
+    sessions: Vec<Option<Session>>,
+    options: SessionOptions,
+}
+
+impl Stage {
+    /// A stage that runs the graph at `path` as planned.
+    ///
+    /// # Errors
+    /// `onnx.invalid` when the graph cannot be taken apart.
+    pub fn new(
+        name: &'static str,
+        path: PathBuf,
+        model: &SegmentedModel,
+        planned: Planned,
+        options: SessionOptions,
+    ) -> Result<Self> {
+        let groups = match planned.groups.as_slice() {
+            [_] => Vec::new(),
+            several => several.iter().map(|g| model.extract(g.segments.clone())).collect::<Result<_>>()?,
+        };
+        let sessions = planned.groups.iter().map(|_| None).collect();
+        Ok(Self { name, path, planned, groups, sessions, options })
+    }
+
+    /// How it is run.
+    pub fn planned(&self) -> &Planned {
+        &self.planned
+    }
+
+    /// Runs the graph and gives the outputs of those names, in that order. `began` is called when all that comes before the
+    /// first run is done.
+    ///
+    /// # Errors
+    /// `runtime.*`, `device.unavailable`.
+    pub fn run(
+        &mut self,
+        runtime: &Runtime,
+        inputs: &[(&str, &Tensor)],
+        outputs: &[&str],
+        timing: &mut Timing,
+        began: &mut dyn FnMut(),
+    ) -> Result<Vec<Tensor>> {
+        if self.groups.is_empty() {
+            let mut session = self.session(runtime, 0, timing)?;
+            began();
+            let started = Instant::now();
+            let results = session.run(inputs, outputs)?;
+            timing.add(self.name, milliseconds(started));
+            self.keep(0, session);
+            return Ok(results);
+        }
+        let mut flowing: BTreeMap<String, Tensor> = BTreeMap::new();
+        for i in 0..self.groups.len() {
+            let mut session = self.session(runtime, i, timing)?;
+            let group = &self.groups[i];
+            let later: BTreeSet<&str> = self.groups[i + 1..]
+                .iter()
+                .flat_map(|g| &g.inputs)
+                .map(String::as_str)
+                .chain(outputs.iter().copied())
+                .collect();
+            let inner = flowing.iter().map(|(name, tensor)| (name.as_str(), tensor));
+            let given = inputs.iter().copied().chain(inner);
+            let feed: Vec<(&str, &Tensor)> = given.filter(|(name, _)| group.inputs.iter().any(|n| n == name)).collect();
+            let wanted: Vec<&str> = group.outputs.iter().map(String::as_str).filter(|n| later.contains(n)).collect();
+            began();
+            let started = Instant::now();
+            let results = session.run(&feed, &wanted)?;
+            timing.add(self.name, milliseconds(started));
+            let made: Vec<(String, Tensor)> = wanted.iter().map(|n| (*n).to_owned()).zip(results).collect();
+            flowing.extend(made);
+            flowing.retain(|name, _| later.contains(name.as_str()));
+            self.keep(i, session);
+        }
+        let missing = |name: &str| Error::new(Code::RUNTIME_RUN, format!("output `{name}` is missing")).at(&self.path);
+        outputs.iter().map(|name| flowing.remove(*name).ok_or_else(|| missing(name))).collect()
+    }
+
+    /// The group's session, as it was kept or loaded now.
+    fn session(&mut self, runtime: &Runtime, group: usize, timing: &mut Timing) -> Result<Session> {
+        if let Some(session) = self.sessions[group].take() {
+            return Ok(session);
+        }
+        let started = Instant::now();
+        let options = SessionOptions { prepack: self.planned.groups[group].prepack, ..self.options };
+        let session = match self.groups.get(group) {
+            Some(part) => Session::open_part(runtime, &part.bytes, &self.path, &options)?,
+            None => Session::open(runtime, &self.path, &options)?,
+        };
+        timing.add("load", milliseconds(started));
+        Ok(session)
+    }
+
+    fn keep(&mut self, group: usize, session: Session) {
+        if self.planned.mode == Mode::Resident {
+            self.sessions[group] = Some(session);
+        }
+    }
+}
+
+/// Milliseconds that have passed.
+pub(super) fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}

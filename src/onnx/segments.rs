@@ -1,0 +1,303 @@
+//! A graph's file, cut at its blocks, so that it can be run in less memory than its weights take.
+//!
+//! [`SegmentedModel::read`] takes `NAME.onnx` as this crate writes it. Its *segments* are the nodes of one transformer block
+//! each (`layers.N.*`, `blocks.N.*`), and what stands between. Consecutive segments make a graph of their own
+//! ([`SegmentedModel::extract`]): what flows in and out keeps its name, and large weights stay where they are in the data
+//! file. For planning, each segment tells the bytes of its weights, and [`SegmentedModel::live_bytes`] how many bytes of
+//! activations are alive at once.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::path::Path;
+
+use prost::Message;
+
+use super::proto::{DimensionProto, EXTERNAL, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use super::read::graph_bytes;
+use crate::error::{Code, Error, Result};
+
+/// A part of a graph that can be run on its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// Its block's name (`layers.3`), or `rest`.
+    pub name: String,
+    /// Bytes of its weights in the data file and in the graph's own.
+    pub weights: u64,
+    /// Bytes that its half-precision weights take once they are widened to float32, as the CPU provider does at loading.
+    pub widened: u64,
+    /// Whether it has weights in blocks (`MatMulNBits`), which are slow unless they are laid out anew at loading.
+    pub blocked: bool,
+}
+
+/// A graph that can be run segment by segment.
+pub struct SegmentedModel {
+    model: ModelProto,
+    nodes: Vec<Range<usize>>,
+    segments: Vec<SegmentInfo>,
+    /// Index of each weight among the initializers.
+    weights: HashMap<String, usize>,
+    /// Types of everything else that is declared.
+    values: HashMap<String, ValueInfoProto>,
+}
+
+/// Some segments as a graph of their own.
+pub struct Extracted {
+    /// The ONNX model; its data file is that of the whole.
+    pub bytes: Vec<u8>,
+    /// Names of what it takes.
+    pub inputs: Vec<String>,
+    /// Names of what it gives.
+    pub outputs: Vec<String>,
+}
+
+impl SegmentedModel {
+    /// Reads the graph at `path`.
+    ///
+    /// A graph with more in it than this crate writes is one segment: taken apart, it might compute something else.
+    ///
+    /// # Errors
+    /// `onnx.invalid` when the file is no ONNX model.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::from_bytes(&graph_bytes(path)?).map_err(|e| e.at(path))
+    }
+
+    /// As [`Self::read`], of the file's bytes.
+    ///
+    /// # Errors
+    /// `onnx.invalid`.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let invalid = |message: &str| Error::new(Code::ONNX_INVALID, message.to_owned());
+        let model = ModelProto::decode(bytes).map_err(|e| invalid(&format!("not an ONNX model: {e}")))?;
+        // Fields that our messages lack were skipped, and would be missing in an extracted graph.
+        let whole = model.encoded_len() == bytes.len() && model.functions.is_empty() && model.training_info.is_empty();
+        let graph = model.graph.as_ref().ok_or_else(|| invalid("the model has no graph"))?;
+        let nested = |n: &NodeProto| n.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
+        let ours = whole && graph.sparse_initializer.is_empty() && !graph.node.iter().any(nested);
+        let weights: HashMap<String, usize> =
+            graph.initializer.iter().enumerate().map(|(i, t)| (t.name().to_owned(), i)).collect();
+        let declared = graph.value_info.iter().chain(&graph.input).chain(&graph.output);
+        let values = declared.map(|v| (v.name.clone().unwrap_or_default(), v.clone())).collect();
+        let nodes = if ours { cut(&graph.node) } else { Vec::new() };
+        let nodes = if nodes.is_empty() { std::iter::once(0..graph.node.len()).collect() } else { nodes };
+        let segments = nodes.iter().map(|range| describe(graph, range.clone(), &weights)).collect::<Result<_>>()?;
+        Ok(Self { nodes, segments, weights, values, model })
+    }
+
+    /// The segments, in the order in which they run.
+    pub fn segments(&self) -> &[SegmentInfo] {
+        &self.segments
+    }
+
+    /// Names of the whole graph's outputs.
+    pub fn outputs(&self) -> Vec<&str> {
+        self.graph().output.iter().filter_map(|v| v.name.as_deref()).collect()
+    }
+
+    /// These segments as a graph of their own.
+    ///
+    /// # Errors
+    /// `onnx.invalid` when a value that flows in or out is not declared.
+    pub fn extract(&self, segments: Range<usize>) -> Result<Extracted> {
+        let (graph, range) = (self.graph(), self.range(segments));
+        let nodes = &graph.node[range.clone()];
+        let made: HashSet<&str> = nodes.iter().flat_map(|n| &n.output).map(String::as_str).collect();
+        let (mut initializers, mut inputs, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
+        for name in operands(nodes).filter(|name| !made.contains(name)) {
+            if !seen.insert(name) {
+                continue;
+            }
+            match self.weights.get(name) {
+                Some(&index) => initializers.push(graph.initializer[index].clone()),
+                None => inputs.push(self.declared(name)?),
+            }
+        }
+        let read: HashSet<&str> = operands(&graph.node[range.end..]).chain(self.outputs()).collect();
+        let leaving = nodes.iter().flat_map(|n| &n.output).filter(|name| read.contains(name.as_str()));
+        let outputs = leaving.map(|name| self.declared(name)).collect::<Result<Vec<_>>>()?;
+        let leaves: HashSet<&str> = outputs.iter().filter_map(|v| v.name.as_deref()).collect();
+        let inner = nodes.iter().flat_map(|n| &n.output).filter(|name| !leaves.contains(name.as_str()));
+        let value_info = inner.filter_map(|name| self.values.get(name).cloned()).collect();
+        let names = |all: &[ValueInfoProto]| all.iter().filter_map(|v| v.name.clone()).collect();
+        let (input_names, output_names) = (names(&inputs), names(&outputs));
+        let part = GraphProto {
+            node: nodes.to_vec(),
+            name: graph.name.clone(),
+            initializer: initializers,
+            input: inputs,
+            output: outputs,
+            value_info,
+            ..GraphProto::default()
+        };
+        let model = ModelProto {
+            ir_version: self.model.ir_version,
+            producer_name: self.model.producer_name.clone(),
+            producer_version: self.model.producer_version.clone(),
+            graph: Some(part),
+            opset_import: self.model.opset_import.clone(),
+            ..ModelProto::default()
+        };
+        let bytes = model.encode_to_vec();
+        Ok(Extracted { bytes, inputs: input_names, outputs: output_names })
+    }
+
+    /// The most bytes of inputs and results that are alive at once while these segments run, where the named dimensions
+    /// have these extents. A value lives from the node that makes it to the last that reads it; what leaves the segments
+    /// lives to their end.
+    ///
+    /// Nothing is taken off for results that are written over their operands, and nothing added for what operators
+    /// need inside. Dimensions that are neither known nor named count as 1.
+    pub fn live_bytes(&self, segments: Range<usize>, extents: &BTreeMap<&str, u64>) -> u64 {
+        let (graph, range) = (self.graph(), self.range(segments));
+        let nodes = &graph.node[range.clone()];
+        let read: HashSet<&str> = operands(&graph.node[range.end..]).chain(self.outputs()).collect();
+        let mut last: HashMap<&str, usize> = HashMap::new();
+        for (i, node) in nodes.iter().enumerate() {
+            for name in node.input.iter().chain(&node.output).map(String::as_str) {
+                last.insert(name, if read.contains(name) { usize::MAX } else { i });
+            }
+        }
+        let size = |name: &str| self.values.get(name).map_or(0, |value| bytes_of(value, extents));
+        let made: HashSet<&str> = nodes.iter().flat_map(|n| &n.output).map(String::as_str).collect();
+        let entering: HashSet<&str> = operands(nodes).filter(|n| !made.contains(n)).collect();
+        let mut alive: u64 = entering.iter().map(|name| size(name)).sum();
+        let mut most = alive;
+        for (i, node) in nodes.iter().enumerate() {
+            alive += node.output.iter().map(|name| size(name)).sum::<u64>();
+            most = most.max(alive);
+            let ended: HashSet<&str> =
+                node.input.iter().chain(&node.output).map(String::as_str).filter(|n| last[n] == i).collect();
+            // What enters is the caller's, and stays.
+            alive -= ended.iter().filter(|n| !entering.contains(*n)).map(|n| size(n)).sum::<u64>();
+        }
+        most
+    }
+
+    fn graph(&self) -> &GraphProto {
+        self.model.graph.as_ref().expect("checked when it was read")
+    }
+
+    fn range(&self, segments: Range<usize>) -> Range<usize> {
+        match segments.is_empty() {
+            true => 0..0,
+            false => self.nodes[segments.start].start..self.nodes[segments.end - 1].end,
+        }
+    }
+
+    fn declared(&self, name: &str) -> Result<ValueInfoProto> {
+        self.values.get(name).cloned().ok_or_else(|| {
+            Error::new(Code::ONNX_INVALID, format!("`{name}` flows between blocks and has no declared type"))
+        })
+    }
+}
+
+/// The names that nodes read.
+fn operands(nodes: &[NodeProto]) -> impl Iterator<Item = &str> {
+    nodes.iter().flat_map(|n| &n.input).map(String::as_str).filter(|name| !name.is_empty())
+}
+
+/// The block that a node is named for.
+fn block(name: &str) -> &str {
+    let mut ends = name.match_indices('.').map(|(i, _)| i);
+    let (Some(kind), end) = (ends.next(), ends.next().unwrap_or(name.len())) else { return "rest" };
+    let number = &name[kind + 1..end];
+    let numbered = !number.is_empty() && number.chars().all(|c| c.is_ascii_digit());
+    if numbered && matches!(&name[..kind], "layers" | "blocks") { &name[..end] } else { "rest" }
+}
+
+/// Cuts nodes where the block changes.
+fn cut(nodes: &[NodeProto]) -> Vec<Range<usize>> {
+    let name = |i: usize| block(nodes[i].name.as_deref().unwrap_or_default());
+    let mut all: Vec<Range<usize>> = Vec::new();
+    for i in 0..nodes.len() {
+        match all.last_mut() {
+            Some(last) if name(last.start) == name(i) => last.end = i + 1,
+            _ => all.push(i..i + 1),
+        }
+    }
+    all
+}
+
+fn describe(graph: &GraphProto, range: Range<usize>, weights: &HashMap<String, usize>) -> Result<SegmentInfo> {
+    let nodes = &graph.node[range];
+    let (mut bytes, mut widened, mut seen) = (0u64, 0u64, HashSet::new());
+    for node in nodes {
+        for name in node.input.iter().filter(|name| seen.insert(name.as_str())) {
+            let Some(&index) = weights.get(name) else { continue };
+            let tensor = &graph.initializer[index];
+            let length = weight_bytes(tensor)?;
+            bytes = bytes.saturating_add(length);
+            // A table that is looked up is widened behind the lookup, not as a whole.
+            if node.op_type.as_deref() == Some("Cast") && matches!(tensor.data_type, Some(10 | 16)) {
+                widened = widened.saturating_add(length.saturating_mul(2));
+            }
+        }
+    }
+    let name = nodes.first().and_then(|n| n.name.as_deref()).map_or("rest", block).to_owned();
+    let blocked = nodes.iter().any(|n| n.op_type.as_deref() == Some("MatMulNBits"));
+    Ok(SegmentInfo { name, weights: bytes, widened, blocked })
+}
+
+/// The bytes of a weight, wherever they lie.
+fn weight_bytes(tensor: &TensorProto) -> Result<u64> {
+    let held = tensor.raw_data.as_ref().map_or(0, Vec::len) as u64;
+    if tensor.data_location != Some(EXTERNAL) {
+        return Ok(held);
+    }
+    let length = tensor.external_data.iter().rev().find(|e| e.key.as_deref() == Some("length"));
+    length.and_then(|e| e.value().parse().ok()).ok_or_else(|| {
+        Error::new(Code::ONNX_INVALID, format!("weight `{}` does not say how many bytes it has", tensor.name()))
+    })
+}
+
+/// Bytes of a value under these extents; 0 where its type is not declared.
+fn bytes_of(value: &ValueInfoProto, extents: &BTreeMap<&str, u64>) -> u64 {
+    let Some(tensor) = value.r#type.as_ref().and_then(|t| t.tensor_type.as_ref()) else { return 0 };
+    let element = match tensor.elem_type {
+        Some(1 | 6 | 12) => 4,
+        Some(4 | 5 | 10 | 16) => 2,
+        Some(7 | 11 | 13) => 8,
+        _ => 1,
+    };
+    let extent = |d: &DimensionProto| match (d.dim_value, d.dim_param.as_deref()) {
+        (Some(n), _) => u64::try_from(n).unwrap_or(0),
+        (None, Some(name)) => extents.get(name).copied().unwrap_or(1),
+        (None, None) => 1,
+    };
+    let dims = tensor.shape.iter().flat_map(|s| &s.dim).map(extent);
+    dims.fold(element, u64::saturating_mul)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_have_names() {
+        let names = ["layers.3.mlp.Mul", "blocks.12.Add", "layers.x.Mul", "norm.Mul", "layers", "blocks.1"];
+        assert_eq!(names.map(block), ["layers.3", "blocks.12", "rest", "rest", "rest", "blocks.1"]);
+    }
+
+    fn node(name: &str, input: &str, output: &str) -> NodeProto {
+        NodeProto {
+            name: Some(name.into()),
+            op_type: Some("Relu".into()),
+            input: vec![input.into()],
+            output: vec![output.into()],
+            ..NodeProto::default()
+        }
+    }
+
+    #[test]
+    fn graphs_of_others_are_not_taken_apart() {
+        assert!(SegmentedModel::from_bytes(b"\xff\xff").is_err());
+        let nodes = vec![node("layers.0.Relu", "x", "y"), node("layers.1.Relu", "y", "z")];
+        let graph = GraphProto { node: nodes, ..GraphProto::default() };
+        let mut bytes = ModelProto { graph: Some(graph), ..ModelProto::default() }.encode_to_vec();
+        assert_eq!(SegmentedModel::from_bytes(&bytes).unwrap().segments().len(), 2);
+        // Field 6, doc_string, is none of ours.
+        bytes.extend([0x32, 1, b'x']);
+        assert_eq!(SegmentedModel::from_bytes(&bytes).unwrap().segments().len(), 1);
+        let empty = ModelProto { graph: Some(GraphProto::default()), ..ModelProto::default() };
+        assert_eq!(SegmentedModel::from_bytes(&empty.encode_to_vec()).unwrap().segments().len(), 1);
+    }
+}
