@@ -195,22 +195,28 @@ fn operands(nodes: &[NodeProto]) -> impl Iterator<Item = &str> {
     nodes.iter().flat_map(|n| &n.input).map(String::as_str).filter(|name| !name.is_empty())
 }
 
+/// The name of what is no block.
+const REST: &str = "rest";
+
 /// The block that a node is named for.
 fn block(name: &str) -> &str {
     let mut ends = name.match_indices('.').map(|(i, _)| i);
-    let (Some(kind), end) = (ends.next(), ends.next().unwrap_or(name.len())) else { return "rest" };
+    let (Some(kind), end) = (ends.next(), ends.next().unwrap_or(name.len())) else { return REST };
     let number = &name[kind + 1..end];
     let numbered = !number.is_empty() && number.chars().all(|c| c.is_ascii_digit());
-    if numbered && matches!(&name[..kind], "layers" | "blocks") { &name[..end] } else { "rest" }
+    if numbered && matches!(&name[..kind], "layers" | "blocks") { &name[..end] } else { REST }
 }
 
-/// Cuts nodes where the block changes.
+/// Cuts nodes where the block changes. What follows the last block stays with it: it is a norm and little else, and ONNX
+/// Runtime computes a norm together with the addition in front of it where nobody else reads the sum
+/// (`SkipLayerNormalization`), which rounds otherwise than one after the other.
 fn cut(nodes: &[NodeProto]) -> Vec<Range<usize>> {
     let name = |i: usize| block(nodes[i].name.as_deref().unwrap_or_default());
+    let last = (0..nodes.len()).rev().find(|&i| name(i) != REST);
     let mut all: Vec<Range<usize>> = Vec::new();
     for i in 0..nodes.len() {
         match all.last_mut() {
-            Some(last) if name(last.start) == name(i) => last.end = i + 1,
+            Some(range) if name(range.start) == name(i) || last.is_some_and(|last| i > last) => range.end = i + 1,
             _ => all.push(i..i + 1),
         }
     }
@@ -227,12 +233,12 @@ fn describe(graph: &GraphProto, range: Range<usize>, weights: &HashMap<String, u
             let length = weight_bytes(tensor)?;
             bytes = bytes.saturating_add(length);
             // A table that is looked up is widened behind the lookup, not as a whole.
-            if node.op_type.as_deref() == Some("Cast") && matches!(tensor.data_type, Some(10 | 16)) {
+            if node.op_type.as_deref() != Some("Gather") && matches!(tensor.data_type, Some(10 | 16)) {
                 widened = widened.saturating_add(length.saturating_mul(2));
             }
         }
     }
-    let name = nodes.first().and_then(|n| n.name.as_deref()).map_or("rest", block).to_owned();
+    let name = nodes.first().and_then(|n| n.name.as_deref()).map_or(REST, block).to_owned();
     let blocked = nodes.iter().any(|n| n.op_type.as_deref() == Some("MatMulNBits"));
     Ok(SegmentInfo { name, weights: bytes, widened, blocked })
 }
