@@ -198,19 +198,22 @@ pub(super) fn peak() -> Option<u64> {
     status("VmHWM:")
 }
 
-/// What more can be had without pushing others out: of the machine, of the process's control group, and of its address
-/// space (`ulimit -v`). Where the system does not say it is taken for boundless.
+/// What more can be had without pushing others out: of the machine, of the process's control group, and of the process's own
+/// limits (`ulimit -v`, `ulimit -d`; ONNX Runtime maps weights privately and writable, which counts for both). Where the
+/// system does not say it is taken for boundless.
 pub(super) fn available() -> u64 {
     let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| kilobytes(&text, "MemAvailable:"));
-    [machine, group_room(), address_space()].into_iter().flatten().min().unwrap_or(u64::MAX)
+    let own =
+        [("Max address space", "VmSize:"), ("Max data size", "VmData:")].map(|(limit, used)| own_room(limit, used));
+    [machine, group_room()].into_iter().chain(own).flatten().min().unwrap_or(u64::MAX)
 }
 
-/// What is left of the limit of the address space.
-fn address_space() -> Option<u64> {
+/// What is left of one of the process's limits.
+fn own_room(limit: &str, used: &str) -> Option<u64> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix(limit))?;
     let limit: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(limit.saturating_sub(status("VmSize:")?))
+    Some(limit.saturating_sub(status(used)?))
 }
 
 /// What is left of the control group's limit (version 2), counting file pages that can be dropped as free.
