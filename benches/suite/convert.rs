@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use super::process::{Contender, Run, interleaved};
 use super::report::Bound::{AtLeast, AtMost};
+use super::report::Floor;
 use super::suite::{Suite, bytes_in, export, row};
 
 const WHAT: &str = "convert fp16 → int8";
@@ -64,7 +65,7 @@ pub fn run(suite: &mut Suite) -> Result<()> {
     let names = names.iter().map(String::as_str).chain(["Python: both steps"]);
     let mut rows: Vec<_> = names.zip(outcomes).map(|(name, outcome)| row(WHAT, name, outcome)).collect();
     let floor = rows[1].outcome.as_ref().ok().map(|r| r.seconds);
-    rows[0].floor = floor;
+    rows[0].floor = floor.map(Floor::Seconds);
     rows[0].bytes = Some(bytes_in(&output, |_| true));
     rows[1].bytes = rows[0]
         .bytes

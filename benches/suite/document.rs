@@ -7,7 +7,8 @@ use brain_adapter::runtime::Runtime;
 
 use super::suite::{Suite, python, root};
 
-const PAGE: &str = "docs/benchmarks.md";
+/// The page.
+pub const PAGE: &str = "docs/benchmarks.md";
 const BEGIN: &str = "<!-- bench suite: begin; generated, edits are lost -->";
 const END: &str = "<!-- bench suite: end -->";
 

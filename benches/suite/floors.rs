@@ -12,24 +12,17 @@ use serde_json::json;
 
 use super::graphs::{self, TOKENS};
 use super::process::{Contender, Outcome, interleaved, report as tell};
-use super::report::Rate;
+use super::report::{Figure, PRODUCTS, Rate};
 use super::suite::Suite;
 
 /// Hidden size and that of the MLP of LLaMA2-7B.
 pub const GEOMETRY: (usize, usize) = (4096, 11008);
 /// Layers whose products are measured: more than caches hold.
-const LAYERS: usize = 2;
+const LAYERS: usize = 1;
+/// Who gives the rates that are looked at again.
+const RUNTIME: [&str; 2] = ["ONNX Runtime `MatMul`", "ONNX Runtime `MatMulInteger`"];
 /// Bytes of the memory's and the disk's floor.
 const LARGE: usize = 1 << 30;
-
-/// Rates that the rows are compared with; infinite where nothing was measured.
-#[derive(Default)]
-pub struct Floors {
-    /// Operations a second of float32 products.
-    pub fp32: f64,
-    /// Operations a second of 8-bit integer products.
-    pub int8: f64,
-}
 
 /// Shapes of a decoder layer's products.
 fn products() -> [(usize, usize); 7] {
@@ -67,29 +60,40 @@ pub fn run(suite: &mut Suite) -> Result<()> {
         run.clone().and_then(|run| run.number(key).map(|x| x / 1e9).ok_or_else(|| "not measured".to_owned()))
     };
     let rows = [
-        ("fp32 products", "ONNX Runtime `MatMul`", rate(&outcomes[0]), "GFLOP/s"),
-        ("fp32 products", "`torch.nn.functional.linear`", rate(&outcomes[1]), "GFLOP/s"),
-        ("int8 products", "ONNX Runtime `MatMulInteger`", rate(&outcomes[2]), "GOP/s"),
-        ("int8 products", "`torch._int_mm`", rate(&outcomes[3]), "GOP/s"),
+        (PRODUCTS[0], RUNTIME[0], rate(&outcomes[0]), "GFLOP/s"),
+        (PRODUCTS[0], "`torch.nn.functional.linear`", rate(&outcomes[1]), "GFLOP/s"),
+        (PRODUCTS[1], RUNTIME[1], rate(&outcomes[2]), "GOP/s"),
+        (PRODUCTS[1], "`torch._int_mm`", rate(&outcomes[3]), "GOP/s"),
         ("memory", "copy of 1 GiB, all cores, read + written", told(&outcomes[4], "memory"), "GB/s"),
         ("disk, write", "1 GiB of random bytes and fsync", told(&outcomes[5], "write"), "GB/s"),
         ("disk, read", "the same, dropped from the page cache", told(&outcomes[5], "read"), "GB/s"),
     ];
-    let best = |what: &str| {
-        let rates = rows.iter().filter(|row| row.0 == what).filter_map(|row| row.2.as_ref().ok());
-        rates.copied().fold(0.0, f64::max) * 1e9
-    };
-    suite.floors = Floors { fp32: best("fp32 products"), int8: best("int8 products") };
     suite.report.notes.push(format!(
-        "Floors of the passes: their products alone, at the better of the two rates above (measured on {LAYERS} decoder \
-         layers' shapes, {TOKENS} tokens); attention counts at the fp32 rate."
+        "Floors of the passes: their products alone, at the better of the two rates above (the best of all rounds, those \
+         between the rows' own too; shapes of a decoder layer, {TOKENS} tokens); attention counts at the fp32 rate."
     ));
     let rates = rows.map(|(what, with, rate, unit)| Rate { what: what.into(), with: with.into(), rate, unit });
     suite.report.rates.extend(rates);
-    for name in ["fp32", "int8"] {
-        std::fs::remove_file(suite.path(&format!("floor-{name}.onnx.data")))?;
-    }
     Ok(())
+}
+
+/// ONNX Runtime's products, to be measured among rows: the machine isn't as fast at all times.
+pub fn again(suite: &Suite) -> Vec<Contender<'_>> {
+    let floor = |name: &str| {
+        let path = suite.path(&format!("floor-{name}.onnx"));
+        Contender::new(&format!("floor {name}"), suite.options.rounds, move || suite.graph(&path, &[]))
+    };
+    vec![floor("fp32"), floor("int8")]
+}
+
+/// Takes the rows of [`again`] away and keeps their rates.
+pub fn absorb(suite: &mut Suite, rows: &mut Vec<Figure>) {
+    let floors = rows.split_off(rows.len() - RUNTIME.len());
+    for (i, floor) in floors.iter().enumerate() {
+        if let Ok(run) = &floor.outcome {
+            suite.report.seen(PRODUCTS[i], RUNTIME[i], operations(LAYERS) / run.seconds / 1e9);
+        }
+    }
 }
 
 /// The products of the layers, and nothing else.

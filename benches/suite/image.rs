@@ -9,9 +9,11 @@ use brain_adapter::model::{self, Attention, Stages};
 use brain_adapter::passes::quantize::{Plan, quantize};
 use brain_adapter::tensor::DType;
 
+use super::floors;
 use super::graphs::{least_cosine, write};
 use super::process::Contender;
 use super::report::Bound::{AtLeast, AtMost};
+use super::report::Floor;
 use super::suite::{Suite, bytes_in, compare, succeed, weights};
 
 const VISION: &str = "vision pass, 4097 tokens";
@@ -24,7 +26,7 @@ pub fn vision(suite: &mut Suite) -> Result<()> {
     let [int8, fp32] = [suite.bundle(None, "int8")?, suite.bundle(None, "fp32")?];
     let rounds = suite.options.rounds;
     let torch = |arguments: &[&str]| suite.peer("torch_image.py", arguments);
-    let contenders = vec![
+    let mut contenders = vec![
         Contender::new(OURS, rounds, || suite.graph(&int8.join("vision.onnx"), &[])),
         Contender::new(OURS_FP32, rounds, || suite.graph(&fp32.join("vision.onnx"), &[])),
         Contender::new("PyTorch sdpa fp32", rounds, || torch(&["vision", "sdpa", "fp32"])),
@@ -32,14 +34,16 @@ pub fn vision(suite: &mut Suite) -> Result<()> {
         // Slow, and far from the others: once is enough.
         Contender::new("PyTorch fp32, attention as MONAI writes it", 1, || torch(&["vision", "eager", "fp32"])),
     ];
-    let rows = compare(VISION, contenders);
+    contenders.extend(floors::again(suite));
+    let mut rows = compare(VISION, contenders);
+    floors::absorb(suite, &mut rows);
     suite.report.extend(rows);
     let cosine = worst_token(suite, &int8)?;
     let (tokens, hidden, mlp, blocks) = (4097.0, 768.0, 3072.0, 12.0);
     let linears = 2.0 * tokens * (blocks * (4.0 * hidden * hidden + 2.0 * hidden * mlp) + 1024.0 * hidden);
     let attention = 4.0 * blocks * tokens * tokens * hidden;
-    let fp32_floor = (linears + attention) / suite.floors.fp32;
-    let int8_floor = linears / suite.floors.int8 + attention / suite.floors.fp32;
+    let fp32_floor = Floor::Products([linears + attention, 0.0]);
+    let int8_floor = Floor::Products([attention, linears]);
     let bytes = |bundle: &Path| Some(bytes_in(bundle, |name| name.starts_with("vision.onnx")));
     suite.amend(VISION, OURS, |f| (f.bytes, f.cosine, f.floor) = (bytes(&int8), Some(cosine), Some(int8_floor)));
     suite.amend(VISION, OURS_FP32, |f| (f.bytes, f.floor) = (bytes(&fp32), Some(fp32_floor)));
@@ -68,7 +72,7 @@ fn worst_token(suite: &Suite, bundle: &Path) -> Result<f64> {
     let layers = || record.layers.iter().filter(|l| l.part == "vision");
     anyhow::ensure!(layers().all(|l| !l.smoothed), "a smoothed layer can't be rebuilt from its record");
     let checkpoint = suite.checkpoint(None)?;
-    let (weights, config) = (weights(&checkpoint.join("m3d"))?, Config::load(&checkpoint.join("config.json"))?);
+    let (weights, config) = (weights(&checkpoint.join("m3d"), "")?, Config::load(&checkpoint.join("config.json"))?);
     let fp32 = model::vit::build(&config, &weights, Attention::Fused, Stages::All)?;
     let schemes = layers().map(|l| (l.layer.clone(), l.scheme)).collect();
     let int8 = quantize(&fp32, &Plan { schemes, tables: Some(DType::F16), ..Plan::default() })?;
@@ -95,7 +99,7 @@ pub fn adapter(suite: &mut Suite) -> Result<()> {
     let rows = compare(ADAPTER, contenders);
     suite.report.extend(rows);
     let operations = 2.0 * 65536.0 * (256.0 * 64.0 + 2.0 * 9.0 * 64.0 * 64.0);
-    let floors = [operations / suite.floors.int8, operations / suite.floors.fp32];
+    let floors = [Floor::Products([0.0, operations]), Floor::Products([operations, 0.0])];
     let cosine = least_cosine(&int8.join("adapter.onnx"), &fp32.join("adapter.onnx"), None);
     suite.amend(ADAPTER, OURS, |f| (f.cosine, f.floor) = (cosine, Some(floors[0])));
     for with in [OURS_FP32, "PyTorch fp32"] {

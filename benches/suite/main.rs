@@ -30,6 +30,7 @@ mod text;
 
 use anyhow::{Result, bail};
 
+use document::PAGE;
 use suite::{Options, Suite};
 
 type Group = fn(&mut Suite) -> Result<()>;
@@ -59,9 +60,13 @@ fn main() -> Result<()> {
     let write = all || options.write;
     let mut suite = Suite::new(options)?;
     floors::run(&mut suite)?;
+    let mut failed = Vec::new();
     for (name, run) in GROUPS {
         if all || chosen.iter().any(|c| c == name) {
-            run(&mut suite)?;
+            // What the others found is not to be lost.
+            if let Err(error) = run(&mut suite) {
+                failed.push(format!("{name}: {error:#}"));
+            }
         }
     }
     suite.report.notes.extend(NOTES.map(str::to_owned));
@@ -70,6 +75,9 @@ fn main() -> Result<()> {
     }
     let text = format!("{}\n{}", document::circumstances(&suite, &chosen), suite.report.markdown());
     println!("{text}");
+    if !failed.is_empty() {
+        bail!("{PAGE} stays as it was: {}", failed.join("; "));
+    }
     if write {
         document::write(&text)?;
     }

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Seek};
 use std::process::{Command, ExitStatus};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -76,10 +77,13 @@ fn better(a: Run, b: Run) -> Run {
     Run { peak_kib, anon_kib, ..if b.seconds < a.seconds { b } else { a } }
 }
 
+/// When the suite began, as far as the user was told.
+static BEGUN: OnceLock<Instant> = OnceLock::new();
+
 /// Tells a waiting user what runs.
 #[allow(clippy::print_stderr)]
 pub fn progress(what: &str) {
-    eprintln!("bench: {what}");
+    eprintln!("bench: {:4.0} s: {what}", BEGUN.get_or_init(Instant::now).elapsed().as_secs_f64());
 }
 
 /// Runs a command to its end. A last line of JSON on its stdout is what it has to say of itself.

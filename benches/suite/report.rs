@@ -15,15 +15,27 @@ pub struct Figure {
     pub bytes: Option<u64>,
     /// Of the result to float32's.
     pub cosine: Option<f64>,
-    /// Least seconds that the machine allows.
-    pub floor: Option<f64>,
+    /// Least that the machine takes.
+    pub floor: Option<Floor>,
 }
+
+/// What a row can't be faster than.
+#[derive(Clone, Copy)]
+pub enum Floor {
+    Seconds(f64),
+    /// Operations of products in float32 and in 8-bit integers, at the best rates that the run saw.
+    Products([f64; 2]),
+}
+
+/// What the two rates of [`Floor::Products`] are called.
+pub const PRODUCTS: [&str; 2] = ["fp32 products", "int8 products"];
 
 /// A rate of the machine.
 pub struct Rate {
     pub what: String,
     pub with: String,
     /// Per second, in `unit`.
+    /// The best seen.
     pub rate: Result<f64, String>,
     pub unit: &'static str,
 }
@@ -80,6 +92,32 @@ impl Report {
         Some(self.seconds(what, theirs)? / self.seconds(what, ours)?)
     }
 
+    /// Seconds of a floor.
+    fn seconds_of(&self, floor: Floor) -> f64 {
+        match floor {
+            Floor::Seconds(seconds) => seconds,
+            Floor::Products(operations) => PRODUCTS
+                .iter()
+                .zip(operations)
+                .map(|(what, n)| if n > 0.0 { n / self.best_rate(what) } else { 0.0 })
+                .sum(),
+        }
+    }
+
+    /// Operations a second.
+    fn best_rate(&self, what: &str) -> f64 {
+        let rates = self.rates.iter().filter(|r| r.what == what).filter_map(|r| r.rate.as_ref().ok());
+        rates.copied().fold(0.0, f64::max) * 1e9
+    }
+
+    /// Keeps a rate that was seen again, if it's better.
+    pub fn seen(&mut self, what: &str, with: &str, rate: f64) {
+        let old = self.rates.iter_mut().find(|r| r.what == what && r.with == with);
+        if let Some(Rate { rate: Ok(old), .. }) = old {
+            *old = old.max(rate);
+        }
+    }
+
     /// Adds a target.
     pub fn target(&mut self, what: impl Into<String>, found: Option<f64>, bound: Bound, unit: &'static str) {
         self.targets.push(Target { what: what.into(), found, bound, unit });
@@ -110,7 +148,9 @@ impl Report {
             writeln!(out, "\nFloors, measured in the same run:\n\n| floor | with | rate |\n|---|---|--:|")?;
         }
         for Rate { what, with, rate, unit } in &self.rates {
-            let rate = rate.as_ref().map_or_else(Clone::clone, |rate| format!("{rate:.1} {unit}"));
+            let rate = rate
+                .as_ref()
+                .map_or_else(Clone::clone, |rate| format!("{rate:.*} {unit}", if *rate < 100.0 { 2 } else { 0 }));
             writeln!(out, "| {what} | {with} | {rate} |")?;
         }
         if !self.targets.is_empty() {
@@ -145,7 +185,7 @@ impl Report {
             cell(Some(run.anon_kib * 1024e-6), 0),
             cell(bytes.map(|b| b as f64 / 1e6), 1),
             cell(*cosine, 5),
-            cell(floor.map(|f| run.seconds / f), 2),
+            cell(floor.map(|f| run.seconds / self.seconds_of(f)), 2),
         ]
         .iter()
         .fold(String::from("|"), |row, cell| row + " " + cell + " |")

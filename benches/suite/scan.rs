@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use brain_adapter::volume::{self, ReadOptions};
 use serde_json::json;
 
-use super::process::{Contender, measure, report};
+use super::process::{Contender, report};
 use super::report::Bound::{AtLeast, AtMost};
+use super::report::{Floor, Rate};
 use super::suite::{Suite, compare, root};
 
 const OURS: &str = "ours";
@@ -28,11 +29,15 @@ pub fn run(suite: &mut Suite) -> Result<()> {
             Contender::new(OURS, rounds.max(5), || suite.child(&["scan", &file])),
             Contender::new("MONAI", rounds, || suite.peer("scan.py", &["monai", &file])),
             Contender::new("nibabel `conform`", rounds, || suite.peer("scan.py", &["nibabel", &file])),
+            Contender::new("inflate", rounds, || suite.child(&["inflate", &file])),
         ];
-        let rows = compare(&what, contenders);
+        let mut rows = compare(&what, contenders);
+        let inflate = rows.pop().map_or_else(|| Err("not run".into()), |row| row.outcome);
         suite.report.extend(rows);
-        let inflate = suite.child(&["inflate", &file]).and_then(|mut c| measure(&mut c));
-        let floor = inflate.ok().map(|run| run.seconds);
+        let rate = inflate.clone().and_then(|run| run.number("rate").map(|r| r / 1e9).ok_or("not measured".into()));
+        let with = format!("zlib-rs, one core, {name}");
+        suite.report.rates.push(Rate { what: "inflate, bytes out".into(), with, rate, unit: "GB/s" });
+        let floor = inflate.ok().map(|run| Floor::Seconds(run.seconds));
         let bytes = std::fs::metadata(&path).ok().map(|m| m.len());
         suite.amend(&what, OURS, |f| (f.bytes, f.floor) = (bytes, floor));
         let found = ["nibabel `conform`", "MONAI"].map(|peer| suite.report.speedup(&what, OURS, peer));

@@ -7,11 +7,12 @@ use brain_adapter::passes::quantize::{Plan, Scheme, quantize};
 use brain_adapter::passes::{half, linears};
 use brain_adapter::tensor::DType;
 
-use super::floors::{GEOMETRY, operations};
+use super::floors::{self, GEOMETRY, operations};
 use super::graphs::{TOKENS, least_cosine, write};
 use super::process::{Contender, progress};
 use super::report::Bound::AtLeast;
-use super::suite::{Suite, bytes_in, compare, weights};
+use super::report::Floor;
+use super::suite::{Suite, blocks, bytes_in, compare, weights};
 
 /// The schemes, by the names of their rows; the first is what the others are compared with.
 const SCHEMES: [(&str, Option<Scheme>); 6] = [
@@ -23,9 +24,12 @@ const SCHEMES: [(&str, Option<Scheme>); 6] = [
     ("fp16", Some(Scheme::Fp16)),
 ];
 
+/// Most blocks: all formats lie on the disk at once, and 4 bits take long to find.
+const MOST: usize = 2;
+
 pub fn run(suite: &mut Suite) -> Result<()> {
-    let layers = suite.run_layers();
-    let what = format!("schemes, {}, {TOKENS} tokens", suite.blocks());
+    let layers = suite.run_layers().min(MOST);
+    let what = format!("schemes, {}, {TOKENS} tokens", blocks(layers));
     let (hidden, mlp) = GEOMETRY;
     let config = LlamaConfig {
         vocab: 32000,
@@ -38,7 +42,7 @@ pub fn run(suite: &mut Suite) -> Result<()> {
         rms_eps: 1e-5,
         rope_theta: 1e4,
     };
-    let weights = weights(&suite.checkpoint(Some(layers))?.join("llama"))?;
+    let weights = weights(&suite.checkpoint(Some(layers))?.join("llama"), "model.")?;
     let fp32 = model::llama::build(&config, TextPool::Mean, &weights, Stages::All)?;
     let names: Vec<String> = linears(&fp32, 0..fp32.nodes.len()).into_iter().map(|l| l.name).collect();
     let folder = suite.path("schemes");
@@ -58,13 +62,18 @@ pub fn run(suite: &mut Suite) -> Result<()> {
     let path = |name: &str| folder.join(format!("{name}.onnx"));
     let rounds = suite.options.rounds.min(2);
     let contender = |(name, _)| Contender::new(name, rounds, || suite.graph(&path(name), &["save:text_hidden"]));
-    let rows = compare(&what, SCHEMES.into_iter().map(contender).collect());
+    let contenders = SCHEMES.into_iter().map(contender).chain(floors::again(suite)).collect();
+    let mut rows = compare(&what, contenders);
+    floors::absorb(suite, &mut rows);
     suite.report.extend(rows);
     for (name, scheme) in SCHEMES {
         let bytes = bytes_in(&folder, |file| file.starts_with(&format!("{name}.onnx")));
         let cosine = scheme.and_then(|_| least_cosine(&path(name), &path("fp32"), Some(hidden)));
-        let rate = if name == "int8" { suite.floors.int8 } else { suite.floors.fp32 };
-        let floor = ["int8", "fp32"].contains(&name).then(|| operations(layers) / rate);
+        let floor = match name {
+            "int8" => Some(Floor::Products([0.0, operations(layers)])),
+            "fp32" => Some(Floor::Products([operations(layers), 0.0])),
+            _ => None,
+        };
         suite.amend(&what, name, |f| (f.bytes, f.cosine, f.floor) = (Some(bytes), cosine, floor));
     }
     let gain = suite.report.speedup(&what, "int8", "fp32");

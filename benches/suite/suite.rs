@@ -8,7 +8,6 @@ use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::model::Weights;
 use tempfile::TempDir;
 
-use super::floors::Floors;
 use super::process::{Contender, Outcome, Run, interleaved, measure, progress};
 use super::report::{Figure, Report};
 
@@ -45,7 +44,6 @@ impl Options {
 pub struct Suite {
     pub options: Options,
     pub report: Report,
-    pub floors: Floors,
     folder: TempDir,
 }
 
@@ -56,7 +54,7 @@ impl Suite {
     pub fn new(options: Options) -> Result<Self> {
         // Beside the build: a folder for temporary files is often in memory.
         let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).context("no folder to work in")?;
-        Ok(Self { options, report: Report::default(), floors: Floors::default(), folder })
+        Ok(Self { options, report: Report::default(), folder })
     }
 
     /// A path in the folder that goes when the suite ends.
@@ -67,12 +65,6 @@ impl Suite {
     /// Blocks of the text in the groups that run it.
     pub fn run_layers(&self) -> usize {
         self.options.layers.min(MOST_RUN)
-    }
-
-    /// How the tables call them.
-    pub fn blocks(&self) -> String {
-        let n = self.run_layers();
-        format!("{n} block{} of 7B", if n == 1 { "" } else { "s" })
     }
 
     /// A model folder of random weights: LLaMA2-7B with so many blocks in fp16, full-size adapter and ViT; `None`: with a
@@ -161,6 +153,11 @@ impl Suite {
     }
 }
 
+/// How the tables call so many blocks of the text.
+pub fn blocks(n: usize) -> String {
+    format!("{n} block{} of 7B", if n == 1 { "" } else { "s" })
+}
+
 /// Runs all in turn: a row for each.
 pub fn compare(what: &str, contenders: Vec<Contender>) -> Vec<Figure> {
     let names: Vec<String> = contenders.iter().map(|c| c.name.clone()).collect();
@@ -204,7 +201,9 @@ pub fn bytes_in(folder: &Path, pick: impl Fn(&str) -> bool) -> u64 {
     picked.filter_map(|e| e.metadata().ok()).filter(|m| m.is_file()).map(|m| m.len()).sum()
 }
 
-/// All tensors of a checkpoint.
-pub fn weights(path: &Path) -> Result<Weights> {
-    Ok(Checkpoint::open(path)?.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect())
+/// All tensors of a checkpoint, by the names that they have below `prefix`.
+pub fn weights(path: &Path, prefix: &str) -> Result<Weights> {
+    let checkpoint = Checkpoint::open(path)?;
+    let named = checkpoint.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)));
+    Ok(named.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect())
 }

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::convert::enough_memory;
-use super::floors::operations;
+use super::floors::{self, operations};
 use super::graphs::{TOKENS, least_cosine};
 use super::process::{Contender, Outcome, measure, progress};
 use super::report::Bound::{AtLeast, AtMost};
-use super::suite::{Suite, bytes_in, compare, export};
+use super::report::Floor;
+use super::suite::{Suite, blocks, bytes_in, compare, export};
 
 const OURS: &str = "ours int8";
 const OURS_FP32: &str = "ours fp32";
@@ -24,7 +25,7 @@ pub fn passes(suite: &mut Suite) -> Result<()> {
     let gguf = gguf(suite);
     let (rounds, tokens, layers) = (suite.options.rounds, TOKENS.to_string(), suite.run_layers().to_string());
     let torch = |dtype: &str| suite.peer("torch_text.py", &[dtype, &tokens, &layers]);
-    let contenders = vec![
+    let mut contenders = vec![
         Contender::new(OURS, rounds, || suite.graph(&int8, &["save:text"])),
         Contender::new(OURS_FP32, rounds, || suite.graph(&fp32, &["save:text"])),
         Contender::new("PyTorch bf16", rounds, || torch("bf16")),
@@ -33,10 +34,12 @@ pub fn passes(suite: &mut Suite) -> Result<()> {
             gguf.clone().and_then(|path| suite.peer("llama_prefill.py", &["run", &path.to_string_lossy(), &tokens]))
         }),
     ];
-    let rows = compare(&what, contenders);
+    contenders.extend(floors::again(suite));
+    let mut rows = compare(&what, contenders);
+    floors::absorb(suite, &mut rows);
     suite.report.extend(rows);
     let operations = operations(suite.run_layers());
-    let (int8_floor, fp32_floor) = (operations / suite.floors.int8, operations / suite.floors.fp32);
+    let (int8_floor, fp32_floor) = (Floor::Products([0.0, operations]), Floor::Products([operations, 0.0]));
     let cosine = least_cosine(&int8, &fp32, None);
     suite.amend(&what, OURS, |f| (f.bytes, f.cosine, f.floor) = (data_bytes(&int8), cosine, Some(int8_floor)));
     suite.amend(&what, OURS_FP32, |f| (f.bytes, f.floor) = (data_bytes(&fp32), Some(fp32_floor)));
@@ -50,7 +53,7 @@ pub fn passes(suite: &mut Suite) -> Result<()> {
         "Text: {} and nothing extrapolated. llama.cpp runs as many, with a vocabulary of 512 and the logits of the last \
          token alone, one thread a core, flash attention as it chooses; ours and PyTorch end at the last hidden states. Ours \
          is made by `ba-export` without data.",
-        suite.blocks()
+        blocks(suite.run_layers())
     ));
     Ok(())
 }
@@ -85,7 +88,7 @@ pub fn quantizer(suite: &mut Suite) -> Result<()> {
         ],
     );
     suite.report.extend(rows);
-    let floor = Some(operations(suite.run_layers()) / suite.floors.int8);
+    let floor = Some(Floor::Products([0.0, operations(suite.run_layers())]));
     for (with, path) in [(OURS, &int8), ("ONNX Runtime `quantize_dynamic`", &graph)] {
         let cosine = least_cosine(path, &fp32, None);
         suite.amend(&running, with, |f| (f.bytes, f.cosine, f.floor) = (data_bytes(path), cosine, floor));
@@ -128,7 +131,7 @@ pub fn start(suite: &mut Suite) -> Result<()> {
 }
 
 fn size(suite: &Suite) -> String {
-    format!("{}, {TOKENS} tokens", suite.blocks())
+    format!("{}, {TOKENS} tokens", blocks(suite.run_layers()))
 }
 
 /// The text graphs in int8 and float32.
