@@ -69,7 +69,7 @@ pub fn run(suite: &mut Suite) -> Result<()> {
         ("disk, read", "the same, dropped from the page cache", told(&outcomes[5], "read"), "GB/s"),
     ];
     suite.report.notes.push(format!(
-        "Floors of the passes: their products alone, at the better of the two rates above (the best of all rounds, those \
+        "Floors of the passes: their products alone, at the better of the two rates of a kind (the best of all rounds, those \
          between the rows' own too; shapes of a decoder layer, {TOKENS} tokens); attention counts at the fp32 rate."
     ));
     let rates = rows.map(|(what, with, rate, unit)| Rate { what: what.into(), with: with.into(), rate, unit });

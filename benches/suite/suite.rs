@@ -75,8 +75,9 @@ impl Suite {
             return Ok(path);
         }
         if let Some(layers) = layers {
-            // The checkpoint, its copy, the bundles, the peers' graphs: at most so many at a time, 0.4 GB a block in fp16.
-            self.ensure_space(8 * (layers as u64 * 405_000_000 + 262_000_000))?;
+            // The checkpoint, its copy, the bundle; and where the text runs, our and the peers' graphs in float32.
+            let times = if layers > MOST_RUN { 4 } else { 8 };
+            self.ensure_space(times * (layers as u64 * 405_000_000 + 262_000_000))?;
         }
         progress("writing a checkpoint of random weights");
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
