@@ -10,7 +10,7 @@
 //! Groups: *convert* (fp16 checkpoint → int8 bundle), *text*, *quantizer* (ONNX Runtime's own), *start*, *schemes* (all number
 //! formats of the text), *vision*, *adapter*, *scan*. The text is LLaMA2-7B's geometry with `--layers` blocks (4), 256
 //! tokens; vision, adapter and scan are full-size. `--checkpoint DIR` converts a model folder that is there already,
-//! `--rounds N` (3) says how often the short ones run, `--write` puts the tables into docs/benchmarks.md (everything does).
+//! `--rounds N` (2) says how often the short ones run, `--write` puts the tables into docs/benchmarks.md (everything does).
 //!
 //! Weights are seeded random numbers, different in every layer: ONNX Runtime stores equal weights once, which would flatter
 //! it. Every run is a process of its own; ours and the peers' take turns; the shortest time counts and the highest

@@ -77,7 +77,12 @@ pub fn run(suite: &mut Suite) -> Result<()> {
         suite.amend(&what, name, |f| (f.bytes, f.cosine, f.floor) = (Some(bytes), cosine, floor));
     }
     let gain = suite.report.speedup(&what, "int8", "fp32");
-    suite.report.target("text int8 against our fp32", gain, AtLeast(3.2), "times as fast");
+    suite.report.target(
+        format!("text int8, {layers} of 32 blocks: against our fp32"),
+        gain,
+        AtLeast(3.2),
+        "times as fast",
+    );
     suite.report.notes.push("Schemes: the cosine is the worst token's.".into());
     std::fs::remove_dir_all(folder)?;
     Ok(())

@@ -22,7 +22,7 @@ pub struct Options {
 impl Options {
     /// The options and the other arguments.
     pub fn parse(arguments: Vec<String>) -> Result<(Self, Vec<String>)> {
-        let mut options = Self { layers: 4, rounds: 3, checkpoint: None, write: false };
+        let mut options = Self { layers: 4, rounds: 2, checkpoint: None, write: false };
         let mut rest = Vec::new();
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
