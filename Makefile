@@ -4,6 +4,11 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := .venv
 BA_PYTHON ?= $(CURDIR)/$(VENV)/bin/python
+# The benchmarks' peers (PyTorch, llama.cpp and others) are gigabytes: an environment of their own.
+BENCH_VENV := .venv-bench
+BENCH_PYTHON ?= $(CURDIR)/$(BENCH_VENV)/bin/python
+# Groups and options, such as BENCH='text vision --rounds 5'; all groups by default.
+BENCH ?=
 
 DEMO := examples/demo
 # Not in onnx/: that folder is where the commands look by default, and random weights must not lie there by accident.
@@ -14,7 +19,7 @@ DEMO_OUT := target/demo
 PROFILE := --release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build ort venv bench clean-demo clean
+.PHONY: help demo test check build ort venv bench bench-venv clean-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -58,11 +63,26 @@ $(VENV)/ready: scripts/test-requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/test-requirements.txt
 	@touch $@
 
-bench: ort ## the benchmarks
-	$(CARGO) bench
+bench: ort bench-venv ## the benchmarks beside PyTorch, llama.cpp and others, into docs/benchmarks.md (BENCH='text scan': some groups)
+	BA_BENCH_PYTHON='$(BENCH_PYTHON)' $(CARGO) bench --bench suite -- $(BENCH)
+
+# Another interpreter given as BENCH_PYTHON is used as it is.
+bench-venv: $(if $(filter $(CURDIR)/$(BENCH_VENV)/%,$(BENCH_PYTHON)),$(BENCH_VENV)/ready) ## the benchmarks' Python environment into .venv-bench/
+
+# One by one: what can't be installed (llama.cpp wants a C++ compiler) leaves the others.
+$(BENCH_VENV)/ready: scripts/bench-requirements.txt
+	@rm -rf $(BENCH_VENV)
+	@$(PYTHON) -m venv $(BENCH_VENV) \
+	  || { rm -rf $(BENCH_VENV); echo '$(PYTHON) cannot make environments: install its venv (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
+	@sed '/^#/d' $< | while read -r package; do \
+	  echo "installing $$package"; \
+	  $(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$$package" </dev/null \
+	    || echo "not installed: $$package; its rows will say so" >&2; \
+	done
+	@touch $@
 
 clean-demo: ## remove what the demo made
 	rm -rf $(DEMO_OUT)
 
 clean: ## remove everything built or fetched
-	rm -rf target .ort $(VENV)
+	rm -rf target .ort $(VENV) $(BENCH_VENV)

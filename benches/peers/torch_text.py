@@ -1,25 +1,16 @@
-"""Seconds and peak KiB for benches/quantize.rs: python torch_quantize.py bf16|int_mm TOKENS LAYERS
+"""Decoder layers of LLaMA2-7B in PyTorch: python torch_text.py bf16|fp32|int_mm|gemm TOKENS LAYERS
 
-`bf16`: LLaMA2-7B decoder layers in bfloat16, inference mode. `int_mm`: the integer products of the same layers alone.
+`bf16`, `fp32`: the layers in that type, inference mode. `int_mm`, `gemm`: their products alone, in int8 and float32.
 Every layer has its own random weights; the best of four runs counts.
 """
-import resource
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
 
+from common import best, report
+
 HIDDEN, MLP, HEADS = 4096, 11008, 32
-
-
-def best(f):
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        f()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 def shapes(layers):
@@ -29,7 +20,14 @@ def shapes(layers):
 def integers(tokens, layers):
     x = {k: torch.randint(-127, 127, (tokens, k), dtype=torch.int8) for k in (HIDDEN, MLP)}
     w = [(k, torch.randint(-127, 127, (n, k), dtype=torch.int8).t()) for k, n in shapes(layers)]
-    return best(lambda: [torch._int_mm(x[k], m) for k, m in w])
+    return best(lambda: [torch._int_mm(x[k], m) for k, m in w], 4)
+
+
+def products(tokens, layers):
+    x = {k: torch.randn(tokens, k) for k in (HIDDEN, MLP)}
+    w = [(k, torch.randn(n, k)) for k, n in shapes(layers)]
+    with torch.inference_mode():
+        return best(lambda: [F.linear(x[k], m) for k, m in w], 4)
 
 
 def norm(x, gain):
@@ -42,8 +40,7 @@ def rotate(x, cos, sin):
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def bfloat16(tokens, layers):
-    t = torch.bfloat16
+def decoder(tokens, layers, t):
     weight = lambda k, n: torch.randn(n, k, dtype=t) * k ** -0.5
     blocks = [([weight(HIDDEN, HIDDEN) for _ in range(4)], [weight(HIDDEN, MLP) for _ in range(2)], weight(MLP, HIDDEN))
               for _ in range(layers)]
@@ -64,10 +61,18 @@ def bfloat16(tokens, layers):
         return x
 
     with torch.inference_mode():
-        return best(run)
+        return best(run, 4)
+
+
+def main():
+    what, tokens, layers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    if what == "int_mm":
+        report(integers(tokens, layers))
+    elif what == "gemm":
+        report(products(tokens, layers))
+    else:
+        report(decoder(tokens, layers, {"bf16": torch.bfloat16, "fp32": torch.float32}[what]))
 
 
 if __name__ == "__main__":
-    what, tokens, layers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    print((integers if what == "int_mm" else bfloat16)(tokens, layers),
-          resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    main()
