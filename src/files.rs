@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// A file on its way to its place. Dropped before [`Pending::put`], it goes away and what was there stays.
 pub struct Pending {
@@ -68,9 +68,45 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     pending.put()
 }
 
+/// Refuses what would not fit on the disk that holds `folder`: `need` bytes of `what`.
+///
+/// # Errors
+/// `disk.full`; `io` when the file system does not say.
+pub fn check_room(folder: &Path, need: u64, what: &str) -> Result<()> {
+    match free(folder)? {
+        Some(free) if need > free => {
+            let message =
+                format!("{what} would take {need} bytes and {free} are free: free some, or choose another place");
+            Err(Error::new(Code::DISK_FULL, message).at(folder))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Free bytes for the user at hand; nothing where that cannot be asked.
+#[cfg(unix)]
+fn free(folder: &Path) -> Result<Option<u64>> {
+    let stat = rustix::fs::statvfs(folder).map_err(|e| Error::io(folder, "cannot ask for the free space", e.into()))?;
+    Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
+}
+
+#[cfg(not(unix))]
+fn free(_: &Path) -> Result<Option<u64>> {
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+        check_room(folder, 0, "nothing").unwrap();
+        if cfg!(unix) {
+            assert_eq!(check_room(folder, u64::MAX, "all").unwrap_err().code(), Code::DISK_FULL);
+        }
+    }
 
     #[test]
     fn a_dropped_file_leaves_the_old_one_alone() {

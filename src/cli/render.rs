@@ -175,6 +175,9 @@ fn run(p: &Prediction) -> String {
         if mixed {
             let _ = write!(stages, ", {} {}", stage.part, stage.mode);
         }
+        if stage.prepacked {
+            let _ = write!(stages, ", {} laid out from the cache", stage.part);
+        }
         if stage.groups > 1 {
             let _ = write!(stages, ", {} in {} groups of blocks", stage.part, stage.groups);
         }

@@ -25,6 +25,7 @@ mod features;
 mod memory;
 mod prediction;
 mod predictor;
+mod prepacked;
 mod reader;
 mod stage;
 mod verification;
@@ -61,6 +62,9 @@ pub struct Options {
     pub max_memory: Option<u64>,
     /// A folder for features of scans and reports, and for what was verified; by default nothing is kept.
     pub cache: Option<PathBuf>,
+    /// Whether weights laid out for this machine are kept in the cache too: about twice their size on disk, full speed, and
+    /// file-backed memory.
+    pub prepacked: bool,
     /// Whether a scan is read also when its features are in the cache.
     pub voxels: bool,
     /// Whether predictions carry every stage's tensor. Then nothing is taken from the cache.
@@ -88,6 +92,7 @@ impl Default for Options {
             mode: None,
             max_memory: None,
             cache: None,
+            prepacked: false,
             voxels: false,
             keep_tensors: false,
         }

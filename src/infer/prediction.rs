@@ -67,6 +67,8 @@ pub struct StageRun {
     pub mode: Mode,
     /// In how many groups of blocks, each loaded and released.
     pub groups: usize,
+    /// Whether its weights came laid out from the cache.
+    pub prepacked: bool,
 }
 
 /// Resident memory of the process, in bytes.

@@ -9,6 +9,7 @@ use super::Options;
 use super::features::{Features, Store};
 use super::memory::{self, Part, Room, plan};
 use super::prediction::{Memory, Prediction, Run, StageRun, Timing};
+use super::prepacked::Prepacked;
 use super::reader::{Content, Scan, ScanReader};
 use super::stage::{Stage, milliseconds};
 use super::verification::Verification;
@@ -48,6 +49,7 @@ pub struct Predictor {
     stages: BTreeMap<&'static str, Stage>,
     verification: Verification,
     store: Option<Store>,
+    prepacked: Option<Prepacked>,
     tokenizer: Option<Tokenizer>,
     room: Room,
     planned: u64,
@@ -70,6 +72,8 @@ impl Predictor {
         let bundle = Arc::new(Bundle::open_quickly(dir)?);
         let runtime = Runtime::load(options.library.as_deref())?;
         let store = options.cache.as_deref().map(|cache| store(cache, &bundle, runtime, device)).transpose()?;
+        let prepacked = options.cache.as_deref().filter(|_| options.prepacked);
+        let prepacked = prepacked.map(|cache| Prepacked::new(cache, &bundle.sha256, runtime));
         let room = room(&bundle, &options);
         let (stages, planned) = stages(&bundle, &options, &room)?;
         let verification = Verification::new(&bundle, options.cache.clone(), options.threads != Some(1));
@@ -81,6 +85,7 @@ impl Predictor {
             stages,
             verification,
             store,
+            prepacked,
             tokenizer: None,
             room,
             planned,
@@ -262,7 +267,7 @@ impl Predictor {
         outputs: &[&str],
         timing: &mut Timing,
     ) -> Result<Vec<Tensor>> {
-        self.verification.start(part)?;
+        self.prepare(part, timing)?;
         let (opened, began) = (self.opened, &mut self.began);
         let stage = self.stages.get_mut(part).ok_or_else(|| {
             let message = format!("no memory was planned for the graph `{part}`: the options expect no report");
@@ -271,6 +276,29 @@ impl Predictor {
         stage.run(self.runtime, inputs, outputs, timing, &mut || {
             began.get_or_insert_with(|| milliseconds(opened));
         })
+    }
+
+    /// What comes before a graph is loaded: its weights begin to be verified, or a laid-out copy of it is found or made.
+    fn prepare(&mut self, part: &'static str, timing: &mut Timing) -> Result<()> {
+        let stage = self.stages.get_mut(part).filter(|stage| stage.whole());
+        let (Some(prepacked), Some(stage)) = (&self.prepacked, stage) else { return self.verification.start(part) };
+        if stage.is_prepacked() {
+            return Ok(());
+        }
+        let path = match prepacked.find(part) {
+            Some(path) => path,
+            None => {
+                let started = Instant::now();
+                self.verification.start(part)?;
+                self.verification.wait(part)?;
+                let need = 2 * self.bundle.manifest.parts[part].bytes + (self.bundle.manifest.parts[part].bytes / 4);
+                let path = prepacked.make(part, stage.path(), need, self.runtime, &stage.options())?;
+                timing.add("prepack", milliseconds(started));
+                path
+            }
+        };
+        stage.take_prepacked(path);
+        Ok(())
     }
 
     /// Waits until the weights of these parts are verified.
@@ -287,9 +315,10 @@ impl Predictor {
     /// How the run really went.
     fn told(&self, from_cache: Vec<&'static str>) -> Run {
         let stage = |part: &&'static str| {
-            let planned = self.stages.get(part)?.planned();
+            let stage = self.stages.get(part)?;
+            let planned = stage.planned();
             let part = (*part).to_owned();
-            Some(StageRun { part, mode: planned.mode, groups: planned.groups.len() })
+            Some(StageRun { part, mode: planned.mode, groups: planned.groups.len(), prepacked: stage.is_prepacked() })
         };
         Run {
             stages: PARTS.iter().filter_map(stage).collect(),

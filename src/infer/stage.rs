@@ -1,7 +1,7 @@
 //! A graph of the bundle as it is run: as a whole, or in groups of blocks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::memory::{Mode, Planned};
@@ -21,6 +21,7 @@ pub(super) struct Stage {
     /// Sessions that stay loaded, a group each.
     sessions: Vec<Option<Session>>,
     options: SessionOptions,
+    prepacked: bool,
 }
 
 impl Stage {
@@ -40,12 +41,39 @@ impl Stage {
             several => several.iter().map(|g| model.extract(g.segments.clone())).collect::<Result<_>>()?,
         };
         let sessions = planned.groups.iter().map(|_| None).collect();
-        Ok(Self { name, path, planned, groups, sessions, options })
+        Ok(Self { name, path, planned, groups, sessions, options, prepacked: false })
     }
 
     /// How it is run.
     pub fn planned(&self) -> &Planned {
         &self.planned
+    }
+
+    /// Whether the graph is run as a whole.
+    pub fn whole(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// The graph's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How its sessions are opened.
+    pub fn options(&self) -> SessionOptions {
+        SessionOptions { prepack: true, ..self.options }
+    }
+
+    /// Takes a copy with weights laid out in place of the bundle's graph.
+    pub fn take_prepacked(&mut self, path: PathBuf) {
+        self.path = path;
+        self.planned.groups.iter_mut().for_each(|group| group.prepack = true);
+        self.prepacked = true;
+    }
+
+    /// Whether weights come laid out from the cache.
+    pub fn is_prepacked(&self) -> bool {
+        self.prepacked
     }
 
     /// Runs the graph and gives the outputs of those names, in that order. `began` is called when all that comes before the

@@ -72,6 +72,30 @@ impl Session {
         Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
     }
 
+    /// Writes the graph at `path` to `target`, a new file, as it would be run: rewritten, its weights laid out for this
+    /// processor in `TARGET.data`, from where [`Self::open`] maps them. It serves this version of ONNX Runtime on this kind
+    /// of processor alone.
+    ///
+    /// # Errors
+    /// As [`Self::open`], also where the files cannot be written.
+    pub fn save_prepacked(runtime: &Runtime, path: &Path, target: &Path, options: &SessionOptions) -> Result<()> {
+        let refused = |e: &dyn std::fmt::Display| {
+            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime cannot lay the weights out on disk: {e}")).at(path)
+        };
+        let provider = options.device.provider()?;
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let save = |b: SessionBuilder| -> ort::Result<SessionBuilder> {
+            let b = b.with_optimized_model_path(target)?;
+            let b = b.with_config_entry("session.save_external_prepacked_constant_initializers", "1")?;
+            let b =
+                b.with_config_entry("session.optimized_model_external_initializers_file_name", format!("{name}.data"))?;
+            // Small weights stay in the graph's file.
+            Ok(b.with_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "16384")?)
+        };
+        let builder = Self::configure(runtime, options).and_then(save).map_err(|e| refused(&e))?;
+        provider.configure(builder)?.commit_from_file(path).map(drop).map_err(|e| refused(&e))
+    }
+
     fn configure(runtime: &Runtime, options: &SessionOptions) -> ort::Result<SessionBuilder> {
         let level = if options.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
         let builder = ort::session::Session::builder(&runtime.environment)?.with_optimization_level(level)?;
