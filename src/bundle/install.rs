@@ -51,17 +51,21 @@ impl Staging {
         self.folder.path()
     }
 
-    /// Writes `bundle.json`, checks the bundle as a reader would, and puts it into place in one step.
+    /// Writes `bundle.json`, checks that the bundle is whole, and puts it into place in one step.
+    ///
+    /// The hashes of large files are those of the bytes as they were written: to read gigabytes again from the page cache
+    /// would find nothing that a reader does not find, who hashes every file before he uses any.
     ///
     /// # Errors
-    /// Those of [`super::Bundle::open`], or `io` when the folder cannot be put into place; the old one then stays.
+    /// `bundle.*` when a file is missing or of another size than the manifest says; `io` when the folder cannot be put into
+    /// place; the old one then stays.
     pub fn install(self, manifest: &Manifest) -> Result<()> {
         let path = self.folder.path().join(MANIFEST);
         let json = serde_json::to_vec_pretty(manifest)
             .map_err(|e| Error::new(Code::BUNDLE_MANIFEST, format!("cannot write the manifest: {e}")).caused_by(e))?;
         fs::write(&path, json).map_err(|e| Error::io(&path, "cannot write", e))?;
         let (manifest, _) = verify::manifest(&path)?;
-        verify::files(self.folder.path(), &manifest)?;
+        check(self.folder.path(), &manifest)?;
         for name in &self.kept {
             let (from, to) = (self.target.join(name), self.folder.path().join(name));
             // `--force` over files of a bundle's own names: a kept one would break the bundle just checked.
@@ -71,8 +75,48 @@ impl Staging {
             fs::copy(&from, &to).map_err(|e| Error::io(from, "cannot keep the file", e))?;
         }
         readable_by_all(self.folder.path())?;
-        swap(self.folder.path(), &self.target)
+        sync(self.folder.path())?;
+        swap(self.folder.path(), &self.target)?;
+        self.target.parent().map_or(Ok(()), sync)
     }
+}
+
+/// Files up to this size are hashed again before a bundle is installed.
+const SMALL: u64 = 16 << 20;
+
+/// The staged files: there, of the sizes that the manifest says, and all that the graphs refer to. Small ones are read
+/// again, and are on the disk afterwards; large ones were put there by who wrote them.
+fn check(folder: &Path, manifest: &Manifest) -> Result<()> {
+    let (small, large): (Vec<_>, Vec<_>) = manifest.files.iter().cloned().partition(|f| f.bytes <= SMALL);
+    for file in &large {
+        let path = folder.join(&file.name);
+        let found = fs::metadata(&path).map_err(|e| Error::io(&path, "cannot look at the file", e))?.len();
+        if found != file.bytes {
+            let message = format!("the file holds {found} bytes, expected {}", file.bytes);
+            return Err(Error::new(Code::BUNDLE_CHECKSUM, message).at(path));
+        }
+    }
+    for file in &small {
+        let path = folder.join(&file.name);
+        sync(&path)?;
+        if verify::sha256_of(&path)? != file.sha256 {
+            return Err(Error::new(Code::BUNDLE_CHECKSUM, "the file was changed while the bundle was made").at(path));
+        }
+    }
+    sync(&folder.join(MANIFEST))
+}
+
+/// Makes sure that a file, or the names in a folder, are on the disk: a power loss must not leave a bundle in its place
+/// whose bytes never came.
+fn sync(path: &Path) -> Result<()> {
+    // Folders cannot be opened everywhere, nor does every file system want them synchronised.
+    match fs::File::open(path) {
+        Ok(file) if path.is_dir() => drop(file.sync_all()),
+        Ok(file) => file.sync_all().map_err(|e| Error::io(path, "cannot write", e))?,
+        Err(_) if path.is_dir() => {}
+        Err(e) => return Err(Error::io(path, "cannot open the file", e)),
+    }
+    Ok(())
 }
 
 /// Age from which a folder that nobody holds counts as abandoned: its maker locks it right after making it.

@@ -107,7 +107,7 @@ impl Runner<'_> {
                 self.scratch.join(format!("{stem}.onnx"))
             }
             None => {
-                onnx::write(graph, folder.path(), "graph", &mut |_| {})?;
+                onnx::write_scratch(graph, folder.path(), "graph")?;
                 folder.path().join("graph.onnx")
             }
         };

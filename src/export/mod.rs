@@ -34,6 +34,7 @@ mod verify;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -169,10 +170,12 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let models = Models::find(&loaded.config, &loaded.llama, &loaded.adapter, &loaded.vision, &loaded.text)?;
     let graphs = stage::build(&loaded, &models)?;
     let staging = Staging::new(&plan.output, plan.force)?;
-    // The sources are hashed on the other core while the graphs are made.
+    // The sources are hashed while the graphs are made: both need the bytes from the disk.
+    let stop = AtomicBool::new(false);
     let (made, sources) = std::thread::scope(|scope| {
-        let hashing = scope.spawn(|| stage::source_records(&loaded));
+        let hashing = scope.spawn(|| stage::source_records(&loaded, &stop));
         let made = make(plan, &loaded, &models, &graphs, &staging, progress);
+        stop.store(made.is_err(), Ordering::Relaxed);
         (made, hashing.join())
     });
     let (made, sources) = (made?, stage::joined(sources)?);

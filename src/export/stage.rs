@@ -1,18 +1,23 @@
 //! Building the graphs and writing them into the staged bundle.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+use sha2::{Digest, Sha256};
 
 use super::PartSummary;
 use super::sources::Loaded;
-use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging, sha256_of};
+use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::model::{self, Attention, Models, PARTS, Stages};
 use crate::onnx::Placed;
 use crate::passes::fold_batch_norm;
 use crate::progress::Progress;
+use crate::tensor::hex;
 
 /// The graphs as they lie in the staged bundle.
 pub(super) struct Made {
@@ -138,13 +143,25 @@ pub(super) fn write_part(
     Ok((summary, files.collect(), placed))
 }
 
-/// The checkpoint files, with their hashes.
-pub(super) fn source_records(loaded: &Loaded) -> Result<Vec<SourceRecord>> {
+/// The checkpoint files, with their hashes; nothing more is read once `stop` is set, for an export that failed should say so
+/// at once.
+pub(super) fn source_records(loaded: &Loaded, stop: &AtomicBool) -> Result<Vec<SourceRecord>> {
     let mut records: Vec<SourceRecord> = Vec::new();
     for (role, path) in loaded.files() {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, "cannot look at the file", e))?.len();
-        records.push(SourceRecord { role: role.into(), name, bytes, sha256: sha256_of(&path)? });
+        let failed = |e| Error::io(&path, "cannot read the file", e);
+        let mut file = std::fs::File::open(&path).map_err(failed)?;
+        let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+        while !stop.load(Ordering::Relaxed) {
+            match file.read(&mut buffer).map_err(failed)? {
+                0 => break,
+                n => {
+                    hash.update(&buffer[..n]);
+                    bytes += n as u64;
+                }
+            }
+        }
+        records.push(SourceRecord { role: role.into(), name, bytes, sha256: hex(&hash.finalize()) });
     }
     Ok(records)
 }
