@@ -185,10 +185,18 @@ impl Source for Scaled {
         let (mut index, mut out) = (0usize, Vec::new());
         self.inner.stream(&mut |chunk| {
             out.clear();
-            for bytes in chunk.as_chunks::<4>().0 {
-                let factor = self.factors[if self.by_row { index / width } else { index % width }];
-                out.extend((f32::from_le_bytes(*bytes) * factor).to_le_bytes());
-                index += 1;
+            let mut rest = chunk.as_chunks::<4>().0;
+            while !rest.is_empty() {
+                let (row, column) = (index / width, index % width);
+                let (now, later) = rest.split_at(rest.len().min(width - column));
+                let values = now.iter().map(|b| f32::from_le_bytes(*b));
+                if self.by_row {
+                    let factor = self.factors[row];
+                    out.extend(values.flat_map(|v| (v * factor).to_le_bytes()));
+                } else {
+                    out.extend(values.zip(&self.factors[column..]).flat_map(|(v, factor)| (v * factor).to_le_bytes()));
+                }
+                (index, rest) = (index + now.len(), later);
             }
             sink(&out)
         })
