@@ -114,13 +114,8 @@ impl Runner<'_> {
                 folder.path().join("graph.onnx")
             }
         };
-        let options = SessionOptions {
-            device: Device::Cpu,
-            threads: self.threads,
-            prepack,
-            fold,
-            ..SessionOptions::default()
-        };
+        let options =
+            SessionOptions { device: Device::Cpu, threads: self.threads, prepack, fold, ..SessionOptions::default() };
         let session = Session::open(self.runtime, &path, &options);
         if self.placed.is_some() {
             std::fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot remove the temporary file", e))?;
@@ -208,7 +203,7 @@ pub fn walk(
     let all = segments.iter().all(wanted.blocks);
     let last = segments.iter().rposition(wanted.blocks).filter(|_| !all).unwrap_or(segments.len() - 1);
     for (i, (segment, block)) in segments.iter().zip(&blocks).enumerate().take(last + 1) {
-        progress.step(&format!("{}: {} ({} of {})", graph.name, segment.name, i + 1, segments.len()), None);
+        progress.item(&format!("{}: {}", graph.name, segment.name), i, last + 1);
         let visited = (wanted.blocks)(segment);
         let groups = if visited { groups(graph, segment) } else { Vec::new() };
         let mut seen = Observer::new(graph, block, &groups, roles, wanted.ranges && visited)?;

@@ -27,6 +27,7 @@ mod quantize;
 #[cfg(feature = "runtime")]
 mod reduced;
 mod sources;
+mod space;
 mod stage;
 mod tokenizer;
 #[cfg(feature = "runtime")]
@@ -170,6 +171,8 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let models = Models::find(&loaded.config, &loaded.llama, &loaded.adapter, &loaded.vision, &loaded.text)?;
     let graphs = stage::build(&loaded, &models)?;
     let staging = Staging::new(&plan.output, plan.force)?;
+    // Found out after an hour of calibration, a full disk would cost the hour.
+    space::check(staging.path(), space::at_least(&graphs, plan.precision))?;
     // The sources are hashed while the graphs are made: both need the bytes from the disk.
     let stop = AtomicBool::new(false);
     let (made, sources) = std::thread::scope(|scope| {

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 
-use super::PartSummary;
 use super::sources::Loaded;
+use super::{PartSummary, space};
 use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
@@ -65,25 +64,6 @@ pub(super) fn weight_bytes(graph: &Graph) -> u64 {
     tensors.map(|t| t.byte_len() as u64).sum()
 }
 
-/// Refuses at once what would not fit on the disk: the graphs, and so many bytes more for a while.
-pub(super) fn check_space(folder: &Path, graphs: &[Graph; 4], more: Option<u64>) -> Result<()> {
-    #[cfg(unix)]
-    {
-        let stat =
-            rustix::fs::statvfs(folder).map_err(|e| Error::io(folder, "cannot ask for the free space", e.into()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        // Padding, small weights and the tokenizer take a little more.
-        let need = graphs.iter().map(weight_bytes).sum::<u64>() / 100 * 101 + (16 << 20) + more.unwrap_or(0);
-        if need > free {
-            let message = format!("the bundle needs {need} bytes and {free} are free: free some, or choose another -o");
-            return Err(Error::new(Code::DISK_FULL, message).at(folder));
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = (folder, graphs, more);
-    Ok(())
-}
-
 /// Writes all graphs.
 pub(super) fn write(
     graphs: &[Graph; 4],
@@ -93,7 +73,7 @@ pub(super) fn write(
     staging: &Staging,
     progress: &mut dyn Progress,
 ) -> Result<Made> {
-    check_space(staging.path(), graphs, None)?;
+    space::check(staging.path(), space::of_bundle(graphs))?;
     progress.step("writing the bundle", Some(graphs.iter().map(weight_bytes).sum()));
     let (mut parts, mut placed, mut files) = (Vec::new(), Vec::new(), Vec::new());
     for (i, (graph, part)) in graphs.iter().zip(PARTS).enumerate() {
