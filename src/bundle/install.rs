@@ -54,14 +54,14 @@ impl Staging {
     /// `bundle.*` when a file is missing or of another size than the manifest says; `io` when the folder cannot be put into
     /// place; the old one then stays.
     pub fn install(self, manifest: &Manifest) -> Result<()> {
-        let path = &self.folder.0.join(MANIFEST);
+        let path = self.folder.0.join(MANIFEST);
         let json = serde_json::to_vec_pretty(manifest)
             .map_err(|e| Error::new(Code::BUNDLE_MANIFEST, format!("cannot write the manifest: {e}")).caused_by(e))?;
         fs::write(&path, json).map_err(|e| Error::io(&path, "cannot write", e))?;
         let (manifest, _) = verify::manifest(&path)?;
         check(&self.folder.0, &manifest)?;
         for name in &self.kept {
-            let (from, to) = (self.target.join(name), &self.folder.0.join(name));
+            let (from, to) = (self.target.join(name), self.folder.0.join(name));
             // `--force` over files of a bundle's own names: a kept one would break the bundle just checked.
             if to.exists() {
                 continue;
