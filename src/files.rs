@@ -75,8 +75,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn check_room(folder: &Path, need: u64, what: &str) -> Result<()> {
     match free(folder)? {
         Some(free) if need > free => {
-            let message =
-                format!("{what} would take {need} bytes and {free} are free: free some, or choose another place");
+            let message = format!("{what} needs {need} bytes and {free} are free: free some, or choose another place");
             Err(Error::new(Code::DISK_FULL, message).at(folder))
         }
         _ => Ok(()),

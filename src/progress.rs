@@ -9,6 +9,11 @@ pub trait Progress {
         let _ = (what, bytes);
     }
 
+    /// Of `of` items that take about as long as one another, number `index` (from 0) begins.
+    fn item(&mut self, what: &str, index: usize, of: usize) {
+        let _ = (what, index, of);
+    }
+
     /// So many bytes more of the step are done.
     fn advance(&mut self, bytes: u64) {
         let _ = bytes;

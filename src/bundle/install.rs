@@ -3,9 +3,6 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use tempfile::TempDir;
 
 use super::manifest::{MANIFEST, Manifest};
 use super::verify;
@@ -14,7 +11,7 @@ use crate::error::{Code, Error, Result};
 /// A folder in which a bundle grows; dropped before [`Staging::install`], it goes away.
 pub struct Staging {
     target: PathBuf,
-    folder: TempDir,
+    folder: Temporary,
     /// Held while the folder is in use, so that others can tell it from one that an interrupted export left.
     _lock: Option<fs::File>,
     /// Files of the target that are not the old bundle's and stay.
@@ -37,58 +34,132 @@ impl Staging {
             return Err(Error::new(Code::OUTPUT_EXISTS, message).at(target));
         };
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot make the folder", e))?;
-        let name = name.to_string_lossy();
-        let prefix = format!(".{name}.partial-");
+        let prefix = format!(".{}.partial-", name.to_string_lossy());
         remove_abandoned(parent, &prefix);
-        let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent);
-        let folder = folder.map_err(|e| Error::io(parent, "cannot make a temporary folder", e))?;
-        let lock = fs::File::open(folder.path()).ok().filter(|f| f.try_lock().is_ok());
+        let (folder, lock) = locked_folder(parent, &prefix)?;
         Ok(Self { target: absolute.clone(), folder, _lock: lock, kept })
     }
 
     /// Where to write the bundle's files.
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.folder.0
     }
 
-    /// Writes `bundle.json`, checks the bundle as a reader would, and puts it into place in one step.
+    /// Writes `bundle.json`, checks that the bundle is whole, and puts it into place in one step.
+    ///
+    /// The hashes of large files are those of the bytes as they were written: to read gigabytes again from the page cache
+    /// would find nothing that a reader does not find, who hashes every file before he uses any.
     ///
     /// # Errors
-    /// Those of [`super::Bundle::open`], or `io` when the folder cannot be put into place; the old one then stays.
+    /// `bundle.*` when a file is missing or of another size than the manifest says; `io` when the folder cannot be put into
+    /// place; the old one then stays.
     pub fn install(self, manifest: &Manifest) -> Result<()> {
-        let path = self.folder.path().join(MANIFEST);
+        let path = self.folder.0.join(MANIFEST);
         let json = serde_json::to_vec_pretty(manifest)
             .map_err(|e| Error::new(Code::BUNDLE_MANIFEST, format!("cannot write the manifest: {e}")).caused_by(e))?;
         fs::write(&path, json).map_err(|e| Error::io(&path, "cannot write", e))?;
         let (manifest, _) = verify::manifest(&path)?;
-        verify::files(self.folder.path(), &manifest)?;
+        check(&self.folder.0, &manifest)?;
         for name in &self.kept {
-            let (from, to) = (self.target.join(name), self.folder.path().join(name));
+            let (from, to) = (self.target.join(name), self.folder.0.join(name));
             // `--force` over files of a bundle's own names: a kept one would break the bundle just checked.
             if to.exists() {
                 continue;
             }
             fs::copy(&from, &to).map_err(|e| Error::io(from, "cannot keep the file", e))?;
         }
-        readable_by_all(self.folder.path())?;
-        swap(self.folder.path(), &self.target)
+        readable_by_all(&self.folder.0)?;
+        sync(&self.folder.0)?;
+        swap(&self.folder.0, &self.target)?;
+        self.target.parent().map_or(Ok(()), sync)
     }
 }
 
-/// Age from which a folder that nobody holds counts as abandoned: its maker locks it right after making it.
-const ABANDONED_AFTER: Duration = Duration::from_secs(60);
+/// Files up to this size are hashed again before a bundle is installed.
+const SMALL: u64 = 16 << 20;
 
-/// Removes what killed exports left: for a 7-billion parameter model it is tens of gigabytes. A failure to do so is
-/// no reason not to export.
+/// The staged files: there, of the sizes that the manifest says, and all that the graphs refer to. Small ones are read
+/// again, and are on the disk afterwards; large ones were put there by who wrote them.
+fn check(folder: &Path, manifest: &Manifest) -> Result<()> {
+    let (small, large): (Vec<_>, Vec<_>) = manifest.files.iter().cloned().partition(|f| f.bytes <= SMALL);
+    for file in &large {
+        let path = folder.join(&file.name);
+        let found = fs::metadata(&path).map_err(|e| Error::io(&path, "cannot look at the file", e))?.len();
+        if found != file.bytes {
+            let message = format!("the file holds {found} bytes, expected {}", file.bytes);
+            return Err(Error::new(Code::BUNDLE_CHECKSUM, message).at(path));
+        }
+    }
+    for file in &small {
+        let path = folder.join(&file.name);
+        sync(&path)?;
+        if verify::sha256_of(&path)? != file.sha256 {
+            return Err(Error::new(Code::BUNDLE_CHECKSUM, "the file was changed while the bundle was made").at(path));
+        }
+    }
+    sync(&folder.join(MANIFEST))
+}
+
+/// Makes sure that a file, or the names in a folder, are on the disk: a power loss must not leave a bundle in its place
+/// whose bytes never came.
+fn sync(path: &Path) -> Result<()> {
+    // Folders cannot be opened everywhere, nor does every file system want them synchronised.
+    match fs::File::open(path) {
+        Ok(file) if path.is_dir() => drop(file.sync_all()),
+        Ok(file) => file.sync_all().map_err(|e| Error::io(path, "cannot write", e))?,
+        Err(_) if path.is_dir() => {}
+        Err(e) => return Err(Error::io(path, "cannot open the file", e)),
+    }
+    Ok(())
+}
+
+/// A folder that goes away when it is dropped.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Installed, it is gone (or is the old bundle); there is nobody to tell of a failure.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What a folder's name ends in before it is locked.
+const UNLOCKED: &str = ".new";
+
+/// Makes a folder of that prefix and locks it. It gets its name only once it is locked, so that whoever sees the name and
+/// gets the lock knows that its maker is gone.
+fn locked_folder(parent: &Path, prefix: &str) -> Result<(Temporary, Option<fs::File>)> {
+    const ATTEMPTS: usize = 16;
+    let failed = |e: std::io::Error| Error::io(parent, "cannot make a temporary folder", e);
+    let mut outcome = Err(std::io::ErrorKind::NotFound.into());
+    for _ in 0..ATTEMPTS {
+        let made = tempfile::Builder::new().prefix(prefix).suffix(UNLOCKED).tempdir_in(parent).map_err(failed)?;
+        let lock = fs::File::open(made.path()).ok().filter(|f| f.try_lock().is_ok());
+        let folder = made.path().with_extension("");
+        // Another export may have taken the empty folder for an abandoned one.
+        outcome = fs::rename(made.path(), &folder);
+        if outcome.is_ok() {
+            return Ok((Temporary(folder), lock));
+        }
+    }
+    Err(failed(outcome.err().unwrap_or_else(|| std::io::ErrorKind::Other.into())))
+}
+
+/// Removes what killed exports left: for a 7-billion parameter model it is tens of gigabytes, which the next export needs.
+/// A failure to do so is no reason not to export.
 fn remove_abandoned(parent: &Path, prefix: &str) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let ours = entry.file_name().to_string_lossy().starts_with(prefix);
-        let old = entry.metadata().is_ok_and(|about| {
-            let age = about.modified().ok().and_then(|at| at.elapsed().ok());
-            about.is_dir() && age.is_some_and(|age| age >= ABANDONED_AFTER)
-        });
-        if ours && old && fs::File::open(entry.path()).is_ok_and(|folder| folder.try_lock().is_ok()) {
-            let _ = fs::remove_dir_all(entry.path());
+        let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
+        if !name.starts_with(prefix) || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        if name.ends_with(UNLOCKED) {
+            // Nothing is written under this name: only an empty folder goes, and its maker, if he lives, makes another.
+            let _ = fs::remove_dir(&path);
+        } else if let Ok(folder) = fs::File::open(&path)
+            && folder.try_lock().is_ok()
+        {
+            let _ = fs::remove_dir_all(&path);
         }
     }
 }
@@ -172,27 +243,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_old_folders_that_nobody_holds_are_removed() {
+    fn folders_that_nobody_holds_are_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
-        let make = |name: &str, old: bool| {
+        let make = |name: &str, file: bool| {
             let path = dir.path().join(name);
             fs::create_dir(&path).unwrap();
-            fs::write(path.join("text.onnx.data"), b"half").unwrap();
-            let folder = fs::File::open(&path).unwrap();
-            if old {
-                folder.set_modified(hour_ago).unwrap();
+            if file {
+                fs::write(path.join("text.onnx.data"), b"half").unwrap();
             }
-            folder
+            fs::File::open(&path).unwrap()
         };
         make(".onnx.partial-dead", true);
-        make(".onnx.partial-new", false);
+        make(".onnx.partial-dead.new", false);
+        make(".onnx.partial-full.new", true);
         make(".other.partial-dead", true);
         let held = make(".onnx.partial-held", true);
         held.try_lock().unwrap();
+        fs::write(dir.path().join(".onnx.partial-file"), b"no folder").unwrap();
         remove_abandoned(dir.path(), ".onnx.partial-");
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, [".onnx.partial-held", ".onnx.partial-new", ".other.partial-dead"]);
+        let expected = [".onnx.partial-file", ".onnx.partial-full.new", ".onnx.partial-held", ".other.partial-dead"];
+        assert_eq!(left, expected);
+    }
+
+    /// Many exports at once, each of which looks for abandoned folders: none takes another's.
+    #[test]
+    fn exports_side_by_side_leave_each_other_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let staging = Staging::new(&dir.path().join("onnx"), false).unwrap();
+                        let file = staging.path().join("text.onnx.data");
+                        fs::write(&file, b"ours").unwrap();
+                        std::thread::yield_now();
+                        assert_eq!(fs::read(file).unwrap(), b"ours");
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -1,24 +1,30 @@
 //! Progress on stderr: a bar on a terminal, plain lines with `-v` elsewhere.
 
 use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::render;
 use crate::error::Warning;
 use crate::progress::Progress;
+
+/// Least time between two plain lines about one step.
+const LINES: Duration = Duration::from_secs(5);
 
 /// Shows what an export does.
 pub(super) struct Bar {
     bar: ProgressBar,
     quiet: bool,
     plain: bool,
+    pace: Pace,
 }
 
 impl Bar {
     pub fn new(quiet: bool, verbose: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = if terminal && !quiet { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-        Self { bar, quiet, plain: verbose && !terminal }
+        Self { bar, quiet, plain: verbose && !terminal, pace: Pace::begin("", 0) }
     }
 
     fn line(&self, text: &str) {
@@ -28,10 +34,8 @@ impl Bar {
             });
         }
     }
-}
 
-impl Progress for Bar {
-    fn step(&mut self, what: &str, bytes: Option<u64>) {
+    fn show(&mut self, what: &str, bytes: Option<u64>) {
         if self.plain {
             self.line(what);
         }
@@ -45,11 +49,32 @@ impl Progress for Bar {
         }
         self.bar.set_length(bytes.unwrap_or(0));
         self.bar.set_message(what.to_owned());
-        self.bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        self.bar.enable_steady_tick(Duration::from_millis(100));
+    }
+}
+
+impl Progress for Bar {
+    fn step(&mut self, what: &str, bytes: Option<u64>) {
+        self.pace = Pace::begin(what, bytes.unwrap_or(0));
+        self.show(what, bytes);
+    }
+
+    fn item(&mut self, what: &str, index: usize, of: usize) {
+        if index == 0 {
+            self.pace = Pace::begin(what, of as u64);
+        }
+        self.pace.done = index as u64;
+        let left = self.pace.left(self.pace.started.elapsed()).map(|left| format!(", {left} left"));
+        self.show(&format!("{what} ({} of {of}{})", index + 1, left.unwrap_or_default()), None);
     }
 
     fn advance(&mut self, bytes: u64) {
         self.bar.inc(bytes);
+        self.pace.done += bytes;
+        if self.plain && self.pace.told.elapsed() >= LINES {
+            self.pace.told = Instant::now();
+            self.line(&self.pace.line(self.pace.started.elapsed()));
+        }
     }
 
     fn warn(&mut self, warning: &Warning) {
@@ -64,5 +89,63 @@ impl Progress for Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// How far a step is, and since when.
+struct Pace {
+    what: String,
+    done: u64,
+    of: u64,
+    started: Instant,
+    told: Instant,
+}
+
+impl Pace {
+    fn begin(what: &str, of: u64) -> Self {
+        Self { what: what.to_owned(), done: 0, of, started: Instant::now(), told: Instant::now() }
+    }
+
+    /// The time left, as it went so far.
+    fn left(&self, elapsed: Duration) -> Option<String> {
+        if self.done == 0 {
+            return None;
+        }
+        let rest = self.of.saturating_sub(self.done) as f64 / self.done as f64 * elapsed.as_secs_f64();
+        // Rounded up: at the end of a step a second too many is better than none.
+        let seconds = rest.ceil() as u64;
+        Some(match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+            (0, 0, s) => format!("{s} s"),
+            (0, m, s) => format!("{m}:{s:02} min"),
+            (h, m, _) => format!("{h}:{m:02} h"),
+        })
+    }
+
+    /// Percent, rate and time left of a step of bytes.
+    fn line(&self, elapsed: Duration) -> String {
+        let percent = self.done.min(self.of) * 100 / self.of.max(1);
+        let rate = render::size((self.done as f64 / elapsed.as_secs_f64().max(1e-3)) as u64);
+        let (done, of) = (render::size(self.done), render::size(self.of));
+        let left = self.left(elapsed).unwrap_or_default();
+        format!("{}: {percent} %, {done} of {of}, {rate}/s, {left} left", self.what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percent_rate_and_time_left() {
+        let pace = |done, of| Pace { done, of, ..Pace::begin("writing", 0) };
+        let line = pace(2_000_000_000, 8_000_000_000).line(Duration::from_secs(10));
+        assert_eq!(line, "writing: 25 %, 2.00 GB of 8.00 GB, 200.0 MB/s, 30 s left");
+        let left = |done, of, seconds| pace(done, of).left(Duration::from_secs(seconds));
+        assert_eq!(left(0, 10, 5), None);
+        assert_eq!(left(1, 11, 61).as_deref(), Some("10:10 min"));
+        assert_eq!(left(1, 100, 110).as_deref(), Some("3:01 h"));
+        // More than was announced is no reason to fail.
+        assert_eq!(left(12, 10, 5).as_deref(), Some("0 s"));
+        assert!(pace(3, 0).line(Duration::ZERO).contains("0 %"));
     }
 }

@@ -27,6 +27,7 @@ mod quantize;
 #[cfg(feature = "runtime")]
 mod reduced;
 mod sources;
+mod space;
 mod stage;
 mod tokenizer;
 #[cfg(feature = "runtime")]
@@ -34,6 +35,7 @@ mod verify;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -169,10 +171,14 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let models = Models::find(&loaded.config, &loaded.llama, &loaded.adapter, &loaded.vision, &loaded.text)?;
     let graphs = stage::build(&loaded, &models)?;
     let staging = Staging::new(&plan.output, plan.force)?;
-    // The sources are hashed on the other core while the graphs are made.
+    // Found out after an hour of calibration, a full disk would cost the hour.
+    space::check(staging.path(), space::at_least(&graphs, plan.precision))?;
+    // The sources are hashed while the graphs are made: both need the bytes from the disk.
+    let stop = AtomicBool::new(false);
     let (made, sources) = std::thread::scope(|scope| {
-        let hashing = scope.spawn(|| stage::source_records(&loaded));
+        let hashing = scope.spawn(|| stage::source_records(&loaded, &stop));
         let made = make(plan, &loaded, &models, &graphs, &staging, progress);
+        stop.store(made.is_err(), Ordering::Relaxed);
         (made, hashing.join())
     });
     let (made, sources) = (made?, stage::joined(sources)?);

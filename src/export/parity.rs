@@ -101,7 +101,7 @@ impl Checker<'_> {
         }
         let folder = tempfile::Builder::new().prefix("ba-plain-").tempdir_in(self.staging.path());
         let folder = folder.map_err(|e| Error::io(self.staging.path(), "cannot make a temporary folder", e))?;
-        onnx::write(plain, folder.path(), "plain", &mut |_| {})?;
+        onnx::write_scratch(plain, folder.path(), "plain")?;
         let plain = self.run(&folder.path().join("plain.onnx"), false, &feeds, &outputs)?;
         drop(folder);
         let staged = self.run(&self.staging.path().join(&part.record.file), true, &feeds, &outputs)?;

@@ -84,6 +84,17 @@ fn listed(path: &Path, name: &str) -> Result<FileRecord> {
     Ok(FileRecord { name: name.into(), bytes, sha256: sha256_of(path)? })
 }
 
+/// Removes the files of a part.
+fn remove_staged(staging: &Staging, made: &mut Made, part: usize) -> Result<()> {
+    let old = |f: &FileRecord| f.name.starts_with(&format!("{}.onnx", PARTS[part]));
+    for file in made.files.iter().filter(|f| old(f)) {
+        let path = staging.path().join(&file.name);
+        std::fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot remove the old file", e))?;
+    }
+    made.files.retain(|f| !old(f));
+    Ok(())
+}
+
 /// Judges what was written, and writes parts anew until all limits are met.
 #[allow(clippy::too_many_arguments, reason = "all that an export has at hand")]
 fn judge(
@@ -115,7 +126,12 @@ fn judge(
             for (part, shortfall) in verdict.failing(&limits) {
                 // What earlier attempts did not reach is asked for more firmly.
                 let firmly = 1.0 + 0.25 * f64::from(attempt - 1);
-                written[part] = reducer.raise(part, shortfall * firmly, progress)?;
+                if reducer.raise(part, shortfall * firmly) {
+                    // What is decided anew goes at once: the walk's files take its place on the disk.
+                    remove_staged(staging, made, part)?;
+                    reducer.decide_again(part, progress)?;
+                    written[part] = true;
+                }
             }
         }
         if written == [false; 4] {
@@ -128,13 +144,6 @@ fn judge(
             progress.step(&format!("writing {}", PARTS[part]), Some(stage::weight_bytes(&staged[part])));
             let (summary, files, placed) =
                 stage::write_part(&staged[part], PARTS[part], format, loaded, staging, progress)?;
-            // A graph that has no large weights any more leaves no data file behind.
-            let old = |f: &FileRecord| f.name.starts_with(&format!("{}.onnx", PARTS[part]));
-            for file in made.files.iter().filter(|f| old(f) && !files.iter().any(|new| new.name == f.name)) {
-                let path = staging.path().join(&file.name);
-                std::fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot remove the old file", e))?;
-            }
-            made.files.retain(|f| !old(f));
             made.files.extend(files);
             made.placed[part] = placed;
             made.parts[part] = summary;

@@ -1,18 +1,22 @@
 //! Building the graphs and writing them into the staged bundle.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::PartSummary;
+use sha2::{Digest, Sha256};
+
 use super::sources::Loaded;
-use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging, sha256_of};
+use super::{PartSummary, space};
+use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::model::{self, Attention, Models, PARTS, Stages};
 use crate::onnx::Placed;
 use crate::passes::fold_batch_norm;
 use crate::progress::Progress;
+use crate::tensor::hex;
 
 /// The graphs as they lie in the staged bundle.
 pub(super) struct Made {
@@ -60,25 +64,6 @@ pub(super) fn weight_bytes(graph: &Graph) -> u64 {
     tensors.map(|t| t.byte_len() as u64).sum()
 }
 
-/// Refuses at once what would not fit on the disk: the graphs, and so many bytes more for a while.
-pub(super) fn check_space(folder: &Path, graphs: &[Graph; 4], more: Option<u64>) -> Result<()> {
-    #[cfg(unix)]
-    {
-        let stat =
-            rustix::fs::statvfs(folder).map_err(|e| Error::io(folder, "cannot ask for the free space", e.into()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        // Padding, small weights and the tokenizer take a little more.
-        let need = graphs.iter().map(weight_bytes).sum::<u64>() / 100 * 101 + (16 << 20) + more.unwrap_or(0);
-        if need > free {
-            let message = format!("the bundle needs {need} bytes and {free} are free: free some, or choose another -o");
-            return Err(Error::new(Code::DISK_FULL, message).at(folder));
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = (folder, graphs, more);
-    Ok(())
-}
-
 /// Writes all graphs.
 pub(super) fn write(
     graphs: &[Graph; 4],
@@ -88,7 +73,7 @@ pub(super) fn write(
     staging: &Staging,
     progress: &mut dyn Progress,
 ) -> Result<Made> {
-    check_space(staging.path(), graphs, None)?;
+    space::check(staging.path(), space::of_bundle(graphs))?;
     progress.step("writing the bundle", Some(graphs.iter().map(weight_bytes).sum()));
     let (mut parts, mut placed, mut files) = (Vec::new(), Vec::new(), Vec::new());
     for (i, (graph, part)) in graphs.iter().zip(PARTS).enumerate() {
@@ -138,13 +123,25 @@ pub(super) fn write_part(
     Ok((summary, files.collect(), placed))
 }
 
-/// The checkpoint files, with their hashes.
-pub(super) fn source_records(loaded: &Loaded) -> Result<Vec<SourceRecord>> {
+/// The checkpoint files, with their hashes; nothing more is read once `stop` is set, for an export that failed should say so
+/// at once.
+pub(super) fn source_records(loaded: &Loaded, stop: &AtomicBool) -> Result<Vec<SourceRecord>> {
     let mut records: Vec<SourceRecord> = Vec::new();
     for (role, path) in loaded.files() {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, "cannot look at the file", e))?.len();
-        records.push(SourceRecord { role: role.into(), name, bytes, sha256: sha256_of(&path)? });
+        let failed = |e| Error::io(&path, "cannot read the file", e);
+        let mut file = std::fs::File::open(&path).map_err(failed)?;
+        let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+        while !stop.load(Ordering::Relaxed) {
+            match file.read(&mut buffer).map_err(failed)? {
+                0 => break,
+                n => {
+                    hash.update(&buffer[..n]);
+                    bytes += n as u64;
+                }
+            }
+        }
+        records.push(SourceRecord { role: role.into(), name, bytes, sha256: hex(&hash.finalize()) });
     }
     Ok(records)
 }

@@ -1,11 +1,12 @@
 //! [`Graph`](crate::graph::Graph) → ONNX files, and the little that is read back from them.
 //!
 //! Layer 3. [`write()`] makes `NAME.onnx` and, when there are large weights, `NAME.onnx.data` beside it. Weights are
-//! streamed from their sources, one chunk at a time; every file's SHA-256 is taken as it is written. Large weights
-//! start at multiples of [`ALIGNMENT`], so that a runtime can map them. A [`SegmentedModel`] is a file that was read to be run block by
-//! block.
+//! streamed from their sources, some chunks at a time, to a thread that takes the file's SHA-256 and writes it. Large weights
+//! start at multiples of [`ALIGNMENT`], so that a runtime can map them. A [`SegmentedModel`] is a file that was read to be
+//! run block by block.
 
 mod encode;
+mod file;
 mod proto;
 mod read;
 mod segments;
@@ -13,7 +14,7 @@ mod write;
 
 pub use read::{external_files, external_files_in};
 pub use segments::{Extracted, SegmentInfo, SegmentedModel};
-pub use write::{Placed, Written, write, write_part_of, write_placed};
+pub use write::{Placed, Written, write, write_part_of, write_placed, write_scratch};
 
 /// Large weights start at multiples of this many bytes: the page size, as ONNX Runtime's mapping wants it.
 pub const ALIGNMENT: u64 = 4096;

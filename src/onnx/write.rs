@@ -1,15 +1,13 @@
 //! Streams a graph's weights and then its messages to disk.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use prost::Message;
-use sha2::{Digest, Sha256};
 
+use super::file::{Keep, OutFile};
 use super::proto::{EXTERNAL, StringStringEntryProto, TensorProto};
-use super::{ALIGNMENT, EXTERNAL_BYTES, encode};
+use super::{EXTERNAL_BYTES, encode};
 use crate::error::{Code, Error, Result};
 use crate::graph::{Graph, Value};
 use crate::tensor::LazyTensor;
@@ -37,7 +35,8 @@ pub struct Placed {
     pub offsets: BTreeMap<String, u64>,
 }
 
-/// Writes `graph` as `STEM.onnx` (and `STEM.onnx.data`) into `dir`. `progress` is told the bytes of each chunk.
+/// Writes `graph` as `STEM.onnx` (and `STEM.onnx.data`) into `dir`, and returns once the bytes are on the disk. `progress`
+/// is told the bytes of each chunk.
 ///
 /// # Errors
 /// When a weight cannot be read, or a file not written; `onnx.invalid` when the graph itself is too large for one
@@ -58,9 +57,17 @@ pub fn write_part_of(graph: &Graph, dir: &Path, stem: &str, whole: &Placed) -> R
         })?;
         Ok((whole.file.clone(), offset))
     })?;
-    let mut file = HashedFile::create(dir, &format!("{stem}.onnx"))?;
+    let mut file = OutFile::create(dir, &format!("{stem}.onnx"), Keep::Awhile)?;
     file.write(&encode::model(graph, initializers).encode_to_vec())?;
     file.finish().map(drop)
+}
+
+/// As [`write()`], for a graph that is run here and removed again: nothing is hashed, nor made sure to be on the disk.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_scratch(graph: &Graph, dir: &Path, stem: &str) -> Result<()> {
+    write_files(graph, dir, stem, Keep::Awhile, &mut |_| {}).map(drop)
 }
 
 /// As [`write()`]; also tells where the large weights lie.
@@ -73,13 +80,23 @@ pub fn write_placed(
     stem: &str,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(Vec<Written>, Placed)> {
+    write_files(graph, dir, stem, Keep::ForGood, progress)
+}
+
+fn write_files(
+    graph: &Graph,
+    dir: &Path,
+    stem: &str,
+    keep: Keep,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(Vec<Written>, Placed)> {
     let name = format!("{stem}.onnx");
     let data_name = format!("{name}.data");
-    let mut data: Option<HashedFile> = None;
+    let mut data: Option<OutFile> = None;
     let mut placed = Placed { file: data_name.clone(), offsets: BTreeMap::new() };
     let initializers = initializers(graph, &mut |value, tensor| {
         if data.is_none() {
-            data = Some(HashedFile::create(dir, &data_name)?);
+            data = Some(OutFile::create(dir, &data_name, keep)?);
         }
         let file = data.as_mut().expect("made above");
         let offset = file.align()?;
@@ -95,7 +112,7 @@ pub fn write_placed(
         let message = format!("graph `{}` takes {} bytes: too many for one message", graph.name, model.encoded_len());
         return Err(Error::new(Code::ONNX_INVALID, message));
     }
-    let mut file = HashedFile::create(dir, &name)?;
+    let mut file = OutFile::create(dir, &name, keep)?;
     file.write(&model.encode_to_vec())?;
     let mut written = vec![file.finish()?];
     if let Some(data) = data {
@@ -142,42 +159,5 @@ fn header(value: &Value, tensor: &LazyTensor) -> TensorProto {
         data_type: Some(encode::data_type(tensor.dtype())),
         name: Some(value.name.clone()),
         ..Default::default()
-    }
-}
-
-/// A file being written, with its length and hash so far.
-struct HashedFile {
-    name: String,
-    path: PathBuf,
-    file: BufWriter<File>,
-    bytes: u64,
-    hash: Sha256,
-}
-
-impl HashedFile {
-    fn create(dir: &Path, name: &str) -> Result<Self> {
-        let path = dir.join(name);
-        let file = File::create(&path).map_err(|e| Error::io(&path, "cannot create the file", e))?;
-        let file = BufWriter::with_capacity(1 << 20, file);
-        Ok(Self { name: name.to_owned(), path, file, bytes: 0, hash: Sha256::new() })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| Error::io(&self.path, "cannot write", e))?;
-        self.hash.update(bytes);
-        self.bytes += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Zeros up to the next multiple of [`ALIGNMENT`], which is returned.
-    fn align(&mut self) -> Result<u64> {
-        let gap = self.bytes.next_multiple_of(ALIGNMENT) - self.bytes;
-        self.write(&[0; ALIGNMENT as usize][..gap as usize])?;
-        Ok(self.bytes)
-    }
-
-    fn finish(mut self) -> Result<Written> {
-        self.file.flush().map_err(|e| Error::io(&self.path, "cannot write", e))?;
-        Ok(Written { name: self.name, bytes: self.bytes, sha256: crate::tensor::hex(&self.hash.finalize()) })
     }
 }

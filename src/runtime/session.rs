@@ -22,11 +22,14 @@ pub struct SessionOptions {
     /// Whether weights are laid out anew when a graph is loaded. Without, they stay in the mapped file: less memory and
     /// a faster start, slower runs.
     pub prepack: bool,
+    /// Whether what depends on weights alone is computed when a graph is loaded, and kept. Without, half-precision weights
+    /// are widened when they are needed and let go again: less memory, slower runs.
+    pub fold: bool,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { device: Device::Auto, threads: None, optimize: true, prepack: true }
+        Self { device: Device::Auto, threads: None, optimize: true, prepack: true, fold: true }
     }
 }
 
@@ -97,7 +100,12 @@ impl Session {
     }
 
     fn configure(runtime: &Runtime, options: &SessionOptions) -> ort::Result<SessionBuilder> {
-        let level = if options.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
+        let level = match (options.optimize, options.fold) {
+            (false, _) => GraphOptimizationLevel::Disable,
+            // Higher levels widen constants whatever is asked for.
+            (true, false) => GraphOptimizationLevel::Level1,
+            (true, true) => GraphOptimizationLevel::All,
+        };
         let builder = ort::session::Session::builder(&runtime.environment)?.with_optimization_level(level)?;
         // A pattern is recorded in the first run and allocated as one more block from the second on, beside what the first
         // left in the arena: measured, it doubles the memory of activations and makes nothing faster.
@@ -107,6 +115,13 @@ impl Session {
         }
         if !options.prepack {
             builder = builder.with_config_entry("session.disable_prepacking", "1")?;
+        }
+        if !options.fold {
+            let folding = "ConstantFolding;ConstantFoldingDQ";
+            builder = builder.with_config_entry("optimization.disable_specified_optimizers", folding)?;
+            // The arena keeps what it once had.
+            let cpu = ort::ep::CPU::default().with_arena_allocator(false).build();
+            builder = builder.with_execution_providers([cpu])?;
         }
         if let Some(threads) = options.threads {
             builder = builder.with_intra_threads(threads)?;

@@ -1,12 +1,13 @@
 //! Weights as references to bytes.
 //!
 //! A [`LazyTensor`] is cheap to clone and to derive from: a cast, a transposition or a selection of rows makes a
-//! new one that reads through the old one when it is written at last. Nothing is held but what one chunk
-//! needs; only a transposition holds its whole source, once, in the source's own dtype.
+//! new one that reads through the old one when it is written at last. Nothing is held but what some
+//! chunks need; only a transposition holds its whole source, once, in the source's own dtype.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::decode::Band;
 use super::views::{Cast, Columns, Concat, FiniteCheck, Rows, Scaled, Transposed};
 use super::{DType, numel, show};
 use crate::error::{Code, Error, Result};
@@ -254,30 +255,44 @@ impl LazyTensor {
         Self::new(DType::F32, self.shape.clone(), Arc::new(scaled))
     }
 
-    /// Hands the float32 values to `band`, some whole rows of a matrix at a time, with the first row's number. Memory
-    /// stays at `rows` rows and a chunk.
+    /// Hands the matrix (or any tensor, by axis 0) to `band`, some whole rows at a time, with the first row's number.
+    /// Rows are decoded to float32 by whoever looks at them, so on as many threads as the caller likes. Memory stays at
+    /// `rows` rows in the source's own dtype, or at nothing where the bytes lie in a mapping already.
     ///
     /// # Errors
     /// As [`Self::stream`], and those of `band`.
-    pub fn for_each_band(&self, rows: usize, band: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+    pub fn for_each_band(&self, rows: usize, band: &mut dyn FnMut(usize, Band<'_>) -> Result<()>) -> Result<()> {
         let width = self.shape[1..].iter().product::<usize>();
-        let full = rows.max(1) * width;
+        let single = self.cast(DType::F32);
+        // Decoding is the cast: what lies under it is handed over as it is.
+        let stored = single.source.under_cast().unwrap_or(&single);
+        let (dtype, rows) = (stored.dtype, rows.max(1));
+        let full = rows * width * dtype.size();
+        if full == 0 {
+            return Ok(());
+        }
+        if let Some(bytes) = stored.contiguous() {
+            for (i, bytes) in bytes.chunks(full).enumerate() {
+                band(i * rows, Band::new(bytes, dtype, width))?;
+            }
+            stored.release();
+            return Ok(());
+        }
         let (mut first, mut held) = (0, Vec::with_capacity(full));
-        self.cast(DType::F32).stream(&mut |chunk| {
-            let mut values = chunk.as_chunks::<4>().0;
-            while !values.is_empty() {
-                let (now, later) = values.split_at(values.len().min(full - held.len()));
-                held.extend(now.iter().map(|b| f32::from_le_bytes(*b)));
-                values = later;
+        stored.stream(&mut |mut chunk| {
+            while !chunk.is_empty() {
+                let (now, later) = chunk.split_at(chunk.len().min(full - held.len()));
+                held.extend_from_slice(now);
+                chunk = later;
                 if held.len() == full {
-                    band(first, &held)?;
-                    first += rows.max(1);
+                    band(first, Band::new(&held, dtype, width))?;
+                    first += rows;
                     held.clear();
                 }
             }
             Ok(())
         })?;
-        if held.is_empty() { Ok(()) } else { band(first, &held) }
+        if held.is_empty() { Ok(()) } else { band(first, Band::new(&held, dtype, width)) }
     }
 
     /// Tensors one after the other along axis 0. They agree in dtype and in the other axes.

@@ -103,16 +103,69 @@ fn scaling_rows_is_scaling_the_columns_of_the_transpose() {
     assert_eq!(ramp(&[3]).scaled_rows(&factors).to_f32().unwrap(), [0.0, 0.5, 8.0]);
 }
 
+/// Whatever lies under the values: bytes at hand, streamed ones, a rounding or a widening, wide types.
 #[test]
 fn bands_are_whole_rows() {
-    let t = ramp(&[1000, 701]).cast(DType::F16);
-    let (mut rows, mut values) = (0, Vec::new());
-    t.for_each_band(64, &mut |first, band| {
-        assert_eq!((first, band.len() % 701), (rows, 0));
-        rows += band.len() / 701;
-        values.extend_from_slice(band);
-        Ok(())
-    })
-    .unwrap();
-    assert_eq!((rows, values), (1000, t.to_f32().unwrap()));
+    let single = LazyTensor::from_f32(&[1000, 701], &(0..701_000).map(|i| i as f32 / 70.0).collect::<Vec<_>>());
+    let stored =
+        |dtype| LazyTensor::new(dtype, vec![1000, 701], Arc::new(single.cast(dtype).bytes().unwrap().into_owned()));
+    let factors: Arc<[f32]> = (0..1000).map(|i| i as f32).collect();
+    let mut sources = [DType::F16, DType::BF16, DType::F32, DType::F64].map(stored).to_vec();
+    sources.push(LazyTensor::from_i64(&[1000, 701], &(0..701_000).map(|i| (i << 30) + 1).collect::<Vec<_>>()));
+    for t in sources.clone() {
+        sources.push(t.cast(DType::F16).cast(DType::F32));
+        sources.push(LazyTensor::concat(&[t.rows(500..1000), t.rows(0..500)]));
+        sources.push(t.scaled_rows(&factors));
+        sources.push(t.transposed().transposed().checked_finite("t"));
+    }
+    for t in sources {
+        let (mut rows, mut values, mut row) = (0, Vec::new(), Vec::new());
+        t.for_each_band(64, &mut |first, band| {
+            assert_eq!((first, band.len()), (rows, 64.min(1000 - rows)));
+            rows += band.len();
+            for i in 0..band.len() {
+                band.row(i, &mut row);
+                values.extend_from_slice(&row);
+            }
+            Ok(())
+        })
+        .unwrap();
+        // By bits: an infinity or a NaN must be the same one too.
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert!(rows == 1000 && bits(&values) == bits(&t.to_f32().unwrap()), "{t:?}");
+    }
+}
+
+#[test]
+fn halves_are_converted_as_one_by_one() {
+    let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let halves = LazyTensor::new(DType::F16, vec![1 << 16], Arc::new(all.clone()));
+    for (i, wide) in halves.to_f32().unwrap().into_iter().enumerate() {
+        let one = half::f16::from_bits(i as u16).to_f32();
+        assert!(wide.to_bits() == one.to_bits() || wide.is_nan() && one.is_nan(), "{i:#x}");
+    }
+    // Halfway between halves, beside it, beyond their range and below it.
+    let singles: Vec<f32> = (0..1u32 << 20).map(|i| f32::from_bits(i.wrapping_mul(4097) ^ (i << 13))).collect();
+    let narrow = LazyTensor::from_f32(&[singles.len()], &singles).cast(DType::F16);
+    for (bytes, single) in narrow.bytes().unwrap().as_chunks::<2>().0.iter().zip(&singles) {
+        let (found, one) = (half::f16::from_le_bytes(*bytes), half::f16::from_f32(*single));
+        assert!(found.to_bits() == one.to_bits() || found.is_nan() && one.is_nan(), "{single:e}");
+    }
+}
+
+#[test]
+fn the_first_value_that_is_not_finite_is_named() {
+    // In a tensor long enough to be looked at by several threads, and in a short one.
+    for rows in [3usize, 4_000_000] {
+        let mut bytes = vec![0u8; rows * 4 * 2];
+        let infinity = half::f16::INFINITY.to_le_bytes();
+        for at in [rows * 4 - 1, rows * 2 + 1, rows * 3] {
+            bytes[2 * at..][..2].copy_from_slice(&infinity);
+        }
+        let t = LazyTensor::new(DType::F16, vec![rows, 4], Arc::new(bytes)).checked_finite("w");
+        let error = t.bytes().unwrap_err();
+        assert_eq!(error.code(), Code::CHECKPOINT_NONFINITE);
+        let index = show(&[(rows * 2 + 1) / 4, (rows * 2 + 1) % 4]);
+        assert!(error.message().contains(&index), "{error} {index}");
+    }
 }

@@ -4,11 +4,13 @@
 //! source that yields little-endian, row-major bytes in chunks, so that a 13 GB model never sits in memory.
 //! [`Tensor`] is a dense owned array: what goes into and comes out of a session.
 
+mod decode;
 mod dense;
 mod dtype;
 mod lazy;
 mod views;
 
+pub use decode::Band;
 pub use dense::{Comparison, Tensor, cosine, least};
 pub use dtype::DType;
 pub use lazy::{CHUNK_BYTES, LazyTensor, Sink, Source};

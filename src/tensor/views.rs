@@ -2,14 +2,18 @@
 
 use std::sync::Arc;
 
-use half::{bf16, f16};
+use rayon::prelude::*;
 
+use super::decode::{convert_wide, decode_f32, decode_f64, encode_f32, is_wide};
 use super::lazy::{CHUNK_BYTES, LazyTensor, Sink, Source};
 use super::{DType, show};
 use crate::error::{Code, Error, Result};
 
 /// Side of the square tiles that a transposition copies: both tiles stay in the first-level cache.
 const TILE: usize = 64;
+
+/// Bands that a transposition makes side by side: enough for the cores of a workstation, little to hold.
+const BANDS: usize = 16;
 
 pub(super) struct Cast {
     pub inner: LazyTensor,
@@ -23,13 +27,10 @@ impl Source for Cast {
         self.inner.stream(&mut |chunk| {
             // Chunks are cut so that widening (f16 to f64 at most: four times) keeps them within CHUNK_BYTES.
             chunk.chunks(CHUNK_BYTES / 8).try_for_each(|piece| {
-                if self.to == DType::F64
-                    || from == DType::F64
-                    || matches!(from, DType::I64 | DType::U64 | DType::I32 | DType::U32)
-                {
+                // By way of float32 a wide type would be rounded twice.
+                if self.to == DType::F64 || is_wide(from) {
                     convert_wide(piece, from, self.to, &mut out);
                 } else {
-                    values.clear();
                     decode_f32(piece, from, &mut values);
                     encode_f32(&values, self.to, &mut out);
                 }
@@ -47,68 +48,6 @@ impl Source for Cast {
     }
 }
 
-/// Appends the elements of `bytes` as `f32`; exact for every type but the 32 and 64-bit integers and doubles.
-fn decode_f32(bytes: &[u8], from: DType, out: &mut Vec<f32>) {
-    match from {
-        DType::Bool | DType::U8 => out.extend(bytes.iter().map(|&b| f32::from(b))),
-        DType::I8 => out.extend(bytes.iter().map(|&b| f32::from(b as i8))),
-        DType::U16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f32::from(u16::from_le_bytes(*b)))),
-        DType::I16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f32::from(i16::from_le_bytes(*b)))),
-        DType::F16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
-        DType::BF16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
-        DType::F32 => out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
-        DType::U32 | DType::I32 | DType::U64 | DType::I64 | DType::F64 => {
-            unreachable!("wide types go through convert_wide")
-        }
-    }
-}
-
-fn encode_f32(values: &[f32], to: DType, out: &mut Vec<u8>) {
-    out.clear();
-    match to {
-        DType::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
-        DType::F16 => out.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
-        DType::BF16 => out.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
-        other => unreachable!("weights are cast to float types only, not {other}"),
-    }
-}
-
-/// The slow, general path, by way of `f64`.
-fn convert_wide(bytes: &[u8], from: DType, to: DType, out: &mut Vec<u8>) {
-    out.clear();
-    for element in bytes.chunks_exact(from.size()) {
-        let value = decode_f64(element, from);
-        match to {
-            DType::F64 => out.extend(value.to_le_bytes()),
-            DType::F32 => out.extend((value as f32).to_le_bytes()),
-            DType::F16 => out.extend(f16::from_f64(value).to_le_bytes()),
-            DType::BF16 => out.extend(bf16::from_f64(value).to_le_bytes()),
-            other => unreachable!("weights are cast to float types only, not {other}"),
-        }
-    }
-}
-
-/// One element as `f64` (64-bit integers beyond 2^53 are rounded).
-pub(super) fn decode_f64(b: &[u8], from: DType) -> f64 {
-    fn le<const N: usize>(b: &[u8]) -> [u8; N] {
-        b.try_into().expect("an element has its type's size")
-    }
-    match from {
-        DType::Bool | DType::U8 => f64::from(b[0]),
-        DType::I8 => f64::from(b[0] as i8),
-        DType::U16 => f64::from(u16::from_le_bytes(le(b))),
-        DType::I16 => f64::from(i16::from_le_bytes(le(b))),
-        DType::U32 => f64::from(u32::from_le_bytes(le(b))),
-        DType::I32 => f64::from(i32::from_le_bytes(le(b))),
-        DType::U64 => u64::from_le_bytes(le(b)) as f64,
-        DType::I64 => i64::from_le_bytes(le(b)) as f64,
-        DType::F16 => f16::from_le_bytes(le(b)).to_f64(),
-        DType::BF16 => bf16::from_le_bytes(le(b)).to_f64(),
-        DType::F32 => f64::from(f32::from_le_bytes(le(b))),
-        DType::F64 => f64::from_le_bytes(le(b)),
-    }
-}
-
 pub(super) struct Transposed {
     pub inner: LazyTensor,
 }
@@ -117,20 +56,22 @@ impl Source for Transposed {
     fn stream(&self, sink: &mut Sink<'_>) -> Result<()> {
         let (rows, cols) = (self.inner.shape()[0], self.inner.shape()[1]);
         let source = self.inner.bytes()?;
-        // A band of output rows (columns of the source) at a time, at most one chunk.
+        // A band of output rows (columns of the source) is at most one chunk; some are made side by side.
         let row_bytes = rows * self.inner.dtype().size();
         let band = (CHUNK_BYTES / row_bytes.max(1)).clamp(1, TILE);
-        let mut out = vec![0u8; band * row_bytes];
-        for start in (0..cols).step_by(band) {
-            let width = band.min(cols - start);
-            let out = &mut out[..width * row_bytes];
-            match self.inner.dtype().size() {
-                1 => transpose_band::<1>(&source, out, rows, cols, start),
-                2 => transpose_band::<2>(&source, out, rows, cols, start),
-                4 => transpose_band::<4>(&source, out, rows, cols, start),
-                _ => transpose_band::<8>(&source, out, rows, cols, start),
-            }
-            out.chunks(CHUNK_BYTES).try_for_each(&mut *sink)?;
+        let starts: Vec<usize> = (0..cols).step_by(band).collect();
+        let mut made = vec![Vec::new(); BANDS];
+        for starts in starts.chunks(BANDS) {
+            made.par_iter_mut().zip(starts).for_each(|(out, &start)| {
+                out.resize(band.min(cols - start) * row_bytes, 0);
+                match self.inner.dtype().size() {
+                    1 => transpose_band::<1>(&source, out, rows, cols, start),
+                    2 => transpose_band::<2>(&source, out, rows, cols, start),
+                    4 => transpose_band::<4>(&source, out, rows, cols, start),
+                    _ => transpose_band::<8>(&source, out, rows, cols, start),
+                }
+            });
+            made.iter().zip(starts).flat_map(|(out, _)| out.chunks(CHUNK_BYTES)).try_for_each(&mut *sink)?;
         }
         self.inner.release();
         Ok(())
@@ -145,12 +86,19 @@ impl Source for Transposed {
 fn transpose_band<const N: usize>(source: &[u8], out: &mut [u8], rows: usize, cols: usize, start: usize) {
     let (source, out) = (source.as_chunks::<N>().0, out.as_chunks_mut::<N>().0);
     let width = out.len() / rows.max(1);
+    // By way of a tile of its own: rows of a matrix tend to lie a multiple of 4096 bytes apart, where all of them fall
+    // into the same few lines of the cache.
+    let mut turned = [[0u8; N]; TILE * TILE];
     for tile in (0..rows).step_by(TILE) {
-        for row in tile..(tile + TILE).min(rows) {
-            let line = &source[row * cols + start..][..width];
-            for (i, element) in line.iter().enumerate() {
-                out[i * rows + row] = *element;
+        let height = TILE.min(rows - tile);
+        for row in 0..height {
+            let line = &source[(tile + row) * cols + start..][..width];
+            for (element, to) in line.iter().zip(turned[row..].iter_mut().step_by(TILE)) {
+                *to = *element;
             }
+        }
+        for (i, line) in turned.chunks_exact(TILE).take(width).enumerate() {
+            out[i * rows + tile..][..height].copy_from_slice(&line[..height]);
         }
     }
 }
@@ -237,10 +185,18 @@ impl Source for Scaled {
         let (mut index, mut out) = (0usize, Vec::new());
         self.inner.stream(&mut |chunk| {
             out.clear();
-            for bytes in chunk.as_chunks::<4>().0 {
-                let factor = self.factors[if self.by_row { index / width } else { index % width }];
-                out.extend((f32::from_le_bytes(*bytes) * factor).to_le_bytes());
-                index += 1;
+            let mut rest = chunk.as_chunks::<4>().0;
+            while !rest.is_empty() {
+                let (row, column) = (index / width, index % width);
+                let (now, later) = rest.split_at(rest.len().min(width - column));
+                let values = now.iter().map(|b| f32::from_le_bytes(*b));
+                if self.by_row {
+                    let factor = self.factors[row];
+                    out.extend(values.flat_map(|v| (v * factor).to_le_bytes()));
+                } else {
+                    out.extend(values.zip(&self.factors[column..]).flat_map(|(v, factor)| (v * factor).to_le_bytes()));
+                }
+                (index, rest) = (index + now.len(), later);
             }
             sink(&out)
         })
@@ -306,13 +262,25 @@ impl FiniteCheck {
 /// Index of the first element whose exponent is all ones. Works on the bits: no conversion.
 fn first_nonfinite(bytes: &[u8], dtype: DType) -> Option<usize> {
     match dtype {
-        DType::F16 => bytes.as_chunks::<2>().0.iter().position(|b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
-        DType::BF16 => bytes.as_chunks::<2>().0.iter().position(|b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
-        DType::F32 => bytes.as_chunks::<4>().0.iter().position(|b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),
+        DType::F16 => first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
+        DType::BF16 => first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
+        DType::F32 => first(bytes.as_chunks::<4>().0, |b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),
         DType::F64 => {
             let exponent = 0x7ff0_0000_0000_0000u64;
-            bytes.as_chunks::<8>().0.iter().position(|b| u64::from_le_bytes(*b) & exponent == exponent)
+            first(bytes.as_chunks::<8>().0, |b| u64::from_le_bytes(*b) & exponent == exponent)
         }
         _ => None,
     }
+}
+
+/// Index of the first element that is `bad`. Looks at whole pieces first: a loop that may stop at any element is not
+/// vectorised.
+fn first<T: Sync>(elements: &[T], bad: impl Fn(&T) -> bool + Sync) -> Option<usize> {
+    const PIECE: usize = 4096;
+    let suspicious = |piece: &&[T]| piece.iter().fold(false, |any, e| any | bad(e));
+    let in_piece = |(i, piece): (usize, &[T])| piece.iter().position(&bad).map(|at| i * PIECE + at);
+    if elements.len() <= 4 * CHUNK_BYTES {
+        return elements.chunks(PIECE).enumerate().find(|(_, piece)| suspicious(piece)).and_then(in_piece);
+    }
+    elements.par_chunks(PIECE).enumerate().find_first(|(_, piece)| suspicious(piece)).and_then(in_piece)
 }

@@ -19,7 +19,7 @@ use part::{Choice, Decider, Starts};
 use references::{References, ReportReference, ScanReference};
 
 use super::sources::Loaded;
-use super::{CalibrationInput, Plan, inputs};
+use super::{CalibrationInput, Plan, inputs, space};
 use crate::bundle::{Calibration, LayerRecord, Precision, Quantization};
 use crate::calibrate::{Feed, Ranges, Role, Runner, Statistics};
 use crate::error::{Code, Error, Result, Warning};
@@ -87,7 +87,8 @@ impl<'a> Reducer<'a> {
         };
         if let Some(runner) = reducer.runner {
             // Found out after an hour of calibration, a full disk would cost the hour.
-            super::stage::check_space(runner.scratch, &reducer.graphs()?, graphs.iter().map(largest_block).max())?;
+            let block = graphs.iter().map(largest_block).max().unwrap_or(0);
+            space::check(runner.scratch, space::of_bundle(&reducer.graphs()?).saturating_add(block))?;
             reducer.adapter(all, &runner, progress)?;
             let reports = references::reports(loaded, all)?.into_iter();
             let reports = reports.map(|(name, tokens, role)| ReportReference { name, role, tokens, text: empty() });
@@ -154,27 +155,33 @@ impl<'a> Reducer<'a> {
         Ok(())
     }
 
-    /// Makes a part more exact whose distance from float32 must shrink `shortfall` times; false when nothing is left that
-    /// could be made more exact.
+    /// Asks for a part to be more exact, whose distance from float32 must shrink `shortfall` times; false when nothing is left
+    /// that could be made more exact. [`Self::decide_again`] does it.
+    pub fn raise(&mut self, part: usize, shortfall: f64) -> bool {
+        match part {
+            _ if self.runner.is_none() => return false,
+            ADAPTER if self.adapter.precision != Precision::Fp32 => {
+                self.adapter = self.adapter.raised(&self.graphs[ADAPTER]);
+            }
+            HEADS if !self.single_heads => self.single_heads = true,
+            VISION | TEXT => {
+                let i = part - VISION;
+                return self.choices[i].raise(crate::model::PARTS[part], shortfall, &mut self.starts[i]);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Decides anew about a part that was raised.
     ///
     /// # Errors
     /// Those of [`Self::start`].
-    pub fn raise(&mut self, part: usize, shortfall: f64, progress: &mut dyn Progress) -> Result<bool> {
+    pub fn decide_again(&mut self, part: usize, progress: &mut dyn Progress) -> Result<()> {
         match (part, self.runner) {
-            (ADAPTER, Some(_)) if self.adapter.precision != Precision::Fp32 => {
-                self.adapter = self.adapter.raised(&self.graphs[ADAPTER]);
-            }
-            (HEADS, Some(_)) if !self.single_heads => self.single_heads = true,
-            (VISION | TEXT, Some(runner)) => {
-                let i = part - VISION;
-                if !self.choices[i].raise(crate::model::PARTS[part], shortfall, &mut self.starts[i]) {
-                    return Ok(false);
-                }
-                self.part(part, &runner, progress)?;
-            }
-            _ => return Ok(false),
+            (VISION | TEXT, Some(runner)) => self.part(part, &runner, progress),
+            _ => Ok(()),
         }
-        Ok(true)
     }
 
     /// The graphs as decided.

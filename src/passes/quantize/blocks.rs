@@ -1,6 +1,6 @@
 //! Rows of weights in blocks: a scale, and for 4 bits a zero point, for every few inputs.
 
-use super::weights::round;
+use super::weights::{largest, round};
 
 /// A row in blocks, laid out as `com.microsoft.MatMulNBits` reads it.
 pub(super) struct Blocked {
@@ -16,7 +16,7 @@ pub(super) struct Blocked {
 pub(super) fn eight_bits(row: &[f32], block: usize) -> Blocked {
     let mut out = Blocked { integers: Vec::new(), scales: Vec::new(), zero_points: Vec::new() };
     for values in row.chunks(block) {
-        let largest = values.iter().fold(0f32, |m, w| m.max(w.abs()));
+        let largest = largest(values);
         let inverse = Some(127.0 / largest).filter(|i| i.is_finite()).unwrap_or(0.0);
         out.scales.push(if inverse == 0.0 { 0.0 } else { largest / 127.0 });
         out.integers.extend(values.iter().map(|w| (round(w * inverse).clamp(-127.0, 127.0) + 128.0) as u8));

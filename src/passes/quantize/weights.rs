@@ -13,19 +13,22 @@ use crate::error::Result;
 use crate::tensor::{DType, LazyTensor, Sink, Source};
 
 /// Rows that are quantized at a time: enough for every core, little to hold.
-const BAND: usize = 64;
+const BAND: usize = 256;
 
 /// The largest magnitude of an int8 weight: -128 has no opposite.
 const INT8_MAX: f32 = 127.0;
 
 /// What makes some tensors at once.
-type Compute = dyn Fn() -> Result<Vec<Vec<u8>>> + Send + Sync;
+type Compute = dyn Fn() -> Result<Vec<LazyTensor>> + Send + Sync;
+
+/// An element type and a shape.
+type Type = (DType, Vec<usize>);
 
 /// Tensors that are computed together.
 struct Together {
     compute: Box<Compute>,
     /// What was computed and not read yet.
-    ready: Mutex<Vec<Option<Vec<u8>>>>,
+    ready: Mutex<Vec<Option<LazyTensor>>>,
 }
 
 /// One of them.
@@ -37,26 +40,23 @@ struct Part {
 impl Source for Part {
     fn stream(&self, sink: &mut Sink<'_>) -> Result<()> {
         let mut ready = self.of.ready.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let bytes = match ready.get_mut(self.index).and_then(Option::take) {
-            Some(bytes) => bytes,
+        let tensor = match ready.get_mut(self.index).and_then(Option::take) {
+            Some(tensor) => tensor,
             None => {
                 *ready = (self.of.compute)()?.into_iter().map(Some).collect();
                 ready[self.index].take().expect("computed just now")
             }
         };
         drop(ready);
-        bytes.stream(sink)
+        tensor.stream(sink)
     }
 }
 
-/// Lazy tensors of these types and shapes, in the order in which `compute` gives their bytes.
-fn together(
-    types: &[(DType, &[usize])],
-    compute: impl Fn() -> Result<Vec<Vec<u8>>> + Send + Sync + 'static,
-) -> Vec<LazyTensor> {
+/// Lazy tensors of these types, in the order in which `compute` gives them.
+fn together(types: &[Type], compute: impl Fn() -> Result<Vec<LazyTensor>> + Send + Sync + 'static) -> Vec<LazyTensor> {
     let of = Arc::new(Together { compute: Box::new(compute), ready: Mutex::new(Vec::new()) });
-    let part = |(index, (dtype, shape)): (usize, &(DType, &[usize]))| {
-        LazyTensor::new(*dtype, shape.to_vec(), Arc::new(Part { of: Arc::clone(&of), index }))
+    let part = |(index, (dtype, shape)): (usize, &Type)| {
+        LazyTensor::new(*dtype, shape.clone(), Arc::new(Part { of: Arc::clone(&of), index }))
     };
     types.iter().enumerate().map(part).collect()
 }
@@ -66,37 +66,60 @@ fn together(
 pub fn per_channel(weight: &LazyTensor) -> [LazyTensor; 2] {
     let (n, k) = (weight.shape()[0], weight.shape()[1]);
     let weight = weight.clone();
-    let all = together(&[(DType::I8, &[k, n]), (DType::F32, &[n])], move || {
+    let all = together(&[(DType::I8, vec![k, n]), (DType::F32, vec![n])], move || {
         let (mut integers, mut scales) = (vec![0u8; n * k], Vec::with_capacity(4 * n));
-        weight.for_each_band(BAND, &mut |first, rows| {
-            let out = &mut integers[first * k..][..rows.len()];
-            let of_rows: Vec<f32> =
-                rows.par_chunks(k).zip(out.par_chunks_mut(k)).map(|(row, out)| int8_row(row, out)).collect();
-            scales.extend(of_rows.into_iter().flat_map(f32::to_le_bytes));
+        weight.for_each_band(BAND, &mut |first, band| {
+            let out = integers[first * k..][..band.len() * k].par_chunks_mut(k).enumerate();
+            let rounded = out.map_init(Vec::new, |row, (i, out)| {
+                band.row(i, row);
+                int8_row(row, out)
+            });
+            scales.extend(rounded.collect::<Vec<f32>>().into_iter().flat_map(f32::to_le_bytes));
             Ok(())
         })?;
         let rows = LazyTensor::new(DType::I8, vec![n, k], Arc::new(integers));
-        Ok(vec![rows.transposed().bytes()?.into_owned(), scales])
+        // Turned as it is read: so it is held once.
+        Ok(vec![rows.transposed(), LazyTensor::new(DType::F32, vec![n], Arc::new(scales))])
     });
     all.try_into().expect("two tensors were asked for")
 }
 
 /// Rounds one row; gives its scale.
 fn int8_row(row: &[f32], out: &mut [u8]) -> f32 {
-    let largest = row.iter().fold(0f32, |m, w| m.max(w.abs()));
-    let inverse = if largest > 0.0 { INT8_MAX / largest } else { 0.0 };
-    // The product of a subnormal's reciprocal may be infinite: such a row is 0 for all that it matters.
-    let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-    for (q, w) in out.iter_mut().zip(row) {
-        *q = round(w * inverse).clamp(-INT8_MAX, INT8_MAX) as i8 as u8;
+    let largest = largest(row);
+    let inverse = INT8_MAX / largest;
+    // The reciprocal of a subnormal may be infinite: such a row is 0 for all that it matters.
+    if !inverse.is_finite() || inverse == 0.0 {
+        out.fill(0);
+        return 0.0;
     }
-    if inverse == 0.0 { 0.0 } else { largest / INT8_MAX }
+    for (q, w) in out.iter_mut().zip(row) {
+        // The low byte of the shifted number's bits is the integer, in two's complement: a conversion would be checked for
+        // what does not fit, element by element.
+        *q = ((w * inverse).clamp(-INT8_MAX, INT8_MAX) + SHIFT).to_bits() as u8;
+    }
+    largest / INT8_MAX
 }
 
-/// Rounds to the nearest integer, ties to even, for magnitudes below 2²². Adding 1.5·2²³ leaves no bits for a
-/// fraction; unlike `round_ties_even` it needs no call on processors without SSE 4.1, and is vectorised.
+/// The largest magnitude. Sixteen maxima side by side, which the compiler can keep in vectors: their order does not matter.
+pub(super) fn largest(values: &[f32]) -> f32 {
+    let mut lanes = [0f32; 16];
+    let (whole, rest) = values.as_chunks::<16>();
+    for values in whole {
+        for (lane, w) in lanes.iter_mut().zip(values) {
+            let w = w.abs();
+            *lane = if w > *lane { w } else { *lane };
+        }
+    }
+    rest.iter().chain(&lanes).fold(0f32, |m, w| m.max(w.abs()))
+}
+
+/// 1.5·2²³: numbers of this size have no bits for a fraction.
+const SHIFT: f32 = 12_582_912.0;
+
+/// Rounds to the nearest integer, ties to even, for magnitudes below 2²²; unlike `round_ties_even` it needs no call on
+/// processors without SSE 4.1, and is vectorised.
 pub(super) fn round(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0;
     (x + SHIFT) - SHIFT
 }
 
@@ -108,29 +131,32 @@ pub(super) fn round(x: f32) -> f32 {
 pub fn in_blocks(weight: &LazyTensor, bits: u8, block: usize, importance: Option<&Arc<[f32]>>) -> Vec<LazyTensor> {
     let (n, k) = (weight.shape()[0], weight.shape()[1]);
     let blocks = k.div_ceil(block);
-    let (integers, zeros) = ([n, blocks, block * usize::from(bits) / 8], [n * blocks.div_ceil(2)]);
-    let scales = [n * blocks];
-    let mut types = vec![(DType::U8, &integers[..]), (DType::F32, &scales[..])];
-    if bits == 4 {
-        types.push((DType::U8, &zeros[..]));
-    }
+    let mut types: Vec<Type> = vec![
+        (DType::U8, vec![n, blocks, block * usize::from(bits) / 8]),
+        (DType::F32, vec![n * blocks]),
+        (DType::U8, vec![n * blocks.div_ceil(2)]),
+    ];
+    types.truncate(if bits == 4 { 3 } else { 2 });
     let (weight, importance) = (weight.clone(), importance.cloned());
-    together(&types, move || {
+    together(&types.clone(), move || {
         let mut all = vec![Vec::with_capacity(n * blocks * block * usize::from(bits) / 8), Vec::new(), Vec::new()];
-        weight.for_each_band(BAND, &mut |_, rows| {
-            let row = |row: &[f32]| match bits {
-                4 => blocks::four_bits(row, block, importance.as_deref()),
-                _ => blocks::eight_bits(row, block),
-            };
-            let rows: Vec<Blocked> = rows.par_chunks(k).map(row).collect();
-            for row in rows {
+        weight.for_each_band(BAND, &mut |_, band| {
+            let rows = (0..band.len()).into_par_iter().map_init(Vec::new, |row, i| {
+                band.row(i, row);
+                match bits {
+                    4 => blocks::four_bits(row, block, importance.as_deref()),
+                    _ => blocks::eight_bits(row, block),
+                }
+            });
+            for row in rows.collect::<Vec<Blocked>>() {
                 all[0].extend(row.integers);
                 all[1].extend(row.scales.into_iter().flat_map(f32::to_le_bytes));
                 all[2].extend(row.zero_points);
             }
             Ok(())
         })?;
-        all.truncate(if bits == 4 { 3 } else { 2 });
-        Ok(all)
+        let tensor =
+            |((dtype, shape), bytes): (&Type, Vec<u8>)| LazyTensor::new(*dtype, shape.clone(), Arc::new(bytes));
+        Ok(types.iter().zip(all).map(tensor).collect())
     })
 }
