@@ -198,6 +198,39 @@ fn verified_once_until_touched() {
     assert_eq!(verified("three"), "hashed");
 }
 
+/// Weights that were laid out once are mapped: the resident answer, in hardly any private memory; a touched copy is not used.
+#[test]
+fn weights_are_laid_out_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (bundle, report) = (large::bundle(Precision::Int8), report(dir.path()));
+    let cache = dir.path().join("cache");
+    let resident = run(&bundle, &report, &["--mode", "resident"]).ok().json();
+    let laid_out = || {
+        let json = run(&bundle, &report, &["--mode", "resident", "--prepacked", "--cache", cache.to_str().unwrap()])
+            .ok()
+            .json();
+        // The next run is to compute, not to remember.
+        fs::remove_dir_all(cache.join("features")).unwrap();
+        assert_eq!(json["logits"], resident["logits"]);
+        assert_eq!(json["run"]["stages"][2]["prepacked"], true);
+        json["timing_ms"].get("prepack").is_some()
+    };
+    assert!(laid_out());
+    assert!(!laid_out());
+    let copy = fs::read_dir(cache.join("prepacked")).unwrap().map(|e| e.unwrap().path()).next().unwrap();
+    assert_eq!(commands::names(&copy), ["text.onnx", "text.onnx.data"]);
+    let data = copy.join("text.onnx.data");
+    let mut bytes = fs::read(&data).unwrap();
+    assert!(bytes.len() as u64 > large::SINGLE / 4);
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x55;
+    fs::write(&data, &bytes).unwrap();
+    assert!(laid_out());
+    assert_eq!(fs::read_dir(cache.join("prepacked")).unwrap().count(), 1);
+    // Only beside a cache.
+    assert_eq!(run(&bundle, &report, &["--prepacked"]).code, Some(2));
+}
+
 /// Features come from the cache: the same answer, without the scan being read.
 #[test]
 fn features_are_computed_once() {

@@ -109,6 +109,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
+    args.common.limit_threads()?;
     let plan = plan(&args)?;
     let mut bar = Bar::new(args.common.quiet, args.common.verbose);
     let outcome = export::run(&plan, &mut bar);

@@ -115,7 +115,8 @@ pub fn main() -> ExitCode {
         let message = "--save-tensors, --save-conformed and --save-preview take one scan";
         clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, format!("{message}\n")).exit();
     }
-    let outcome = check_outputs(&args).and_then(|()| match &args.list {
+    let ready = args.common.limit_threads().and_then(|()| check_outputs(&args));
+    let outcome = ready.and_then(|()| match &args.list {
         Some(list) => run_list(&args, list),
         None => run_scans(&args),
     });

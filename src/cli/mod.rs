@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::infer::cohort::error_json;
 
 /// Printed by every command that gives an answer.
@@ -45,6 +45,13 @@ struct Common {
 impl Common {
     fn threads(&self) -> Option<usize> {
         self.threads.map(usize::from)
+    }
+
+    /// Makes `--threads` hold for everything that is computed outside ONNX Runtime too.
+    fn limit_threads(&self) -> Result<()> {
+        let Some(threads) = self.threads() else { return Ok(()) };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        pool.map_err(|e| Error::new(Code::IO, format!("cannot start {threads} threads: {e}")))
     }
 }
 

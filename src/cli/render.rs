@@ -175,9 +175,6 @@ fn run(p: &Prediction) -> String {
         if mixed {
             let _ = write!(stages, ", {} {}", stage.part, stage.mode);
         }
-        if stage.prepacked {
-            let _ = write!(stages, ", {} laid out from the cache", stage.part);
-        }
         if stage.groups > 1 {
             let _ = write!(stages, ", {} in {} groups of blocks", stage.part, stage.groups);
         }
@@ -188,6 +185,10 @@ fn run(p: &Prediction) -> String {
     let mut text = format!("mode        {}", stages.trim_start_matches(", "));
     if !p.run.from_cache.is_empty() {
         let _ = write!(text, "; from the cache: {}", p.run.from_cache.join(", "));
+    }
+    let prepacked: Vec<&str> = p.run.stages.iter().filter(|s| s.prepacked).map(|s| s.part.as_str()).collect();
+    if !prepacked.is_empty() {
+        let _ = write!(text, "; weights laid out before: {}", prepacked.join(", "));
     }
     let memory = &p.run.memory_bytes;
     let peak = memory.peak.map_or("not known".to_owned(), size);

@@ -280,7 +280,9 @@ impl Predictor {
 
     /// What comes before a graph is loaded: its weights begin to be verified, or a laid-out copy of it is found or made.
     fn prepare(&mut self, part: &'static str, timing: &mut Timing) -> Result<()> {
-        let stage = self.stages.get_mut(part).filter(|stage| stage.whole());
+        // Small weights are laid out in no time.
+        let large = !self.bundle.large_files(part).is_empty();
+        let stage = self.stages.get_mut(part).filter(|stage| large && stage.whole());
         let (Some(prepacked), Some(stage)) = (&self.prepacked, stage) else { return self.verification.start(part) };
         if stage.is_prepacked() {
             return Ok(());

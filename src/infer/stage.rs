@@ -68,6 +68,8 @@ impl Stage {
     pub fn take_prepacked(&mut self, path: PathBuf) {
         self.path = path;
         self.planned.groups.iter_mut().for_each(|group| group.prepack = true);
+        // It was rewritten when it was made: once more, it could round otherwise.
+        self.options.optimize = false;
         self.prepacked = true;
     }
 
