@@ -355,15 +355,13 @@ fn stages(bundle: &Bundle, options: &Options, room: &Room) -> Result<(BTreeMap<&
         Ok((part, SegmentedModel::read(&path)?, path))
     };
     let models = needed.map(read).collect::<Result<Vec<_>>>()?;
-    let mode =
-        |part: &str| options.mode_for(if part == "text" { options.expected.reports } else { options.expected.scans });
     let tokens = bundle.manifest.tokenizer.max_tokens as u64;
     let parts: Vec<Part<'_>> = models
         .iter()
         .map(|(name, model, _)| Part {
             name,
             model,
-            mode: mode(name),
+            mode: options.mode_of(name),
             extents: BTreeMap::from([("batch", 1), ("tokens", tokens)]),
         })
         .collect();
