@@ -50,12 +50,13 @@ fn bytes(json: &Value, what: &str) -> u64 {
 #[test]
 fn a_limit_changes_memory_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
-    for (precision, limits) in [(Precision::Fp32, [400, 250]), (Precision::Int8, [225, 205])] {
+    for (precision, limits) in [(Precision::Fp32, [80, 60]), (Precision::Int8, [92, 85])] {
         let bundle = large::bundle(precision);
         for report in [report(dir.path()), long_report(dir.path())] {
             let whole = run(&bundle, &report, &[]).ok().json();
             assert_eq!(groups(&whole, "text"), 1);
-            for limit in limits {
+            for percent in limits {
+                let limit = (bytes(&whole, "planned") * percent / 100) >> 20;
                 let limited = run(&bundle, &report, &["--max-memory", &format!("{limit}M")]).ok().json();
                 assert!(groups(&limited, "text") > 1, "{precision} {limit}: {limited}");
                 for same in ["label", "logits", "probabilities", "similarity"] {

@@ -155,7 +155,8 @@ pub(super) fn prediction(p: &Prediction, tokens: Option<usize>) -> String {
         let _ = writeln!(text, "similarity  {similarity:+.3} (cosine of image and report)");
     }
     let stages: Vec<String> = p.timing_ms.iter().map(|(stage, ms)| format!("{stage} {ms:.0}")).collect();
-    let _ = writeln!(text, "time        {:.0} ms ({})", p.timing_ms.total(), stages.join(", "));
+    let _ =
+        writeln!(text, "time        {:.0} ms ({})", p.run.wall_ms.unwrap_or(p.timing_ms.total()), stages.join(", "));
     let short: String = p.bundle.sha256.chars().take(12).collect();
     let _ = writeln!(text, "ran on      {}, {}, bundle {short}", p.device, p.bundle.precision);
     text += &run(p);

@@ -55,7 +55,16 @@ pub struct Run {
     /// How the bundle's large files were verified: `hashed` in this process, or `unchanged since hashed`.
     pub weights: &'static str,
     /// Milliseconds from opening the bundle to the first run of a graph; none where none was run.
+    #[serde(serialize_with = "rounded")]
     pub started_ms: Option<f64>,
+    /// Milliseconds by the clock, since the bundle was opened or the last answer was given.
+    #[serde(serialize_with = "rounded")]
+    pub wall_ms: Option<f64>,
+}
+
+/// To microseconds.
+fn rounded<S: serde::Serializer>(ms: &Option<f64>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    ms.map(|ms| (ms * 1e3).round() / 1e3).serialize(serializer)
 }
 
 /// How a graph was run.

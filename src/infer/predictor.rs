@@ -54,6 +54,8 @@ pub struct Predictor {
     room: Room,
     planned: u64,
     opened: Instant,
+    /// When the last answer was given, or the bundle opened.
+    answered: Instant,
     /// Milliseconds that opening took, until a prediction tells them.
     opening: Option<f64>,
     /// Milliseconds from opening to the first run of a graph.
@@ -90,6 +92,7 @@ impl Predictor {
             room,
             planned,
             opened,
+            answered: opened,
             opening: None,
             began: None,
         };
@@ -210,7 +213,9 @@ impl Predictor {
         prediction.warnings = warnings;
         prediction.timing_ms = timing;
         let from_cache = [("vision", cached), ("text", report.is_some_and(|r| r.cached))];
+        let wall = std::mem::replace(&mut self.answered, Instant::now()).elapsed();
         prediction.run = self.told(from_cache.into_iter().filter(|(_, c)| *c).map(|(n, _)| n).collect());
+        prediction.run.wall_ms = Some(wall.as_secs_f64() * 1e3);
         Ok(prediction)
     }
 
@@ -332,6 +337,7 @@ impl Predictor {
             },
             weights: self.verification.how(),
             started_ms: self.began,
+            wall_ms: None,
         }
     }
 }
