@@ -40,6 +40,9 @@ pub fn circumstances(suite: &Suite, chosen: &[String]) -> String {
     if options.checkpoint.is_some() {
         command += " --checkpoint DIR";
     }
+    if options.bundle.is_some() {
+        command += " --bundle DIR";
+    }
     let runtime = Runtime::load(None).map_or_else(|e| e.to_string(), |r| version_of(r.build));
     format!(
         "* date: {}\n* machine: {cpu}, {cores} cores, {memory} of memory, {}\n* command: `{command}`\n\

@@ -5,12 +5,14 @@
 //! cargo bench --bench suite                          the same, peers from $BA_BENCH_PYTHON
 //! cargo bench --bench suite -- text vision           some groups
 //! cargo bench --bench suite -- convert --layers 32   the full-size conversion
+//! cargo bench --bench suite -- infer --bundle DIR    whole `ba-infer` calls with a bundle that is there already
 //! ```
 //!
 //! Groups: *convert* (fp16 checkpoint → int8 bundle), *text*, *quantizer* (ONNX Runtime's own), *start*, *schemes* (all number
-//! formats of the text), *vision*, *adapter*, *scan*. The text is LLaMA2-7B's geometry with `--layers` blocks (4), 256
-//! tokens; vision, adapter and scan are full-size. `--checkpoint DIR` converts a model folder that is there already,
-//! `--rounds N` (2) says how often the short ones run, `--write` puts the tables into docs/benchmarks.md (everything does).
+//! formats of the text), *vision*, *adapter*, *scan*, *infer* (whole calls of `ba-infer`). The text is LLaMA2-7B's geometry
+//! with `--layers` blocks (4), 256 tokens; vision, adapter and scan are full-size. `--checkpoint DIR` converts a model
+//! folder that is there already, `--bundle DIR` answers with such a bundle, `--rounds N` (2) says how often the short ones
+//! run, `--write` puts the tables into docs/benchmarks.md (everything does).
 //!
 //! Weights are seeded random numbers, different in every layer: ONNX Runtime stores equal weights once, which would flatter
 //! it. Every run is a process of its own; ours and the peers' take turns; the shortest time counts and the highest
@@ -21,6 +23,7 @@ mod document;
 mod floors;
 mod graphs;
 mod image;
+mod infer;
 mod process;
 mod report;
 mod scan;
@@ -35,7 +38,7 @@ use suite::{Options, Suite};
 
 type Group = fn(&mut Suite) -> Result<()>;
 
-const GROUPS: [(&str, Group); 8] = [
+const GROUPS: [(&str, Group); 9] = [
     ("convert", convert::run),
     ("text", text::passes),
     ("quantizer", text::quantizer),
@@ -44,6 +47,7 @@ const GROUPS: [(&str, Group); 8] = [
     ("vision", image::vision),
     ("adapter", image::adapter),
     ("scan", scan::run),
+    ("infer", infer::run),
 ];
 
 #[allow(clippy::print_stdout)]
@@ -70,9 +74,6 @@ fn main() -> Result<()> {
         }
     }
     suite.report.notes.extend(NOTES.map(str::to_owned));
-    if all {
-        not_measured_here(&mut suite);
-    }
     let text = format!("{}\n{}", document::circumstances(&suite, &chosen), suite.report.markdown());
     println!("{text}");
     if !failed.is_empty() {
@@ -87,19 +88,11 @@ fn main() -> Result<()> {
 /// What holds for all tables.
 const NOTES: [&str; 4] = [
     "Seconds: the best round; of the work alone (without starting, loading and importing) for passes and scans, of the whole \
-     process for conversions. Times ours: against the first row of the same name.",
+     process for conversions and calls of `ba-infer`. Times ours: against the first row of the same name.",
     "Peak: `VmHWM` of the whole process, pages of mapped files included. Anonymous: the highest `RssAnon` seen, every 10 ms.",
     "Cosine: of the result to float32's on the same input; of the pooled vector, or, where it says so, of the worst token.",
     "Weights are random: cosines say that the arithmetic is right, not what int8 does to a trained model.",
 ];
-
-/// Targets that need more than this suite runs.
-fn not_measured_here(suite: &mut Suite) {
-    use report::Bound::AtMost;
-    suite.report.target("one scan and report, full size: overhead beyond the model passes", None, AtMost(5.0), "%");
-    suite.report.target("`--max-memory 4G`: peak", None, AtMost(4.0), "GiB");
-    suite.report.target("`--max-memory 4G`: time against unlimited", None, AtMost(2.0), "times");
-}
 
 /// One measured run, in a process of its own.
 fn child(arguments: &[String]) -> Result<()> {

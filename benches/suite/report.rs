@@ -40,6 +40,33 @@ pub struct Rate {
     pub unit: &'static str,
 }
 
+/// What a whole `ba-infer` call says of itself, in seconds.
+pub struct Call {
+    /// The row that it belongs to.
+    pub with: String,
+    /// Of the whole process.
+    pub seconds: f64,
+    /// Of the graphs' runs.
+    pub passes: f64,
+    /// Of loading graphs.
+    pub loading: f64,
+    /// Of waiting for hashes after a pass.
+    pub waiting: f64,
+    /// From opening the bundle to the first run of a graph.
+    pub started: Option<f64>,
+    /// Graphs, and in how many groups of blocks each was run.
+    pub groups: Vec<String>,
+    /// Whether passes were left out.
+    pub from_cache: bool,
+}
+
+impl Call {
+    /// Time beyond the passes, in percent of them; none where passes were left out.
+    pub fn overhead(&self) -> Option<f64> {
+        (self.passes > 0.0 && !self.from_cache).then(|| 100.0 * (self.seconds / self.passes - 1.0))
+    }
+}
+
 /// Which way a target lies.
 #[derive(Clone, Copy)]
 pub enum Bound {
@@ -61,6 +88,7 @@ pub struct Target {
 pub struct Report {
     pub rates: Vec<Rate>,
     pub figures: Vec<Figure>,
+    pub calls: Vec<Call>,
     pub targets: Vec<Target>,
     /// What the numbers mean, a sentence each.
     pub notes: Vec<String>,
@@ -144,6 +172,7 @@ impl Report {
         for figure in &self.figures {
             writeln!(out, "{}", self.row(figure))?;
         }
+        self.write_calls(out)?;
         if !self.rates.is_empty() {
             writeln!(out, "\nFloors, measured in the same run:\n\n| floor | with | rate |\n|---|---|--:|")?;
         }
@@ -161,6 +190,33 @@ impl Report {
         }
         for (i, note) in self.notes.iter().enumerate() {
             writeln!(out, "{}* {note}", if i == 0 { "\n" } else { "" })?;
+        }
+        Ok(())
+    }
+
+    fn write_calls(&self, out: &mut String) -> std::fmt::Result {
+        if self.calls.is_empty() {
+            return Ok(());
+        }
+        writeln!(out, "\nWhere the time of `ba-infer` goes, in seconds:\n")?;
+        writeln!(
+            out,
+            "| with | whole | passes | overhead | over the best passes | loading | waiting for hashes | first graph runs after | groups |"
+        )?;
+        writeln!(out, "|---|--:|--:|--:|--:|--:|--:|--:|---|")?;
+        let whole = self.calls.iter().filter(|call| call.overhead().is_some());
+        let best = whole.map(|call| call.passes).fold(f64::INFINITY, f64::min);
+        for call in &self.calls {
+            let Call { with, seconds, passes, loading, waiting, started, groups, from_cache } = call;
+            let percent = |p: Option<f64>| p.map_or("-".into(), |p| format!("{p:.1} %"));
+            let overhead = percent(call.overhead());
+            let over = percent((!from_cache).then(|| 100.0 * (seconds / best - 1.0)));
+            let started = started.map_or("-".into(), |s| format!("{s:.3}"));
+            let groups = groups.join(", ");
+            writeln!(
+                out,
+                "| {with} | {seconds:.3} | {passes:.3} | {overhead} | {over} | {loading:.3} | {waiting:.3} | {started} | {groups} |"
+            )?;
         }
         Ok(())
     }

@@ -16,13 +16,14 @@ pub struct Options {
     pub layers: usize,
     pub rounds: usize,
     pub checkpoint: Option<PathBuf>,
+    pub bundle: Option<PathBuf>,
     pub write: bool,
 }
 
 impl Options {
     /// The options and the other arguments.
     pub fn parse(arguments: Vec<String>) -> Result<(Self, Vec<String>)> {
-        let mut options = Self { layers: 4, rounds: 2, checkpoint: None, write: false };
+        let mut options = Self { layers: 4, rounds: 2, checkpoint: None, bundle: None, write: false };
         let mut rest = Vec::new();
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
@@ -31,6 +32,7 @@ impl Options {
                 "--layers" => options.layers = value()?.parse().context("--layers takes a number")?,
                 "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
                 "--checkpoint" => options.checkpoint = Some(value()?.into()),
+                "--bundle" => options.bundle = Some(value()?.into()),
                 "--write" => options.write = true,
                 _ => rest.push(argument),
             }
