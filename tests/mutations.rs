@@ -4,12 +4,13 @@
 
 mod commands;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
 use brain_adapter::Code;
 use brain_adapter::bundle::{Bundle, Manifest};
-use brain_adapter::onnx::{external_files, external_files_in};
+use brain_adapter::onnx::{SegmentedModel, external_files, external_files_in};
 use brain_adapter::text::Tokenizer;
 use commands::{tiny_bundle, tiny_copy};
 use rand::{Rng, RngExt, SeedableRng};
@@ -91,6 +92,7 @@ fn graphs() {
             if let Err(e) = external_files_in(bytes) {
                 assert_eq!(e.code(), Code::ONNX_INVALID);
             }
+            take_apart(bytes);
         });
     }
     // Subgraphs a million deep: the decoder's limit, not the stack's.
@@ -105,6 +107,18 @@ fn graphs() {
     let n = deep.len();
     let model = [&[0x3a, n as u8 | 0x80, (n >> 7) as u8 | 0x80, (n >> 14) as u8][..], &deep].concat();
     assert_eq!(external_files_in(&model).unwrap_err().code(), Code::ONNX_INVALID);
+}
+
+/// Each block of a graph and what it takes; whether that makes sense, ONNX Runtime says.
+fn take_apart(bytes: &[u8]) {
+    let Ok(model) = SegmentedModel::from_bytes(bytes) else { return };
+    let extents = BTreeMap::from([("batch", 1), ("tokens", u64::MAX / 3)]);
+    for i in 0..model.segments().len() {
+        model.live_bytes(i..i + 1, &extents);
+        if let Err(e) = model.extract(i..i + 1).map(drop) {
+            assert_eq!(e.code(), Code::ONNX_INVALID);
+        }
+    }
 }
 
 const REPORT: &str = "Memory complaints: <s> 2 years, MMSE 24/30.\n\u{2581}é日 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!";

@@ -298,7 +298,7 @@ impl Predictor {
                 let started = Instant::now();
                 self.verification.start(part)?;
                 self.verification.wait(part)?;
-                let need = 2 * self.bundle.manifest.parts[part].bytes + (self.bundle.manifest.parts[part].bytes / 4);
+                let need = self.bundle.manifest.parts[part].bytes.saturating_mul(9) / 4;
                 let path = prepacked.make(part, stage.path(), need, self.runtime, &stage.options())?;
                 timing.add("prepack", milliseconds(started));
                 path

@@ -159,15 +159,16 @@ impl SegmentedModel {
         let size = |name: &str| self.values.get(name).map_or(0, |value| bytes_of(value, extents));
         let made: HashSet<&str> = nodes.iter().flat_map(|n| &n.output).map(String::as_str).collect();
         let entering: HashSet<&str> = operands(nodes).filter(|n| !made.contains(n)).collect();
-        let mut alive: u64 = entering.iter().map(|name| size(name)).sum();
+        let total = |sizes: &mut dyn Iterator<Item = u64>| sizes.fold(0, u64::saturating_add);
+        let mut alive = total(&mut entering.iter().map(|name| size(name)));
         let mut most = alive;
         for (i, node) in nodes.iter().enumerate() {
-            alive += node.output.iter().map(|name| size(name)).sum::<u64>();
+            alive = alive.saturating_add(total(&mut node.output.iter().map(|name| size(name))));
             most = most.max(alive);
             let ended: HashSet<&str> =
                 node.input.iter().chain(&node.output).map(String::as_str).filter(|n| last[n] == i).collect();
             // What enters is the caller's, and stays.
-            alive -= ended.iter().filter(|n| !entering.contains(*n)).map(|n| size(n)).sum::<u64>();
+            alive = alive.saturating_sub(total(&mut ended.iter().filter(|n| !entering.contains(*n)).map(|n| size(n))));
         }
         most
     }
