@@ -147,7 +147,8 @@ fn reason(stderr: &str, status: ExitStatus) -> String {
         return format!("not installed ({})", line.rsplit('\'').nth(1).unwrap_or(line));
     }
     let last = stderr.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("");
-    let last: String = last.chars().take(120).collect();
+    // The page is published: where the repository lies is nobody's business.
+    let last: String = last.replace(env!("CARGO_MANIFEST_DIR"), ".").chars().take(120).collect();
     progress(&format!("failed ({status}):\n{stderr}"));
     format!("failed ({status}): {last}").replace('|', "/")
 }
