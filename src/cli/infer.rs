@@ -194,6 +194,9 @@ fn run_scans(args: &Args) -> Result<()> {
     let mut encoded: Option<EncodedReport> = None;
     let (mut lines, mut failed) = (String::new(), 0);
     let (reader, beside) = (predictor.reader(), predictor.reads_beside());
+    if args.scans.first().is_some_and(|first| !reader.knows(first)) {
+        predictor.load_ahead()?;
+    }
     let mut paths = args.scans.iter();
     ahead(&reader, args.scans.iter().map(PathBuf::as_path), beside, &mut |reading| {
         let path = paths.next().map_or(Path::new(""), PathBuf::as_path);
@@ -280,6 +283,9 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
     let left: Vec<&Row> = rows.iter().filter(|row| !results.as_ref().is_some_and(|r| r.has(row))).collect();
     let (reader, beside) = (predictor.reader(), predictor.reads_beside());
     let paths: Vec<PathBuf> = left.iter().map(|row| row.scan_path()).collect();
+    if paths.first().is_some_and(|first| !reader.knows(first)) {
+        predictor.load_ahead()?;
+    }
     let (mut failed, mut next) = (0, left.iter());
     ahead(&reader, paths.iter().map(PathBuf::as_path), beside, &mut |reading| {
         let Some(row) = next.next() else { return Ok(()) };

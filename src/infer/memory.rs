@@ -106,6 +106,19 @@ pub(super) fn plan(parts: &[Part<'_>], room: &Room, fixed: bool) -> Result<(Vec<
     last
 }
 
+/// The peak when the graphs that the image goes through are loaded while the language model runs, where there is room for
+/// that.
+pub(super) fn ahead(parts: &[Part<'_>], planned: &[Planned], peak: u64, room: &Room) -> Option<u64> {
+    // What stays resident is part of the peak already.
+    let loaded = parts.iter().zip(planned).filter(|(part, p)| part.name != "text" && p.mode == Mode::OneShot);
+    let bytes = loaded.map(|(part, p)| match p.groups.as_slice() {
+        [one] => weights(part.model, one.segments.clone(), one.prepack),
+        _ => 0,
+    });
+    let peak = bytes.fold(peak, u64::saturating_add);
+    (peak <= room.limit).then_some(peak)
+}
+
 /// Plans under these modes.
 fn attempt(parts: &[Part<'_>], modes: &[Mode], room: &Room) -> Result<(Vec<Planned>, u64)> {
     let whole = |p: &Part<'_>| 0..p.model.segments().len();
@@ -145,6 +158,13 @@ fn groups(part: &Part<'_>, budget: u64) -> Vec<Group> {
     };
     // Of the whole graph, not of a group: the result shall not depend on the groups.
     let small = segments.iter().map(|s| s.weights).fold(0, u64::saturating_add) <= SMALL;
+    let alike = |prepack: bool| segments.iter().all(|s| (small || s.blocked) == prepack);
+    for prepack in [false, true] {
+        // What most runs need, without looking at every beginning.
+        if alike(prepack) && need(0..segments.len(), prepack) <= budget {
+            return vec![Group { segments: 0..segments.len(), prepack }];
+        }
+    }
     let mut groups: Vec<Group> = Vec::new();
     for (i, segment) in segments.iter().enumerate() {
         // Weights in blocks are slow unless they are laid out anew; others need not be for a run or two.

@@ -23,6 +23,7 @@
 pub mod cohort;
 mod features;
 mod memory;
+mod opening;
 mod prediction;
 mod predictor;
 mod prepacked;

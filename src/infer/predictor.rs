@@ -7,24 +7,21 @@ use std::time::Instant;
 
 use super::Options;
 use super::features::{Features, Store};
-use super::memory::{self, Part, Room, plan};
+use super::memory::{self, Room};
+use super::opening::{room, stages, store};
 use super::prediction::{Memory, Prediction, Run, StageRun, Timing};
 use super::prepacked::Prepacked;
 use super::reader::{Content, Scan, ScanReader};
 use super::stage::{Stage, milliseconds};
 use super::verification::Verification;
 use crate::batch;
-use crate::bundle::{Bundle, Tool};
+use crate::bundle::Bundle;
 use crate::error::{Code, Error, Result, Warning};
 use crate::model::PARTS;
-use crate::onnx::SegmentedModel;
-use crate::runtime::{Runtime, SessionOptions};
+use crate::runtime::Runtime;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 use crate::volume::{Grid, ReadOptions};
-
-/// Bytes beside the grid that reading a scan takes: inflating, blocks of rows, and what a row needs.
-const READING: u64 = 24 << 20;
 
 /// A report, read by the language model.
 #[derive(Clone, Debug)]
@@ -53,6 +50,8 @@ pub struct Predictor {
     tokenizer: Option<Tokenizer>,
     room: Room,
     planned: u64,
+    /// Whether there is room to load the image's graphs while the language model runs.
+    ahead: bool,
     opened: Instant,
     /// When the last answer was given, or the bundle opened.
     answered: Instant,
@@ -77,7 +76,7 @@ impl Predictor {
         let prepacked = options.cache.as_deref().filter(|_| options.prepacked);
         let prepacked = prepacked.map(|cache| Prepacked::new(cache, &bundle.sha256, runtime));
         let room = room(&bundle, &options);
-        let (stages, planned) = stages(&bundle, &options, &room)?;
+        let (stages, planned, ahead) = stages(&bundle, &options, &room)?;
         let verification = Verification::new(&bundle, options.cache.clone(), options.threads != Some(1));
         let mut predictor = Self {
             bundle,
@@ -91,6 +90,7 @@ impl Predictor {
             tokenizer: None,
             room,
             planned,
+            ahead,
             opened,
             answered: opened,
             opening: None,
@@ -135,6 +135,23 @@ impl Predictor {
         }
         let message = "no report was given, and the bundle has no image-only classifier: give the report with --report";
         Err(Error::new(Code::BUNDLE_NO_IMAGE_HEAD, message).at(&self.bundle.dir))
+    }
+
+    /// Begins to load what scans go through, on another thread and where there is room for it, while this one has other work.
+    ///
+    /// # Errors
+    /// `bundle.checksum`, `io`: those of the files' verification.
+    pub fn load_ahead(&mut self) -> Result<()> {
+        if !self.ahead || !self.reads_beside() || self.prepacked.is_some() {
+            return Ok(());
+        }
+        for part in ["vision", "adapter", "heads"] {
+            self.verification.start(part)?;
+            if let Some(stage) = self.stages.get_mut(part) {
+                stage.load_ahead(self.runtime);
+            }
+        }
+        Ok(())
     }
 
     /// Tokenizes a report and runs the language model on it, or finds what it made of it in the cache.
@@ -340,52 +357,6 @@ impl Predictor {
             wall_ms: None,
         }
     }
-}
-
-/// What there is to run in.
-fn room(bundle: &Bundle, options: &Options) -> Room {
-    let resident = memory::resident();
-    let voxels = (bundle.manifest.config.volume.size as u64).saturating_pow(3);
-    // With several scans the next is read while one is computed.
-    let scans = if options.expected.scans > 1 && options.threads != Some(1) { 2 } else { 1 };
-    let taken = resident.saturating_add(voxels.saturating_mul(4 * scans)).saturating_add(READING);
-    let left = || memory::available().saturating_add(resident);
-    Room { limit: options.max_memory.unwrap_or_else(left), asked: options.max_memory.is_some(), taken }
-}
-
-/// The graphs that will be needed, planned; and the peak that is expected.
-fn stages(bundle: &Bundle, options: &Options, room: &Room) -> Result<(BTreeMap<&'static str, Stage>, u64)> {
-    let needed = PARTS.iter().copied().filter(|part| *part != "text" || options.expected.reports > 0);
-    let read = |part: &'static str| {
-        let path = bundle.file(&bundle.manifest.parts[part].file);
-        Ok((part, SegmentedModel::read(&path)?, path))
-    };
-    let models = needed.map(read).collect::<Result<Vec<_>>>()?;
-    let tokens = bundle.manifest.tokenizer.max_tokens as u64;
-    let parts: Vec<Part<'_>> = models
-        .iter()
-        .map(|(name, model, _)| Part {
-            name,
-            model,
-            mode: options.mode_of(name),
-            extents: BTreeMap::from([("batch", 1), ("tokens", tokens)]),
-        })
-        .collect();
-    let (planned, peak) = plan(&parts, room, options.mode.is_some()).map_err(|e| e.at(&bundle.dir))?;
-    let session = SessionOptions { device: options.device, threads: options.threads, ..SessionOptions::default() };
-    let stages = models
-        .iter()
-        .zip(planned)
-        .map(|((name, model, path), planned)| Ok((*name, Stage::new(name, path.clone(), model, planned, session)?)));
-    Ok((stages.collect::<Result<_>>()?, peak))
-}
-
-/// The store of features: what they depend on beside the input.
-fn store(cache: &Path, bundle: &Bundle, runtime: &Runtime, device: &str) -> Result<Store> {
-    let preprocessing = serde_json::to_string(&bundle.manifest.preprocessing);
-    let preprocessing = preprocessing.map_err(|e| Error::new(Code::IO, e.to_string()).at(cache))?;
-    let tool = Tool::this();
-    Store::open(cache, &[&bundle.sha256, &preprocessing, &tool.version, runtime.build, device])
 }
 
 /// The only result of a run with one output.

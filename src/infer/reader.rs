@@ -51,6 +51,13 @@ pub struct ScanReader {
 }
 
 impl ScanReader {
+    /// Whether the scan's features are in the cache, so that it will not be read. What is wrong with it, reading says.
+    pub fn knows(&self, path: &Path) -> bool {
+        let Some(store) = self.store.as_ref().filter(|_| !self.voxels) else { return false };
+        let key = volume::files(path).and_then(|files| store.scan_key(&files, self.options.volume));
+        key.is_ok_and(|key| store.get(&key).is_some())
+    }
+
     /// Reads a scan.
     ///
     /// # Errors

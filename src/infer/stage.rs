@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::memory::{Mode, Planned};
@@ -22,10 +23,16 @@ pub(super) struct Stage {
     sessions: Vec<Option<Session>>,
     options: SessionOptions,
     prepacked: bool,
+    /// Whether sessions may be let go on another thread.
+    beside: bool,
+    /// The whole graph's session while another thread loads it.
+    ahead: Option<JoinHandle<Result<Session>>>,
+    /// A session that another thread lets go.
+    leaving: Option<JoinHandle<()>>,
 }
 
 impl Stage {
-    /// A stage that runs the graph at `path` as planned.
+    /// A stage that runs the graph at `path` as planned. With `beside`, sessions are let go on another thread.
     ///
     /// # Errors
     /// `onnx.invalid` when the graph cannot be taken apart.
@@ -35,13 +42,25 @@ impl Stage {
         model: &SegmentedModel,
         planned: Planned,
         options: SessionOptions,
+        beside: bool,
     ) -> Result<Self> {
         let groups = match planned.groups.as_slice() {
             [_] => Vec::new(),
             several => several.iter().map(|g| model.extract(g.segments.clone())).collect::<Result<_>>()?,
         };
         let sessions = planned.groups.iter().map(|_| None).collect();
-        Ok(Self { name, path, planned, groups, sessions, options, prepacked: false })
+        Ok(Self {
+            name,
+            path,
+            planned,
+            groups,
+            sessions,
+            options,
+            prepacked: false,
+            beside,
+            ahead: None,
+            leaving: None,
+        })
     }
 
     /// How it is run.
@@ -78,6 +97,16 @@ impl Stage {
         self.prepacked
     }
 
+    /// Begins to load the graph on another thread, if it is run as a whole.
+    pub fn load_ahead(&mut self, runtime: &'static Runtime) {
+        if !self.whole() || self.ahead.is_some() || self.sessions[0].is_some() {
+            return;
+        }
+        let options = SessionOptions { prepack: self.planned.groups[0].prepack, ..self.options };
+        let path = self.path.clone();
+        self.ahead = Some(std::thread::spawn(move || Session::open(runtime, &path, &options)));
+    }
+
     /// Runs the graph and gives the outputs of those names, in that order. `began` is called when all that comes before the
     /// first run is done.
     ///
@@ -97,7 +126,7 @@ impl Stage {
             let started = Instant::now();
             let results = session.run(inputs, outputs)?;
             timing.add(self.name, milliseconds(started));
-            self.keep(0, session);
+            self.keep(0, session, timing);
             return Ok(results);
         }
         let mut flowing: BTreeMap<String, Tensor> = BTreeMap::new();
@@ -121,7 +150,7 @@ impl Stage {
             let made: Vec<(String, Tensor)> = wanted.iter().map(|n| (*n).to_owned()).zip(results).collect();
             flowing.extend(made);
             flowing.retain(|name, _| later.contains(name.as_str()));
-            self.keep(i, session);
+            self.keep(i, session, timing);
         }
         let missing = |name: &str| Error::new(Code::RUNTIME_RUN, format!("output `{name}` is missing")).at(&self.path);
         outputs.iter().map(|name| flowing.remove(*name).ok_or_else(|| missing(name))).collect()
@@ -134,7 +163,12 @@ impl Stage {
         }
         let started = Instant::now();
         let options = SessionOptions { prepack: self.planned.groups[group].prepack, ..self.options };
+        let loaded = self.ahead.take().map(|thread| {
+            let panicked = || Error::new(Code::RUNTIME_MODEL, "loading stopped unexpectedly").at(&self.path);
+            thread.join().unwrap_or_else(|_| Err(panicked()))
+        });
         let session = match self.groups.get(group) {
+            _ if loaded.is_some() => loaded.expect("looked at just now")?,
             Some(part) => Session::open_part(runtime, &part.bytes, &self.path, &options)?,
             None => Session::open(runtime, &self.path, &options)?,
         };
@@ -142,10 +176,28 @@ impl Stage {
         Ok(session)
     }
 
-    fn keep(&mut self, group: usize, session: Session) {
+    /// Keeps a session for the next run, or lets it go: unmapping gigabytes takes its time.
+    fn keep(&mut self, group: usize, session: Session, timing: &mut Timing) {
         if self.planned.mode == Mode::Resident {
             self.sessions[group] = Some(session);
+            return;
         }
+        let started = Instant::now();
+        if self.beside {
+            self.leaving = Some(std::thread::spawn(move || drop(session)));
+        } else {
+            drop(session);
+        }
+        timing.add("release", milliseconds(started));
+    }
+}
+
+impl Drop for Stage {
+    /// ONNX Runtime must not be at work on another thread when the process ends.
+    fn drop(&mut self) {
+        let loading = self.ahead.take().map(|thread| thread.join().is_ok());
+        let leaving = self.leaving.take().map(|thread| thread.join().is_ok());
+        debug_assert!(loading != Some(false) && leaving != Some(false), "a thread panicked");
     }
 }
 
