@@ -8,6 +8,7 @@
 //! Inputs are of two kinds. Those that *calibrate* give statistics; those that are *held out* show how well what was
 //! made of the statistics does on inputs that it has not seen.
 
+mod inputs;
 mod sample;
 mod statistics;
 
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use ndarray::ArrayD;
 
+pub use inputs::Inputs;
 pub use sample::{Fidelity, Rows, Sample, fidelity, fidelity_of};
 pub use statistics::{Columns, Statistics, ZERO_POINTS};
 
@@ -183,15 +185,14 @@ pub struct Wanted<'a> {
     pub blocks: &'a dyn Fn(&Segment) -> bool,
 }
 
-/// Runs `graph` block by block over `feeds` and shows each block to `visit`; gives the graph's outputs for each feed, or
-/// nothing where it did not run to its end.
+/// Runs `graph` block by block over the inputs and shows each block to `visit`; gives the graph's outputs for each input, or
+/// nothing where it did not run to its end. Blocks that are not visited are left out where what they gave was kept.
 ///
 /// # Errors
 /// Those of writing and running a block, and of `visit`.
 pub fn walk(
     graph: &Graph,
-    mut feeds: Vec<Feed>,
-    roles: &[Role],
+    inputs: &mut Inputs,
     wanted: &Wanted<'_>,
     runner: &Runner<'_>,
     progress: &mut dyn Progress,
@@ -202,11 +203,24 @@ pub fn walk(
     let ends: Vec<&str> = graph.outputs.iter().map(|&id| graph.value(id).name.as_str()).collect();
     let all = segments.iter().all(wanted.blocks);
     let last = segments.iter().rposition(wanted.blocks).filter(|_| !all).unwrap_or(segments.len() - 1);
+    let roles = inputs.roles().to_vec();
+    let (_, first) = inputs.before(0);
+    let (mut feeds, mut begin) = (first.to_vec(), 0);
     for (i, (segment, block)) in segments.iter().zip(&blocks).enumerate().take(last + 1) {
+        if let Some(next) = (i..=last).find(|&next| (wanted.blocks)(&segments[next])) {
+            let (known, entering) = inputs.before(next);
+            if known > i.max(begin) {
+                (feeds, begin) = (entering.to_vec(), known);
+            }
+        }
+        if i < begin {
+            continue;
+        }
+        inputs.keep(i, &feeds);
         progress.item(&format!("{}: {}", graph.name, segment.name), i, last + 1);
         let visited = (wanted.blocks)(segment);
         let groups = if visited { groups(graph, segment) } else { Vec::new() };
-        let mut seen = Observer::new(graph, block, &groups, roles, wanted.ranges && visited)?;
+        let mut seen = Observer::new(graph, block, &groups, &roles, wanted.ranges && visited)?;
         let mut loaded = runner.open(&seen.graph)?;
         let later: BTreeSet<&str> = blocks[i + 1..]
             .iter()
@@ -214,7 +228,7 @@ pub fn walk(
             .chain(ends.iter().copied())
             .collect();
         let mut held_out = Vec::new();
-        for (feed, role) in feeds.iter_mut().zip(roles) {
+        for (feed, role) in feeds.iter_mut().zip(&roles) {
             let made = seen.run(&mut loaded, feed, *role)?;
             if visited && role.judges() {
                 let inputs = block.inputs.iter().filter_map(|&id| feed.get_key_value(&block.value(id).name));

@@ -11,7 +11,7 @@ use super::quantize::references::References;
 use super::quantize::{ADAPTER, HEADS, TEXT, VISION};
 use super::sources::Loaded;
 use crate::bundle::Staging;
-use crate::calibrate::{Feed, Role, Runner, Wanted, walk};
+use crate::calibrate::{Feed, Inputs, Role, Runner, Wanted, walk};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::model::PARTS;
@@ -194,9 +194,10 @@ impl Gate<'_> {
         if std::fs::metadata(&path).map_or(0, |m| m.len()) > WHOLE_BYTES {
             let (graph, placed) = self.text;
             let runner = Runner { placed: Some(placed), ..self.runner };
-            let (roles, none) = (vec![Role::HeldOut; feeds.len()], |_: &Segment| false);
+            let mut inputs = Inputs::new(feeds.into_iter().map(|feed| (feed, Role::HeldOut)).collect(), 0);
+            let none = |_: &Segment| false;
             let wanted = Wanted { ranges: false, blocks: &none };
-            let results = walk(graph, feeds, &roles, &wanted, &runner, &mut Silent, &mut |_, _| Ok(()))?;
+            let results = walk(graph, &mut inputs, &wanted, &runner, &mut Silent, &mut |_, _| Ok(()))?;
             let take = |mut feed: Feed| feed.remove("text").map(Arc::unwrap_or_clone);
             let results: Option<Vec<Tensor>> = results.into_iter().flatten().map(take).collect();
             return results.ok_or_else(|| Error::new(Code::RUNTIME_RUN, "the language model gave no result"));

@@ -7,7 +7,7 @@ use ndarray::ArrayD;
 
 use super::limits::Limits;
 use crate::bundle::{FirstTry, LayerRecord, Precision};
-use crate::calibrate::{Feed, Fidelity, Ranges, Role, Runner, Wanted, fidelity_of, walk};
+use crate::calibrate::{Feed, Fidelity, Inputs, Ranges, Role, Runner, Wanted, fidelity_of, walk};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::passes::quantize::Scheme;
@@ -32,7 +32,8 @@ pub(super) struct Adapter {
 pub(super) fn observe(graph: &Graph, volume: Tensor, ranges: &mut Ranges, runner: &Runner<'_>) -> Result<Arc<Tensor>> {
     let feed = Feed::from([("volume".to_owned(), Arc::new(volume))]);
     let wanted = Wanted { ranges: true, blocks: &|_| true };
-    let outputs = walk(graph, vec![feed], &[Role::Calibrate], &wanted, runner, &mut Silent, &mut |visit, _| {
+    let mut inputs = Inputs::new(vec![(feed, Role::Calibrate)], 0);
+    let outputs = walk(graph, &mut inputs, &wanted, runner, &mut Silent, &mut |visit, _| {
         for (name, (low, high)) in visit.ranges {
             let known = ranges.entry(name).or_insert((low, high));
             *known = (known.0.min(low), known.1.max(high));

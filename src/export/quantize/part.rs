@@ -9,7 +9,7 @@ use super::group::{Chosen, Rules, choose};
 use super::limits::{Limits, ladder, left as left_of, next_start};
 use super::trial::smoothed_importance;
 use crate::bundle::{BlockRecord, FirstTry, LayerRecord, Precision};
-use crate::calibrate::{Columns, Feed, Fidelity, Group, Role, Runner, Statistics, Visit, Wanted, fidelity_of, walk};
+use crate::calibrate::{Columns, Feed, Fidelity, Group, Inputs, Runner, Statistics, Visit, Wanted, fidelity_of, walk};
 use crate::error::{Code, Error, Result};
 use crate::graph::{Graph, ValueId};
 use crate::passes::quantize::{Plan, Scheme, quantize};
@@ -186,7 +186,7 @@ impl<'a> Decider<'a> {
     pub fn calibrated(
         &self,
         graph: &Graph,
-        inputs: (Vec<Feed>, Vec<Role>),
+        inputs: &mut Inputs,
         starts: &Starts,
         before: &Choice,
         runner: &Runner<'_>,
@@ -210,8 +210,7 @@ impl<'a> Decider<'a> {
         }
         let unknown = |segment: &Segment| known(segment).is_none();
         let wanted = Wanted { ranges: self.precision == Precision::Fp16, blocks: &unknown };
-        let (feeds, roles) = inputs;
-        let outputs = walk(graph, feeds, &roles, &wanted, runner, progress, &mut |visit, _| {
+        let outputs = walk(graph, inputs, &wanted, runner, progress, &mut |visit, _| {
             let block = self.block(&choice, &visit, start(visit.segment), runner)?;
             choice.blocks.insert(visit.segment.nodes.start, block);
             Ok(())

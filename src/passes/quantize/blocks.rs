@@ -1,6 +1,8 @@
 //! Rows of weights in blocks: a scale, and for 4 bits a zero point, for every few inputs.
 
-use super::weights::{largest, round};
+use multiversion::multiversion;
+
+use super::weights::{SHIFT, largest, round};
 
 /// A row in blocks, laid out as `com.microsoft.MatMulNBits` reads it.
 pub(super) struct Blocked {
@@ -26,6 +28,10 @@ pub(super) fn eight_bits(row: &[f32], block: usize) -> Blocked {
 }
 
 /// 4 bits, with the scale and zero point of the least weighted error.
+///
+/// Compiled for wider vectors too: a search takes most of the time of an export. The arithmetic and its order are the same
+/// everywhere, and the compiler fuses no multiplication with an addition: so are the bits.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub(super) fn four_bits(row: &[f32], block: usize, importance: Option<&[f32]>) -> Blocked {
     let blocks = row.len().div_ceil(block);
     let mut out = Blocked {
@@ -51,8 +57,15 @@ pub(super) fn four_bits(row: &[f32], block: usize, importance: Option<&[f32]>) -
     out
 }
 
-/// Shares of the block's range that the 16 levels are tried to span: cutting the outermost value off may serve the rest.
-const SHARES: [f32; 14] = [0.66, 0.69, 0.72, 0.75, 0.78, 0.81, 0.84, 0.87, 0.9, 0.93, 0.96, 0.98, 1.0, 1.03];
+/// How many ranges are tried at once: a vector of AVX-512, two of AVX2, four of SSE2.
+const LANES: usize = 16;
+
+/// Something of each range.
+type Lanes = [f32; LANES];
+
+/// Shares of the block's range that the 16 levels are tried to span: cutting the outermost value off may serve the rest. The
+/// last fills what is left of the lanes.
+const SHARES: Lanes = [0.66, 0.69, 0.72, 0.75, 0.78, 0.81, 0.84, 0.87, 0.9, 0.93, 0.96, 0.98, 1.0, 1.03, 1.03, 1.03];
 
 /// `w ≈ (q - zero) · scale`, q in 0..=15.
 #[derive(Clone, Copy)]
@@ -60,62 +73,180 @@ struct Fit {
     scale: f32,
     zero: f32,
     inverse: f32,
-    error: f32,
 }
 
+// Everything below is inlined into each version of `four_bits`: what is called is compiled for the oldest processor.
 impl Fit {
     /// The best of a search over ranges, each refined once by least squares. `values` are left relative to their range, and
     /// so is the fit's inverse: squares of tiny weights would all be 0.
+    #[inline(always)]
     fn best(values: &mut [f32], weights: &[f32]) -> Self {
         let (low, high) = values.iter().fold((0f32, 0f32), |(l, h), &w| (l.min(w), h.max(w)));
         let range = high - low;
         // Subnormal ranges have no finite inverse and count as zeros.
         if !(15.0 / range).is_finite() {
-            return Self { scale: 0.0, zero: 8.0, inverse: 0.0, error: 0.0 };
+            return Self { scale: 0.0, zero: 8.0, inverse: 0.0 };
         }
         values.iter_mut().for_each(|w| *w /= range);
         let best = Self::search(values, weights, low / range, high / range);
         Self { scale: best.scale * range, ..best }
     }
 
+    #[inline(always)]
     fn search(values: &[f32], weights: &[f32], low: f32, high: f32) -> Self {
-        let mut best = Self { scale: 0.0, zero: 8.0, inverse: 0.0, error: f32::INFINITY };
-        for share in SHARES {
-            let scale = (high - low) * share / 15.0;
-            let zero = round(7.5 - (high + low) / 2.0 / scale).clamp(0.0, 15.0);
-            let first = Self { scale, zero, inverse: 1.0 / scale, error: 0.0 };
-            let (error, refined) = first.judge(values, weights);
-            let first = Self { error, ..first };
-            let second = Self { scale: refined, inverse: 1.0 / refined, ..first };
-            let second = Self { error: second.judge(values, weights).0, ..second };
-            for fit in [first, second] {
-                if fit.error < best.error && fit.inverse.is_finite() && fit.scale > 0.0 {
-                    best = fit;
+        let first = Fits::new(SHARES.map(|share| (high - low) * share / 15.0), |scale| {
+            round(7.5 - (high + low) / 2.0 / scale).clamp(0.0, 15.0)
+        });
+        let sums = first.judge(values, weights);
+        let refined =
+            std::array::from_fn(
+                |l| {
+                    if sums.square[l] > 0.0 { sums.product[l] / sums.square[l] } else { first.scale[l] }
+                },
+            );
+        let second = Fits { scale: refined, inverse: refined.map(|scale| 1.0 / scale), ..first };
+        let errors = [sums.error, second.judge(values, weights).error];
+        let (mut best, mut least) = (Self { scale: 0.0, zero: 8.0, inverse: 0.0 }, f32::INFINITY);
+        for l in 0..LANES {
+            for (fits, error) in [&first, &second].into_iter().zip(&errors) {
+                let fit = Self { scale: fits.scale[l], zero: fits.zero[l], inverse: fits.inverse[l] };
+                if error[l] < least && fit.inverse.is_finite() && fit.scale > 0.0 {
+                    (best, least) = (fit, error[l]);
                 }
             }
         }
         best
     }
 
-    /// The weighted squared error, and the scale that these integers would suit best. Eight sums side by side, which
-    /// the compiler can keep in vectors: one chain of additions would take most of the time of an export.
-    fn judge(&self, values: &[f32], weights: &[f32]) -> (f32, f32) {
-        let (mut error, mut product, mut square) = ([0f32; 8], [0f32; 8], [0f32; 8]);
-        for (values, weights) in values.as_chunks::<8>().0.iter().zip(weights.as_chunks::<8>().0) {
-            for i in 0..8 {
-                let (w, m) = (values[i], weights[i]);
-                let q = round(w * self.inverse + self.zero).clamp(0.0, 15.0) - self.zero;
-                let far = q * self.scale - w;
-                error[i] += m * far * far;
-                product[i] += m * q * w;
-                square[i] += m * q * q;
-            }
-        }
-        let [error, product, square] = [error, product, square].map(|sums| sums.iter().sum::<f32>());
-        (error, if square > 0.0 { product / square } else { self.scale })
-    }
-
+    #[inline(always)]
     fn nibble(&self, w: f32) -> u8 {
         round(w * self.inverse + self.zero).clamp(0.0, 15.0) as u8
+    }
+}
+
+/// A fit for each range.
+struct Fits {
+    scale: Lanes,
+    zero: Lanes,
+    inverse: Lanes,
+}
+
+/// What [`Fits::judge`] finds: the weighted squared error; `product / square` is the scale that the integers would suit best.
+struct Sums {
+    error: Lanes,
+    product: Lanes,
+    square: Lanes,
+}
+
+impl Sums {
+    const ZERO: Self = Self { error: [0.0; LANES], product: [0.0; LANES], square: [0.0; LANES] };
+}
+
+impl Fits {
+    #[inline(always)]
+    fn new(scale: Lanes, zero: impl Fn(f32) -> f32) -> Self {
+        Self { scale, zero: scale.map(zero), inverse: scale.map(|scale| 1.0 / scale) }
+    }
+
+    /// Judges all fits. Every eighth value is summed up by itself, and these eight sums one after the other: less is
+    /// rounded off than in one long sum.
+    #[inline(always)]
+    fn judge(&self, values: &[f32], weights: &[f32]) -> Sums {
+        let mut total = Sums::ZERO;
+        for first in 0..8 {
+            let mut sums = Sums::ZERO;
+            for (&w, &m) in values[first..].iter().step_by(8).zip(weights[first..].iter().step_by(8)) {
+                for l in 0..LANES {
+                    // As `round` and `clamp` would give it, less the zero point: these are all integers below 2²⁴.
+                    let shifted = (w * self.inverse[l] + self.zero[l] + SHIFT).clamp(SHIFT, SHIFT + 15.0);
+                    let q = shifted - (SHIFT + self.zero[l]);
+                    let far = q * self.scale[l] - w;
+                    sums.error[l] += m * far * far;
+                    sums.product[l] += m * q * w;
+                    sums.square[l] += m * q * q;
+                }
+            }
+            for l in 0..LANES {
+                total.error[l] += sums.error[l];
+                total.product[l] += sums.product[l];
+                total.square[l] += sums.square[l];
+            }
+        }
+        total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// The search as it is defined: one range after the other, the first of the best.
+    fn one_by_one(values: &[f32], weights: &[f32], low: f32, high: f32) -> Fit {
+        let judge = |fit: &Fit| {
+            let mut sums = [[0f32; 8]; 3];
+            for (i, (&w, &m)) in values.iter().zip(weights).enumerate() {
+                let q = round(w * fit.inverse + fit.zero).clamp(0.0, 15.0) - fit.zero;
+                let far = q * fit.scale - w;
+                sums[0][i % 8] += m * far * far;
+                sums[1][i % 8] += m * q * w;
+                sums[2][i % 8] += m * q * q;
+            }
+            sums.map(|sums| sums.iter().sum::<f32>())
+        };
+        let (mut best, mut least) = (Fit { scale: 0.0, zero: 8.0, inverse: 0.0 }, f32::INFINITY);
+        for share in &SHARES[..14] {
+            let scale = (high - low) * share / 15.0;
+            let zero = round(7.5 - (high + low) / 2.0 / scale).clamp(0.0, 15.0);
+            let first = Fit { scale, zero, inverse: 1.0 / scale };
+            let [error, product, square] = judge(&first);
+            let refined = if square > 0.0 { product / square } else { scale };
+            let second = Fit { scale: refined, inverse: 1.0 / refined, ..first };
+            for (fit, error) in [(first, error), (second, judge(&second)[0])] {
+                if error < least && fit.inverse.is_finite() && fit.scale > 0.0 {
+                    (best, least) = (fit, error);
+                }
+            }
+        }
+        best
+    }
+
+    #[test]
+    fn ranges_tried_at_once_give_the_bits_of_one_after_the_other() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let odd = [0.0, -0.0, 1e-30, -1e-41, 3e38, f32::NAN, f32::INFINITY];
+        for case in 0..2000 {
+            let block = [32, 64, 16][case % 3];
+            let len = if case % 7 == 0 { block - 5 } else { block };
+            let size = 10f32.powi(rng.random_range(-39..20));
+            let mut row: Vec<f32> = (0..len).map(|_| size * rng.random_range(-1.0f32..1.0).powi(3)).collect();
+            let mut importance: Vec<f32> = (0..len).map(|_| rng.random_range(0.0f32..1.0).powi(9)).collect();
+            match case % 5 {
+                0 => row[case % len] = odd[case / 5 % odd.len()],
+                1 => row.iter_mut().for_each(|w| *w = w.abs()),
+                2 => importance.fill(if case % 2 == 0 { 0.0 } else { 1e-44 }),
+                _ => {}
+            }
+            let found = four_bits(&row, block, Some(&importance));
+
+            row.resize(block, 0.0);
+            importance.resize(block, 0.0);
+            let (low, high) = row.iter().fold((0f32, 0f32), |(l, h), &w| (l.min(w), h.max(w)));
+            let range = high - low;
+            let fit = if (15.0 / range).is_finite() {
+                row.iter_mut().for_each(|w| *w /= range);
+                let best = one_by_one(&row, &importance, low / range, high / range);
+                Fit { scale: best.scale * range, ..best }
+            } else {
+                Fit { scale: 0.0, zero: 8.0, inverse: 0.0 }
+            };
+            assert_eq!(found.scales[0].to_bits(), fit.scale.to_bits(), "{case}");
+            assert_eq!(found.zero_points, [fit.zero as u8], "{case}");
+            let nibbles: Vec<u8> =
+                row.as_chunks::<2>().0.iter().map(|&[a, b]| fit.nibble(a) | fit.nibble(b) << 4).collect();
+            assert_eq!(found.integers, nibbles, "{case}");
+        }
     }
 }

@@ -115,7 +115,7 @@ pub(super) fn largest(values: &[f32]) -> f32 {
 }
 
 /// 1.5·2²³: numbers of this size have no bits for a fraction.
-const SHIFT: f32 = 12_582_912.0;
+pub(super) const SHIFT: f32 = 12_582_912.0;
 
 /// Rounds to the nearest integer, ties to even, for magnitudes below 2²²; unlike `round_ties_even` it needs no call on
 /// processors without SSE 4.1, and is vectorised.
