@@ -70,7 +70,7 @@ pub struct Options {
     /// Whether weights laid out for this machine are kept in the cache too: about twice their size on disk, full speed, and
     /// file-backed memory.
     pub prepacked: bool,
-    /// Whether a scan is read also when its features are in the cache.
+    /// Whether a scan's own intensities are kept (to be saved), also when its features are in the cache.
     pub voxels: bool,
     /// Whether predictions carry every stage's tensor. Then nothing is taken from the cache.
     pub keep_tensors: bool,

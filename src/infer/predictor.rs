@@ -117,6 +117,7 @@ impl Predictor {
             options: ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: self.options.volume },
             store: self.store.clone(),
             voxels: self.options.voxels || self.options.keep_tensors,
+            clip: config.clip,
         }
     }
 
@@ -238,12 +239,14 @@ impl Predictor {
 
     /// What the vision transformer makes of a scan, and the stages' tensors where they are kept.
     fn see(&mut self, scan: Scan, timing: &mut Timing) -> Result<(Features, Vec<(String, Tensor)>)> {
-        let conformed = match scan.content {
-            Content::Features(features) => return Ok((features, Vec::new())),
-            Content::Voxels(conformed) => conformed,
-        };
         let started = Instant::now();
-        let volume = conformed.normalize(self.bundle.manifest.config.volume.clip).map_err(|e| e.at(&scan.path))?;
+        let volume = match scan.content {
+            Content::Features(features) => return Ok((features, Vec::new())),
+            Content::Volume(volume) => *volume,
+            Content::Voxels(conformed) => {
+                conformed.normalize(self.bundle.manifest.config.volume.clip).map_err(|e| e.at(&scan.path))?
+            }
+        };
         timing.add("scan", milliseconds(started));
         let warnings = volume.warnings.clone();
         let volume = batch::volume(volume);

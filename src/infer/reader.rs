@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 use super::features::{Features, Store};
 use super::stage::milliseconds;
 use crate::error::{Code, Error, Result};
-use crate::volume::{self, Conformed, ReadOptions};
+use crate::volume::{self, Conformed, ReadOptions, Volume};
 
 /// A scan as it was read.
 pub struct Scan {
@@ -25,18 +25,20 @@ pub struct Scan {
 
 /// What is known of a scan.
 pub(super) enum Content {
-    /// Its voxels on the model's grid.
+    /// Its voxels on the model's grid, in its own intensities.
     Voxels(Box<Conformed>),
+    /// The same as the model takes them.
+    Volume(Box<Volume>),
     /// What the model made of it before.
     Features(Features),
 }
 
 impl Scan {
-    /// Its voxels on the model's grid; none where its features were in the cache, and it was not read.
+    /// Its voxels on the model's grid, in its own intensities; none where the options did not ask for them.
     pub fn conformed(&self) -> Option<&Conformed> {
         match &self.content {
             Content::Voxels(conformed) => Some(conformed),
-            Content::Features(_) => None,
+            Content::Volume(_) | Content::Features(_) => None,
         }
     }
 }
@@ -46,8 +48,10 @@ impl Scan {
 pub struct ScanReader {
     pub(super) options: ReadOptions,
     pub(super) store: Option<Store>,
-    /// Whether a scan is read also when its features are known.
+    /// Whether a scan is read also when its features are known, and its own intensities are kept.
     pub(super) voxels: bool,
+    /// Percentiles that intensities are clipped to.
+    pub(super) clip: Option<[f64; 2]>,
 }
 
 impl ScanReader {
@@ -69,7 +73,7 @@ impl ScanReader {
             Scan { path: path.to_path_buf(), milliseconds, content, key }
         };
         let Some(store) = &self.store else {
-            return Ok(scan(Content::Voxels(Box::new(volume::read(path, &self.options)?)), None));
+            return Ok(scan(self.content(path)?, None));
         };
         let files = volume::files(path)?;
         let before = changed(&files);
@@ -77,10 +81,18 @@ impl ScanReader {
         if let Some(features) = store.get(&key).filter(|_| !self.voxels) {
             return Ok(scan(Content::Features(features), None));
         }
-        let conformed = volume::read(path, &self.options)?;
+        let content = self.content(path)?;
         // Had the file changed between hashing and reading, its features would be stored as another's.
         let same = changed(&files) == before && before.is_some();
-        Ok(scan(Content::Voxels(Box::new(conformed)), same.then_some(key)))
+        Ok(scan(content, same.then_some(key)))
+    }
+
+    fn content(&self, path: &Path) -> Result<Content> {
+        let conformed = volume::read(path, &self.options)?;
+        if self.voxels {
+            return Ok(Content::Voxels(Box::new(conformed)));
+        }
+        Ok(Content::Volume(Box::new(conformed.normalize(self.clip).map_err(|e| e.at(path))?)))
     }
 }
 
