@@ -48,7 +48,7 @@ impl Staging {
     /// Writes `bundle.json`, checks that the bundle is whole, and puts it into place in one step.
     ///
     /// The hashes of large files are those of the bytes as they were written: to read gigabytes again from the page cache
-    /// would find nothing that a reader does not find, who hashes every file before he uses any.
+    /// would find nothing that readers do not find, who hash every file that they use.
     ///
     /// # Errors
     /// `bundle.*` when a file is missing or of another size than the manifest says; `io` when the folder cannot be put into

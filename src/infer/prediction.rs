@@ -52,7 +52,8 @@ pub struct Run {
     pub from_cache: Vec<&'static str>,
     /// Memory of the process.
     pub memory_bytes: Memory,
-    /// How the bundle's large files were verified: `hashed` in this process, or `unchanged since hashed`.
+    /// How the large weights were verified: `hashed` in this process, `unchanged since hashed`, or, where laid-out copies of
+    /// the cache were used, `unchanged since laid out`.
     pub weights: &'static str,
     /// Milliseconds from opening the bundle to the first run of a graph; none where none was run.
     #[serde(serialize_with = "rounded")]

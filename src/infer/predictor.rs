@@ -355,7 +355,12 @@ impl Predictor {
                 planned: self.planned,
                 peak: memory::peak(),
             },
-            weights: self.verification.how(),
+            weights: match self.verification.how() {
+                "hashed" if self.stages.values().any(Stage::is_prepacked) && !self.verification.hashed() => {
+                    "unchanged since laid out"
+                }
+                how => how,
+            },
             started_ms: self.began,
             wall_ms: None,
         }

@@ -101,6 +101,11 @@ impl Verification {
         Remembered::load(cache, &self.bundle.sha256).remember(candidates)
     }
 
+    /// Whether a large file was hashed in this process.
+    pub fn hashed(&self) -> bool {
+        self.hashed > 0
+    }
+
     /// How large files were verified, in a word for the results.
     pub fn how(&self) -> &'static str {
         if self.hashed > 0 || self.right.is_empty() { "hashed" } else { "unchanged since hashed" }

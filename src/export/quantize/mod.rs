@@ -35,7 +35,7 @@ const FEW_SCANS: usize = 4;
 
 /// How much of what flows into blocks is kept in memory between walks over vision and text, in bytes. For 900 tokens of
 /// reports that is every fourth of LLaMA2-7B's blocks: a walk to one that was raised runs three others before it at most.
-const KEPT_BYTES: [usize; 2] = [64 << 20, 192 << 20];
+const KEPT_BYTES: [usize; 2] = [32 << 20, 64 << 20];
 
 /// Index of each part among the graphs.
 pub(super) const ADAPTER: usize = 0;
