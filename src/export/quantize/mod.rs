@@ -34,7 +34,7 @@ const FEW_TOKENS: u64 = 512;
 const FEW_SCANS: usize = 4;
 
 /// How much of what flows into blocks is kept in memory between walks over vision and text, in bytes. For 900 tokens of
-/// reports that is every fourth of LLaMA2-7B's blocks: a walk to one that was raised runs three others before it at most.
+/// reports that is every eighth of LLaMA2-7B's blocks: a walk to one that was raised runs seven others before it at most.
 const KEPT_BYTES: [usize; 2] = [32 << 20, 64 << 20];
 
 /// Index of each part among the graphs.
