@@ -14,7 +14,7 @@
 //!
 //! let mut predictor = Predictor::open("onnx".as_ref(), Options::default())?;
 //! let report = predictor.encode_report("Memory complaints for two years. MMSE 24 of 30.")?;
-//! let scan = predictor.read_scan("scan.nii.gz".as_ref())?;
+//! let scan = predictor.reader().read("scan.nii.gz".as_ref())?;
 //! println!("{}", predictor.predict(scan, Some(&report))?.label);
 //! # Ok::<(), brain_adapter::Error>(())
 //! ```
