@@ -75,28 +75,12 @@ impl Staging {
     }
 }
 
-/// Files up to this size are hashed again before a bundle is installed.
-const SMALL: u64 = 16 << 20;
-
 /// The staged files: there, of the sizes that the manifest says, and all that the graphs refer to. Small ones are read
 /// again, and are on the disk afterwards; large ones were put there by who wrote them.
 fn check(folder: &Path, manifest: &Manifest) -> Result<()> {
-    let (small, large): (Vec<_>, Vec<_>) = manifest.files.iter().cloned().partition(|f| f.bytes <= SMALL);
-    for file in &large {
-        let path = folder.join(&file.name);
-        let found = fs::metadata(&path).map_err(|e| Error::io(&path, "cannot look at the file", e))?.len();
-        if found != file.bytes {
-            let message = format!("the file holds {found} bytes, expected {}", file.bytes);
-            return Err(Error::new(Code::BUNDLE_CHECKSUM, message).at(path));
-        }
-    }
-    for file in &small {
-        let path = folder.join(&file.name);
-        sync(&path)?;
-        if verify::sha256_of(&path)? != file.sha256 {
-            return Err(Error::new(Code::BUNDLE_CHECKSUM, "the file was changed while the bundle was made").at(path));
-        }
-    }
+    verify::small_files(folder, manifest)?;
+    let small = manifest.files.iter().filter(|file| file.bytes <= verify::LARGE_BYTES);
+    small.map(|file| folder.join(&file.name)).try_for_each(|path| sync(&path))?;
     sync(&folder.join(MANIFEST))
 }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::bundle::sha256_of;
 use crate::error::{Error, Result, Warning};
 use crate::files::replace;
 use crate::tensor::{Tensor, hex};
@@ -77,19 +78,8 @@ impl Store {
     pub fn scan_key(&self, files: &[PathBuf], volume: Option<usize>) -> Result<String> {
         let mut hash = self.hash(&format!("scan, volume {volume:?}"));
         for path in files {
-            let mut file = File::open(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
-            let mut buffer = vec![0; 1 << 20];
-            let mut bytes = 0u64;
-            loop {
-                match file.read(&mut buffer).map_err(|e| Error::io(path, "cannot read the file", e))? {
-                    0 => break,
-                    n => {
-                        hash.update(&buffer[..n]);
-                        bytes += n as u64;
-                    }
-                }
-            }
-            hash.update(bytes.to_le_bytes());
+            // Hashes are all of one length: no two lists of files run together.
+            hash.update(sha256_of(path)?);
         }
         Ok(hex(&hash.finalize()))
     }

@@ -52,7 +52,7 @@ const MANY_SCANS: usize = 2;
 pub struct Options {
     /// Where to run.
     pub device: Device,
-    /// Threads within an operator, by default one a core. With one, nothing else runs beside either.
+    /// Threads within an operator, by default one a core. With one, no hashing, reading or loading runs beside either.
     pub threads: Option<usize>,
     /// ONNX Runtime's library, where it is not to be searched for.
     pub library: Option<PathBuf>,

@@ -78,7 +78,7 @@ impl Predictor {
         let room = room(&bundle, &options);
         let (stages, planned, ahead) = stages(&bundle, &options, &room)?;
         let verification = Verification::new(&bundle, options.cache.clone(), options.threads != Some(1));
-        let mut predictor = Self {
+        Ok(Self {
             bundle,
             runtime,
             options,
@@ -93,11 +93,9 @@ impl Predictor {
             ahead,
             opened,
             answered: opened,
-            opening: None,
+            opening: Some(milliseconds(opened)),
             began: None,
-        };
-        predictor.opening = Some(milliseconds(opened));
-        Ok(predictor)
+        })
     }
 
     /// The bundle.
@@ -355,12 +353,7 @@ impl Predictor {
                 planned: self.planned,
                 peak: memory::peak(),
             },
-            weights: match self.verification.how() {
-                "hashed" if self.stages.values().any(Stage::is_prepacked) && !self.verification.hashed() => {
-                    "unchanged since laid out"
-                }
-                how => how,
-            },
+            weights: self.verification.how(self.stages.values().any(Stage::is_prepacked)),
             started_ms: self.began,
             wall_ms: None,
         }

@@ -40,8 +40,7 @@ impl Prepacked {
         let graph = self.folder(&key).join(format!("{part}.onnx"));
         let memory = Remembered::load(&self.cache, &key);
         let sound = |path: &Path| memory.knows(path, &record(path));
-        let data = graph.with_extension("onnx.data");
-        (sound(&graph) && (sound(&data) || !data.exists())).then_some(graph)
+        (sound(&graph) && sound(&graph.with_extension("onnx.data"))).then_some(graph)
     }
 
     /// Makes the copy of the graph at `source`, whose weights are verified; gives its place. `need` is the room that it takes
@@ -73,8 +72,7 @@ impl Prepacked {
         std::thread::sleep(SETTLING);
         let graph = folder.join(name);
         let files = [graph.clone(), graph.with_extension("onnx.data")];
-        let files = files.iter().filter(|path| path.exists());
-        let candidates = files.map(|path| Remembered::candidate(path, &record(path))).collect();
+        let candidates = files.iter().map(|path| Remembered::candidate(path, &record(path))).collect();
         Remembered::load(&self.cache, &key).remember(candidates)?;
         Ok(graph)
     }

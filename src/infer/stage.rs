@@ -163,14 +163,11 @@ impl Stage {
         }
         let started = Instant::now();
         let options = SessionOptions { prepack: self.planned.groups[group].prepack, ..self.options };
-        let loaded = self.ahead.take().map(|thread| {
-            let panicked = || Error::new(Code::RUNTIME_MODEL, "loading stopped unexpectedly").at(&self.path);
-            thread.join().unwrap_or_else(|_| Err(panicked()))
-        });
-        let session = match self.groups.get(group) {
-            _ if loaded.is_some() => loaded.expect("looked at just now")?,
-            Some(part) => Session::open_part(runtime, &part.bytes, &self.path, &options)?,
-            None => Session::open(runtime, &self.path, &options)?,
+        let panicked = || Error::new(Code::RUNTIME_MODEL, "loading stopped unexpectedly").at(&self.path);
+        let session = match (self.ahead.take(), self.groups.get(group)) {
+            (Some(thread), _) => thread.join().unwrap_or_else(|_| Err(panicked()))?,
+            (None, Some(part)) => Session::open_part(runtime, &part.bytes, &self.path, &options)?,
+            (None, None) => Session::open(runtime, &self.path, &options)?,
         };
         timing.add("load", milliseconds(started));
         Ok(session)
@@ -195,9 +192,8 @@ impl Stage {
 impl Drop for Stage {
     /// ONNX Runtime must not be at work on another thread when the process ends.
     fn drop(&mut self) {
-        let loading = self.ahead.take().map(|thread| thread.join().is_ok());
-        let leaving = self.leaving.take().map(|thread| thread.join().is_ok());
-        debug_assert!(loading != Some(false) && leaving != Some(false), "a thread panicked");
+        let _ = self.ahead.take().map(JoinHandle::join);
+        let _ = self.leaving.take().map(JoinHandle::join);
     }
 }
 

@@ -101,13 +101,12 @@ impl Verification {
         Remembered::load(cache, &self.bundle.sha256).remember(candidates)
     }
 
-    /// Whether a large file was hashed in this process.
-    pub fn hashed(&self) -> bool {
-        self.hashed > 0
-    }
-
-    /// How large files were verified, in a word for the results.
-    pub fn how(&self) -> &'static str {
-        if self.hashed > 0 || self.right.is_empty() { "hashed" } else { "unchanged since hashed" }
+    /// How large weights were verified, in a word for the results. `laid_out`: copies of the cache stood for some.
+    pub fn how(&self, laid_out: bool) -> &'static str {
+        match (self.hashed, self.right.is_empty(), laid_out) {
+            (0, true, true) => "unchanged since laid out",
+            (0, false, _) => "unchanged since hashed",
+            _ => "hashed",
+        }
     }
 }
