@@ -33,13 +33,14 @@
 //! | layer | modules |
 //! |---|---|
 //! | 0 | [`error`] |
-//! | 1 | [`tensor`], [`progress`], [`files`] |
+//! | 1 | [`tensor`], [`progress`], [`files`], [`metrics`] |
 //! | 2 | [`config`], [`checkpoint`], [`volume`], [`text`], [`graph`] |
 //! | 3 | [`model`], [`passes`], [`onnx`], [`batch`] |
 //! | 4 | [`bundle`], [`runtime`] |
 //! | 5 | [`calibrate`] |
 //! | 6 | [`export`], [`infer`] |
-//! | 7 | [`cli`] |
+//! | 7 | [`train`] |
+//! | 8 | [`cli`] |
 //!
 //! The features `runtime` and `cli` are on by default. Without them the library still reads checkpoints and scans, and
 //! writes bundles (unchecked): it then needs no ONNX Runtime.
@@ -58,6 +59,7 @@ pub mod files;
 pub mod graph;
 #[cfg(feature = "runtime")]
 pub mod infer;
+pub mod metrics;
 pub mod model;
 pub mod onnx;
 pub mod passes;
@@ -66,6 +68,8 @@ pub mod progress;
 pub mod runtime;
 pub mod tensor;
 pub mod text;
+#[cfg(feature = "runtime")]
+pub mod train;
 pub mod volume;
 
 pub use error::{Code, Error, Result, Warning};

@@ -9,14 +9,15 @@ use std::process::Command;
 use brain_adapter::Code;
 
 /// The modules by layer. A module imports from lower layers only, never from another of its own.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["error"],
-    &["tensor", "progress", "files"],
+    &["tensor", "progress", "files", "metrics"],
     &["volume", "text", "checkpoint", "graph", "config"],
     &["model", "passes", "onnx", "batch"],
     &["bundle", "runtime"],
     &["calibrate"],
     &["export", "infer"],
+    &["train"],
     &["cli"],
     &["bin"],
 ];

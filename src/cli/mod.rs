@@ -1,6 +1,6 @@
 //! The commands' flags, their output and their exit codes.
 //!
-//! Layer 7, feature `cli`. Each command turns what was typed into the plan of a use case, runs it and renders the
+//! Layer 8, feature `cli`. Each command turns what was typed into the plan of a use case, runs it and renders the
 //! result: results on stdout, everything else on stderr. Exit codes are decided here alone: 0 done, 1 the work could not be
 //! done, 2 wrong usage.
 
@@ -9,6 +9,7 @@ pub mod infer;
 mod layers;
 mod progress;
 mod render;
+pub mod train;
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,0 +1,3 @@
+//! Figures of merit of a classifier: plain numbers in, plain numbers out.
+//!
+//! Layer 1.

@@ -1,0 +1,3 @@
+//! Fine-tuning of the adapter and heads: the work of `ba-train`.
+//!
+//! Layer 7, feature `runtime`.
