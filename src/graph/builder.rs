@@ -22,7 +22,7 @@ use crate::tensor::{DType, LazyTensor};
 /// # Ok::<(), brain_adapter::Error>(())
 /// ```
 pub struct Builder {
-    graph: Graph,
+    pub(super) graph: Graph,
     scopes: Vec<String>,
     names: HashMap<String, usize>,
     scalars: HashMap<u32, ValueId>,

@@ -17,10 +17,12 @@ pub mod heads;
 pub mod keys;
 pub mod llama;
 mod load;
+pub mod loss;
 pub mod vit;
 mod weights;
 
 pub use load::Models;
+pub use loss::Mode;
 pub use weights::Weights;
 
 /// Names of the four graphs, in the order in which they run.

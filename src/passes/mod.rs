@@ -2,8 +2,10 @@
 //!
 //! Layer 3. Nothing here runs a model: what a pass needs to know of activations comes in as numbers.
 
+pub mod autodiff;
 mod convolutions;
 mod fold;
+mod free;
 mod half;
 mod linears;
 pub mod quantize;
@@ -11,6 +13,7 @@ mod smooth;
 
 pub use convolutions::{quantizable, quantize_convolutions};
 pub use fold::fold_batch_norm;
+pub use free::free_weights;
 pub use half::{HALF_RANGE, Rounded, beyond_range, half, half_nodes, rounding, unfit_for_half};
 pub use linears::{Linear, Segment, linears, segments};
 pub use smooth::{factors, smooth};
