@@ -41,6 +41,11 @@ impl Builder {
         &self.graph.value(id).ty
     }
 
+    /// The name of a value.
+    pub fn name(&self, id: ValueId) -> &str {
+        &self.graph.value(id).name
+    }
+
     /// A new input of the graph.
     pub fn input(&mut self, name: &str, dtype: DType, shape: &[super::Dim]) -> ValueId {
         let id = self.push_value(name.to_owned(), ValueType::new(dtype, shape), None);

@@ -18,6 +18,7 @@ pub mod keys;
 pub mod llama;
 mod load;
 pub mod loss;
+pub mod optimizer;
 pub mod vit;
 mod weights;
 

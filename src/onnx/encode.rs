@@ -4,28 +4,14 @@ use super::proto::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
     TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type,
 };
-use super::{IR_VERSION, OPSET};
+use super::{IR_VERSION, OPSET, functions};
 use crate::error::Result;
 use crate::graph::{Attribute, Dim, Domain, Graph, Node, ValueId, ValueType};
 use crate::tensor::{DType, LazyTensor};
 
 /// ONNX's number of an element type.
 pub(super) fn data_type(dtype: DType) -> i32 {
-    match dtype {
-        DType::F32 => 1,
-        DType::U8 => 2,
-        DType::I8 => 3,
-        DType::U16 => 4,
-        DType::I16 => 5,
-        DType::I32 => 6,
-        DType::I64 => 7,
-        DType::Bool => 9,
-        DType::F16 => 10,
-        DType::F64 => 11,
-        DType::U32 => 12,
-        DType::U64 => 13,
-        DType::BF16 => 16,
-    }
+    dtype.onnx()
 }
 
 /// The model message of `graph` with these weights.
@@ -39,6 +25,7 @@ pub(super) fn model(graph: &Graph, initializer: Vec<TensorProto>) -> Result<Mode
         producer_version: Some(env!("CARGO_PKG_VERSION").into()),
         graph: Some(Scope { graph, prefix: String::new() }.message(initializer)?),
         opset_import: opsets(graph),
+        functions: functions::of(graph),
         ..Default::default()
     })
 }
@@ -161,5 +148,8 @@ fn value_info(name: String, ty: &ValueType) -> ValueInfoProto {
     };
     let shape = TensorShapeProto { dim: ty.shape.iter().map(dim).collect() };
     let tensor_type = TensorTypeProto { elem_type: Some(data_type(ty.dtype)), shape: Some(shape) };
-    ValueInfoProto { name: Some(name), r#type: Some(TypeProto { tensor_type: Some(tensor_type) }) }
+    ValueInfoProto {
+        name: Some(name),
+        r#type: Some(TypeProto { tensor_type: Some(tensor_type), ..Default::default() }),
+    }
 }

@@ -7,6 +7,7 @@ mod arithmetic;
 mod quantized;
 mod shapes;
 mod subgraphs;
+mod training;
 
 use super::op::{Domain, Op};
 use super::types::{Dim, ValueType};
@@ -69,6 +70,7 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs:
         (Domain::Microsoft, "MatMulIntegerToFloat") => one(call.matmul_integer_to_float()),
         (Domain::Microsoft, "MatMulNBits") => one(call.matmul_nbits()),
         (Domain::Microsoft, "MultiHeadAttention") => one(call.attention()),
+        (Domain::Microsoft, "InPlaceAccumulatorV2") => call.accumulate(),
         (domain, kind) => Err(format!("no type rule for operator `{kind}` of domain `{}`", domain.name())),
     }?;
     if types.len() == outputs { Ok(types) } else { Err(format!("makes {} results, not {outputs}", types.len())) }
@@ -84,6 +86,7 @@ fn most_operands(op: &Op) -> usize {
         "MultiHeadAttention" | "Pad" | "MatMulInteger" | "QuantizeLinear" | "DequantizeLinear" => 3,
         "MatMulNBits" => 4,
         "Slice" | "BatchNormalization" | "MatMulIntegerToFloat" => 5,
+        "InPlaceAccumulatorV2" => 3,
         "Concat" | "Scan" => usize::MAX,
         _ => 2,
     }
