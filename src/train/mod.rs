@@ -2,6 +2,7 @@
 //!
 //! Layer 7, feature `runtime`.
 
+pub mod cohort;
 mod engine;
 mod graphs;
 mod tensors;
