@@ -42,6 +42,7 @@ use std::path::{Path, PathBuf};
 pub use meta::MetaParams;
 pub use ort_training::{Moments, OptimizerState, Properties, TrainingState};
 pub use requirements::{Picked, Requirements};
+pub use safetensors::safetensors_offsets;
 pub use write::write_safetensors;
 
 use contents::{Contents, Opened};

@@ -52,7 +52,7 @@ use crate::progress::Progress;
 use crate::tensor::Comparison;
 
 /// What every manifest says of its use.
-const INTENDED_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
+pub(crate) const INTENDED_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
 
 /// What to export, and how.
 #[derive(Clone, Debug)]

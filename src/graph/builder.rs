@@ -195,7 +195,7 @@ impl Builder {
         ValueId(self.graph.values.len() - 1)
     }
 
-    fn scoped(&self, name: &str) -> String {
+    pub(super) fn scoped(&self, name: &str) -> String {
         self.scopes.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".")
     }
 

@@ -56,7 +56,8 @@ impl Builder {
         }
         for node in &graph.nodes {
             let operands: Vec<Option<ValueId>> = node.inputs.iter().map(|id| id.and_then(|id| new[id.0])).collect();
-            let outputs = self.node_named(&node.name, node.op.clone(), &operands, node.outputs.len())?;
+            let name = self.scoped(&node.name);
+            let outputs = self.node_named(&name, node.op.clone(), &operands, node.outputs.len())?;
             for (&old, id) in node.outputs.iter().zip(outputs) {
                 let shape = graph.value(old).ty.shape.clone();
                 self.declare(id, &shape)?;

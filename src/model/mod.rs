@@ -22,7 +22,7 @@ pub mod optimizer;
 pub mod vit;
 mod weights;
 
-pub use load::Models;
+pub use load::{Models, Trained, is_trained, trained, vision};
 pub use loss::Mode;
 pub use weights::Weights;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::graphs::{Graphs, Part};
+use super::graphs::{Graphs, Part, numbered};
 use super::tensors::{first, rows, stack};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
@@ -186,14 +186,6 @@ impl Stage {
             own.map_or_else(|| frozen.view(&numbered(name, block)), |(_, tensor)| TensorView::of(tensor))
         })?;
         first(results)
-    }
-}
-
-/// The name of a weight of block 0 as that of another block. The last stage's names are its own already.
-fn numbered(name: &str, block: usize) -> String {
-    match name.strip_prefix("blocks.0.") {
-        Some(rest) => format!("blocks.{block}.{rest}"),
-        None => name.to_owned(),
     }
 }
 

@@ -174,3 +174,11 @@ fn saves(activations: Activations) -> impl Fn(&Node) -> bool {
         activations == Activations::Save && dear
     }
 }
+
+/// The name of a weight of block 0 as that of another block. The last stage's names are its own already.
+pub(super) fn numbered(name: &str, block: usize) -> String {
+    match name.strip_prefix("blocks.0.") {
+        Some(rest) => format!("blocks.{block}.{rest}"),
+        None => name.to_owned(),
+    }
+}

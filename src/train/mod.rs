@@ -2,10 +2,14 @@
 //!
 //! Layer 7, feature `runtime`.
 
+pub mod artifacts;
 pub mod cohort;
 mod engine;
 mod graphs;
+mod monolith;
+pub mod prepare;
 mod tensors;
 
 pub use engine::{Batch, Engine, Frozen, Outcome, Parameters, Step};
 pub use graphs::{Activations, Graphs, Options, Part, Trunk, parameters};
+pub use monolith::{Monolith, Parameter};

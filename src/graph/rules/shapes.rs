@@ -87,17 +87,30 @@ impl Call<'_> {
         Ok(sizes.iter().map(part).collect())
     }
 
-    /// `Slice` with constant bounds, and steps of at least 1.
+    /// `Slice` along constant axes by steps of at least 1. Where a bound is computed, or the extent has no number, neither has
+    /// what is left.
     pub(super) fn slice(&self) -> Answer<ValueType> {
-        let (x, starts, ends, axes) = (self.ty(0)?, self.ints(1)?, self.ints(2)?, self.ints(3)?);
+        let (x, axes) = (self.ty(0)?, self.ints(3)?);
         let steps = if self.inputs.len() > 4 { self.ints(4)? } else { vec![1; axes.len()] };
-        let mut shape = x.shape.clone();
-        if [ends.len(), axes.len(), steps.len()] != [starts.len(); 3] || steps.iter().any(|&step| step < 1) {
-            return Err(format!("slice of axes {axes:?} from {starts:?} to {ends:?} by {steps:?}"));
+        let counts = [1, 2].map(|i| self.ty(i).map(|ty| ty.shape.clone()));
+        let vector = [Dim::Known(axes.len())];
+        if steps.len() != axes.len() || steps.iter().any(|&step| step < 1) {
+            return Err(format!("slice along axes {axes:?} by {steps:?}"));
         }
+        for count in counts {
+            let count = count?;
+            if count.len() != 1 || count[0].unify(vector[0]).is_none() {
+                return Err(format!("slice along axes {axes:?} with bounds of another number"));
+            }
+        }
+        let bounds = self.ints(1).ok().zip(self.ints(2).ok());
+        let mut shape = x.shape.clone();
         for (i, &axis) in axes.iter().enumerate() {
             let axis = self.axis(axis, shape.len())?;
-            let Some(n) = shape[axis].known() else { return Err(format!("axis {axis} of {x} is not known")) };
+            let (Some(n), Some((starts, ends))) = (shape[axis].known(), &bounds) else {
+                shape[axis] = Dim::Any;
+                continue;
+            };
             let clamp = |v: i64| (if v < 0 { v.saturating_add(n as i64) } else { v }).clamp(0, n as i64);
             let span = (clamp(ends[i]) - clamp(starts[i])).max(0) as usize;
             shape[axis] = Dim::Known(span.div_ceil(steps[i] as usize));
