@@ -1,13 +1,15 @@
 //! A bundle: the folder of ONNX graphs, tokenizer and `bundle.json` that `ba-export` writes and `ba-infer` runs.
 //!
 //! Layer 4. [`Staging`] writes one beside its place and installs it whole; [`Bundle::open`] checks every file's size
-//! and SHA-256, and that no graph refers to a file outside the folder, before any other program sees them.
+//! and SHA-256, and that no graph refers to a file outside the folder, before any other program sees them. [`Versions`] keeps
+//! what a bundle was before.
 
 mod install;
 mod manifest;
 mod quantization;
 mod remembered;
 mod verify;
+mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -15,11 +17,12 @@ use std::path::{Path, PathBuf};
 pub use install::Staging;
 pub use manifest::{
     FORMAT, FileRecord, MANIFEST, Manifest, Parity, PartRecord, Precision, Preprocessing, SourceRecord,
-    TokenizerRecord, Tool,
+    TokenizerRecord, Tool, VersionRecord,
 };
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
 pub use remembered::{Candidate, Remembered};
 pub use verify::sha256_of;
+pub use versions::{Version, Versions};
 
 use crate::error::{Code, Error, Result};
 

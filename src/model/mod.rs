@@ -20,7 +20,7 @@ mod load;
 pub mod vit;
 mod weights;
 
-pub use load::Models;
+pub use load::{Models, Trained, is_trained, trained};
 pub use weights::Weights;
 
 /// Names of the four graphs, in the order in which they run.

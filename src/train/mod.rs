@@ -1,3 +1,5 @@
 //! Fine-tuning of the adapter and heads: the work of `ba-train`.
 //!
 //! Layer 7, feature `runtime`.
+
+pub mod apply;
