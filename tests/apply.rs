@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod commands;
+mod common;
 mod trained;
 
 use std::fs;
@@ -14,7 +15,7 @@ use std::path::Path;
 use brain_adapter::bundle::Bundle;
 use brain_adapter::calibrate::Statistics;
 use brain_adapter::tensor::LazyTensor;
-use commands::{Done, ba_export, ba_infer, ba_train, fixture, manifest, names, scan, snapshot, write_model};
+use commands::{Done, ba_export, ba_infer, ba_train, fixture, manifest, names, scan, snapshot};
 use trained::{Study, changed, dtypes_and_shapes};
 
 const KEPT: [&str; 2] = ["vision.onnx", "text.onnx"];
@@ -127,7 +128,7 @@ fn an_int8_adapter_is_not_left_in_fp32_unasked() {
     without(&[]).fails("calibration.input").naming(&["--calibration", "--adapter-fp32"]);
     assert_eq!(snapshot(&bundle), before);
     let done = without(&["--adapter-fp32"]).ok();
-    assert!(done.stderr.contains("adapter_precision") && done.stderr.contains("calibration_none"), "{done:?}");
+    assert!(done.stderr.contains("part_precision") && done.stderr.contains("calibration_none"), "{done:?}");
     let parts = &manifest(&bundle)["parts"];
     assert_eq!(parts["adapter"]["precision"], "fp32");
     assert!(parts["adapter"]["parity"]["not_checked"].is_string());
@@ -200,8 +201,10 @@ fn what_cannot_be_applied_changes_nothing() {
 /// Keys, types and shapes are those of PyTorch's own state dict, whatever the checkpoint's form.
 #[test]
 fn tensors_for_pytorch_are_those_of_the_module() {
-    for name in ["tiny", "tiny-bottleneck3d"] {
-        let study = Study::new(name, "tiny");
+    for (name, towers) in
+        [("tiny", "tiny"), ("tiny-bottleneck3d", "tiny"), ("tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded")]
+    {
+        let study = Study::new(name, towers);
         let bundle = study.export("none", "onnx", &study.model);
         let saved = study.dir.path().join("adapter.safetensors");
         study.apply(&bundle, &["--save-adapter", saved.to_str().unwrap()]).ok();
@@ -210,6 +213,13 @@ fn tensors_for_pytorch_are_those_of_the_module() {
         let answers = answer(&bundle, &study.report);
         applied(&study, &bundle, &saved).ok();
         assert_eq!(answer(&bundle, &study.report), answers);
+    }
+    // The state dict that PyTorch itself saved.
+    let study = Study::new("tiny", "tiny");
+    if let Some(original) = common::shared("fixtures/tiny/adapter.pt") {
+        let (bundle, saved) = (study.export("none", "onnx", &study.next), study.dir.path().join("adapter.safetensors"));
+        ba_train(&[&"apply", &"--checkpoint", &original, &"--bundle", &bundle, &"--save-adapter", &saved]).ok();
+        assert_eq!(dtypes_and_shapes(&saved), dtypes_and_shapes(&original));
     }
     // A checkpoint that knows floats alone, as training runtimes have them.
     let study = Study::new("tiny", "tiny");
@@ -235,7 +245,12 @@ fn pytorch_loads_what_is_saved() {
     let saved = study.dir.path().join("adapter.safetensors");
     study.apply(&bundle, &["--save-adapter", saved.to_str().unwrap()]).ok();
     let script = commands::package("tests/load_adapter.py");
-    let run = std::process::Command::new(python).arg(script).arg(&saved).arg(fixture("tiny/config.json")).output();
+    let run = std::process::Command::new(python)
+        .arg(script)
+        .arg(&saved)
+        .arg(&study.trained)
+        .arg(fixture("tiny/config.json"))
+        .output();
     let run = run.unwrap();
     assert!(run.status.success(), "{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
 }
@@ -250,5 +265,4 @@ fn the_three_dimensional_adapter_stays_in_fp32() {
     let layers = [&bundle, &fresh].map(|b| manifest(b)["quantization"]["layers"][0].clone());
     assert_eq!(layers[0], layers[1]);
     assert!(fs::read(bundle.join("adapter.onnx")).unwrap() == fs::read(fresh.join("adapter.onnx")).unwrap());
-    let _ = write_model;
 }

@@ -82,6 +82,21 @@ impl Bundle {
         verify::hashed(&self.dir, file)
     }
 
+    /// Makes sure that the folder still holds this bundle, and so did when files of it were opened before: another one takes its
+    /// place in one step.
+    ///
+    /// # Errors
+    /// `bundle.replaced`.
+    pub fn still_here(&self) -> Result<()> {
+        match verify::manifest(&self.dir.join(MANIFEST)) {
+            Ok((_, sha256)) if sha256 == self.sha256 => Ok(()),
+            _ => {
+                let message = "the bundle was replaced while it was used: run this again";
+                Err(Error::new(Code::BUNDLE_REPLACED, message).at(&self.dir))
+            }
+        }
+    }
+
     /// The path of one of its files.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -46,7 +46,8 @@ impl Study {
         fs::copy(&study.trained, study.next.join("adapter.safetensors")).unwrap();
         fs::create_dir(&study.calibration).unwrap();
         for i in 0..3 {
-            fs::copy(scan(), study.calibration.join(format!("case{i}.nii.gz"))).unwrap();
+            let scan = if i == 1 { fixture("tiny-gqa-bf16-sharded/scan.nii.gz") } else { scan() };
+            fs::copy(scan, study.calibration.join(format!("case{i}.nii.gz"))).unwrap();
             let text = format!("Case {i}: memory complaints for {} years. MMSE {}.", i + 1, 27 - 3 * i);
             fs::write(study.calibration.join(format!("case{i}.txt")), text).unwrap();
         }

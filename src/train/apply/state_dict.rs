@@ -32,7 +32,12 @@ pub fn save(path: &Path, checkpoint: &Checkpoint, config: &Config) -> Result<()>
         found.weights.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
     let others = checkpoint.iter().filter(|(name, _)| model::is_trained(name));
     for (name, tensor) in others {
-        let tensor = if name.ends_with(COUNT) { count(name, tensor, checkpoint.path())? } else { tensor.clone() };
+        let tensor = match name {
+            name if name.ends_with(COUNT) => count(name, tensor, checkpoint.path())?,
+            // A number without axes, which not every format knows.
+            "logit_scale" if tensor.len() == 1 => tensor.reshaped(&[]),
+            _ => tensor.clone(),
+        };
         tensors.insert(name.to_owned(), tensor);
     }
     if config.adapter.norm == Norm::Batch {
