@@ -57,7 +57,12 @@ fn versions_go_on_and_back() {
         assert_eq!(numbers(&bundle), (vec![1, 2, 3], Some(at as u64)));
     }
     ba_train(&[&"apply", &"--to", &"7", &"--bundle", &bundle]).fails("bundle.version").naming(&["7", "1, 2, 3"]);
-    // From version 2 on: the next number is 4, its parent is 2.
+    // What is there already is used again, not made a second time: as after an interruption.
+    study.apply(&bundle, &[]).ok();
+    assert_eq!((numbers(&bundle), snapshot(&bundle)), ((vec![1, 2, 3], Some(3)), snapshots[2].clone()));
+    // From version 2 on with other weights: the next number is 4, its parent is 2.
+    ba_train(&[&"apply", &"--to", &"2", &"--bundle", &bundle]).ok();
+    save(&study.trained, changed("tiny", 3));
     study.apply(&bundle, &[]).ok();
     assert_eq!(numbers(&bundle), (vec![1, 2, 3, 4], Some(4)));
     ba_train(&[&"apply", &"--rollback", &"--bundle", &bundle]).ok();
@@ -189,7 +194,7 @@ fn wrong_usage() {
 /// and the next run goes through.
 #[test]
 fn killed_at_any_moment() {
-    const ROUNDS: u32 = 24;
+    const ROUNDS: u32 = 16;
     let study = Study::new("tiny", "tiny");
     let bundle = study.export("int8", "onnx", &study.model);
     let pristine = study.copy(&bundle, "pristine");
@@ -243,5 +248,5 @@ fn killed_at_any_moment() {
         }
     }
     eprintln!("{interrupted} of {ROUNDS} interrupted; (old in use, versions): {outcomes:?}");
-    assert!(interrupted > 8, "only {interrupted} runs were interrupted");
+    assert!(interrupted > 5, "only {interrupted} runs were interrupted");
 }

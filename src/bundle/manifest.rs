@@ -59,6 +59,17 @@ impl Manifest {
     pub fn from_bytes(bytes: &[u8]) -> crate::Result<Self> {
         super::verify::parse(bytes)
     }
+
+    /// The text of `bundle.json`.
+    ///
+    /// # Errors
+    /// `bundle.manifest` when it holds what JSON cannot.
+    pub fn to_bytes(&self) -> crate::Result<Vec<u8>> {
+        serde_json::to_vec_pretty(self).map_err(|e| {
+            let message = format!("cannot write the manifest: {e}");
+            crate::Error::new(crate::Code::BUNDLE_MANIFEST, message).caused_by(e)
+        })
+    }
 }
 
 /// A program and its version.

@@ -88,8 +88,8 @@ impl Bundle {
     /// # Errors
     /// `bundle.replaced`.
     pub fn still_here(&self) -> Result<()> {
-        match verify::manifest(&self.dir.join(MANIFEST)) {
-            Ok((_, sha256)) if sha256 == self.sha256 => Ok(()),
+        match verify::manifest_hash(&self.dir.join(MANIFEST)) {
+            Ok(sha256) if sha256 == self.sha256 => Ok(()),
             _ => {
                 let message = "the bundle was replaced while it was used: run this again";
                 Err(Error::new(Code::BUNDLE_REPLACED, message).at(&self.dir))

@@ -93,10 +93,6 @@ impl Version {
     pub fn sha256(&self) -> Option<&str> {
         self.content.as_ref().ok().map(|(_, sha256)| sha256.as_str())
     }
-
-    fn manifest(&self) -> Option<&Manifest> {
-        self.content.as_ref().ok().map(|(manifest, _)| manifest)
-    }
 }
 
 /// The versions of one bundle, while nobody else may change them.
@@ -153,15 +149,18 @@ impl Versions {
     /// The version with that content, but for its number, if it is in the store: what an interrupted run made.
     ///
     /// # Errors
-    /// `io`.
+    /// `io` when the store cannot be read.
     pub fn find(&self, manifest: &Manifest) -> Result<Option<u32>> {
-        let numbered = |number: u32| {
+        for number in self.places.numbers()? {
             let version = manifest.version.clone().map(|v| super::VersionRecord { number, ..v });
-            Manifest { version, ..manifest.clone() }
-        };
-        let all = self.all()?;
-        let same = |v: &&Version| v.dir != self.places.bundle && v.manifest().is_some_and(|m| *m == numbered(v.number));
-        Ok(all.iter().find(same).map(|v| v.number))
+            let numbered = Manifest { version, ..manifest.clone() }.to_bytes()?;
+            // Their bytes: numbers that were read from text may differ in the last bit.
+            let path = self.places.version(number).join(MANIFEST);
+            if verify::manifest_bytes(&path).is_ok_and(|bytes| bytes == numbered) {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 
     /// Makes sure that the bundle in use is in the store; gives its number. Where there is no bundle nothing is kept.
