@@ -138,6 +138,28 @@ fn an_int8_adapter_is_not_left_in_fp32_unasked() {
     assert_eq!(manifest(&half)["parts"]["adapter"]["precision"], "fp16");
 }
 
+/// An int8 adapter that misses the limit is fp32, as in an export; that is told, and what was tried is recorded.
+#[test]
+fn an_adapter_beyond_the_limit_is_more_exact() {
+    let study = Study::new("tiny", "tiny");
+    let bundle = study.export("int8", "onnx", &study.model);
+    let mut strict = manifest(&bundle);
+    strict["quantization"]["max_error"] = 1e-4.into();
+    commands::write_manifest(&bundle, &strict);
+    let done = study.apply(&bundle, &[]).ok();
+    assert!(done.stderr.contains("warning[part_precision]"), "{done:?}");
+    let new = manifest(&bundle);
+    let row = &new["quantization"]["layers"][0];
+    assert_eq!((&new["parts"]["adapter"]["precision"], &row["scheme"]["scheme"]), (&"fp32".into(), &"fp32".into()));
+    assert!(row["first"]["error"].as_f64().unwrap() > 1e-4, "{row}");
+    assert_eq!(
+        new["quantization"]["layers"].as_array().unwrap()[1..],
+        strict["quantization"]["layers"].as_array().unwrap()[1..]
+    );
+    let single = study.export("none", "single", &study.next);
+    assert!(fs::read(bundle.join("adapter.onnx")).unwrap() == fs::read(single.join("adapter.onnx")).unwrap());
+}
+
 fn applied(study: &Study, bundle: &Path, checkpoint: &Path) -> Done {
     let calibration = &study.calibration;
     ba_train(&[&"apply", &"--checkpoint", &checkpoint, &"--bundle", &bundle, &"--calibration", calibration])
