@@ -93,6 +93,9 @@ codes! {
     BUNDLE_CHECKSUM = "bundle.checksum", "a bundle file differs from what bundle.json recorded";
     BUNDLE_PATH = "bundle.path", "a bundle refers to a file outside its own folder";
     BUNDLE_NO_IMAGE_HEAD = "bundle.no_image_head", "no report was given and the bundle has no image-only classifier";
+    BUNDLE_VERSION = "bundle.version", "the bundle has no such version";
+    BUNDLE_BUSY = "bundle.busy", "another program is changing the bundle";
+    BUNDLE_REPLACED = "bundle.replaced", "the bundle was replaced while it was used";
 
     RUNTIME_MISSING = "runtime.missing", "the ONNX Runtime library cannot be found or loaded";
     RUNTIME_VERSION = "runtime.version", "the ONNX Runtime library has the wrong version";

@@ -2,6 +2,7 @@
 //!
 //! Layer 7, feature `runtime`.
 
+pub mod apply;
 pub mod artifacts;
 pub mod cohort;
 mod engine;

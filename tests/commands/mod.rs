@@ -49,6 +49,7 @@ pub fn bare(binary: &str) -> Command {
     let path = match binary {
         "ba-export" => env!("CARGO_BIN_EXE_ba-export"),
         "ba-infer" => env!("CARGO_BIN_EXE_ba-infer"),
+        "ba-train" => env!("CARGO_BIN_EXE_ba-train"),
         other => panic!("no binary {other}"),
     };
     let mut command = Command::new(path);
@@ -65,6 +66,10 @@ pub fn ba_export(args: &[&dyn AsRef<OsStr>]) -> Done {
 
 pub fn ba_infer(args: &[&dyn AsRef<OsStr>]) -> Done {
     finish(command("ba-infer").args(args.iter().map(|a| a.as_ref())))
+}
+
+pub fn ba_train(args: &[&dyn AsRef<OsStr>]) -> Done {
+    finish(command("ba-train").args(args.iter().map(|a| a.as_ref())))
 }
 
 /// What a command left.
