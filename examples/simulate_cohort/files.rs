@@ -10,13 +10,13 @@ pub const README: &str = "\
 SIMULATED DATA. No scan, report or figure in this folder is of a real person, and nothing can be learned from it about
 people. It was made by `simulate_cohort` of brain-adapter to try training on.
 
-Scans: one template brain, smoothly deformed (wider ventricles, smaller medial temporal lobes), in varying head size, pose,
-contrast, bias field and noise. Labels CN, MCI and AD are names of three simulated severities, not diagnoses.
+Scans: one template brain, smoothly deformed (wider ventricles, smaller medial temporal lobes, partly replaced by fluid), in
+varying head size, pose, contrast, bias field and noise. Labels CN, MCI and AD are names of three simulated severities, not diagnoses.
 Reports: templates filled with simulated facts, some left out.
 
 cohort.csv   a row a subject: scan, report, label, split; the facts, stated in the report or not: age and education in
              years, mmse 0 to 30, cdr, complaint 0 (none) to 3 (severe), help 0 (none) to 2 (much), apoe4 alleles; and
-             the strengths of the deformation, which no model may be given: ventricles, temporal (0 to 1)
+             the strengths of the deformation, which no model may be given: ventricles, temporal (-0.4 to 1)
 sub-sim*/    the scan (anat/, NIfTI-1, int16) and the report (UTF-8)
 
 The layout follows BIDS; reports are not a part of BIDS.

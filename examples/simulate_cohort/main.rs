@@ -5,9 +5,9 @@
 //! ```
 //!
 //! A brain in MNI space is deformed smoothly (`anatomy`): with the severity of CN, MCI and AD the ventricles widen and the
-//! medial temporal lobe shrinks, in distributions that overlap. Head size, pose, contrast, bias field and noise vary
-//! (`scan`). Reports state noisy clinical facts in varying words, some left out (`report`). Given the class, image and
-//! report err independently (`subject`): together they tell more than each alone.
+//! medial temporal lobe shrinks and gives way to fluid, in distributions that overlap. Head size, pose, contrast, bias
+//! field and noise vary (`scan`). Reports state noisy clinical facts in varying words, some left out (`report`). Given
+//! the class, image and report err independently (`subject`): together they tell more than each alone.
 //!
 //! **It shows that training works, and nothing else**: no figure that is reached on such data says anything of patients.
 //!

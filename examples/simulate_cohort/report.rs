@@ -17,14 +17,14 @@ pub const HEADING: &str = "SIMULATED REPORT.";
 pub fn write(facts: &Facts, rng: &mut ChaCha8Rng) -> String {
     let person = person(facts, rng);
     let mut sentences: Vec<String> = [
-        (0.08, complaint as fn(&Facts, &mut ChaCha8Rng) -> String),
-        (0.12, mmse),
-        (0.25, cdr),
+        (0.06, complaint as fn(&Facts, &mut ChaCha8Rng) -> String),
+        (0.10, mmse),
+        (0.20, cdr),
         (0.20, help),
-        (0.50, apoe),
+        (0.60, apoe),
     ]
     .into_iter()
-    .filter_map(|(missing, sentence)| (!chance(rng, missing)).then(|| sentence(facts, rng)))
+    .filter_map(|(missing, sentence)| if chance(rng, missing) { None } else { Some(sentence(facts, rng)) })
     .collect();
     sentences.shuffle(rng);
     let closing = one_of(rng, &["MRI without contrast.", "MRI of the brain.", "Follow-up MRI.", "MRI, first study."]);
@@ -40,7 +40,7 @@ fn person(facts: &Facts, rng: &mut ChaCha8Rng) -> String {
     };
     let age = if chance(rng, 0.05) { "Age not given".to_owned() } else { format!("{}-year-old", facts.age) };
     let comma = if age.ends_with("given") { ", " } else { " " };
-    let education = match chance(rng, 0.35) {
+    let education = match chance(rng, 0.5) {
         true => String::new(),
         false => format!(", {} years of education", facts.education),
     };

@@ -17,7 +17,7 @@ const IMAGE: [f64; 3] = [0.0, 1.3, 2.0];
 const IMAGE_STD: f64 = 0.45;
 /// Mean severity of the symptoms by class; the standard deviation is [`SYMPTOM_STD`].
 const SYMPTOMS: [f64; 3] = [0.0, 0.75, 1.9];
-const SYMPTOM_STD: f64 = 0.5;
+const SYMPTOM_STD: f64 = 0.45;
 
 /// What the clinic knows.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,7 +130,7 @@ impl Facts {
         let mmse = normal(rng, 29.0 - 3.2 * symptoms.max(0.0), 1.3);
         let mut measured = |error: f64| symptoms + normal(rng, 0.0, error);
         let grade = |value: f64, limits: &[f64]| limits.iter().filter(|limit| value > **limit).count();
-        let (cdr, complaint, help) = (measured(0.4), measured(0.5), measured(0.45));
+        let (cdr, complaint, help) = (measured(0.35), measured(0.45), measured(0.45));
         let cdr_halves = [0, 1, 2, 4][grade(cdr, &[0.5, 1.5, 2.7])];
         let allele = [0.14, 0.24, 0.36][label];
         Self {
