@@ -235,7 +235,11 @@ fn loads(bytes: Vec<u8>, what: &dyn std::fmt::Display) -> Result<(), Code> {
     let moments = state.optimizer.iter().flat_map(|o| o.moments.values()).flat_map(|m| [&m.first, &m.second]);
     let mut total = 0;
     for tensor in state.trainable.values().chain(state.frozen.values()).chain(moments) {
-        tensor.stream(&mut |chunk| Ok(total += chunk.len())).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let count = &mut |chunk: &[u8]| {
+            total += chunk.len();
+            Ok(())
+        };
+        tensor.stream(count).unwrap_or_else(|e| panic!("{what}: {e}"));
     }
     assert!(total <= 2 * len, "{what}: {total} bytes from {len}");
     assert!(as_checkpoint.is_ok() || as_checkpoint.unwrap_err().code() == Code::CHECKPOINT_CORRUPT, "{what}");
