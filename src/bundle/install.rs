@@ -55,9 +55,7 @@ impl Staging {
     /// place; the old one then stays.
     pub fn install(self, manifest: &Manifest) -> Result<()> {
         let path = self.folder.0.join(MANIFEST);
-        let json = serde_json::to_vec_pretty(manifest)
-            .map_err(|e| Error::new(Code::BUNDLE_MANIFEST, format!("cannot write the manifest: {e}")).caused_by(e))?;
-        fs::write(&path, json).map_err(|e| Error::io(&path, "cannot write", e))?;
+        fs::write(&path, manifest.to_bytes()?).map_err(|e| Error::io(&path, "cannot write", e))?;
         let (manifest, _) = verify::manifest(&path)?;
         check(&self.folder.0, &manifest)?;
         for name in &self.kept {

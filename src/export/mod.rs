@@ -44,7 +44,7 @@ pub use calibration::{CalibrationInput, MAX_CALIBRATION_INPUTS, MAX_CALIBRATION_
 pub use sources::Sources;
 
 use crate::bundle::{
-    FORMAT, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Tool,
+    FORMAT, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Temperature, Tool,
 };
 use crate::error::Result;
 use crate::model::Models;
@@ -200,6 +200,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         files,
         sources: sources.clone(),
         skipped: models.skipped.clone(),
+        temperature: Temperature::default(),
     };
     progress.step("installing the bundle", None);
     staging.install(&manifest)?;

@@ -49,6 +49,7 @@ pub fn bare(binary: &str) -> Command {
     let path = match binary {
         "ba-export" => env!("CARGO_BIN_EXE_ba-export"),
         "ba-infer" => env!("CARGO_BIN_EXE_ba-infer"),
+        "ba-train" => env!("CARGO_BIN_EXE_ba-train"),
         other => panic!("no binary {other}"),
     };
     let mut command = Command::new(path);
