@@ -102,7 +102,8 @@ fn intervals_are_those_of_the_distribution() {
     for case in cases("bootstrap.json") {
         let classes: usize = read(&case["classes"]);
         let answers = answers(&case);
-        let found = bootstrap(&answers, 10_000, 5, |drawn| {
+        let subjects: Vec<Vec<Answer>> = answers.iter().map(|a| vec![a.clone()]).collect();
+        let found = bootstrap(&subjects, 10_000, 5, |drawn| {
             let scores = Scores::of_refs(drawn, classes);
             vec![Some(scores.accuracy), scores.auc[0], Some(scores.reliability.ece)]
         });

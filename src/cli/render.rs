@@ -33,7 +33,7 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
 }
 
 /// A path for a terminal: a name with control characters must not steer it.
-fn shown(path: &Path) -> String {
+pub(super) fn shown(path: &Path) -> String {
     path.display().to_string().replace(char::is_control, "\u{fffd}")
 }
 

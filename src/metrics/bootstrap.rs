@@ -1,10 +1,12 @@
 //! How sure a figure is: percentile intervals of the stratified bootstrap.
 //!
-//! Subjects are drawn with replacement within their true class (as pROC does for areas under a curve: Robin et al. 2011),
+//! Subjects (with all their scans) are drawn with replacement within their true class (as pROC does for areas under a curve: Robin et al. 2011),
 //! so that each draw has as many of each class as the cohort. A case-control cohort was put together that way, and every
 //! figure that the cohort has exists in every draw. The interval then says how much the figure would vary with other
 //! subjects of the same classes, not with another mix of classes. The ends are percentiles (Efron 1981), interpolated
 //! linearly between draws.
+
+use std::collections::BTreeMap;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -25,26 +27,29 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// Intervals of what `figures` makes of answers: a list of always the same length, none for figures that do not exist. Each of
-/// `draws` draws has its own stream of ChaCha8 under `seed`. A figure that does not exist in every draw has no interval; nor
+/// Intervals of what `figures` makes of answers: a list of always the same length, none for figures that do not exist.
+/// `subjects` holds the answers of each subject, who counts for the largest of their true classes. Each of `draws` draws has its own stream of ChaCha8 under `seed`. A figure that does not exist in every draw has no interval; nor
 /// has any without draws.
 pub fn bootstrap(
-    answers: &[Answer],
+    subjects: &[Vec<Answer>],
     draws: u32,
     seed: u64,
     figures: impl Fn(&[&Answer]) -> Vec<Option<f64>> + Sync,
 ) -> Vec<Option<Interval>> {
-    let count = figures(&answers.iter().collect::<Vec<_>>()).len();
-    let classes = answers.iter().map(|a| a.truth + 1).max().unwrap_or(0);
-    let strata: Vec<Vec<&Answer>> =
-        (0..classes).map(|class| answers.iter().filter(|a| a.truth == class).collect()).collect();
+    let count = figures(&subjects.iter().flatten().collect::<Vec<_>>()).len();
+    let mut strata: BTreeMap<usize, Vec<&[Answer]>> = BTreeMap::new();
+    for answers in subjects {
+        if let Some(class) = answers.iter().map(|a| a.truth).max() {
+            strata.entry(class).or_default().push(answers);
+        }
+    }
     let draw = |i: u32| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(u64::from(i));
-        let drawn: Vec<&Answer> = strata
-            .iter()
-            .flat_map(|of| of.iter().map(|_| of[rng.random_range(0..of.len())]).collect::<Vec<_>>())
-            .collect();
+        let mut drawn: Vec<&Answer> = Vec::new();
+        for of in strata.values() {
+            (0..of.len()).for_each(|_| drawn.extend(of[rng.random_range(0..of.len())]));
+        }
         figures(&drawn)
     };
     let all: Vec<Vec<Option<f64>>> = (0..draws).into_par_iter().map(draw).collect();
@@ -81,15 +86,28 @@ mod tests {
     #[test]
     fn draws_keep_the_mix_of_classes_and_the_seed_decides() {
         let answers: Vec<Answer> = (0..20).map(|i| Answer::new(i % 3, vec![i as f64, 5.0, 9.0])).collect();
+        let subjects: Vec<Vec<Answer>> = answers.iter().map(|a| vec![a.clone()]).collect();
         let of_class = |class: usize| answers.iter().filter(|a| a.truth == class).count();
         let figures = |drawn: &[&Answer]| {
             let mix = (0..3).all(|c| drawn.iter().filter(|a| a.truth == c).count() == of_class(c));
             vec![Some(f64::from(u8::from(mix))), drawn.iter().map(|a| Some(a.probabilities[0])).sum(), None]
         };
-        let [one, again, other] = [7, 7, 8].map(|seed| bootstrap(&answers, 200, seed, figures));
+        let [one, again, other] = [7, 7, 8].map(|seed| bootstrap(&subjects, 200, seed, figures));
         assert_eq!(one[0], Some(Interval { low: 1.0, high: 1.0 }));
         assert!(one == again && one[1] != other[1] && one[2].is_none());
-        assert_eq!(bootstrap(&answers, 0, 7, figures), [None; 3]);
+        assert_eq!(bootstrap(&subjects, 0, 7, figures), [None; 3]);
         assert_eq!(bootstrap(&[], 5, 7, |_| vec![None]), [None]);
+    }
+
+    /// Scans of one person say the same again: they must not make an interval narrower.
+    #[test]
+    fn a_subject_is_drawn_with_all_scans() {
+        let right = |i: usize| if i.is_multiple_of(3) { vec![0.0, 1.0] } else { vec![1.0, 0.0] };
+        let one: Vec<Vec<Answer>> = (0..30).map(|i| vec![Answer::new(0, right(i))]).collect();
+        let thrice: Vec<Vec<Answer>> = one.iter().map(|a| vec![a[0].clone(); 3]).collect();
+        let accuracy = |drawn: &[&Answer]| {
+            vec![Some(drawn.iter().filter(|a| a.predicted == a.truth).count() as f64 / drawn.len() as f64)]
+        };
+        assert_eq!(bootstrap(&one, 500, 1, accuracy), bootstrap(&thrice, 500, 1, accuracy));
     }
 }
