@@ -135,6 +135,7 @@ fn a_temperature_goes_into_the_bundle() {
         assert!(fitted["nll_after"].as_f64() < fitted["nll_before"].as_f64(), "{fitted}");
         assert_eq!(fitted["temperature"], fit["temperature"][name]);
     }
+    assert_eq!(fit["fitted"]["warnings"].as_array().unwrap().len(), 2);
     assert_eq!(fit["uncalibrated"]["ece"], before["scores"]["ece"]);
     assert_ne!(fit["scores"]["ece"], before["scores"]["ece"]);
     assert_eq!((&fit["scores"]["accuracy"], &fit["confusion"]), (&before["scores"]["accuracy"], &before["confusion"]));

@@ -6,8 +6,11 @@ use serde::Serialize;
 
 use super::RowResult;
 use crate::bundle::{Temperature, set_temperature};
-use crate::error::Result;
+use crate::error::{Result, Warning};
 use crate::metrics::temperature::{self, Fit};
+
+/// Rows below which a temperature is called uncertain. A convention.
+const FEW: usize = 30;
 
 /// What was fitted, and where it went.
 #[derive(Clone, Debug, Serialize)]
@@ -18,6 +21,8 @@ pub struct Fitted {
     pub image: Option<Fit>,
     /// SHA-256 of the bundle with these temperatures in it.
     pub bundle_sha256: String,
+    /// That there were few rows to fit on.
+    pub warnings: Vec<Warning>,
 }
 
 /// Fits a temperature to each of the two classifiers that answered.
@@ -27,7 +32,19 @@ pub(super) fn fit(rows: &[RowResult]) -> Fitted {
         let answers: Vec<(usize, &[f32])> = rows.map(|row| (row.truth, row.logits.as_slice())).collect();
         (!answers.is_empty()).then(|| temperature::fit(&answers))
     };
-    Fitted { report: of(true), image: of(false), bundle_sha256: String::new() }
+    let (report, image) = (of(true), of(false));
+    let warnings = [few(&report, "with"), few(&image, "without")].into_iter().flatten().collect();
+    Fitted { report, image, bundle_sha256: String::new(), warnings }
+}
+
+/// A warning, where there were few rows to fit on.
+fn few(fit: &Option<Fit>, with: &str) -> Option<Warning> {
+    let answers = fit.as_ref().map(|f| f.answers).filter(|answers| *answers < FEW)?;
+    let message = format!(
+        "the temperature for scans {with} a report is fitted on {answers} validation rows: with fewer than {FEW} it says \
+         little"
+    );
+    Some(Warning::new("validation_few", message))
 }
 
 impl Fitted {

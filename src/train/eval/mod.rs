@@ -133,6 +133,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Evaluation> {
             return Err(none_answered("validation", answers.failures.len()).at(&plan.data));
         }
         let fits = fitting::fit(&held_out);
+        fits.warnings.iter().for_each(|warning| progress.warn(warning));
         temperature = fits.temperature(temperature);
         fitted = Some(fits.install(&plan.bundle, &answers.bundle.sha256, temperature)?);
     }
