@@ -23,10 +23,15 @@ const REPORTS: [&str; 6] = [
     "MMSE 24.",
 ];
 
-/// A cohort list of `rows`, with a scan `s.nii.gz`, reports `r0.txt` to `r5.txt` and a broken scan beside it.
+/// Scans beside a list. They hold the same: a list may name a scan once.
+const SCANS: usize = 32;
+
+/// A cohort list of `rows`, with scans `s0.nii.gz` and so on, reports `r0.txt` to `r5.txt` and a broken scan beside it.
 fn cohort(rows: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    fs::copy(scan(), dir.path().join("s.nii.gz")).unwrap();
+    for i in 0..SCANS {
+        fs::copy(scan(), dir.path().join(format!("s{i}.nii.gz"))).unwrap();
+    }
     for (i, text) in REPORTS.iter().enumerate() {
         fs::write(dir.path().join(format!("r{i}.txt")), text).unwrap();
     }
@@ -43,7 +48,7 @@ fn eval(dir: &Path, bundle: &Path, args: &[&str]) -> Done {
 
 fn infer(dir: &Path, bundle: &Path, report: Option<usize>) -> Value {
     let mut command = command("ba-infer");
-    command.arg(dir.join("s.nii.gz")).arg("--bundle").arg(bundle).arg("--json");
+    command.arg(dir.join("s0.nii.gz")).arg("--bundle").arg(bundle).arg("--json");
     if let Some(i) = report {
         command.arg("--report").arg(dir.join(format!("r{i}.txt")));
     }
@@ -65,10 +70,10 @@ fn figures_of_a_cohort_with_bad_rows() {
     let mut rows = "subject,scan,report,label,split\n".to_owned();
     for (i, right) in [true, true, false, false].into_iter().enumerate() {
         let label = if right { LABELS[said[i]] } else { wrong(said[i]) };
-        rows += &format!("p{},s.nii.gz,r{i}.txt,{label},test\n", i / 2);
+        rows += &format!("p{},s{i}.nii.gz,r{i}.txt,{label},test\n", i / 2);
     }
-    rows += &format!("p1,s.nii.gz,,{},test\n", LABELS[said[6]]);
-    rows += "p9,bad.nii,r0.txt,CN,test\np8,s.nii.gz,none.txt,AD,test\np7,s.nii.gz,r5.txt,AD,train\n";
+    rows += &format!("p1,s4.nii.gz,,{},test\n", LABELS[said[6]]);
+    rows += "p9,bad.nii,r0.txt,CN,test\np8,s5.nii.gz,none.txt,AD,test\np7,s6.nii.gz,r5.txt,AD,train\n";
     fs::write(dir.path().join("cohort.csv"), rows).unwrap();
     let args = ["--bootstrap", "200", "--seed", "3"];
     let done = eval(dir.path(), tiny_bundle(), &[&["--json"], args.as_slice()].concat());
@@ -118,11 +123,12 @@ fn a_temperature_goes_into_the_bundle() {
     for (i, of) in said.iter().enumerate() {
         let report = if i < 6 { format!("r{i}.txt") } else { String::new() };
         // Each row once for validation with its own label, every other one again with another; and one for test.
-        rows += &format!("s.nii.gz,{report},{},validation\n", LABELS[*of]);
+        rows += &format!("s{}.nii.gz,{report},{},validation\n", 3 * i, LABELS[*of]);
         if i % 2 == 0 {
-            rows += &format!("s.nii.gz,{report},{},validation\n", other(*of));
+            rows += &format!("s{}.nii.gz,{report},{},validation\n", 3 * i + 1, other(*of));
         }
-        rows += &format!("s.nii.gz,{report},{},test\n", if i < 4 { LABELS[*of] } else { other(*of) });
+        let label = if i < 4 { LABELS[*of] } else { other(*of) };
+        rows += &format!("s{}.nii.gz,{report},{label},test\n", 3 * i + 2);
     }
     fs::write(dir.path().join("cohort.csv"), rows).unwrap();
     let before = eval(dir.path(), bundle.path(), &["--json", "--bootstrap", "0"]).ok().json();
@@ -162,7 +168,7 @@ fn a_temperature_goes_into_the_bundle() {
 
 #[test]
 fn what_is_measured_is_not_what_was_fitted_on() {
-    let dir = cohort("scan,report,label,split\ns.nii.gz,r0.txt,CN,validation\ns.nii.gz,r1.txt,AD,test\n");
+    let dir = cohort("scan,report,label,split\ns0.nii.gz,r0.txt,CN,validation\ns1.nii.gz,r1.txt,AD,test\n");
     let bundle = tiny_copy();
     let before = snapshot(bundle.path());
     for split in ["validation", "all"] {
@@ -170,7 +176,7 @@ fn what_is_measured_is_not_what_was_fitted_on() {
         done.fails_with_one_line("config.value").naming(&["cohort.csv", split]);
     }
     eval(dir.path(), bundle.path(), &["--split", "train"]).fails_with_one_line("list.invalid").naming(&["`train`"]);
-    fs::write(dir.path().join("cohort.csv"), "scan,report,label\ns.nii.gz,r0.txt,CN\n").unwrap();
+    fs::write(dir.path().join("cohort.csv"), "scan,report,label\ns0.nii.gz,r0.txt,CN\n").unwrap();
     eval(dir.path(), bundle.path(), &["--fit-temperature"]).fails_with_one_line("list.invalid").naming(&["validation"]);
     let all = eval(dir.path(), bundle.path(), &["--json", "--bootstrap", "0"]).ok().json();
     assert_eq!(
@@ -185,7 +191,7 @@ fn what_is_measured_is_not_what_was_fitted_on() {
 
 #[test]
 fn pictures_are_written() {
-    let rows: String = (0..6).map(|i| format!("s.nii.gz,r{i}.txt,{}\n", LABELS[i % 3])).collect();
+    let rows: String = (0..6).map(|i| format!("s{i}.nii.gz,r{i}.txt,{}\n", LABELS[i % 3])).collect();
     let dir = cohort(&format!("scan,report,label\n{rows}"));
     let args = ["--picture", "pictures", "--embedding", "--bootstrap", "0"];
     let done = eval(dir.path(), tiny_bundle(), &args).ok();
