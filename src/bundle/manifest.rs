@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::quantization::Quantization;
+use super::temperature::Temperature;
 use crate::config::{Config, LlamaConfig, VolumeConfig};
-use crate::tensor::Comparison;
+use crate::error::{Code, Error};
+use crate::tensor::{Comparison, hex};
 
 /// The manifest's file name.
 pub const MANIFEST: &str = "bundle.json";
@@ -49,6 +52,9 @@ pub struct Manifest {
     /// Which version of a bundle it is; none where it was exported as it stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<VersionRecord>,
+    /// What logits are divided by; a bundle that was not calibrated does not have the field.
+    #[serde(default, skip_serializing_if = "Temperature::is_none")]
+    pub temperature: Temperature,
 }
 
 impl Manifest {
@@ -63,12 +69,19 @@ impl Manifest {
     /// The text of `bundle.json`.
     ///
     /// # Errors
-    /// `bundle.manifest` when it holds what JSON cannot.
+    /// `bundle.manifest` when a value has no form in JSON.
     pub fn to_bytes(&self) -> crate::Result<Vec<u8>> {
-        serde_json::to_vec_pretty(self).map_err(|e| {
-            let message = format!("cannot write the manifest: {e}");
-            crate::Error::new(crate::Code::BUNDLE_MANIFEST, message).caused_by(e)
-        })
+        serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::new(Code::BUNDLE_MANIFEST, format!("cannot write the manifest: {e}")).caused_by(e))
+    }
+
+    /// SHA-256 of [`Self::to_bytes`] without the temperature: what the graphs compute depends on nothing else.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn model_sha256(&self) -> crate::Result<String> {
+        let model = Self { temperature: Temperature::default(), ..self.clone() };
+        Ok(hex(&Sha256::digest(model.to_bytes()?)))
     }
 }
 

@@ -8,6 +8,7 @@ mod install;
 mod manifest;
 mod quantization;
 mod remembered;
+mod temperature;
 mod verify;
 mod versions;
 
@@ -21,6 +22,7 @@ pub use manifest::{
 };
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
 pub use remembered::{Candidate, Remembered};
+pub use temperature::{Temperature, set_temperature};
 pub use verify::sha256_of;
 pub use versions::{Version, Versions};
 
@@ -35,6 +37,8 @@ pub struct Bundle {
     pub manifest: Manifest,
     /// SHA-256 of `bundle.json`, which names the hash of every other file: the identity of the whole.
     pub sha256: String,
+    /// The same without the temperature ([`Manifest::model_sha256`]): what caches of features and weights depend on.
+    pub model_sha256: String,
     /// The files with each graph's large weights, by part.
     beside: BTreeMap<String, BTreeSet<String>>,
 }
@@ -63,7 +67,8 @@ impl Bundle {
         }
         let (manifest, sha256) = verify::manifest(&path)?;
         let beside = verify::small_files(dir, &manifest)?;
-        Ok(Self { dir: dir.to_path_buf(), manifest, sha256, beside })
+        let model_sha256 = manifest.model_sha256().map_err(|e| e.at(&path))?;
+        Ok(Self { dir: dir.to_path_buf(), manifest, sha256, model_sha256, beside })
     }
 
     /// The files of a part that [`Self::open_quickly`] has not hashed.

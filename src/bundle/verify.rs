@@ -53,6 +53,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest> {
     if manifest.tokenizer.max_tokens == 0 {
         return Err(invalid("tokenizer.max_tokens is 0, expected at least 1".into()));
     }
+    manifest.temperature.check(manifest.image_head).map_err(invalid)?;
     Ok(manifest)
 }
 

@@ -83,7 +83,7 @@ struct Args {
 }
 
 /// `4G`, `1500M`, `65536`: bytes, with powers of 1024.
-fn parse_size(text: &str) -> std::result::Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> std::result::Result<u64, String> {
     let wrong = || format!("`{text}` is no size: expected a number with K, M, G or T behind it, such as 4G");
     let upper = text.trim().to_ascii_uppercase();
     let number = upper.trim_end_matches("IB").trim_end_matches('B');

@@ -178,6 +178,9 @@ pub(super) fn prediction(p: &Prediction, tokens: Option<usize>) -> String {
     if let Some(similarity) = p.similarity {
         let _ = writeln!(text, "similarity  {similarity:+.3} (cosine of image and report)");
     }
+    if let Some(temperature) = p.temperature {
+        let _ = writeln!(text, "temperature {temperature:.3}: probabilities are softmax(logits / {temperature:.3})");
+    }
     let stages: Vec<String> = p.timing_ms.iter().map(|(stage, ms)| format!("{stage} {ms:.0}")).collect();
     let _ =
         writeln!(text, "time        {:.0} ms ({})", p.run.wall_ms.unwrap_or(p.timing_ms.total()), stages.join(", "));

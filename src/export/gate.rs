@@ -14,6 +14,7 @@ use crate::calibrate::{Feed, Inputs, Role, Runner, Wanted, walk};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
+use crate::metrics::softmax;
 use crate::model::PARTS;
 use crate::onnx::Placed;
 use crate::passes::Segment;
@@ -283,10 +284,7 @@ fn distance(c: &Comparison) -> f64 {
 /// Softmax of the first row.
 fn probabilities(logits: &Tensor) -> Vec<f64> {
     let logits = logits.as_f32().unwrap_or_default();
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exps: Vec<f64> = logits.iter().map(|l| f64::from(l - largest).exp()).collect();
-    let sum: f64 = exps.iter().sum();
-    exps.iter().map(|e| e / sum).collect()
+    softmax(logits, 1.0)
 }
 
 /// The only result of a run with one output.

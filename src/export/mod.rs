@@ -48,7 +48,7 @@ pub(crate) use retrained::{Bundled, Retrained, is_remade, retrained, sources_of}
 pub use sources::Sources;
 
 use crate::bundle::{
-    FORMAT, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Tool,
+    FORMAT, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Temperature, Tool,
 };
 use crate::error::Result;
 use crate::model::Models;
@@ -205,6 +205,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         sources: sources.clone(),
         skipped: models.skipped.clone(),
         version: None,
+        temperature: Temperature::default(),
     };
     progress.step("installing the bundle", None);
     staging.install(&manifest)?;

@@ -65,5 +65,5 @@ pub(super) fn store(cache: &Path, bundle: &Bundle, runtime: &Runtime, device: &s
     let preprocessing = serde_json::to_string(&bundle.manifest.preprocessing);
     let preprocessing = preprocessing.map_err(|e| Error::new(Code::IO, e.to_string()).at(cache))?;
     let tool = Tool::this();
-    Store::open(cache, &[&bundle.sha256, &preprocessing, &tool.version, runtime.build, device])
+    Store::open(cache, &[&bundle.model_sha256, &preprocessing, &tool.version, runtime.build, device])
 }

@@ -8,6 +8,7 @@ use serde::ser::SerializeMap;
 use super::memory::Mode;
 use crate::bundle::{Bundle, Precision};
 use crate::error::{Code, Error, Result, Warning};
+use crate::metrics::{largest, softmax};
 use crate::tensor::Tensor;
 
 /// The answer for one scan.
@@ -21,11 +22,13 @@ pub struct Prediction {
     pub report: Option<PathBuf>,
     /// The most probable class.
     pub label: String,
-    /// Softmax of the logits, a class each, in the bundle's order.
+    /// Softmax of the logits over the temperature, a class each, in the bundle's order.
     #[serde(serialize_with = "as_map")]
     pub probabilities: Vec<(String, f64)>,
     /// What the classifier gave.
     pub logits: Vec<f32>,
+    /// What the logits were divided by; none where the bundle was not calibrated for such an answer: then it is 1.
+    pub temperature: Option<f64>,
     /// Cosine of image and report in the space of the projections; none without a report.
     pub similarity: Option<f32>,
     /// What the reader should know.
@@ -38,6 +41,10 @@ pub struct Prediction {
     pub bundle: BundleIdentity,
     /// How the run really went.
     pub run: Run,
+    /// What the classifier saw, float32: image and report in the space of the projections, `concat(v, t)`; without a report
+    /// `v` alone.
+    #[serde(skip)]
+    pub fused: Vec<f32>,
     /// Every stage's tensor, where they were asked for.
     #[serde(skip)]
     pub tensors: Vec<(String, Tensor)>,
@@ -195,44 +202,35 @@ impl Prediction {
         if let Some(bad) = logits.iter().chain(&similarity).find(|v| !v.is_finite()) {
             return Err(wrong(format!("the model's answer for {} is {bad}: no label can be given", scan.display())));
         }
-        let probabilities: Vec<(String, f64)> = labels.iter().cloned().zip(softmax(logits)).collect();
-        let best = probabilities.iter().max_by(|a, b| a.1.total_cmp(&b.1));
-        let label = best.map(|(label, _)| label.clone()).ok_or_else(|| wrong("the bundle has no labels".into()))?;
+        let temperature = bundle.manifest.temperature.of(with_report);
+        let probabilities = softmax(logits, temperature.unwrap_or(1.0));
+        let probabilities: Vec<(String, f64)> = labels.iter().cloned().zip(probabilities).collect();
+        // By the logits: far apart and over a small temperature, two probabilities may both be 0.
+        let label = labels.get(largest(logits)).ok_or_else(|| wrong("the bundle has no labels".into()))?.clone();
+        let fused = ["v", "t"].into_iter().filter(|name| with_report || *name == "v");
+        let fused = fused.filter_map(values).flatten().copied().collect();
         Ok(Self {
             scan,
             report: None,
             label,
             probabilities,
             logits: logits.to_vec(),
+            temperature,
             similarity,
             warnings: Vec::new(),
             timing_ms: Timing::default(),
             device: device.to_owned(),
             bundle: BundleIdentity::of(bundle),
             run: Run::default(),
+            fused,
             tensors: Vec::new(),
         })
     }
 }
 
-/// Softmax in f64.
-fn softmax(logits: &[f32]) -> Vec<f64> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exps: Vec<f64> = logits.iter().map(|l| f64::from(l - largest).exp()).collect();
-    let sum: f64 = exps.iter().sum();
-    exps.into_iter().map(|e| e / sum).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn softmax_of_large_logits() {
-        let p = softmax(&[1000.0, 1001.0, -1000.0]);
-        assert!((p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
-        assert!((p[1] / p[0] - std::f64::consts::E).abs() < 1e-9 && p[2] == 0.0);
-    }
 
     #[test]
     fn timing_sums_by_stage_in_order() {

@@ -74,7 +74,7 @@ impl Predictor {
         let runtime = Runtime::load(options.library.as_deref())?;
         let store = options.cache.as_deref().map(|cache| store(cache, &bundle, runtime, device)).transpose()?;
         let prepacked = options.cache.as_deref().filter(|_| options.prepacked);
-        let prepacked = prepacked.map(|cache| Prepacked::new(cache, &bundle.sha256, runtime));
+        let prepacked = prepacked.map(|cache| Prepacked::new(cache, &bundle.model_sha256, runtime));
         let room = room(&bundle, &options);
         let (stages, planned, ahead) = stages(&bundle, &options, &room)?;
         let verification = Verification::new(&bundle, options.cache.clone(), options.threads != Some(1));

@@ -50,7 +50,7 @@ impl Verification {
             }
             let path = bundle.file(&file.name);
             if let Some(cache) = &self.cache {
-                if Remembered::load(cache, &bundle.sha256).knows(&path, file) {
+                if Remembered::load(cache, &bundle.model_sha256).knows(&path, file) {
                     self.right.insert(file.name.clone());
                     continue;
                 }
@@ -98,7 +98,7 @@ impl Verification {
             return Ok(());
         }
         let candidates = right.iter().filter_map(|name| self.candidates.remove(name)).collect();
-        Remembered::load(cache, &self.bundle.sha256).remember(candidates)
+        Remembered::load(cache, &self.bundle.model_sha256).remember(candidates)
     }
 
     /// How large weights were verified, in a word for the results. `laid_out`: copies of the cache stood for some.

@@ -6,8 +6,10 @@ pub mod apply;
 pub mod artifacts;
 pub mod cohort;
 mod engine;
+pub mod eval;
 mod graphs;
 mod monolith;
+pub mod picture;
 pub mod prepare;
 mod tensors;
 

@@ -1,13 +1,136 @@
 //! `ba-train eval`.
 
-use crate::cli::Common;
+use std::path::{Path, PathBuf};
+
+use super::report;
+use crate::cli::progress::Bar;
+use crate::cli::{Common, infer, print, tell};
 use crate::error::{Code, Error, Result};
+use crate::files::replace;
+use crate::infer::Options;
+use crate::infer::cohort::error_json;
+use crate::runtime::{Device, take_log};
+use crate::train::eval::{self, Choice, Evaluation, Plan};
+use crate::train::picture;
 
 /// Flags of `ba-train eval`.
 #[derive(clap::Args, Debug)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    /// Cohort: CSV with columns scan and label, and perhaps report, split and subject; paths relative to it
+    #[arg(long, value_name = "FILE.csv")]
+    data: PathBuf,
+    /// Bundle to measure
+    #[arg(long, default_value = "onnx", value_name = "DIR")]
+    bundle: PathBuf,
+    /// Rows to measure: train, validation, test or all [default: test where the list has it, else all]
+    #[arg(long, value_name = "SPLIT", value_parser = parse_split)]
+    split: Option<Choice>,
+    /// Fit a temperature on the validation rows and put it into the bundle: probabilities change, labels do not
+    #[arg(long)]
+    fit_temperature: bool,
+    /// Draws of the bootstrap that gives the 95 % intervals; 0: none
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    bootstrap: u32,
+    /// Seed of the draws and of the embedding
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    /// Write reliability.svg and confusion.svg into a folder
+    #[arg(long, value_name = "DIR")]
+    picture: Option<PathBuf>,
+    /// Write embedding.svg too: what the classifier saw, laid out by t-SNE
+    #[arg(long, requires = "picture")]
+    embedding: bool,
+    /// Where to compute: auto, cpu, cuda or tensorrt
+    #[arg(long, default_value = "auto")]
+    device: Device,
+    /// Most memory to use, such as 4G or 1500M [default: what the machine has left]
+    #[arg(long, value_name = "SIZE", value_parser = infer::parse_size)]
+    max_memory: Option<u64>,
+    /// Keep features of scans and reports here: what was computed once is not computed again. Derived from patients' data:
+    /// keep it as private as the scans
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
 
-/// Runs the subcommand.
-pub(super) fn run(_: &Args, _: &Common) -> Result<()> {
-    Err(Error::new(Code::IO, "ba-train eval is not built yet"))
+/// What `--json` prints.
+#[derive(serde::Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    evaluation: &'a Evaluation,
+    /// That rows failed, where some did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<serde_json::Value>,
+}
+
+fn parse_split(text: &str) -> std::result::Result<Choice, String> {
+    Choice::from_name(text).ok_or_else(|| format!("`{text}` is no split: expected train, validation, test or all"))
+}
+
+/// Runs the subcommand. With `--json` there is one document, also when rows failed.
+pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
+    if let Some(folder) = &args.picture {
+        // Found out after an hour of work, this would cost the hour.
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot make the folder", e))?;
+    }
+    let plan = Plan {
+        split: args.split,
+        fit_temperature: args.fit_temperature,
+        draws: args.bootstrap,
+        seed: args.seed,
+        embedding: args.embedding,
+        options: Options {
+            device: args.device,
+            threads: common.threads(),
+            library: common.ort_lib.clone(),
+            max_memory: args.max_memory,
+            cache: args.cache.clone(),
+            ..Options::default()
+        },
+        ..Plan::new(&args.data, &args.bundle)
+    };
+    let evaluation = {
+        let mut bar = Bar::new(common.quiet, common.verbose);
+        eval::run(&plan, &mut bar)
+    };
+    if common.verbose {
+        tell(common, take_log());
+    }
+    let evaluation = evaluation?;
+    let written = args.picture.as_deref().map(|folder| pictures(folder, &evaluation)).transpose()?.unwrap_or_default();
+    let partial = partial(&evaluation).map(|e| e.at(&args.data));
+    if common.json {
+        let document = Document { evaluation: &evaluation, error: partial.as_ref().map(error_json) };
+        let document =
+            serde_json::to_string(&document).map_err(|e| Error::new(Code::IO, format!("cannot write JSON: {e}")))?;
+        print(&format!("{document}\n"))?;
+    } else {
+        print(&report::evaluation(&evaluation, &args.bundle, &written))?;
+    }
+    partial.map_or(Ok(()), Err)
+}
+
+fn partial(evaluation: &Evaluation) -> Option<Error> {
+    let failed = evaluation.failures.len();
+    let message = format!("{failed} rows failed; the figures are those of the others");
+    (failed > 0).then(|| Error::new(Code::LIST_PARTIAL, message))
+}
+
+/// Writes the pictures; gives their files.
+fn pictures(folder: &Path, evaluation: &Evaluation) -> Result<Vec<PathBuf>> {
+    let split = &evaluation.split;
+    let of = format!("{} rows, split {}", split.answered, split.name);
+    let (labels, before) = (&evaluation.labels, evaluation.uncalibrated.as_ref());
+    let reliability = picture::reliability(&evaluation.scores.reliability, before, &format!("Reliability ({of})"));
+    let confusion = picture::confusion(&evaluation.confusion, labels, &format!("Confusion ({of})"));
+    let mut files = vec![("reliability.svg", reliability), ("confusion.svg", confusion)];
+    if let Some(embedding) = &evaluation.embedding {
+        let title = format!("Fused embedding ({} rows, split {})", embedding.classes.len(), split.name);
+        let svg = picture::embedding(&embedding.layout.points, &embedding.classes, labels, &title);
+        files.push(("embedding.svg", svg));
+    }
+    let write = |(name, svg): (&str, String)| {
+        let path = folder.join(name);
+        replace(&path, svg.as_bytes()).map(|()| path)
+    };
+    files.into_iter().map(write).collect()
 }

@@ -4,12 +4,14 @@ mod apply;
 mod eval;
 mod fit;
 mod prepare;
+mod report;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use super::{Common, finish};
+use crate::error::Code;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,15 +47,13 @@ enum Command {
 /// Runs `ba-train` with the process's arguments.
 pub fn main() -> ExitCode {
     let Args { command, common } = Args::parse();
-    let json = common.json;
-    let run = || {
-        common.limit_threads()?;
-        match &command {
-            Command::Prepare(args) => prepare::run(args, &common),
-            Command::Fit(args) => fit::run(args, &common),
-            Command::Eval(args) => eval::run(args, &common),
-            Command::Apply(args) => apply::run(args, &common),
-        }
-    };
-    finish(run(), json)
+    let outcome = common.limit_threads().and_then(|()| match &command {
+        Command::Prepare(args) => prepare::run(args, &common),
+        Command::Fit(args) => fit::run(args, &common),
+        Command::Apply(args) => apply::run(args, &common),
+        Command::Eval(args) => eval::run(args, &common),
+    });
+    // An evaluation tells of rows that failed in its one document.
+    let told = outcome.as_ref().is_err_and(|e| e.code() == Code::LIST_PARTIAL);
+    finish(outcome, common.json && !told)
 }

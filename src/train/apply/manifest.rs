@@ -1,6 +1,6 @@
 //! The manifest of a bundle's new version.
 
-use crate::bundle::{Bundle, FileRecord, Manifest, SourceRecord, Tool, VersionRecord};
+use crate::bundle::{Bundle, FileRecord, Manifest, SourceRecord, Temperature, Tool, VersionRecord};
 use crate::export::{Retrained, is_remade};
 use crate::model::{self, Trained};
 
@@ -33,6 +33,8 @@ pub(super) fn next(
         files,
         sources: sources(&was.sources, applied),
         skipped: skipped(&was.skipped, trained),
+        // It belonged to the old heads.
+        temperature: Temperature::default(),
         version: Some(VersionRecord { number, parent_sha256: old.sha256.clone(), probabilities: made.probabilities }),
     }
 }

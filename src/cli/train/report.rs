@@ -1,0 +1,125 @@
+//! An evaluation as a person reads it.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use crate::cli::RESEARCH_USE;
+use crate::cli::render::{shown, table};
+use crate::metrics::Interval;
+use crate::metrics::temperature::{Fit, Outcome};
+use crate::train::eval::Evaluation;
+
+/// The report. `written` are the pictures' files.
+pub(super) fn evaluation(e: &Evaluation, bundle: &Path, written: &[PathBuf]) -> String {
+    let mut text = String::new();
+    let (split, id) = (&e.split, &e.bundle);
+    let short: String = id.sha256.chars().take(12).collect();
+    let _ = writeln!(text, "data        {}", shown(Path::new(&e.data)));
+    let _ = writeln!(text, "split       {} ({})", split.name, split.why);
+    let _ = write!(text, "answered    {} of {} rows, {} subjects", split.answered, split.rows, split.subjects);
+    if split.without_report > 0 {
+        let _ = write!(text, "; {} without a report, by the image-only classifier", split.without_report);
+    }
+    let _ = writeln!(text, "\nbundle      {}, {}, {short}, on {}", shown(bundle), id.precision, e.device);
+    text += &temperatures(e);
+    let _ = writeln!(text, "\n{}", figures(e));
+    text += &classes(e);
+    let _ = writeln!(text, "\n{}", confusion(e));
+    let intervals = &e.intervals;
+    if intervals.draws > 0 {
+        let _ = writeln!(
+            text,
+            "95 %: percentiles of {} draws of subjects within their class, seed {}",
+            intervals.draws, intervals.seed
+        );
+    }
+    for (label, class) in e.labels.iter().zip(&e.scores.classes).filter(|(_, c)| !c.undefined.is_empty()) {
+        let _ = writeln!(text, "{label}: {} has no denominator and counts as 0", class.undefined.join(", "));
+    }
+    for path in written {
+        let _ = writeln!(text, "picture: {}", shown(path));
+    }
+    let _ = writeln!(text, "\n{RESEARCH_USE}");
+    text
+}
+
+fn temperatures(e: &Evaluation) -> String {
+    let mut text = String::new();
+    let fits = e.fitted.as_ref();
+    let rows = [
+        (e.temperature.report, fits.and_then(|f| f.report.as_ref()), "with a report"),
+        (e.temperature.image, fits.and_then(|f| f.image.as_ref()), "without a report"),
+    ];
+    for (temperature, fit, with) in rows.into_iter().filter_map(|(t, fit, with)| Some((t?, fit, with))) {
+        let from = fit.map_or("in the bundle".to_owned(), fitted);
+        let _ = writeln!(text, "temperature {temperature:.3} {with}: {from}");
+    }
+    if let Some(fitted) = fits {
+        let short: String = fitted.bundle_sha256.chars().take(12).collect();
+        let _ = writeln!(text, "            now in the bundle, which is {short} from here on");
+    }
+    text
+}
+
+fn fitted(fit: &Fit) -> String {
+    let why = match fit.outcome {
+        Outcome::Minimum => "",
+        Outcome::LowerEnd => "; the least that is allowed",
+        Outcome::UpperEnd => "; the most that is allowed: logits say hardly more than chance",
+        Outcome::AllRight => "; all of them are right, which fits any temperature: left at 1",
+        Outcome::NoAnswers => "; there are none",
+    };
+    format!("fitted on {} validation rows (NLL {:.3} to {:.3}{why})", fit.answers, fit.nll_before, fit.nll_after)
+}
+
+fn value(value: f64, interval: Option<Interval>) -> String {
+    match interval {
+        Some(i) => format!("{value:.3} [{:.3}, {:.3}]", i.low, i.high),
+        None => format!("{value:.3}"),
+    }
+}
+
+fn figures(e: &Evaluation) -> String {
+    let (s, i, r) = (&e.scores, &e.intervals, &e.scores.reliability);
+    let before = e.uncalibrated.as_ref();
+    let row = |name: &str, now: Option<f64>, interval, before: Option<f64>| {
+        let now = now.map_or("-".to_owned(), |now| value(now, interval));
+        vec![name.to_owned(), now, before.map_or(String::new(), |b| format!("{b:.3}"))]
+    };
+    let title = if i.draws > 0 { "value [95 %]" } else { "value" };
+    let second = if before.is_some() { "without temperature" } else { "" };
+    table(&[
+        vec!["figure".to_owned(), title.to_owned(), second.to_owned()],
+        row("accuracy", Some(s.accuracy), i.accuracy, None),
+        row("balanced accuracy", Some(s.balanced_accuracy), i.balanced_accuracy, None),
+        row("macro-F1", Some(s.macro_f1), i.macro_f1, None),
+        row("mean ROC AUC", s.macro_auc, i.macro_auc, None),
+        row("ECE (15 bins)", Some(r.ece), i.ece, before.map(|b| b.ece)),
+        row("NLL (nats)", Some(r.nll), i.nll, before.map(|b| b.nll)),
+        row("Brier (0 to 2)", Some(r.brier), i.brier, before.map(|b| b.brier)),
+    ])
+}
+
+fn classes(e: &Evaluation) -> String {
+    let (s, i) = (&e.scores, &e.intervals);
+    let mut rows = vec![["class", "rows", "precision", "recall", "F1", "ROC AUC"].map(str::to_owned).to_vec()];
+    for (c, (label, class)) in e.labels.iter().zip(&s.classes).enumerate() {
+        rows.push(vec![
+            label.clone(),
+            class.support.to_string(),
+            value(class.precision, i.precision[c]),
+            value(class.recall, i.recall[c]),
+            value(class.f1, i.f1[c]),
+            s.auc[c].map_or("-".to_owned(), |auc| value(auc, i.auc[c])),
+        ]);
+    }
+    table(&rows)
+}
+
+fn confusion(e: &Evaluation) -> String {
+    let mut rows = vec![std::iter::once("true \\ answer".to_owned()).chain(e.labels.iter().cloned()).collect()];
+    for (label, counts) in e.labels.iter().zip(&e.confusion.counts) {
+        rows.push(std::iter::once(label.clone()).chain(counts.iter().map(u64::to_string)).collect::<Vec<String>>());
+    }
+    table(&rows)
+}

@@ -1,0 +1,61 @@
+//! Temperatures from the validation split, into the bundle.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::RowResult;
+use crate::bundle::{Temperature, set_temperature};
+use crate::error::{Result, Warning};
+use crate::metrics::temperature::{self, Fit};
+
+/// Rows below which a temperature is called uncertain. A convention.
+const FEW: usize = 30;
+
+/// What was fitted, and where it went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fitted {
+    /// For scans with a report; none where the validation split has none.
+    pub report: Option<Fit>,
+    /// For scans without a report; none where the validation split has none.
+    pub image: Option<Fit>,
+    /// SHA-256 of the bundle with these temperatures in it.
+    pub bundle_sha256: String,
+    /// That there were few rows to fit on.
+    pub warnings: Vec<Warning>,
+}
+
+/// Fits a temperature to each of the two classifiers that answered.
+pub(super) fn fit(rows: &[RowResult]) -> Fitted {
+    let of = |with_report: bool| {
+        let rows = rows.iter().filter(|row| row.report.is_some() == with_report);
+        let answers: Vec<(usize, &[f32])> = rows.map(|row| (row.truth, row.logits.as_slice())).collect();
+        (!answers.is_empty()).then(|| temperature::fit(&answers))
+    };
+    let (report, image) = (of(true), of(false));
+    let warnings = [few(&report, "with"), few(&image, "without")].into_iter().flatten().collect();
+    Fitted { report, image, bundle_sha256: String::new(), warnings }
+}
+
+/// A warning, where there were few rows to fit on.
+fn few(fit: &Option<Fit>, with: &str) -> Option<Warning> {
+    let answers = fit.as_ref().map(|f| f.answers).filter(|answers| *answers < FEW)?;
+    let message = format!(
+        "the temperature for scans {with} a report is fitted on {answers} validation rows: with fewer than {FEW} it says \
+         little"
+    );
+    Some(Warning::new("validation_few", message))
+}
+
+impl Fitted {
+    /// The bundle's temperatures from now on: one that could not be fitted stays as it was.
+    pub(super) fn temperature(&self, old: Temperature) -> Temperature {
+        let new = |fit: &Option<Fit>, old: Option<f64>| fit.as_ref().map(|f| f.temperature).or(old);
+        Temperature { report: new(&self.report, old.report), image: new(&self.image, old.image) }
+    }
+
+    /// Puts `temperature` into the bundle with the hash `expected`.
+    pub(super) fn install(self, bundle: &Path, expected: &str, temperature: Temperature) -> Result<Self> {
+        Ok(Self { bundle_sha256: set_temperature(bundle, expected, temperature)?, ..self })
+    }
+}
