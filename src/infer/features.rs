@@ -26,7 +26,7 @@ const VERSION: &str = "brain-adapter features 1";
 
 /// A folder of features.
 #[derive(Clone, Debug)]
-pub(super) struct Store {
+pub(crate) struct Store {
     folder: PathBuf,
     /// What all keys of this run have in common.
     context: String,
@@ -34,7 +34,7 @@ pub(super) struct Store {
 
 /// What was computed from one scan or report.
 #[derive(Clone, Debug)]
-pub(super) struct Features {
+pub(crate) struct Features {
     /// float32 `[1, n]`.
     pub tensor: Tensor,
     /// What the reader of a result should know of the input.

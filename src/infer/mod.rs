@@ -21,7 +21,7 @@
 //! ```
 
 pub mod cohort;
-mod features;
+pub(crate) mod features;
 mod graphs;
 mod memory;
 mod opening;

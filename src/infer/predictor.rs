@@ -37,6 +37,13 @@ pub struct EncodedReport {
     timing: Timing,
 }
 
+impl EncodedReport {
+    /// What the language model made of it: `text` f32 `[1, text.hidden]`.
+    pub fn features(&self) -> &Tensor {
+        &self.text
+    }
+}
+
 /// A bundle ready to answer.
 pub struct Predictor {
     bundle: Arc<Bundle>,

@@ -7,6 +7,7 @@ pub mod artifacts;
 pub mod cohort;
 mod engine;
 pub mod eval;
+pub mod fit;
 mod graphs;
 mod monolith;
 pub mod picture;

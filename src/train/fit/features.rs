@@ -1,0 +1,103 @@
+//! What is computed once: features of reports, and of scans where the adapter is frozen.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::Plan;
+use super::cases::Cases;
+use super::scans::Scans;
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::infer::features::{Features, Store};
+use crate::infer::{Expected, Options, Predictor};
+use crate::progress::Progress;
+use crate::runtime::Runtime;
+use crate::tensor::Tensor;
+use crate::text::read_report;
+use crate::train::artifacts::Artifacts;
+use crate::train::engine::{Engine, Parameters};
+use crate::volume;
+
+/// Features of reports.
+#[derive(Default)]
+pub(super) struct Reports {
+    by_path: BTreeMap<PathBuf, Tensor>,
+    /// SHA-256 of the bundle that made them.
+    pub bundle: String,
+}
+
+impl Reports {
+    /// f32 `[1, text.hidden]` of a report.
+    pub fn get(&self, path: Option<&PathBuf>) -> Option<&Tensor> {
+        self.by_path.get(path?)
+    }
+}
+
+/// Encodes every report with the bundle's language model.
+pub(super) fn of_reports(plan: &Plan, config: &Config, cases: &Cases, progress: &mut dyn Progress) -> Result<Reports> {
+    let mut paths: Vec<&PathBuf> = cases.all().filter_map(|s| s.report.as_ref()).collect();
+    paths.sort();
+    paths.dedup();
+    progress.step("encoding reports", None);
+    let options = Options {
+        threads: plan.threads,
+        library: plan.library.clone(),
+        expected: Expected { scans: 0, reports: paths.len() },
+        cache: Some(cache(plan)),
+        ..Options::default()
+    };
+    let mut predictor = Predictor::open(&plan.bundle, options)?;
+    let theirs = &predictor.bundle().manifest;
+    if theirs.config.text != config.text {
+        let message = "the bundle's language model is configured otherwise than the training artifacts";
+        return Err(Error::new(Code::CONFIG_CONTRADICTION, message).at(&plan.bundle));
+    }
+    let bundle = theirs.model_sha256()?;
+    let mut by_path = BTreeMap::new();
+    for (i, path) in paths.iter().enumerate() {
+        progress.item("report", i, paths.len());
+        let encoded = predictor.encode_report(&read_report(path)?).map_err(|e| e.at(*path))?;
+        by_path.insert((*path).clone(), encoded.features().clone());
+    }
+    Ok(Reports { by_path, bundle })
+}
+
+/// Where features are kept.
+pub(super) fn cache(plan: &Plan) -> PathBuf {
+    plan.cache.clone().unwrap_or_else(|| plan.output().join("cache"))
+}
+
+/// `vision` f32 `[1, hidden]` of each case, with the parameters as they are: computed once, kept by content.
+pub(super) fn of_scans(
+    plan: &Plan,
+    artifacts: &Artifacts,
+    cases: &Cases,
+    engine: &mut Engine,
+    parameters: &Parameters,
+    runtime: &Runtime,
+    progress: &mut dyn Progress,
+) -> Result<BTreeMap<PathBuf, Tensor>> {
+    let tool = env!("CARGO_PKG_VERSION");
+    let store = Store::open(&cache(plan), &["training", &artifacts.sha256, tool, runtime.build])?;
+    let scans = Scans::new(&artifacts.manifest.config);
+    let all: Vec<&Path> = cases.all().map(|s| s.scan.as_path()).collect();
+    progress.step("vision features", None);
+    let mut found = BTreeMap::new();
+    for (i, path) in all.iter().enumerate() {
+        progress.item("scan", i, all.len());
+        if found.contains_key(*path) {
+            continue;
+        }
+        let key = store.scan_key(&volume::files(path)?, None)?;
+        let tensor = match store.get(&key) {
+            Some(features) => features.tensor,
+            None => {
+                let tensor = engine.features(parameters, &scans.read(path)?)?;
+                store.put(&key, &Features { tensor: tensor.clone(), warnings: Vec::new(), tokens: 0 })?;
+                tensor
+            }
+        };
+        found.insert(path.to_path_buf(), tensor);
+    }
+    Ok(found)
+}

@@ -1,0 +1,53 @@
+//! Scans as the adapter takes them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crate::batch;
+use crate::config::{Config, VolumeConfig};
+use crate::error::Result;
+use crate::tensor::Tensor;
+use crate::train::tensors::stack;
+use crate::volume::{self, Grid, ReadOptions};
+
+/// Most bytes of volumes that stay in memory between epochs: small models' whole cohorts, and nothing of large ones.
+const KEPT_BYTES: usize = 1 << 30;
+
+/// Reads scans onto the model's grid. Small volumes are read once.
+pub(super) struct Scans {
+    config: VolumeConfig,
+    kept: Mutex<BTreeMap<PathBuf, Tensor>>,
+    most: usize,
+}
+
+impl Scans {
+    pub fn new(config: &Config) -> Self {
+        let bytes = config.volume.size.pow(3) * 4;
+        Self { config: config.volume.clone(), kept: Mutex::default(), most: KEPT_BYTES / bytes.max(1) }
+    }
+
+    /// `volume` f32 `[batch, D, H, W]` of scans.
+    pub fn batch(&self, paths: &[&Path]) -> Result<Tensor> {
+        stack(&paths.iter().map(|path| self.read(path)).collect::<Result<Vec<_>>>()?)
+    }
+
+    /// `volume` f32 `[1, D, H, W]` of a scan.
+    pub fn read(&self, path: &Path) -> Result<Tensor> {
+        // A panic elsewhere leaves at most a volume out.
+        let known = |kept: &Mutex<BTreeMap<PathBuf, Tensor>>| {
+            kept.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+        };
+        if let Some(tensor) = known(&self.kept) {
+            return Ok(tensor);
+        }
+        let options = ReadOptions { grid: Grid::cube(self.config.size, self.config.voxel_mm), volume: None };
+        let read = volume::read(path, &options)?.normalize(self.config.clip).map_err(|e| e.at(path))?;
+        let tensor = batch::volume(read);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < self.most {
+            kept.insert(path.to_path_buf(), tensor.clone());
+        }
+        Ok(tensor)
+    }
+}
