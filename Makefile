@@ -4,6 +4,8 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := .venv
 BA_PYTHON ?= $(CURDIR)/$(VENV)/bin/python
+# Microsoft's training runtime has the module name of the other one: an environment of its own.
+ORT119_VENV := .venv-ort119
 # The benchmarks' peers (PyTorch, llama.cpp and others) are gigabytes: an environment of their own.
 BENCH_VENV := .venv-bench
 BENCH_PYTHON ?= $(CURDIR)/$(BENCH_VENV)/bin/python
@@ -19,7 +21,7 @@ DEMO_OUT := target/demo
 PROFILE := --release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build ort venv bench bench-venv clean-demo clean
+.PHONY: help demo test check build ort venv ort119 bench bench-venv clean-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -37,7 +39,7 @@ demo: ort build ## export a small model with random weights to int8, check it ag
 	@echo 'nothing. What the demo shows is that the int8 graphs stay close to fp32 and to PyTorch (the tables above).'
 	@echo 'What the model saw: $(DEMO_OUT)/preview.png'
 
-test: ort venv ## every test (sets itself up: ONNX Runtime, a Python environment for the checks by other readers)
+test: ort venv ort119 ## every test (sets itself up: ONNX Runtime, a Python environment for the checks by other readers)
 	BA_PYTHON='$(BA_PYTHON)' $(CARGO) test $(PROFILE)
 
 check: ## everything that CI runs: format, lints, docs, licences, tests, demo
@@ -63,6 +65,15 @@ $(VENV)/ready: scripts/test-requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/test-requirements.txt
 	@touch $@
 
+# Not for every Python and platform: tests say where it is missing and go on.
+ort119: $(if $(BA_ORT119_PYTHON),,$(ORT119_VENV)/ready) ## Microsoft's training runtime into .venv-ort119/, where it can be installed
+
+$(ORT119_VENV)/ready: scripts/ort119-requirements.txt
+	@rm -rf $(ORT119_VENV)
+	@$(PYTHON) -m venv $(ORT119_VENV) \
+	  && $(ORT119_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ \
+	  || { rm -rf $(ORT119_VENV); echo 'onnxruntime-training-cpu cannot be installed here (there are wheels for Python 3.9 to 3.12 on Linux): the comparisons with it will not run' >&2; }
+
 bench: ort bench-venv ## the benchmarks beside PyTorch, llama.cpp and others, into docs/benchmarks.md (BENCH='text scan': some groups)
 	BA_BENCH_PYTHON='$(BENCH_PYTHON)' $(CARGO) bench --bench suite -- $(BENCH)
 
@@ -85,4 +96,4 @@ clean-demo: ## remove what the demo made
 	rm -rf $(DEMO_OUT)
 
 clean: ## remove everything built or fetched
-	rm -rf target .ort $(VENV) $(BENCH_VENV)
+	rm -rf target .ort $(VENV) $(ORT119_VENV) $(BENCH_VENV)

@@ -93,6 +93,9 @@ codes! {
     BUNDLE_CHECKSUM = "bundle.checksum", "a bundle file differs from what bundle.json recorded";
     BUNDLE_PATH = "bundle.path", "a bundle refers to a file outside its own folder";
     BUNDLE_NO_IMAGE_HEAD = "bundle.no_image_head", "no report was given and the bundle has no image-only classifier";
+    BUNDLE_VERSION = "bundle.version", "the bundle has no such version";
+    BUNDLE_BUSY = "bundle.busy", "another program is changing the bundle";
+    BUNDLE_REPLACED = "bundle.replaced", "the bundle was replaced while it was used";
 
     RUNTIME_MISSING = "runtime.missing", "the ONNX Runtime library cannot be found or loaded";
     RUNTIME_VERSION = "runtime.version", "the ONNX Runtime library has the wrong version";
@@ -104,6 +107,10 @@ codes! {
     VERIFY_INPUT = "verify.input", "the recorded tensors cannot be used";
     CALIBRATION_INPUT = "calibration.input", "a calibration input cannot be used";
     QUANTIZE_ERROR = "quantize.error", "a reduced model is too far from float32";
+    TRAINING_ARTIFACTS = "training.artifacts", "the folder holds no training artifacts, or damaged ones";
+    TRAINING_DATA = "training.data", "the cohort cannot be trained on";
+    TRAINING_DIVERGED = "training.diverged", "the loss, or a gradient, is not a number";
+    TRAINING_RESUME = "training.resume", "an interrupted training cannot be gone on with";
     LIST_INVALID = "list.invalid", "the cohort list cannot be read";
     LIST_PARTIAL = "list.partial", "some rows of the cohort list failed";
 }

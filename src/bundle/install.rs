@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::manifest::{MANIFEST, Manifest};
 use super::verify;
 use crate::error::{Code, Error, Result};
+use crate::files::check_room;
 
 /// A folder in which a bundle grows; dropped before [`Staging::install`], it goes away.
 pub struct Staging {
@@ -56,7 +57,32 @@ impl Staging {
     pub fn install(self, manifest: &Manifest) -> Result<()> {
         let path = self.folder.0.join(MANIFEST);
         fs::write(&path, manifest.to_bytes()?).map_err(|e| Error::io(&path, "cannot write", e))?;
-        let (manifest, _) = verify::manifest(&path)?;
+        self.install_as_it_is()
+    }
+
+    /// Takes over a file of another bundle, which is not read: a second name of the same bytes, or a copy where the file system
+    /// has no such names.
+    ///
+    /// # Errors
+    /// `io` or `disk.full`.
+    pub fn take_over(&self, dir: &Path, name: &str) -> Result<()> {
+        let (from, to) = (dir.join(name), self.folder.0.join(name));
+        if fs::hard_link(&from, &to).is_ok() {
+            return Ok(());
+        }
+        let failed = |e| Error::io(&from, "cannot copy the file", e);
+        let bytes = fs::symlink_metadata(&from).map_err(failed)?.len();
+        check_room(&self.folder.0, bytes, "a copy of the bundle's weights")?;
+        fs::copy(&from, &to).map_err(failed)?;
+        sync(&to)
+    }
+
+    /// As [`Self::install`], with the `bundle.json` that is there.
+    ///
+    /// # Errors
+    /// As [`Self::install`].
+    pub fn install_as_it_is(self) -> Result<()> {
+        let (manifest, _) = verify::manifest(&self.folder.0.join(MANIFEST))?;
         check(&self.folder.0, &manifest)?;
         for name in &self.kept {
             let (from, to) = (self.target.join(name), self.folder.0.join(name));

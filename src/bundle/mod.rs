@@ -1,7 +1,8 @@
 //! A bundle: the folder of ONNX graphs, tokenizer and `bundle.json` that `ba-export` writes and `ba-infer` runs.
 //!
 //! Layer 4. [`Staging`] writes one beside its place and installs it whole; [`Bundle::open`] checks every file's size
-//! and SHA-256, and that no graph refers to a file outside the folder, before any other program sees them.
+//! and SHA-256, and that no graph refers to a file outside the folder, before any other program sees them. [`Versions`] keeps
+//! what a bundle was before.
 
 mod install;
 mod manifest;
@@ -9,6 +10,7 @@ mod quantization;
 mod remembered;
 mod temperature;
 mod verify;
+mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,12 +18,13 @@ use std::path::{Path, PathBuf};
 pub use install::Staging;
 pub use manifest::{
     FORMAT, FileRecord, MANIFEST, Manifest, Parity, PartRecord, Precision, Preprocessing, SourceRecord,
-    TokenizerRecord, Tool,
+    TokenizerRecord, Tool, VersionRecord,
 };
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
 pub use remembered::{Candidate, Remembered};
 pub use temperature::{Temperature, set_temperature};
 pub use verify::sha256_of;
+pub use versions::{Version, Versions};
 
 use crate::error::{Code, Error, Result};
 
@@ -82,6 +85,21 @@ impl Bundle {
     /// `bundle.checksum`, or `io`.
     pub fn verify(&self, file: &FileRecord) -> Result<()> {
         verify::hashed(&self.dir, file)
+    }
+
+    /// Makes sure that the folder still holds this bundle, and so did when files of it were opened before: another one takes its
+    /// place in one step.
+    ///
+    /// # Errors
+    /// `bundle.replaced`.
+    pub fn still_here(&self) -> Result<()> {
+        match verify::manifest_hash(&self.dir.join(MANIFEST)) {
+            Ok(sha256) if sha256 == self.sha256 => Ok(()),
+            _ => {
+                let message = "the bundle was replaced while it was used: run this again";
+                Err(Error::new(Code::BUNDLE_REPLACED, message).at(&self.dir))
+            }
+        }
     }
 
     /// The path of one of its files.

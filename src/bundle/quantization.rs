@@ -17,7 +17,7 @@ pub struct Quantization {
     /// Every block of a transformer.
     pub blocks: Vec<BlockRecord>,
     /// Largest difference of a probability from float32, from scan and report, and from the scan alone where the model can,
-    /// to classes, on the held-out inputs.
+    /// to classes, on the held-out inputs; none where it was not measured, or with an older adapter.
     pub probabilities: Option<f64>,
     /// Weights other than 0 that half precision made 0.
     pub flushed: u64,
@@ -35,7 +35,8 @@ pub struct Calibration {
     pub held_out_scans: usize,
     /// Reports that the result was judged on.
     pub held_out_reports: usize,
-    /// The bundle's file of statistics; none when there were no inputs, and every scheme is data-free.
+    /// The bundle's file of statistics; none when there were no inputs, and every scheme is data-free, or when a newly trained
+    /// adapter made them stale.
     pub statistics: Option<String>,
 }
 

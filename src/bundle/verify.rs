@@ -23,6 +23,11 @@ pub(super) fn manifest(path: &Path) -> Result<(Manifest, String)> {
     Ok((manifest, hex(&Sha256::digest(&bytes))))
 }
 
+/// The SHA-256 of the manifest at `path`, whatever it holds.
+pub(super) fn manifest_hash(path: &Path) -> Result<String> {
+    manifest_bytes(path).map(|bytes| hex(&Sha256::digest(&bytes)))
+}
+
 /// The manifest of that text, checked as far as it can be without the files.
 pub(super) fn parse(bytes: &[u8]) -> Result<Manifest> {
     let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message);
@@ -53,7 +58,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest> {
 }
 
 /// The bytes of `bundle.json`: a regular file of bounded size.
-fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
     let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message).at(path);
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?;
     // Opening a pipe would wait for ever.

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use super::mapping::Mapping;
-use super::{Contents, safetensors, torch_legacy, torch_zip};
+use super::{Contents, ort_training, safetensors, torch_legacy, torch_zip};
 use crate::error::{Code, Error, Result};
 
 /// Things that are met in place of a checkpoint: their first bytes, what they are, what to do.
@@ -31,6 +31,10 @@ const OTHERS: &[(&[u8], &str)] = &[
 /// Reads a single-file checkpoint.
 pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
     let bytes = map.bytes();
+    // First: bytes 8 and on are offsets, which can look like another format's mark.
+    if ort_training::is_ort_training(bytes) {
+        return ort_training::read(map);
+    }
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
         return torch_zip::read(map);
     }
@@ -48,7 +52,8 @@ pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
 
 /// Whether the file begins with a JSON object.
 pub(super) fn is_json(bytes: &[u8]) -> bool {
-    !safetensors::is_safetensors(bytes) && bytes.trim_ascii_start().starts_with(b"{")
+    let other = safetensors::is_safetensors(bytes) || ort_training::is_ort_training(bytes);
+    !other && bytes.trim_ascii_start().starts_with(b"{")
 }
 
 /// The error that says what a file is which is no checkpoint.

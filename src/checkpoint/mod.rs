@@ -1,10 +1,11 @@
 //! Checkpoint files, from whoever wrote them, as names and lazy tensors.
 //!
 //! Layer 2. Flows in: a file or folder: safetensors (single or sharded), `torch.save` archives (zip, or the format of
-//! before 1.6), `torch.export` archives, Meta's `consolidated.NN.pth`. Flows out: a [`Checkpoint`], which maps names to
-//! [`LazyTensor`]s of any shape (row-major, little-endian, in the file's dtype) over memory-mapped files; it also says
-//! which files it read and which entries it passed over. [`Requirements`] compares it with what a model wants, and
-//! [`write_safetensors`] writes tensors back.
+//! before 1.6), `torch.export` archives, Meta's `consolidated.NN.pth`, ONNX Runtime's training checkpoints. Flows out: a
+//! [`Checkpoint`], which maps names to [`LazyTensor`]s of any shape (row-major, little-endian, in the file's dtype) over
+//! memory-mapped files; it also says which files it read and which entries it passed over. [`Requirements`] compares it
+//! with what a model wants, and [`write_safetensors`] writes tensors back. A [`TrainingState`] is all of a training
+//! checkpoint, read and written.
 //!
 //! What a file is, its first bytes decide, never its name. Prefixes that wrappers of modules add (`module.`,
 //! `_orig_mod.`) are gone from the names; those of models stay, for [`Checkpoint::under`] to pick.
@@ -23,6 +24,7 @@ mod folder;
 mod index;
 mod mapping;
 mod meta;
+mod ort_training;
 mod pickle;
 mod pt2;
 mod requirements;
@@ -38,7 +40,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use meta::MetaParams;
+pub use ort_training::{Moments, OptimizerState, Properties, TrainingState};
 pub use requirements::{Picked, Requirements};
+pub use safetensors::safetensors_offsets;
 pub use write::write_safetensors;
 
 use contents::{Contents, Opened};
@@ -60,6 +64,8 @@ pub enum Format {
     TorchExport,
     /// Meta's LLaMA layout: `consolidated.NN.pth` and `params.json`.
     Meta,
+    /// ONNX Runtime's training checkpoint; see [`TrainingState`].
+    OrtTraining,
 }
 
 impl fmt::Display for Format {
@@ -70,6 +76,7 @@ impl fmt::Display for Format {
             Self::TorchLegacy => "PyTorch file of before 1.6",
             Self::TorchExport => "PyTorch export archive",
             Self::Meta => "Meta LLaMA slices",
+            Self::OrtTraining => "ONNX Runtime training checkpoint",
         })
     }
 }

@@ -10,6 +10,8 @@
 //! # Safety
 //! No `unsafe`; the header's length is compared with the file's and with [`MAX_HEADER`] before anything is read.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, Metadata};
@@ -61,6 +63,18 @@ pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
         contents.tensors.insert(name, LazyTensor::new(dtype, info.shape.clone(), Arc::new(range)));
     }
     Ok(contents)
+}
+
+/// The first byte of each tensor of a safetensors file: for files that refer to parts of it.
+///
+/// # Errors
+/// `checkpoint.not_found`, `.truncated`, `.corrupt`; `io`.
+pub fn safetensors_offsets(path: &Path) -> Result<BTreeMap<String, u64>> {
+    let map = Mapping::open(path)?;
+    let (start, header) = header(map.bytes()).map_err(|e| e.at(path))?;
+    let offset =
+        |(name, info): (String, &safetensors::tensor::TensorInfo)| (name, (start + info.data_offsets.0) as u64);
+    Ok(header.tensors().into_iter().map(offset).collect())
 }
 
 /// Where the tensors begin, and the checked header.

@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::layers;
-use crate::bundle::Parity;
-use crate::export::{StageCheck, StageLimit, Summary};
+use crate::bundle::{Parity, SourceRecord};
+use crate::export::{PartSummary, StageCheck, StageLimit, Summary};
 use crate::infer::Prediction;
 
 /// Width of the longest probability bar.
@@ -62,11 +62,11 @@ pub(super) fn size(bytes: u64) -> String {
     format!("{value:.2} GB")
 }
 
-/// What an export made.
-pub(super) fn export(summary: &Summary, verbose: bool) -> String {
+/// A row a part: its size, number format and distance from float32.
+pub(super) fn parts(parts: &[PartSummary]) -> String {
     let mut rows =
         vec![["part", "parameters", "precision", "size", "max error", "cosine", "seconds"].map(str::to_owned).to_vec()];
-    for part in &summary.parts {
+    for part in parts {
         let (error, cosine) = match &part.record.parity {
             Parity::Checked { worst, .. } => (format!("{:.1e}", worst.max_abs), format!("{:.7}", worst.cosine)),
             Parity::NotChecked(_) => ("not checked".into(), "-".into()),
@@ -81,17 +81,29 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
             format!("{:.2}", part.seconds),
         ]);
     }
-    let mut text = table(&rows);
+    table(&rows)
+}
+
+/// Which parts were not compared, and why.
+pub(super) fn unchecked(parts: &[PartSummary]) -> String {
+    let mut text = String::new();
+    for part in parts {
+        if let Parity::NotChecked(why) = &part.record.parity {
+            let _ = writeln!(text, "not checked: {} ({why})", part.part);
+        }
+    }
+    text
+}
+
+/// What an export made.
+pub(super) fn export(summary: &Summary, verbose: bool) -> String {
+    let mut text = parts(&summary.parts);
     let against = match &summary.quantization {
         Some(_) => "against fp32, on held-out inputs where there are enough",
         None => "against the plain fp32 graphs, on the calibration inputs",
     };
     let _ = writeln!(text, "\nmax error, cosine: {against}");
-    for part in &summary.parts {
-        if let Parity::NotChecked(why) = &part.record.parity {
-            let _ = writeln!(text, "not checked: {} ({why})", part.part);
-        }
-    }
+    text += &unchecked(&summary.parts);
     if let Some(quantization) = &summary.quantization {
         let _ = write!(text, "\n{}", layers::quantization(quantization, &summary.slowdowns, verbose));
     }
@@ -99,10 +111,7 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
         let _ = write!(text, "\n{}", stages(&summary.verified));
     }
     text.push('\n');
-    for source in &summary.sources {
-        let short: String = source.sha256.chars().take(12).collect();
-        let _ = writeln!(text, "from {:<9} {}  {}  sha256 {short}", source.role, source.name, size(source.bytes));
-    }
+    text += &sources(&summary.sources);
     if !summary.skipped.is_empty() {
         let _ = writeln!(
             text,
@@ -115,6 +124,21 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
     }
     let _ = writeln!(text, "bundle: {} ({:.1} s)", shown(&summary.output), summary.seconds);
     text
+}
+
+/// The files that weights came from.
+pub(super) fn sources(sources: &[SourceRecord]) -> String {
+    let mut text = String::new();
+    for source in sources {
+        let (bytes, hash) = (size(source.bytes), short(&source.sha256));
+        let _ = writeln!(text, "from {:<9} {}  {bytes}  sha256 {hash}", source.role, source.name);
+    }
+    text
+}
+
+/// The beginning of a hash.
+pub(super) fn short(sha256: &str) -> String {
+    sha256.chars().take(12).collect()
 }
 
 /// Stages against a record.

@@ -4,12 +4,14 @@
 //! field takes its default, an unknown one is an error that names it. [`Config::validate`] refuses sizes that
 //! cannot be built; whether they fit a checkpoint is found out when its tensors are looked up.
 
+mod adamw;
 mod llama;
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use adamw::AdamW;
 pub use llama::LlamaConfig;
 
 use crate::error::{Code, Error, Result};

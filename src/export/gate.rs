@@ -9,9 +9,9 @@ use super::inputs;
 use super::quantize::limits::Limits;
 use super::quantize::references::References;
 use super::quantize::{ADAPTER, HEADS, TEXT, VISION};
-use super::sources::Loaded;
 use crate::bundle::Staging;
 use crate::calibrate::{Feed, Inputs, Role, Runner, Wanted, walk};
+use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::metrics::softmax;
@@ -33,12 +33,12 @@ pub(super) struct Verdict {
     /// Largest difference of a probability.
     pub probabilities: Option<f64>,
     /// The vision transformer on the staged adapter's results, against float32 throughout.
-    chain: Option<Comparison>,
+    pub chain: Option<Comparison>,
     /// Results of the staged adapter, and of the staged vision transformer on them, by scan; those of the staged language
     /// model by report.
-    maps: Vec<(usize, Tensor)>,
-    visions: Vec<(usize, Tensor)>,
-    texts: Vec<(usize, Tensor)>,
+    pub maps: Vec<(usize, Tensor)>,
+    pub visions: Vec<(usize, Tensor)>,
+    pub texts: Vec<(usize, Tensor)>,
 }
 
 impl Verdict {
@@ -111,14 +111,14 @@ impl Verdict {
 
 /// What is judged.
 pub(super) struct Gate<'a> {
-    pub loaded: &'a Loaded,
+    pub config: &'a Config,
     pub staging: &'a Staging,
     pub references: &'a References,
     pub runner: Runner<'a>,
     /// The float32 heads.
     pub heads: &'a Graph,
-    /// The staged language model, and where its weights lie.
-    pub text: (&'a Graph, &'a Placed),
+    /// The staged language model, and where its weights lie; none where it is not judged.
+    pub text: Option<(&'a Graph, &'a Placed)>,
 }
 
 impl Gate<'_> {
@@ -139,11 +139,12 @@ impl Gate<'_> {
         self.judge_heads(verdict)
     }
 
-    fn judge_adapter(&self, verdict: &mut Verdict) -> Result<()> {
+    /// The adapter by itself; what it gives is kept.
+    pub fn judge_adapter(&self, verdict: &mut Verdict) -> Result<()> {
         (verdict.parts[ADAPTER], verdict.maps) = (None, Vec::new());
         let mut session = None;
         for (i, scan) in self.references.scans.iter().enumerate().filter(|(_, s)| s.role.judges()) {
-            let volume = inputs::scan(self.loaded, &scan.path)?;
+            let volume = inputs::scan(&self.config.volume, &scan.path)?;
             let map = one(self.opened(&mut session, ADAPTER)?.run(&[("volume", &volume)], &["adapter"])?);
             verdict.add(ADAPTER, &[(&map, &scan.adapter)])?;
             verdict.maps.push((i, map));
@@ -192,8 +193,8 @@ impl Gate<'_> {
             return Ok(Vec::new());
         }
         let path = self.staging.path().join("text.onnx.data");
-        if std::fs::metadata(&path).map_or(0, |m| m.len()) > WHOLE_BYTES {
-            let (graph, placed) = self.text;
+        let large = std::fs::metadata(&path).map_or(0, |m| m.len()) > WHOLE_BYTES;
+        if let Some((graph, placed)) = self.text.filter(|_| large) {
             let runner = Runner { placed: Some(placed), ..self.runner };
             let mut inputs = Inputs::new(feeds.into_iter().map(|feed| (feed, Role::HeldOut)).collect(), 0);
             let none = |_: &Segment| false;
@@ -212,7 +213,7 @@ impl Gate<'_> {
     }
 
     /// The heads by themselves, and the probabilities at the end of the whole chain.
-    fn judge_heads(&self, verdict: &mut Verdict) -> Result<()> {
+    pub fn judge_heads(&self, verdict: &mut Verdict) -> Result<()> {
         (verdict.parts[HEADS], verdict.probabilities) = (None, None);
         let find = |all: &[(usize, Tensor)], i: usize| all.iter().find(|(j, _)| *j == i).map(|(_, t)| t.clone());
         let mut cases: Vec<(&'static str, [Tensor; 2], [Tensor; 2])> = Vec::new();
@@ -225,7 +226,7 @@ impl Gate<'_> {
         }
         if self.heads.outputs.iter().any(|&id| self.heads.value(id).name == "image_logits") {
             // What the image says alone does not depend on the text: zeros stand in for it, as they do when it is run.
-            let absent = || Tensor::F32(ndarray::ArrayD::zeros(vec![1, self.loaded.config.text.hidden]));
+            let absent = || Tensor::F32(ndarray::ArrayD::zeros(vec![1, self.config.text.hidden]));
             for (scan, vision) in &verdict.visions {
                 let single = self.references.scans[*scan].vision.as_ref().clone();
                 cases.push(("image_logits", [single, absent()], [vision.clone(), absent()]));
@@ -267,7 +268,7 @@ impl Gate<'_> {
     }
 }
 
-fn compare(part: usize, found: &Tensor, expected: &Tensor) -> Result<Comparison> {
+pub(super) fn compare(part: usize, found: &Tensor, expected: &Tensor) -> Result<Comparison> {
     let failed = |e: String| Error::new(Code::RUNTIME_RUN, format!("the graph `{}`: {e}", PARTS[part]));
     match (found, expected) {
         (Tensor::F32(found), Tensor::F32(expected)) => Comparison::of(found, expected).map_err(failed),
@@ -287,6 +288,6 @@ fn probabilities(logits: &Tensor) -> Vec<f64> {
 }
 
 /// The only result of a run with one output.
-fn one(results: Vec<Tensor>) -> Tensor {
+pub(super) fn one(results: Vec<Tensor>) -> Tensor {
     results.into_iter().next().expect("a run gives one tensor an output")
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::sources::Loaded;
 use crate::batch;
+use crate::config::VolumeConfig;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
 use crate::text::{Tokenizer, read_report};
@@ -13,19 +13,18 @@ use crate::volume::{self, Grid, ReadOptions};
 ///
 /// # Errors
 /// `calibration.input`, with what is wrong with the scan.
-pub(super) fn scan(loaded: &Loaded, path: &Path) -> Result<Tensor> {
-    let config = &loaded.config.volume;
+pub(super) fn scan(config: &VolumeConfig, path: &Path) -> Result<Tensor> {
     let options = ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: None };
     let volume = volume::read(path, &options).and_then(|v| v.normalize(config.clip));
     volume.map(batch::volume).map_err(|e| unusable(path, &e))
 }
 
-/// The inputs `input_ids` and `attention_mask` of a report.
+/// The inputs `input_ids` and `attention_mask` of a report, of at most `max_tokens` tokens.
 ///
 /// # Errors
 /// `calibration.input`, with what is wrong with the report.
-pub(super) fn report(loaded: &Loaded, tokenizer: &Tokenizer, path: &Path) -> Result<[Tensor; 2]> {
-    let tokens = read_report(path).and_then(|text| tokenizer.encode(&text, loaded.config.text.max_tokens));
+pub(super) fn report(max_tokens: usize, tokenizer: &Tokenizer, path: &Path) -> Result<[Tensor; 2]> {
+    let tokens = read_report(path).and_then(|text| tokenizer.encode(&text, max_tokens));
     tokens.map(|t| batch::report(&t)).map_err(|e| unusable(path, &e))
 }
 

@@ -26,6 +26,8 @@ mod picture;
 mod quantize;
 #[cfg(feature = "runtime")]
 mod reduced;
+#[cfg(feature = "runtime")]
+mod retrained;
 mod sources;
 mod space;
 mod stage;
@@ -41,6 +43,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 pub use calibration::{CalibrationInput, MAX_CALIBRATION_INPUTS, MAX_CALIBRATION_SCANS, calibration_inputs};
+#[cfg(feature = "runtime")]
+pub(crate) use retrained::{Bundled, Retrained, is_remade, retrained, sources_of};
 pub use sources::Sources;
 
 use crate::bundle::{
@@ -52,7 +56,7 @@ use crate::progress::Progress;
 use crate::tensor::Comparison;
 
 /// What every manifest says of its use.
-const INTENDED_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
+pub(crate) const INTENDED_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
 
 /// What to export, and how.
 #[derive(Clone, Debug)]
@@ -176,7 +180,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     // The sources are hashed while the graphs are made: both need the bytes from the disk.
     let stop = AtomicBool::new(false);
     let (made, sources) = std::thread::scope(|scope| {
-        let hashing = scope.spawn(|| stage::source_records(&loaded, &stop));
+        let hashing = scope.spawn(|| stage::source_records(loaded.files(), &stop));
         let made = make(plan, &loaded, &models, &graphs, &staging, progress);
         stop.store(made.is_err(), Ordering::Relaxed);
         (made, hashing.join())
@@ -200,6 +204,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         files,
         sources: sources.clone(),
         skipped: models.skipped.clone(),
+        version: None,
         temperature: Temperature::default(),
     };
     progress.step("installing the bundle", None);

@@ -23,7 +23,7 @@ const MAX_RELATIVE: f64 = 1e-3;
 const MAX_TEXT_BYTES: u64 = 6 << 30;
 
 /// The inputs of a part, one set an item.
-type Feeds = Vec<Vec<(&'static str, Tensor)>>;
+pub(super) type Feeds = Vec<Vec<(&'static str, Tensor)>>;
 
 /// Compares all parts and records the result in `parts`.
 ///
@@ -37,7 +37,7 @@ pub(super) fn check(
     inputs: &[CalibrationInput],
     parts: &mut [PartSummary],
 ) -> Result<()> {
-    let checker = Checker { plan, staging, runtime: Runtime::load(plan.library.as_deref())? };
+    let checker = Checker { threads: plan.threads, staging, runtime: Runtime::load(plan.library.as_deref())? };
     let config = &loaded.config;
     let scans = scan_feeds(loaded, inputs)?;
     let adapter = model::adapter::build(config, &models.trained)?;
@@ -60,34 +60,35 @@ pub(super) fn check(
     Ok(())
 }
 
-fn feeds(name: &'static str, tensors: Vec<Tensor>) -> Feeds {
+pub(super) fn feeds(name: &'static str, tensors: Vec<Tensor>) -> Feeds {
     tensors.into_iter().map(|t| vec![(name, t)]).collect()
 }
 
 fn scan_feeds(loaded: &Loaded, inputs: &[CalibrationInput]) -> Result<Feeds> {
-    let read = |path: &PathBuf| Ok(vec![("volume", inputs::scan(loaded, path)?)]);
+    let read = |path: &PathBuf| Ok(vec![("volume", inputs::scan(&loaded.config.volume, path)?)]);
     inputs.iter().filter_map(|i| i.scan.as_ref()).map(read).collect()
 }
 
 fn report_feeds(loaded: &Loaded, inputs: &[CalibrationInput]) -> Result<Feeds> {
     let tokenizer = Tokenizer::load(&loaded.tokenizer, loaded.bos)?;
     let read = |path: &PathBuf| {
-        let [ids, mask] = inputs::report(loaded, &tokenizer, path)?;
+        let [ids, mask] = inputs::report(loaded.config.text.max_tokens, &tokenizer, path)?;
         Ok(vec![("input_ids", ids), ("attention_mask", mask)])
     };
     inputs.iter().filter_map(|i| i.report.as_ref()).map(read).collect()
 }
 
-struct Checker<'a> {
-    plan: &'a Plan,
-    staging: &'a Staging,
-    runtime: &'a Runtime,
+/// Compares single parts.
+pub(super) struct Checker<'a> {
+    pub threads: Option<usize>,
+    pub staging: &'a Staging,
+    pub runtime: &'a Runtime,
 }
 
 impl Checker<'_> {
     /// Runs the plain and the staged graph on all feeds, records the worst comparison, and gives the plain results,
     /// by output.
-    fn part<const N: usize>(
+    pub fn part<const N: usize>(
         &self,
         part: &mut PartSummary,
         plain: &Graph,
@@ -125,7 +126,7 @@ impl Checker<'_> {
 
     fn run(&self, path: &Path, optimize: bool, feeds: &Feeds, outputs: &[&str]) -> Result<Vec<Vec<Tensor>>> {
         let options =
-            SessionOptions { device: Device::Cpu, threads: self.plan.threads, optimize, ..SessionOptions::default() };
+            SessionOptions { device: Device::Cpu, threads: self.threads, optimize, ..SessionOptions::default() };
         let mut session = Session::open(self.runtime, path, &options)?;
         feeds
             .iter()

@@ -20,10 +20,10 @@ use crate::runtime::Runtime;
 const ATTEMPTS: u32 = 6;
 
 /// The file of statistics in a bundle: what `--statistics` reads.
-const STATISTICS: &str = "calibration.safetensors";
+pub(super) const STATISTICS: &str = "calibration.safetensors";
 
 /// The picture of errors in a bundle.
-const PICTURE: &str = "errors.svg";
+pub(super) const PICTURE: &str = "errors.svg";
 
 /// Writes the reduced graphs.
 ///
@@ -79,7 +79,7 @@ pub(super) fn make(
 }
 
 /// A file of the bundle, with its size and hash.
-fn listed(path: &Path, name: &str) -> Result<FileRecord> {
+pub(super) fn listed(path: &Path, name: &str) -> Result<FileRecord> {
     let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?.len();
     Ok(FileRecord { name: name.into(), bytes, sha256: sha256_of(path)? })
 }
@@ -113,12 +113,12 @@ fn judge(
     for attempt in 1.. {
         progress.step("comparing with fp32 on held-out inputs", None);
         let gate = Gate {
-            loaded,
+            config: &loaded.config,
             staging,
             references: &reducer.references,
             runner,
             heads: &graphs[HEADS],
-            text: (&staged[TEXT], &made.placed[TEXT]),
+            text: Some((&staged[TEXT], &made.placed[TEXT])),
         };
         gate.judge(&mut verdict, written)?;
         written = [false; 4];
@@ -142,8 +142,14 @@ fn judge(
         for part in (0..PARTS.len()).filter(|&part| written[part]) {
             let format = Format { precision: precisions[part], parameters: graphs[part].parameters() };
             progress.step(&format!("writing {}", PARTS[part]), Some(stage::weight_bytes(&staged[part])));
-            let (summary, files, placed) =
-                stage::write_part(&staged[part], PARTS[part], format, loaded, staging, progress)?;
+            let (summary, files, placed) = stage::write_part(
+                &staged[part],
+                PARTS[part],
+                format,
+                loaded.checkpoint_of(PARTS[part]),
+                staging,
+                progress,
+            )?;
             made.files.extend(files);
             made.placed[part] = placed;
             made.parts[part] = summary;

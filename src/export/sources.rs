@@ -99,6 +99,15 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
+    /// The checkpoint that a graph's weights come from.
+    pub fn checkpoint_of(&self, part: &str) -> &Path {
+        match part {
+            "vision" => self.vision.path(),
+            "text" => self.text.path(),
+            _ => self.adapter.path(),
+        }
+    }
+
     /// Every file that was read, with what it gave; each once.
     pub fn files(&self) -> Vec<(&'static str, PathBuf)> {
         let checkpoints = [("adapter", &self.adapter), ("vision", &self.vision), ("text", &self.text)];

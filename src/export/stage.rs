@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -78,7 +79,8 @@ pub(super) fn write(
     let (mut parts, mut placed, mut files) = (Vec::new(), Vec::new(), Vec::new());
     for (i, (graph, part)) in graphs.iter().zip(PARTS).enumerate() {
         let format = Format { precision: precisions[i], parameters: parameters[i] };
-        let (summary, written, weights) = write_part(graph, part, format, loaded, staging, progress)?;
+        let (summary, written, weights) =
+            write_part(graph, part, format, loaded.checkpoint_of(part), staging, progress)?;
         parts.push(summary);
         placed.push(weights);
         files.extend(written);
@@ -93,24 +95,19 @@ pub(super) struct Format {
     pub parameters: u64,
 }
 
-/// Writes one graph.
+/// Writes one graph, whose weights come from `checkpoint`.
 pub(super) fn write_part(
     graph: &Graph,
     part: &str,
     format: Format,
-    loaded: &Loaded,
+    checkpoint: &Path,
     staging: &Staging,
     progress: &mut dyn Progress,
 ) -> Result<(PartSummary, Vec<FileRecord>, Placed)> {
     let started = Instant::now();
     let written = crate::onnx::write_placed(graph, staging.path(), part, &mut |bytes| progress.advance(bytes));
     // A weight that cannot be used is found as it streams: its checkpoint is to be named.
-    let checkpoint = match part {
-        "vision" => &loaded.vision,
-        "text" => &loaded.text,
-        _ => &loaded.adapter,
-    };
-    let (written, placed) = written.map_err(|e| e.at(checkpoint.path()))?;
+    let (written, placed) = written.map_err(|e| e.at(checkpoint))?;
     let record = PartRecord {
         file: written[0].name.clone(),
         precision: format.precision,
@@ -123,11 +120,11 @@ pub(super) fn write_part(
     Ok((summary, files.collect(), placed))
 }
 
-/// The checkpoint files, with their hashes; nothing more is read once `stop` is set, for an export that failed should say so
-/// at once.
-pub(super) fn source_records(loaded: &Loaded, stop: &AtomicBool) -> Result<Vec<SourceRecord>> {
+/// Checkpoint files by what they give, with their hashes; nothing more is read once `stop` is set, for an export that failed
+/// should say so at once.
+pub(super) fn source_records(files: Vec<(&'static str, PathBuf)>, stop: &AtomicBool) -> Result<Vec<SourceRecord>> {
     let mut records: Vec<SourceRecord> = Vec::new();
-    for (role, path) in loaded.files() {
+    for (role, path) in files {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let failed = |e| Error::io(&path, "cannot read the file", e);
         let mut file = std::fs::File::open(&path).map_err(failed)?;

@@ -22,7 +22,7 @@ use crate::tensor::{DType, LazyTensor};
 /// # Ok::<(), brain_adapter::Error>(())
 /// ```
 pub struct Builder {
-    graph: Graph,
+    pub(super) graph: Graph,
     scopes: Vec<String>,
     names: HashMap<String, usize>,
     scalars: HashMap<u32, ValueId>,
@@ -39,6 +39,11 @@ impl Builder {
     /// The type of a value.
     pub fn ty(&self, id: ValueId) -> &ValueType {
         &self.graph.value(id).ty
+    }
+
+    /// The name of a value.
+    pub fn name(&self, id: ValueId) -> &str {
+        &self.graph.value(id).name
     }
 
     /// A new input of the graph.
@@ -190,7 +195,7 @@ impl Builder {
         ValueId(self.graph.values.len() - 1)
     }
 
-    fn scoped(&self, name: &str) -> String {
+    pub(super) fn scoped(&self, name: &str) -> String {
         self.scopes.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".")
     }
 

@@ -8,6 +8,7 @@
 //! `println!("{graph}")` prints a graph as one readable line a node.
 
 mod builder;
+mod compose;
 mod op;
 mod ops;
 mod print;
@@ -17,7 +18,7 @@ mod types;
 mod verify;
 
 pub use builder::Builder;
-pub use op::{Attribute, Domain, Op};
+pub use op::{Attribute, Body, Domain, Op};
 pub use rewrite::Rewrite;
 pub use types::{Dim, ValueType};
 

@@ -1,7 +1,9 @@
 //! Operators: a kind, the domain that defines it, and attributes.
 
 use std::fmt;
+use std::sync::Arc;
 
+use super::Graph;
 use crate::tensor::DType;
 
 /// Who defines an operator.
@@ -36,6 +38,31 @@ pub enum Attribute {
     Type(DType),
     /// Text.
     Text(&'static str),
+    /// What an operator runs again and again.
+    Graph(Body),
+}
+
+/// The graph that an operator such as `Scan` runs: it sees its own inputs and constants alone.
+#[derive(Clone, Debug)]
+pub struct Body(Arc<Graph>);
+
+impl Body {
+    /// A body that is this graph.
+    pub fn new(graph: Graph) -> Self {
+        Self(Arc::new(graph))
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.0
+    }
+}
+
+/// The same body, not an equal one: graphs hold weights, which are not compared.
+impl PartialEq for Body {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl fmt::Display for Attribute {
@@ -46,6 +73,7 @@ impl fmt::Display for Attribute {
             Self::Ints(v) => write!(f, "{v:?}"),
             Self::Type(t) => write!(f, "{t}"),
             Self::Text(t) => write!(f, "{t:?}"),
+            Self::Graph(body) => write!(f, "{{ {} }}", body.graph().to_string().trim_end().replace('\n', "; ")),
         }
     }
 }

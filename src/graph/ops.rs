@@ -140,6 +140,15 @@ impl Builder {
         self.reduction(kind, x, axes, true)
     }
 
+    /// `com.microsoft.InPlaceAccumulatorV2` over float values of one shape and `reset`, bool `[1]`: gives a flag, bool `[1]`,
+    /// that means nothing, and `buffer + gradient`, or `gradient` alone where `reset` is true. Microsoft's training runtime
+    /// writes the sum into the buffer itself; elsewhere it is the second result. Both must be outputs of the graph there.
+    pub fn accumulate(&mut self, buffer: ValueId, gradient: ValueId, reset: ValueId) -> Result<[ValueId; 2]> {
+        let op = Op::microsoft("InPlaceAccumulatorV2");
+        let results = self.node_multi(op, &[Some(buffer), Some(gradient), Some(reset)], 2)?;
+        Ok([results[0], results[1]])
+    }
+
     fn reduction(&mut self, kind: &'static str, x: ValueId, axes: &[i64], keep: bool) -> Result<ValueId> {
         let axes = self.ints(axes);
         self.node(Op::new(kind).int("keepdims", keep.into()), &[Some(x), Some(axes)])

@@ -22,6 +22,7 @@
 
 pub mod cohort;
 mod features;
+mod graphs;
 mod memory;
 mod opening;
 mod prediction;
@@ -33,6 +34,7 @@ mod verification;
 
 use std::path::PathBuf;
 
+pub use graphs::Graphs;
 pub use memory::Mode;
 pub use prediction::{BundleIdentity, Memory, Prediction, Run, StageRun, Timing};
 pub use predictor::{EncodedReport, Predictor};

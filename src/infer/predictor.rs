@@ -156,7 +156,7 @@ impl Predictor {
     /// Tokenizes a report and runs the language model on it, or finds what it made of it in the cache.
     ///
     /// # Errors
-    /// `tokenizer.invalid`, `bundle.checksum` or `runtime.*`.
+    /// `tokenizer.invalid`, `bundle.checksum`, `bundle.replaced` or `runtime.*`.
     pub fn encode_report(&mut self, report: &str) -> Result<EncodedReport> {
         let key = self.store.as_ref().map(|store| store.report_key(report));
         let known = self.store.as_ref().zip(key.as_ref()).filter(|_| !self.options.keep_tensors);
@@ -183,7 +183,11 @@ impl Predictor {
         let record = &self.bundle.manifest.tokenizer;
         let tokenizer = match &mut self.tokenizer {
             Some(tokenizer) => tokenizer,
-            slot => slot.insert(Tokenizer::load(&self.bundle.file(&record.file), record.bos)?),
+            slot => {
+                let tokenizer = Tokenizer::load(&self.bundle.file(&record.file), record.bos)?;
+                self.bundle.still_here()?;
+                slot.insert(tokenizer)
+            }
         };
         let tokens = tokenizer.encode(report, record.max_tokens)?;
         let rows = self.bundle.manifest.text_model.vocab as i64;
@@ -197,7 +201,7 @@ impl Predictor {
     /// Classifies a scan, with its report or by the image alone.
     ///
     /// # Errors
-    /// `nifti.constant`, `bundle.no_image_head`, `bundle.checksum`, `runtime.*`.
+    /// `nifti.constant`, `bundle.no_image_head`, `bundle.checksum`, `bundle.replaced`, `runtime.*`.
     pub fn predict(&mut self, scan: Scan, report: Option<&EncodedReport>) -> Result<Prediction> {
         if report.is_none() {
             self.needs_no_report()?;
@@ -296,9 +300,14 @@ impl Predictor {
             let message = format!("no memory was planned for the graph `{part}`: the options expect no report");
             Error::new(Code::MEMORY_LIMIT, message).at(&self.bundle.dir)
         })?;
-        stage.run(self.runtime, inputs, outputs, timing, &mut || {
+        let results = stage.run(self.runtime, inputs, outputs, timing, &mut || {
             began.get_or_insert_with(|| milliseconds(opened));
-        })
+        })?;
+        // Nothing is computed with parts of two bundles.
+        if stage.take_opened() {
+            self.bundle.still_here()?;
+        }
+        Ok(results)
     }
 
     /// What comes before a graph is loaded: its weights begin to be verified, or a laid-out copy of it is found or made.

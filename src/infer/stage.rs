@@ -29,6 +29,8 @@ pub(super) struct Stage {
     ahead: Option<JoinHandle<Result<Session>>>,
     /// A session that another thread lets go.
     leaving: Option<JoinHandle<()>>,
+    /// Whether a file was opened since this was last asked.
+    opened: bool,
 }
 
 impl Stage {
@@ -60,6 +62,7 @@ impl Stage {
             beside,
             ahead: None,
             leaving: None,
+            opened: false,
         })
     }
 
@@ -95,6 +98,11 @@ impl Stage {
     /// Whether weights come laid out from the cache.
     pub fn is_prepacked(&self) -> bool {
         self.prepacked
+    }
+
+    /// Whether a file of the bundle was opened since this was last asked: it may be another bundle's by now.
+    pub fn take_opened(&mut self) -> bool {
+        std::mem::take(&mut self.opened) && !self.prepacked
     }
 
     /// Begins to load the graph on another thread, if it is run as a whole.
@@ -169,6 +177,7 @@ impl Stage {
             (None, Some(part)) => Session::open_part(runtime, &part.bytes, &self.path, &options)?,
             (None, None) => Session::open(runtime, &self.path, &options)?,
         };
+        self.opened = true;
         timing.add("load", milliseconds(started));
         Ok(session)
     }

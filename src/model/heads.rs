@@ -40,7 +40,7 @@ pub fn build(config: &Config, weights: &Weights) -> Result<Graph> {
     g.finish()
 }
 
-fn linear(g: &mut Builder, weights: &Weights, x: ValueId, name: &str, shape: [usize; 2]) -> Result<ValueId> {
+pub(super) fn linear(g: &mut Builder, weights: &Weights, x: ValueId, name: &str, shape: [usize; 2]) -> Result<ValueId> {
     let w = g.weight(&format!("{name}.weight"), weights.get(&format!("{name}.weight"), &shape)?);
     let b = g.weight(&format!("{name}.bias"), weights.get(&format!("{name}.bias"), &shape[..1])?);
     g.scope(name, |g| g.gemm(x, w, Some(b)))
@@ -51,15 +51,22 @@ fn cosine(g: &mut Builder, a: ValueId, b: ValueId) -> Result<ValueId> {
     g.scope("similarity", |g| {
         let product = g.mul(a, b)?;
         let dot = g.reduce_sum(product, &[1], false)?;
-        let lengths = [a, b].map(|x| {
-            let square = g.mul(x, x)?;
-            let sum = g.reduce_sum(square, &[1], false)?;
-            let length = g.unary("Sqrt", sum)?;
-            let least = g.scalar(MIN_NORM);
-            g.binary("Max", length, least)
-        });
-        let [a, b] = lengths;
-        let length = g.mul(a?, b?)?;
+        let (a, b) = (length(g, a, false)?, length(g, b, false)?);
+        let length = g.mul(a, b)?;
         g.div(dot, length)
     })
+}
+
+/// Row by row, `x / |x|`.
+pub(super) fn normalized(g: &mut Builder, x: ValueId) -> Result<ValueId> {
+    let length = length(g, x, true)?;
+    g.div(x, length)
+}
+
+fn length(g: &mut Builder, x: ValueId, keep: bool) -> Result<ValueId> {
+    let square = g.mul(x, x)?;
+    let sum = g.reduce_sum(square, &[1], keep)?;
+    let length = g.unary("Sqrt", sum)?;
+    let least = g.scalar(MIN_NORM);
+    g.binary("Max", length, least)
 }

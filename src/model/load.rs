@@ -31,6 +31,49 @@ pub struct Models {
     pub skipped: Vec<String>,
 }
 
+/// The trained part of a model: adapter and heads.
+#[derive(Debug)]
+pub struct Trained {
+    /// Adapter and heads, by state-dict key.
+    pub weights: Weights,
+    /// Whether there is an image-only classifier.
+    pub image_head: bool,
+    /// Names of the checkpoint's other tensors, each once, sorted.
+    pub skipped: Vec<String>,
+}
+
+/// Finds adapter and heads in a checkpoint, by the shapes that `config` gives them.
+///
+/// # Errors
+/// `checkpoint.tensors`, naming every missing, unexpected or wrong-shaped tensor with found and expected shape.
+pub fn trained(config: &Config, checkpoint: &Checkpoint) -> Result<Trained> {
+    let mut skipped = Vec::new();
+    let weights = pick(checkpoint, &TRAINED, trained_requirements(config, checkpoint), &mut skipped)?;
+    skipped.sort();
+    skipped.dedup();
+    Ok(Trained { image_head: has_image_head(config, &weights), weights, skipped })
+}
+
+/// Finds the vision transformer in a checkpoint, under whichever known prefix; also names the checkpoint's other tensors.
+///
+/// # Errors
+/// `checkpoint.tensors`, naming every missing, unexpected or wrong-shaped tensor with found and expected shape.
+pub fn vision(config: &Config, checkpoint: &Checkpoint) -> Result<(Weights, Vec<String>)> {
+    let mut skipped = Vec::new();
+    let view = view(checkpoint, &keys::VISION_PREFIXES, "cls_token");
+    let weights = pick(&view, &VISION, vision_requirements(config), &mut skipped)?;
+    Ok((weights, skipped))
+}
+
+/// Whether a tensor of that name belongs to the trained part of a model, also where no graph reads it.
+pub fn is_trained(name: &str) -> bool {
+    TRAINED.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn has_image_head(config: &Config, weights: &Weights) -> bool {
+    keys::image_classifier(config).iter().all(|(name, _)| weights.contains(name))
+}
+
 impl Models {
     /// Finds every tensor of the three models, or reports all that is wrong with all of them.
     ///
@@ -62,7 +105,7 @@ impl Models {
         let [trained_weights, vision, text] = all(found)?;
         skipped.sort();
         skipped.dedup();
-        let image_head = keys::image_classifier(config).iter().all(|(name, _)| trained_weights.contains(name));
+        let image_head = has_image_head(config, &trained_weights);
         Ok(Self { trained: trained_weights, vision, text, image_head, skipped })
     }
 }

@@ -17,10 +17,13 @@ pub mod heads;
 pub mod keys;
 pub mod llama;
 mod load;
+pub mod loss;
+pub mod optimizer;
 pub mod vit;
 mod weights;
 
-pub use load::Models;
+pub use load::{Models, Trained, is_trained, trained, vision};
+pub use loss::Mode;
 pub use weights::Weights;
 
 /// Names of the four graphs, in the order in which they run.

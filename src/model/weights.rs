@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::keys::Key;
 use crate::error::{Code, Error, Result};
 use crate::tensor::{DType, LazyTensor, show};
 
@@ -18,6 +19,11 @@ impl FromIterator<(String, LazyTensor)> for Weights {
 }
 
 impl Weights {
+    /// Zeros of these shapes, which take no memory: for a graph whose weights come from elsewhere.
+    pub fn placeholders(keys: impl IntoIterator<Item = Key>) -> Self {
+        keys.into_iter().map(|(name, shape)| (name, LazyTensor::zeros(&shape))).collect()
+    }
+
     /// The tensor of that name and shape as float32; reading it fails when it holds a NaN or an infinity.
     ///
     /// # Errors

@@ -4,50 +4,30 @@ use super::proto::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
     TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type,
 };
-use super::{IR_VERSION, OPSET};
-use crate::graph::{Attribute, Dim, Domain, Graph, Node, Value, ValueId};
-use crate::tensor::DType;
+use super::{IR_VERSION, OPSET, functions};
+use crate::error::Result;
+use crate::graph::{Attribute, Dim, Domain, Graph, Node, ValueId, ValueType};
+use crate::tensor::{DType, LazyTensor};
 
 /// ONNX's number of an element type.
 pub(super) fn data_type(dtype: DType) -> i32 {
-    match dtype {
-        DType::F32 => 1,
-        DType::U8 => 2,
-        DType::I8 => 3,
-        DType::U16 => 4,
-        DType::I16 => 5,
-        DType::I32 => 6,
-        DType::I64 => 7,
-        DType::Bool => 9,
-        DType::F16 => 10,
-        DType::F64 => 11,
-        DType::U32 => 12,
-        DType::U64 => 13,
-        DType::BF16 => 16,
-    }
+    dtype.onnx()
 }
 
 /// The model message of `graph` with these weights.
-pub(super) fn model(graph: &Graph, initializer: Vec<TensorProto>) -> ModelProto {
-    let info = |ids: &[ValueId]| ids.iter().map(|&id| value_info(graph.value(id))).collect();
-    let inner: Vec<ValueId> = graph.nodes.iter().flat_map(|n| &n.outputs).copied().collect();
-    let inner: Vec<ValueId> = inner.into_iter().filter(|id| !graph.outputs.contains(id)).collect();
-    ModelProto {
+///
+/// # Errors
+/// When a constant of an operator's body cannot be read.
+pub(super) fn model(graph: &Graph, initializer: Vec<TensorProto>) -> Result<ModelProto> {
+    Ok(ModelProto {
         ir_version: Some(IR_VERSION),
         producer_name: Some(env!("CARGO_PKG_NAME").into()),
         producer_version: Some(env!("CARGO_PKG_VERSION").into()),
-        graph: Some(GraphProto {
-            node: graph.nodes.iter().map(|n| node(graph, n)).collect(),
-            name: Some(graph.name.clone()),
-            initializer,
-            input: info(&graph.inputs),
-            output: info(&graph.outputs),
-            value_info: info(&inner),
-            ..Default::default()
-        }),
+        graph: Some(Scope { graph, prefix: String::new() }.message(initializer)?),
         opset_import: opsets(graph),
+        functions: functions::of(graph),
         ..Default::default()
-    }
+    })
 }
 
 /// The standard operators' version, and that of each other domain that the graph uses.
@@ -59,15 +39,75 @@ fn opsets(graph: &Graph) -> Vec<OperatorSetIdProto> {
     std::iter::once(("", OPSET)).chain(others).map(entry).collect()
 }
 
-fn node(graph: &Graph, node: &Node) -> NodeProto {
-    let name = |id: &Option<ValueId>| id.map_or(String::new(), |id| graph.value(id).name.clone());
-    NodeProto {
-        input: node.inputs.iter().map(name).collect(),
-        output: node.outputs.iter().map(|&id| graph.value(id).name.clone()).collect(),
-        name: Some(node.name.clone()),
-        op_type: Some(node.op.kind.into()),
-        attribute: node.op.attributes.iter().map(|(n, v)| attribute(n, v)).collect(),
-        domain: Some(node.op.domain.name().into()).filter(|d: &String| !d.is_empty()),
+/// A graph, and what stands in front of the names in it: those of a body must differ from all around it.
+struct Scope<'a> {
+    graph: &'a Graph,
+    prefix: String,
+}
+
+impl Scope<'_> {
+    fn message(&self, initializer: Vec<TensorProto>) -> Result<GraphProto> {
+        let graph = self.graph;
+        let info = |ids: &[ValueId]| ids.iter().map(|&id| self.value_info(id)).collect();
+        let inner: Vec<ValueId> = graph.nodes.iter().flat_map(|n| &n.outputs).copied().collect();
+        let inner: Vec<ValueId> = inner.into_iter().filter(|id| !graph.outputs.contains(id)).collect();
+        Ok(GraphProto {
+            node: graph.nodes.iter().map(|n| self.node(n)).collect::<Result<_>>()?,
+            name: Some(graph.name.clone()),
+            initializer,
+            input: info(&graph.inputs),
+            output: info(&graph.outputs),
+            value_info: info(&inner),
+            ..Default::default()
+        })
+    }
+
+    fn name(&self, id: ValueId) -> String {
+        format!("{}{}", self.prefix, self.graph.value(id).name)
+    }
+
+    fn node(&self, node: &Node) -> Result<NodeProto> {
+        let attribute = |(name, value): &(&'static str, Attribute)| match value {
+            Attribute::Graph(body) => {
+                let body = Scope { graph: body.graph(), prefix: format!("{}{}/", self.prefix, node.name) };
+                let r#type = Some(attribute_type::GRAPH);
+                let g = Some(body.message(body.constants()?)?);
+                Ok(AttributeProto { name: Some((*name).into()), g, r#type, ..Default::default() })
+            }
+            value => Ok(attribute(name, value)),
+        };
+        Ok(NodeProto {
+            input: node.inputs.iter().map(|id| id.map_or(String::new(), |id| self.name(id))).collect(),
+            output: node.outputs.iter().map(|&id| self.name(id)).collect(),
+            name: Some(format!("{}{}", self.prefix, node.name)),
+            op_type: Some(node.op.kind.into()),
+            attribute: node.op.attributes.iter().map(attribute).collect::<Result<_>>()?,
+            domain: Some(node.op.domain.name().into()).filter(|d: &String| !d.is_empty()),
+        })
+    }
+
+    /// The constants of a body, which are small.
+    fn constants(&self) -> Result<Vec<TensorProto>> {
+        let message = |id: ValueId| {
+            let tensor = self.graph.value(id).init.as_ref()?;
+            Some(tensor.bytes().map(|bytes| tensor_message(self.name(id), tensor, bytes.into_owned())))
+        };
+        self.graph.initializers().into_iter().filter_map(message).collect()
+    }
+
+    fn value_info(&self, id: ValueId) -> ValueInfoProto {
+        value_info(self.name(id), &self.graph.value(id).ty)
+    }
+}
+
+/// A tensor whose bytes stand in the graph's file.
+pub(super) fn tensor_message(name: String, tensor: &LazyTensor, bytes: Vec<u8>) -> TensorProto {
+    TensorProto {
+        dims: tensor.shape().iter().map(|&d| d as i64).collect(),
+        data_type: Some(data_type(tensor.dtype())),
+        name: Some(name),
+        raw_data: Some(bytes),
+        ..Default::default()
     }
 }
 
@@ -94,17 +134,22 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
             proto.s = Some(s.as_bytes().to_vec());
             attribute_type::STRING
         }
+        // Written with the names around it in mind.
+        Attribute::Graph(_) => attribute_type::GRAPH,
     });
     proto
 }
 
-fn value_info(value: &Value) -> ValueInfoProto {
+fn value_info(name: String, ty: &ValueType) -> ValueInfoProto {
     let dim = |d: &Dim| match d {
         Dim::Known(n) => DimensionProto { dim_value: Some(*n as i64), dim_param: None },
         Dim::Symbol(name) => DimensionProto { dim_value: None, dim_param: Some((*name).into()) },
         Dim::Any => DimensionProto::default(),
     };
-    let shape = TensorShapeProto { dim: value.ty.shape.iter().map(dim).collect() };
-    let tensor_type = TensorTypeProto { elem_type: Some(data_type(value.ty.dtype)), shape: Some(shape) };
-    ValueInfoProto { name: Some(value.name.clone()), r#type: Some(TypeProto { tensor_type: Some(tensor_type) }) }
+    let shape = TensorShapeProto { dim: ty.shape.iter().map(dim).collect() };
+    let tensor_type = TensorTypeProto { elem_type: Some(data_type(ty.dtype)), shape: Some(shape) };
+    ValueInfoProto {
+        name: Some(name),
+        r#type: Some(TypeProto { tensor_type: Some(tensor_type), ..Default::default() }),
+    }
 }

@@ -58,8 +58,25 @@ pub fn write_part_of(graph: &Graph, dir: &Path, stem: &str, whole: &Placed) -> R
         Ok((whole.file.clone(), offset))
     })?;
     let mut file = OutFile::create(dir, &format!("{stem}.onnx"), Keep::Awhile)?;
-    file.write(&encode::model(graph, initializers).encode_to_vec())?;
+    file.write(&encode::model(graph, initializers)?.encode_to_vec())?;
     file.finish().map(drop)
+}
+
+/// The graph as the bytes of a file, with all weights in it.
+///
+/// # Errors
+/// When a weight cannot be read; `onnx.invalid` when it is too large for one message.
+pub fn to_bytes(graph: &Graph) -> Result<Vec<u8>> {
+    let weights = graph.initializers().into_iter().map(|id| graph.value(id));
+    let weights = weights.filter_map(|value| value.init.as_ref().map(|tensor| inline(value, tensor)));
+    let model = encode::model(graph, weights.collect::<Result<_>>()?)?;
+    match model.encoded_len() {
+        n if n > MAX_MESSAGE_BYTES => {
+            let message = format!("graph `{}` takes {n} bytes: too many for one message", graph.name);
+            Err(Error::new(Code::ONNX_INVALID, message))
+        }
+        _ => Ok(model.encode_to_vec()),
+    }
 }
 
 /// As [`write()`], for a graph that is run here and removed again: nothing is hashed, nor made sure to be on the disk.
@@ -107,7 +124,7 @@ fn write_files(
         })?;
         Ok((data_name.clone(), offset))
     })?;
-    let model = encode::model(graph, initializers);
+    let model = encode::model(graph, initializers)?;
     if model.encoded_len() > MAX_MESSAGE_BYTES {
         let message = format!("graph `{}` takes {} bytes: too many for one message", graph.name, model.encoded_len());
         return Err(Error::new(Code::ONNX_INVALID, message));
@@ -139,8 +156,7 @@ fn initializers(graph: &Graph, place: &mut Place<'_>) -> Result<Vec<TensorProto>
 }
 
 fn inline(value: &Value, tensor: &LazyTensor) -> Result<TensorProto> {
-    let raw_data = Some(tensor.bytes()?.into_owned());
-    Ok(TensorProto { raw_data, ..header(value, tensor) })
+    Ok(encode::tensor_message(value.name.clone(), tensor, tensor.bytes()?.into_owned()))
 }
 
 fn external(value: &Value, tensor: &LazyTensor, file: &str, offset: u64) -> TensorProto {

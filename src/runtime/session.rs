@@ -8,7 +8,7 @@ use ort::value::{DynValue, TensorRef};
 
 use super::{Device, Runtime};
 use crate::error::{Code, Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, TensorView};
 
 /// How a graph is loaded.
 #[derive(Clone, Copy, Debug)]
@@ -25,11 +25,13 @@ pub struct SessionOptions {
     /// Whether what depends on weights alone is computed when a graph is loaded, and kept. Without, half-precision weights
     /// are widened when they are needed and let go again: less memory, slower runs.
     pub fold: bool,
+    /// Whether memory that a run took for activations is given back when it ends.
+    pub shrink: bool,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { device: Device::Auto, threads: None, optimize: true, prepack: true, fold: true }
+        Self { device: Device::Auto, threads: None, optimize: true, prepack: true, fold: true, shrink: false }
     }
 }
 
@@ -38,6 +40,7 @@ pub struct Session {
     inner: ort::session::Session,
     path: PathBuf,
     device: &'static str,
+    shrink: bool,
 }
 
 impl Session {
@@ -53,7 +56,7 @@ impl Session {
         let builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
         let mut builder = provider.configure(builder)?;
         let inner = builder.commit_from_file(path).map_err(|e| refused(&e))?;
-        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
+        Ok(Self { inner, path: path.to_path_buf(), device: provider.name(), shrink: options.shrink })
     }
 
     /// Loads a part of the graph at `path`, given as an ONNX model; external data lies beside the whole.
@@ -72,7 +75,22 @@ impl Session {
             .and_then(|b| Ok(b.with_config_entry("session.model_external_initializers_file_folder_path", folder)?));
         let mut builder = provider.configure(builder.map_err(|e| refused(&e))?)?;
         let inner = builder.commit_from_memory(model).map_err(|e| refused(&e))?;
-        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
+        Ok(Self { inner, path: path.to_path_buf(), device: provider.name(), shrink: options.shrink })
+    }
+
+    /// Loads a graph from memory, which holds all its weights; `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_bytes(runtime: &Runtime, model: &[u8], name: &str, options: &SessionOptions) -> Result<Self> {
+        let path = Path::new(name);
+        let refused = |e: &dyn std::fmt::Display| {
+            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime refuses the graph: {e}")).at(path)
+        };
+        let provider = options.device.provider()?;
+        let builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
+        let inner = provider.configure(builder)?.commit_from_memory(model).map_err(|e| refused(&e))?;
+        Ok(Self { inner, path: path.to_path_buf(), device: provider.name(), shrink: options.shrink })
     }
 
     /// Writes the graph at `path` to `target`, a new file, as it would be run: rewritten, its weights laid out for this
@@ -149,13 +167,33 @@ impl Session {
     /// # Errors
     /// `runtime.run` when an input is missing, misshapen or empty, an output unknown, or the run fails.
     pub fn run(&mut self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>> {
+        let mut views = Vec::with_capacity(inputs.len());
+        for (name, tensor) in inputs {
+            let message = || format!("input `{name}` is not in row-major order");
+            let view = TensorView::of(tensor);
+            views.push((*name, view.ok_or_else(|| Error::new(Code::RUNTIME_RUN, message()).at(&self.path))?));
+        }
+        self.run_views(&views, outputs)
+    }
+
+    /// As [`Self::run`], with inputs that may lie in a mapped file.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)], outputs: &[&str]) -> Result<Vec<Tensor>> {
         let path = self.path.clone();
         let failed = |message: String| Error::new(Code::RUNTIME_RUN, message).at(&path);
         self.check_names(inputs, outputs).map_err(&failed)?;
-        let values = inputs.iter().map(|(name, tensor)| Ok(((*name).to_owned(), borrow(tensor)?)));
+        let values = inputs.iter().map(|(name, view)| Ok(((*name).to_owned(), borrow(view)?)));
         let values = values.collect::<ort::Result<Vec<_>>>().map_err(|e| failed(e.to_string()))?;
         let selector = outputs.iter().fold(OutputSelector::no_default(), |s, name| s.with(*name));
-        let options = RunOptions::new().map_err(|e| failed(e.to_string()))?.with_outputs(selector);
+        let options = RunOptions::new().and_then(|mut options| {
+            if self.shrink {
+                options.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
+            }
+            Ok(options)
+        });
+        let options = options.map_err(|e| failed(e.to_string()))?.with_outputs(selector);
         let results = self.inner.run_with_options(values, &options).map_err(|e| failed(e.to_string()))?;
         let take = |name: &&str| {
             let value = results.get(name).ok_or_else(|| failed(format!("output `{name}` is missing")))?;
@@ -165,7 +203,7 @@ impl Session {
     }
 
     /// ONNX Runtime itself accepts an empty batch, and a missing input can crash it.
-    fn check_names(&self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> std::result::Result<(), String> {
+    fn check_names(&self, inputs: &[(&str, TensorView<'_>)], outputs: &[&str]) -> std::result::Result<(), String> {
         for input in self.inner.inputs() {
             if !inputs.iter().any(|(name, _)| *name == input.name()) {
                 return Err(format!("input `{}` was not given", input.name()));
@@ -193,16 +231,12 @@ fn products_overflow() -> bool {
     false
 }
 
-fn borrow(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
-    let shape: Vec<i64> = tensor.shape().iter().map(|&d| d as i64).collect();
-    Ok(match tensor {
-        Tensor::F32(a) => TensorRef::from_array_view((shape, contiguous(a.as_slice())?))?.into(),
-        Tensor::I64(a) => TensorRef::from_array_view((shape, contiguous(a.as_slice())?))?.into(),
+fn borrow<'a>(view: &TensorView<'a>) -> ort::Result<SessionInputValue<'a>> {
+    let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
+    Ok(match view {
+        TensorView::F32(_, values) => TensorRef::from_array_view((shape, *values))?.into(),
+        TensorView::I64(_, values) => TensorRef::from_array_view((shape, *values))?.into(),
     })
-}
-
-fn contiguous<T>(slice: Option<&[T]>) -> ort::Result<&[T]> {
-    slice.ok_or_else(|| ort::Error::new("an input is not in row-major order"))
 }
 
 fn own(value: &DynValue) -> Option<Tensor> {

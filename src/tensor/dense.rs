@@ -57,6 +57,32 @@ impl Tensor {
     }
 }
 
+/// A dense, row-major array that lies elsewhere: in a [`Tensor`], or in a mapped file.
+#[derive(Clone, Copy, Debug)]
+pub enum TensorView<'a> {
+    /// Shape and float32 values.
+    F32(&'a [usize], &'a [f32]),
+    /// Shape and int64 values.
+    I64(&'a [usize], &'a [i64]),
+}
+
+impl<'a> TensorView<'a> {
+    /// A view of a tensor; nothing where that is not in row-major order.
+    pub fn of(tensor: &'a Tensor) -> Option<Self> {
+        Some(match tensor {
+            Tensor::F32(a) => Self::F32(a.shape(), a.as_slice()?),
+            Tensor::I64(a) => Self::I64(a.shape(), a.as_slice()?),
+        })
+    }
+
+    /// Extent of each axis.
+    pub fn shape(&self) -> &'a [usize] {
+        match self {
+            Self::F32(shape, _) | Self::I64(shape, _) => shape,
+        }
+    }
+}
+
 /// How far `found` lies from `expected`.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Comparison {

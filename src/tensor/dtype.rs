@@ -34,6 +34,22 @@ pub enum DType {
 }
 
 impl DType {
+    const ALL: [Self; 13] = [
+        Self::Bool,
+        Self::U8,
+        Self::I8,
+        Self::U16,
+        Self::I16,
+        Self::U32,
+        Self::I32,
+        Self::U64,
+        Self::I64,
+        Self::F16,
+        Self::BF16,
+        Self::F32,
+        Self::F64,
+    ];
+
     /// Bytes of one element.
     pub const fn size(self) -> usize {
         match self {
@@ -61,6 +77,30 @@ impl DType {
             Self::F32 => "float32",
             Self::F64 => "float64",
         }
+    }
+
+    /// ONNX's number of the type (`TensorProto.DataType`).
+    pub const fn onnx(self) -> i32 {
+        match self {
+            Self::F32 => 1,
+            Self::U8 => 2,
+            Self::I8 => 3,
+            Self::U16 => 4,
+            Self::I16 => 5,
+            Self::I32 => 6,
+            Self::I64 => 7,
+            Self::Bool => 9,
+            Self::F16 => 10,
+            Self::F64 => 11,
+            Self::U32 => 12,
+            Self::U64 => 13,
+            Self::BF16 => 16,
+        }
+    }
+
+    /// The type of that number of ONNX's, if it is one of these.
+    pub fn from_onnx(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.onnx() == number)
     }
 
     /// Whether values of this type can be NaN or infinite.

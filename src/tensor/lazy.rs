@@ -56,6 +56,16 @@ impl Source for Vec<u8> {
     }
 }
 
+/// So many bytes of zeros.
+struct Zeros(usize);
+
+impl Source for Zeros {
+    fn stream(&self, sink: &mut Sink<'_>) -> Result<()> {
+        let chunk = vec![0; CHUNK_BYTES.min(self.0)];
+        (0..self.0).step_by(CHUNK_BYTES).try_for_each(|at| sink(&chunk[..CHUNK_BYTES.min(self.0 - at)]))
+    }
+}
+
 /// A dtype, a shape and a [`Source`] of the elements.
 #[derive(Clone)]
 pub struct LazyTensor {
@@ -84,6 +94,12 @@ impl LazyTensor {
         assert_eq!(numel(shape), Some(values.len()), "values fill the shape");
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Self::new(DType::F32, shape.to_vec(), Arc::new(bytes))
+    }
+
+    /// float32 zeros, which take no memory until they are read.
+    pub fn zeros(shape: &[usize]) -> Self {
+        let bytes = numel(shape).and_then(|n| n.checked_mul(4)).unwrap_or(usize::MAX);
+        Self::new(DType::F32, shape.to_vec(), Arc::new(Zeros(bytes)))
     }
 
     /// An int64 tensor that owns its values, row-major.
@@ -160,6 +176,12 @@ impl LazyTensor {
             Ok(())
         })?;
         Ok(Cow::Owned(all))
+    }
+
+    /// The values where they lie in memory or in a mapping already, as float32 of this machine's byte order.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        let native = self.dtype == DType::F32 && cfg!(target_endian = "little");
+        self.contiguous().filter(|_| native).and_then(|bytes| bytemuck::try_cast_slice(bytes).ok())
     }
 
     /// A hint that the bytes will not be read again soon, for whoever read them through [`Self::bytes`].

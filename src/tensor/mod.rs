@@ -11,7 +11,7 @@ mod lazy;
 mod views;
 
 pub use decode::Band;
-pub use dense::{Comparison, Tensor, cosine, least};
+pub use dense::{Comparison, Tensor, TensorView, cosine, least};
 pub use dtype::DType;
 pub use lazy::{CHUNK_BYTES, LazyTensor, Sink, Source};
 

@@ -2,6 +2,17 @@
 //!
 //! Layer 7, feature `runtime`.
 
+pub mod apply;
+pub mod artifacts;
 pub mod cohort;
+mod engine;
 pub mod eval;
+mod graphs;
+mod monolith;
 pub mod picture;
+pub mod prepare;
+mod tensors;
+
+pub use engine::{Batch, Engine, Frozen, Outcome, Parameters, Step};
+pub use graphs::{Activations, Graphs, Options, Part, Trunk, parameters};
+pub use monolith::{Monolith, Parameter};

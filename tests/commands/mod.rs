@@ -68,6 +68,10 @@ pub fn ba_infer(args: &[&dyn AsRef<OsStr>]) -> Done {
     finish(command("ba-infer").args(args.iter().map(|a| a.as_ref())))
 }
 
+pub fn ba_train(args: &[&dyn AsRef<OsStr>]) -> Done {
+    finish(command("ba-train").args(args.iter().map(|a| a.as_ref())))
+}
+
 /// What a command left.
 #[derive(Debug)]
 pub struct Done {

@@ -6,20 +6,23 @@ use std::sync::Arc;
 use ndarray::ArrayD;
 
 use super::limits::Limits;
+use super::references::{self, ScanReference};
 use crate::bundle::{FirstTry, LayerRecord, Precision};
 use crate::calibrate::{Feed, Fidelity, Inputs, Ranges, Role, Runner, Wanted, fidelity_of, walk};
+use crate::config::VolumeConfig;
 use crate::error::{Code, Error, Result};
+use crate::export::{CalibrationInput, inputs};
 use crate::graph::Graph;
 use crate::passes::quantize::Scheme;
 use crate::passes::{beyond_range, half, quantizable, quantize_convolutions, unfit_for_half};
-use crate::progress::Silent;
+use crate::progress::{Progress, Silent};
 use crate::tensor::Tensor;
 
 /// Name of the adapter's row among the layers.
 const LAYER: &str = "adapter.convolutions";
 
 /// The adapter that was decided on.
-pub(super) struct Adapter {
+pub(in crate::export) struct Adapter {
     /// Its graph.
     pub graph: Graph,
     /// Its number format.
@@ -29,7 +32,7 @@ pub(super) struct Adapter {
 }
 
 /// Runs the float32 adapter on one scan; gives its result and adds to the ranges of all values.
-pub(super) fn observe(graph: &Graph, volume: Tensor, ranges: &mut Ranges, runner: &Runner<'_>) -> Result<Arc<Tensor>> {
+fn observe(graph: &Graph, volume: Tensor, ranges: &mut Ranges, runner: &Runner<'_>) -> Result<Arc<Tensor>> {
     let feed = Feed::from([("volume".to_owned(), Arc::new(volume))]);
     let wanted = Wanted { ranges: true, blocks: &|_| true };
     let mut inputs = Inputs::new(vec![(feed, Role::Calibrate)], 0);
@@ -44,8 +47,44 @@ pub(super) fn observe(graph: &Graph, volume: Tensor, ranges: &mut Ranges, runner
     output.ok_or_else(|| Error::new(Code::RUNTIME_RUN, "the adapter gave no result"))
 }
 
+/// Runs the adapter on each scan, one after the other, and decides about it; gives what float32 made of the scans, without
+/// the vision transformer's part. Without scans nothing is decided.
+///
+/// # Errors
+/// `calibration.input`, and those of the runtime.
+pub(in crate::export) fn calibrated(
+    graph: &Graph,
+    volume: &VolumeConfig,
+    limits: (Precision, Option<f64>),
+    all: &[CalibrationInput],
+    runner: &Runner<'_>,
+    progress: &mut dyn Progress,
+) -> Result<(Vec<ScanReference>, Option<Adapter>)> {
+    let (mut ranges, mut scans) = (Ranges::new(), Vec::new());
+    for (name, path, role) in references::scans(all) {
+        progress.step(&format!("adapter: {}", path.display()), None);
+        let scan = inputs::scan(volume, &path)?;
+        let mut unseen = Ranges::new();
+        let seen = if role.calibrates() { &mut ranges } else { &mut unseen };
+        let adapter = observe(graph, scan, seen, runner)?;
+        scans.push(ScanReference { name, path, role, adapter, vision: references::empty() });
+    }
+    if scans.is_empty() {
+        return Ok((scans, None));
+    }
+    let held_out = scans.iter().filter(|s| s.role.judges());
+    let mut pairs = held_out.filter_map(|s| match s.adapter.as_ref() {
+        Tensor::F32(expected) => Some(inputs::scan(volume, &s.path).map(|volume| (volume, expected))),
+        Tensor::I64(_) => None,
+    });
+    let (precision, max_error) = limits;
+    let limits = Limits::of_part(precision, &graph.name, max_error);
+    let adapter = choose(graph, precision, &ranges, &limits, &mut pairs, runner)?;
+    Ok((scans, Some(adapter)))
+}
+
 /// The adapter in float32.
-pub(super) fn single(graph: &Graph) -> Adapter {
+fn single(graph: &Graph) -> Adapter {
     Adapter { graph: graph.clone(), precision: Precision::Fp32, record: record(graph, Scheme::Fp32) }
 }
 
@@ -66,7 +105,7 @@ impl Adapter {
 
 /// The adapter in the wanted precision, where it can be and comes close enough to float32 on the held-out scans; else in
 /// float32. `held_out` gives each scan and the float32 result.
-pub(super) fn choose(
+fn choose(
     graph: &Graph,
     precision: Precision,
     ranges: &Ranges,
@@ -110,7 +149,7 @@ pub(super) fn choose(
 }
 
 /// Half precision without having seen an activation.
-pub(super) fn data_free(graph: &Graph, precision: Precision) -> Result<Adapter> {
+pub(in crate::export) fn data_free(graph: &Graph, precision: Precision) -> Result<Adapter> {
     if precision != Precision::Fp16 {
         return Ok(single(graph));
     }

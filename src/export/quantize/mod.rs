@@ -4,7 +4,7 @@
 //! part more exact that misses its limit as a whole. Without inputs only what needs none is used: one int8 scale a token,
 //! taken as the token comes, and weights rounded by themselves.
 
-mod adapter;
+pub(super) mod adapter;
 mod group;
 pub(super) mod limits;
 mod part;
@@ -12,21 +12,19 @@ pub(super) mod references;
 mod trial;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use limits::Limits;
 use part::{Choice, Decider, Starts};
 use references::{References, ReportReference, ScanReference};
 
 use super::sources::Loaded;
-use super::{CalibrationInput, Plan, inputs, space};
+use super::{CalibrationInput, Plan, space};
 use crate::bundle::{Calibration, LayerRecord, Precision, Quantization};
-use crate::calibrate::{Feed, Inputs, Ranges, Role, Runner, Statistics};
+use crate::calibrate::{Feed, Inputs, Role, Runner, Statistics};
 use crate::error::{Code, Error, Result, Warning};
 use crate::graph::Graph;
 use crate::passes::{Segment, half, segments, unfit_for_half};
 use crate::progress::Progress;
-use crate::tensor::Tensor;
 
 /// Fewer tokens of reports than this, or fewer scans than [`FEW_SCANS`], are too few to trust a range.
 const FEW_TOKENS: u64 = 512;
@@ -98,7 +96,8 @@ impl<'a> Reducer<'a> {
             space::check(runner.scratch, space::of_bundle(&reducer.graphs()?).saturating_add(block))?;
             reducer.adapter(all, &runner, progress)?;
             let reports = references::reports(loaded, all)?.into_iter();
-            let reports = reports.map(|(name, tokens, role)| ReportReference { name, role, tokens, text: empty() });
+            let reports =
+                reports.map(|(name, tokens, role)| ReportReference { name, role, tokens, text: references::empty() });
             reducer.references.reports = reports.collect();
             reducer.part(VISION, &runner, progress)?;
             reducer.part(TEXT, &runner, progress)?;
@@ -107,29 +106,15 @@ impl<'a> Reducer<'a> {
         Ok(reducer)
     }
 
-    /// Runs the adapter on each scan, one after the other, and decides about it.
+    /// Runs the adapter on each scan and decides about it.
     fn adapter(&mut self, all: &[CalibrationInput], runner: &Runner<'_>, progress: &mut dyn Progress) -> Result<()> {
-        let graph = &self.graphs[ADAPTER];
-        let mut ranges = Ranges::new();
-        let scans = references::scans(all);
-        for (name, path, role) in scans {
-            progress.step(&format!("adapter: {}", path.display()), None);
-            let volume = inputs::scan(self.loaded, &path)?;
-            let mut unseen = Ranges::new();
-            let seen = if role.calibrates() { &mut ranges } else { &mut unseen };
-            let adapter = adapter::observe(graph, volume, seen, runner)?;
-            self.references.scans.push(ScanReference { name, path, role, adapter, vision: empty() });
+        let limits = (self.plan.precision, self.plan.max_error);
+        let volume = &self.loaded.config.volume;
+        let (scans, adapter) = adapter::calibrated(&self.graphs[ADAPTER], volume, limits, all, runner, progress)?;
+        self.references.scans = scans;
+        if let Some(adapter) = adapter {
+            self.adapter = adapter;
         }
-        if self.references.scans.is_empty() {
-            return Ok(());
-        }
-        let held_out = self.references.scans.iter().filter(|s| s.role.judges());
-        let mut pairs = held_out.filter_map(|s| match s.adapter.as_ref() {
-            Tensor::F32(expected) => Some(inputs::scan(self.loaded, &s.path).map(|volume| (volume, expected))),
-            Tensor::I64(_) => None,
-        });
-        let limits = Limits::of_part(self.plan.precision, &graph.name, self.plan.max_error);
-        self.adapter = adapter::choose(graph, self.plan.precision, &ranges, &limits, &mut pairs, runner)?;
         Ok(())
     }
 
@@ -286,10 +271,6 @@ impl<'a> Reducer<'a> {
             progress.warn(&Warning::new("calibration_few", message));
         }
     }
-}
-
-fn empty() -> Arc<Tensor> {
-    Arc::new(Tensor::F32(ndarray::ArrayD::zeros(vec![0])))
 }
 
 /// Bytes of the largest block's weights: what is written for a moment while it is calibrated.

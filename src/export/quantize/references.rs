@@ -53,6 +53,11 @@ impl References {
     }
 }
 
+/// In place of a result that is not there yet.
+pub(super) fn empty() -> Arc<Tensor> {
+    Arc::new(Tensor::F32(ndarray::ArrayD::zeros(vec![0])))
+}
+
 /// The scans, with the roles that they will have.
 pub(super) fn scans(all: &[CalibrationInput]) -> Vec<(String, PathBuf, Role)> {
     let found: Vec<_> = all.iter().filter_map(|i| Some((i.name.clone(), i.scan.clone()?))).collect();
@@ -69,7 +74,7 @@ pub(super) fn reports(loaded: &Loaded, all: &[CalibrationInput]) -> Result<Vec<(
     let tokenizer = Tokenizer::load(&loaded.tokenizer, loaded.bos)?;
     let roles = Role::of(found.len());
     let read = |((name, path), role): ((String, PathBuf), Role)| {
-        let [ids, mask] = inputs::report(loaded, &tokenizer, &path)?;
+        let [ids, mask] = inputs::report(loaded.config.text.max_tokens, &tokenizer, &path)?;
         let tokens = [("input_ids", ids), ("attention_mask", mask)];
         Ok((name, tokens.map(|(n, t)| (n.to_owned(), Arc::new(t))).into(), role))
     };

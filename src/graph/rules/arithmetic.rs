@@ -52,17 +52,20 @@ impl Call<'_> {
 
     pub(super) fn gemm(&self) -> Answer<ValueType> {
         let (a, b) = (self.float(0)?, self.float(1)?);
-        let ([m, k], [n, k2]) = (a.shape.as_slice(), b.shape.as_slice()) else {
-            return Err(format!("Gemm multiplies matrices, not {a} by {b}"));
+        let sides = |ty: &ValueType, transposed: &str| match (ty.shape.as_slice(), self.op.get_int(transposed, 0)) {
+            ([rows, columns], 0) => Ok((*rows, *columns)),
+            ([rows, columns], 1) => Ok((*columns, *rows)),
+            _ => Err(format!("Gemm multiplies matrices, not {a} by {b}")),
         };
-        if self.op.get_int("transB", 0) != 1 || self.op.get_int("transA", 0) != 0 || k.unify(*k2).is_none() {
-            return Err(format!("Gemm(transB = 1) cannot multiply {a} by {b}"));
+        let ((m, k), (k2, n)) = (sides(a, "transA")?, sides(b, "transB")?);
+        if a.dtype != b.dtype || k.unify(k2).is_none() {
+            return Err(format!("Gemm cannot multiply {a} by {b}"));
         }
-        let bias = ValueType::new(a.dtype, [*n]);
-        if a.dtype != b.dtype || (self.inputs.len() > 2 && *self.ty(2)? != bias) {
-            return Err(format!("{b} and its bias, which should be {bias}, do not fit {a}"));
+        let bias = ValueType::new(a.dtype, [n]);
+        if self.inputs.len() > 2 && *self.ty(2)? != bias {
+            return Err(format!("a bias of Gemm is {}, expected {bias}", self.ty(2)?));
         }
-        Ok(ValueType::new(a.dtype, [*m, *n]))
+        Ok(ValueType::new(a.dtype, [m, n]))
     }
 
     pub(super) fn conv(&self) -> Answer<ValueType> {
@@ -92,6 +95,26 @@ impl Call<'_> {
                 return Err(format!("kernel {w} does not fit into {x}"));
             }
             shape.push(Dim::Known((room / at(strides, i, 1) + 1) as usize));
+        }
+        Ok(ValueType::new(x.dtype, shape))
+    }
+
+    /// `ConvTranspose` of `x` `[N, O, ..]` with `w` `[O, C, ..]`, without groups and dilations.
+    pub(super) fn conv_transpose(&self) -> Answer<ValueType> {
+        let (x, w) = (self.float(0)?, self.float(1)?);
+        let rank = x.shape.len();
+        if rank < 3 || w.shape.len() != rank || w.dtype != x.dtype || x.shape[1].unify(w.shape[0]).is_none() {
+            return Err(format!("cannot convolve {x} with {w}"));
+        }
+        let mut shape = vec![x.shape[0], w.shape[1]];
+        for i in 0..rank - 2 {
+            let at = |name: &str, j: usize, default: i64| self.op.get_ints(name).get(j).copied().unwrap_or(default);
+            let (Some(n), Some(k)) = (x.shape[i + 2].known(), w.shape[i + 2].known()) else {
+                return Err(format!("convolution over an extent that is not known: {x}"));
+            };
+            let pads = at("pads", i, 0) + at("pads", i + rank - 2, 0);
+            let extent = (n as i64 - 1) * at("strides", i, 1) + k as i64 + at("output_padding", i, 0) - pads;
+            shape.push(Dim::Known(usize::try_from(extent).map_err(|_| format!("kernel {w} does not fit {x}"))?));
         }
         Ok(ValueType::new(x.dtype, shape))
     }

@@ -6,6 +6,8 @@
 mod arithmetic;
 mod quantized;
 mod shapes;
+mod subgraphs;
+mod training;
 
 use super::op::{Domain, Op};
 use super::types::{Dim, ValueType};
@@ -32,15 +34,18 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs:
     let one = |ty: Answer<ValueType>| ty.map(|t| vec![t]);
     let types = match (op.domain, op.kind) {
         (Domain::Onnx, "Relu" | "Gelu" | "Sigmoid" | "Sqrt" | "Abs") => one(call.float(0).cloned()),
-        (Domain::Onnx, "Reciprocal" | "Cos" | "Sin" | "Softmax") => one(call.float(0).cloned()),
-        (Domain::Onnx, "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max") => one(call.elementwise(None)),
+        (Domain::Onnx, "Reciprocal" | "Cos" | "Sin" | "Softmax" | "LogSoftmax") => one(call.float(0).cloned()),
+        (Domain::Onnx, "Exp" | "Log" | "Erf" | "Neg") => one(call.float(0).cloned()),
+        (Domain::Onnx, "Identity") => one(call.ty(0).cloned()),
+        (Domain::Onnx, "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max" | "Min") => one(call.elementwise(None)),
         (Domain::Onnx, "And") => one(call.both_bool().and_then(|()| call.elementwise(Some(DType::Bool)))),
-        (Domain::Onnx, "GreaterOrEqual" | "Equal") => one(call.elementwise(Some(DType::Bool))),
+        (Domain::Onnx, "GreaterOrEqual" | "Greater" | "Less" | "Equal") => one(call.elementwise(Some(DType::Bool))),
         (Domain::Onnx, "Where") => one(call.select()),
         (Domain::Onnx, "Cast") => one(call.cast()),
         (Domain::Onnx, "MatMul") => one(call.matmul()),
         (Domain::Onnx, "Gemm") => one(call.gemm()),
         (Domain::Onnx, "Conv") => one(call.conv()),
+        (Domain::Onnx, "ConvTranspose") => one(call.conv_transpose()),
         (Domain::Onnx, "BatchNormalization") => one(call.per_channel(5)),
         (Domain::Onnx, "InstanceNormalization") => one(call.per_channel(3)),
         (Domain::Onnx, "LayerNormalization") => one(call.layer_norm()),
@@ -54,6 +59,9 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs:
         (Domain::Onnx, "Squeeze") => one(call.squeeze()),
         (Domain::Onnx, "Shape") => one(call.shape_of()),
         (Domain::Onnx, "Range") => one(Ok(ValueType::new(call.ty(0)?.dtype, [Dim::Any]))),
+        (Domain::Onnx, "Expand") => one(call.expand()),
+        (Domain::Onnx, "Size") => one(Ok(ValueType::new(DType::I64, []))),
+        (Domain::Onnx, "Scan") => call.scan(),
         (Domain::Onnx, "Gather") => one(call.gather()),
         (Domain::Onnx, "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin") => one(call.reduce()),
         (Domain::Onnx, "QuantizeLinear") => one(call.quantize_linear()),
@@ -62,6 +70,7 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs:
         (Domain::Microsoft, "MatMulIntegerToFloat") => one(call.matmul_integer_to_float()),
         (Domain::Microsoft, "MatMulNBits") => one(call.matmul_nbits()),
         (Domain::Microsoft, "MultiHeadAttention") => one(call.attention()),
+        (Domain::Microsoft, "InPlaceAccumulatorV2") => call.accumulate(),
         (domain, kind) => Err(format!("no type rule for operator `{kind}` of domain `{}`", domain.name())),
     }?;
     if types.len() == outputs { Ok(types) } else { Err(format!("makes {} results, not {outputs}", types.len())) }
@@ -71,12 +80,14 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs:
 fn most_operands(op: &Op) -> usize {
     match op.kind {
         "Relu" | "Gelu" | "Sigmoid" | "Sqrt" | "Abs" | "Reciprocal" | "Cos" | "Sin" | "Softmax" => 1,
-        "Cast" | "Transpose" | "Shape" => 1,
+        "LogSoftmax" | "Exp" | "Log" | "Erf" | "Neg" => 1,
+        "Cast" | "Transpose" | "Shape" | "Size" | "Identity" => 1,
         "Where" | "Gemm" | "Conv" | "InstanceNormalization" | "LayerNormalization" | "Range" => 3,
         "MultiHeadAttention" | "Pad" | "MatMulInteger" | "QuantizeLinear" | "DequantizeLinear" => 3,
-        "Slice" | "MatMulNBits" => 4,
-        "BatchNormalization" | "MatMulIntegerToFloat" => 5,
-        "Concat" => usize::MAX,
+        "MatMulNBits" => 4,
+        "Slice" | "BatchNormalization" | "MatMulIntegerToFloat" => 5,
+        "InPlaceAccumulatorV2" => 3,
+        "Concat" | "Scan" => usize::MAX,
         _ => 2,
     }
 }

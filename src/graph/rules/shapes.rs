@@ -1,7 +1,7 @@
 //! Rules of operators that move elements.
 
 use super::{Answer, Call};
-use crate::graph::types::{Dim, ValueType};
+use crate::graph::types::{Dim, ValueType, broadcast};
 use crate::tensor::DType;
 
 impl Call<'_> {
@@ -22,8 +22,15 @@ impl Call<'_> {
             let others = dims.iter().enumerate().filter(|(i, _)| !copied.contains(i));
             others.map(|(_, d)| d.known()).try_fold(1usize, |n, d| n.checked_mul(d?))
         };
-        let have = rest(&x.shape).ok_or_else(|| format!("cannot reshape {x} to {target:?}"))?;
         let unknown = target.iter().position(|&t| t == -1);
+        let have = match (rest(&x.shape), unknown) {
+            (Some(have), _) => have,
+            // A name goes into what is left, which then has no number.
+            (None, Some(_)) if target.iter().filter(|&&t| t == -1).count() == 1 => {
+                return Ok(ValueType::new(x.dtype, shape));
+            }
+            (None, _) => return Err(format!("cannot reshape {x} to {target:?}")),
+        };
         let want = shape.iter().enumerate().filter(|(i, _)| Some(*i) != unknown && !copied.contains(i));
         let want = want.filter_map(|(_, d)| d.known()).try_fold(1usize, usize::checked_mul);
         let want = want.ok_or_else(|| format!("cannot reshape {x} to {target:?}"))?;
@@ -80,18 +87,33 @@ impl Call<'_> {
         Ok(sizes.iter().map(part).collect())
     }
 
-    /// `Slice` with constant bounds and steps of 1.
+    /// `Slice` along constant axes by steps of at least 1. Where a bound is computed, or the extent has no number, neither has
+    /// what is left.
     pub(super) fn slice(&self) -> Answer<ValueType> {
-        let (x, starts, ends, axes) = (self.ty(0)?, self.ints(1)?, self.ints(2)?, self.ints(3)?);
-        let mut shape = x.shape.clone();
-        if starts.len() != ends.len() || starts.len() != axes.len() {
-            return Err(format!("slice of axes {axes:?} from {starts:?} to {ends:?}"));
+        let (x, axes) = (self.ty(0)?, self.ints(3)?);
+        let steps = if self.inputs.len() > 4 { self.ints(4)? } else { vec![1; axes.len()] };
+        let counts = [1, 2].map(|i| self.ty(i).map(|ty| ty.shape.clone()));
+        let vector = [Dim::Known(axes.len())];
+        if steps.len() != axes.len() || steps.iter().any(|&step| step < 1) {
+            return Err(format!("slice along axes {axes:?} by {steps:?}"));
         }
-        for ((&start, &end), &axis) in starts.iter().zip(&ends).zip(&axes) {
+        for count in counts {
+            let count = count?;
+            if count.len() != 1 || count[0].unify(vector[0]).is_none() {
+                return Err(format!("slice along axes {axes:?} with bounds of another number"));
+            }
+        }
+        let bounds = self.ints(1).ok().zip(self.ints(2).ok());
+        let mut shape = x.shape.clone();
+        for (i, &axis) in axes.iter().enumerate() {
             let axis = self.axis(axis, shape.len())?;
-            let Some(n) = shape[axis].known() else { return Err(format!("axis {axis} of {x} is not known")) };
-            let clamp = |v: i64| (if v < 0 { v + n as i64 } else { v }).clamp(0, n as i64);
-            shape[axis] = Dim::Known((clamp(end) - clamp(start)).max(0) as usize);
+            let (Some(n), Some((starts, ends))) = (shape[axis].known(), &bounds) else {
+                shape[axis] = Dim::Any;
+                continue;
+            };
+            let clamp = |v: i64| (if v < 0 { v.saturating_add(n as i64) } else { v }).clamp(0, n as i64);
+            let span = (clamp(ends[i]) - clamp(starts[i])).max(0) as usize;
+            shape[axis] = Dim::Known(span.div_ceil(steps[i] as usize));
         }
         Ok(ValueType::new(x.dtype, shape))
     }
@@ -147,13 +169,28 @@ impl Call<'_> {
         Ok(ValueType::new(DType::I64, [Dim::Known((end - start) as usize)]))
     }
 
-    /// `Gather` along axis 0.
+    /// `Gather` along one axis.
     pub(super) fn gather(&self) -> Answer<ValueType> {
         let (table, indices) = (self.ty(0)?, self.ty(1)?);
-        if indices.dtype != DType::I64 || table.shape.is_empty() || self.op.get_int("axis", 0) != 0 {
+        if indices.dtype != DType::I64 || table.shape.is_empty() {
             return Err(format!("cannot gather {indices} from {table}"));
         }
-        let shape: Vec<Dim> = indices.shape.iter().chain(&table.shape[1..]).copied().collect();
-        Ok(ValueType::new(table.dtype, shape))
+        let axis = self.axis(self.op.get_int("axis", 0), table.shape.len())?;
+        let (before, after) = (&table.shape[..axis], &table.shape[axis + 1..]);
+        Ok(ValueType::new(table.dtype, [before, indices.shape.as_slice(), after].concat()))
+    }
+
+    /// `Expand` to a constant shape, or to one that is computed: then only its rank is known.
+    pub(super) fn expand(&self) -> Answer<ValueType> {
+        let (x, target) = (self.ty(0)?, self.ty(1)?);
+        let fail = || format!("cannot expand {x} to a shape held by {target}");
+        let [Dim::Known(rank)] = target.shape[..] else { return Err(fail()) };
+        if target.dtype != DType::I64 || x.shape.len() > rank {
+            return Err(fail());
+        }
+        let Ok(sizes) = self.ints(1) else { return Ok(ValueType::new(x.dtype, vec![Dim::Any; rank])) };
+        let sizes: Option<Vec<Dim>> = sizes.iter().map(|&n| usize::try_from(n).ok().map(Dim::Known)).collect();
+        let shape = sizes.and_then(|sizes| broadcast(&sizes, &x.shape));
+        Ok(ValueType::new(x.dtype, shape.ok_or_else(fail)?))
     }
 }

@@ -1,15 +1,21 @@
 //! `bottleneck3d`: the slices are a depth, which a strided 3-D convolution reduces.
 
-use super::{Layer, residual};
+use super::{Layer, Statistics, residual};
 use crate::config::Config;
 use crate::error::Result;
 use crate::graph::{Builder, Op, ValueId};
 use crate::model::Weights;
 
 /// `[batch, in, H, W]` → `[batch, out, H, W]`, by way of `[batch, width, out, H, W]`.
-pub(super) fn build(g: &mut Builder, config: &Config, weights: &Weights, x: ValueId) -> Result<ValueId> {
+pub(super) fn build(
+    g: &mut Builder,
+    config: &Config,
+    weights: &Weights,
+    statistics: Statistics,
+    x: ValueId,
+) -> Result<ValueId> {
     let a = &config.adapter;
-    let layer = Layer { weights, norm: a.norm, channels: a.width };
+    let layer = Layer { weights, norm: a.norm, statistics, channels: a.width };
     let x = g.unsqueeze(x, &[1])?;
     let stride = (a.slices_in / a.slices_out) as i64;
     let shape = [a.width, 1, 3, 3, 3];

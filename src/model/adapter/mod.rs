@@ -20,17 +20,37 @@ use crate::error::Result;
 use crate::graph::{Builder, Dim, Graph, Op, ValueId};
 use crate::tensor::DType;
 
-/// The adapter's graph.
+/// What a batch norm normalises by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Statistics {
+    /// The stored running statistics (PyTorch's `eval`).
+    #[default]
+    Running,
+    /// The statistics of the batch, which also move the running ones (PyTorch's `train`).
+    Batch,
+}
+
+/// The adapter's graph, with the running statistics.
 ///
 /// # Errors
 /// `checkpoint.tensors` or `checkpoint.value` when a weight is missing, misshapen or impossible.
 pub fn build(config: &Config, weights: &Weights) -> Result<Graph> {
+    build_with(config, weights, Statistics::Running)
+}
+
+/// The adapter's graph. With the batch's statistics, the moved running ones are further outputs, each under its name with
+/// `.out`.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with(config: &Config, weights: &Weights, statistics: Statistics) -> Result<Graph> {
     let mut g = Builder::new("adapter");
     let side = Dim::Known(config.volume.size);
     let x = g.input("volume", DType::F32, &[Dim::Symbol("batch"), Dim::Known(config.adapter.slices_in), side, side]);
     let y = match config.adapter.kind {
-        AdapterKind::Bottleneck2d => bottleneck2d::build(&mut g, config, weights, x)?,
-        AdapterKind::Bottleneck3d => bottleneck3d::build(&mut g, config, weights, x)?,
+        AdapterKind::Bottleneck2d => bottleneck2d::build(&mut g, config, weights, statistics, x)?,
+        AdapterKind::Bottleneck3d => bottleneck3d::build(&mut g, config, weights, statistics, x)?,
     };
     g.output("adapter", y)?;
     g.finish()
@@ -40,6 +60,7 @@ pub fn build(config: &Config, weights: &Weights) -> Result<Graph> {
 struct Layer<'a> {
     weights: &'a Weights,
     norm: Norm,
+    statistics: Statistics,
     channels: usize,
 }
 

@@ -1,0 +1,118 @@
+//! Operators that act on each element, or on pairs of elements.
+
+use std::f32::consts::{FRAC_1_SQRT_2, PI};
+
+use super::{Call, Gradients};
+
+/// `a + b`: dy, dy.
+pub(super) fn add(c: &mut Call<'_>) -> Gradients {
+    let dy = c.dy()?;
+    Ok(vec![Some(dy), Some(dy)])
+}
+
+/// `a − b`: dy, −dy.
+pub(super) fn sub(c: &mut Call<'_>) -> Gradients {
+    let dy = c.dy()?;
+    Ok(vec![Some(dy), c.want(1, |g| g.unary("Neg", dy))?])
+}
+
+/// `a b`: dy b, dy a.
+pub(super) fn mul(c: &mut Call<'_>) -> Gradients {
+    let (dy, a, b) = (c.dy()?, c.x(0)?, c.x(1)?);
+    Ok(vec![c.want(0, |g| g.mul(dy, b))?, c.want(1, |g| g.mul(dy, a))?])
+}
+
+/// `a / b`: dy / b, −dy y / b.
+pub(super) fn div(c: &mut Call<'_>) -> Gradients {
+    let (dy, y, b) = (c.dy()?, c.y(), c.x(1)?);
+    let db = c.want(1, |g| {
+        let product = g.mul(dy, y)?;
+        let quotient = g.div(product, b)?;
+        g.unary("Neg", quotient)
+    })?;
+    Ok(vec![c.want(0, |g| g.div(dy, b))?, db])
+}
+
+/// `max(a, b)`: dy where the operand is the larger; the first where they are equal, as PyTorch's `clamp` has it.
+pub(super) fn max(c: &mut Call<'_>) -> Gradients {
+    choice(c, "GreaterOrEqual")
+}
+
+/// `min(a, b)`: dy where the operand is the smaller; the first where they are equal, as PyTorch's `clamp` has it.
+pub(super) fn min(c: &mut Call<'_>) -> Gradients {
+    let (a, b) = (c.x(0)?, c.x(1)?);
+    let second = c.g.binary("Greater", a, b)?;
+    chosen(c, second, true)
+}
+
+fn choice(c: &mut Call<'_>, first: &'static str) -> Gradients {
+    let (a, b) = (c.x(0)?, c.x(1)?);
+    let first = c.g.binary(first, a, b)?;
+    chosen(c, first, false)
+}
+
+fn chosen(c: &mut Call<'_>, condition: crate::graph::ValueId, inverted: bool) -> Gradients {
+    let dy = c.dy()?;
+    let zero = c.g.scalar(0.0);
+    let mut side = |i: usize, taken: bool| {
+        c.want(i, |g| if taken { g.select(condition, dy, zero) } else { g.select(condition, zero, dy) })
+    };
+    Ok(vec![side(0, !inverted)?, side(1, inverted)?])
+}
+
+/// `−x`: −dy.
+pub(super) fn neg(c: &mut Call<'_>) -> Gradients {
+    let dy = c.dy()?;
+    Ok(vec![Some(c.g.unary("Neg", dy)?)])
+}
+
+/// `√x`: dy / 2y.
+pub(super) fn sqrt(c: &mut Call<'_>) -> Gradients {
+    let (dy, y) = (c.dy()?, c.y());
+    let double = c.g.add(y, y)?;
+    Ok(vec![Some(c.g.div(dy, double)?)])
+}
+
+/// `eˣ`: dy y.
+pub(super) fn exp(c: &mut Call<'_>) -> Gradients {
+    let (dy, y) = (c.dy()?, c.y());
+    Ok(vec![Some(c.g.mul(dy, y)?)])
+}
+
+/// `ln x`: dy / x.
+pub(super) fn log(c: &mut Call<'_>) -> Gradients {
+    let (dy, x) = (c.dy()?, c.x(0)?);
+    Ok(vec![Some(c.g.div(dy, x)?)])
+}
+
+/// `max(x, 0)`: dy where y > 0.
+pub(super) fn relu(c: &mut Call<'_>) -> Gradients {
+    let (dy, y) = (c.dy()?, c.y());
+    let zero = c.g.scalar(0.0);
+    let positive = c.g.binary("Greater", y, zero)?;
+    Ok(vec![Some(c.g.select(positive, dy, zero)?)])
+}
+
+/// `x Φ(x)` with the normal distribution Φ (Hendrycks and Gimpel 2016): dy (Φ(x) + x φ(x)). With u = x/√2 that is
+/// `dy/2 · (1 + erf u + 2/√π · u e^(−u²))`.
+pub(super) fn gelu(c: &mut Call<'_>) -> Gradients {
+    let (dy, x) = (c.dy()?, c.x(0)?);
+    let g = &mut *c.g;
+    let [scale, factor, one, half] = [FRAC_1_SQRT_2, 2.0 / PI.sqrt(), 1.0, 0.5].map(|k| g.scalar(k));
+    let u = g.mul(x, scale)?;
+    let erf = g.unary("Erf", u)?;
+    let square = g.mul(u, u)?;
+    let minus = g.unary("Neg", square)?;
+    let bell = g.unary("Exp", minus)?;
+    let slope = g.mul(u, bell)?;
+    let slope = g.mul(slope, factor)?;
+    let sum = g.add(erf, slope)?;
+    let sum = g.add(sum, one)?;
+    let scaled = g.mul(sum, half)?;
+    Ok(vec![Some(g.mul(dy, scaled)?)])
+}
+
+/// `x`: dy.
+pub(super) fn identity(c: &mut Call<'_>) -> Gradients {
+    Ok(vec![Some(c.dy()?)])
+}

@@ -1,0 +1,68 @@
+//! Trained tensors as safetensors that PyTorch's `load_state_dict(strict=True)` takes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::checkpoint::{Checkpoint, write_safetensors};
+use crate::config::{Config, Norm};
+use crate::error::{Code, Error, Result};
+use crate::model;
+use crate::tensor::{DType, LazyTensor};
+
+/// The fact of a file that names the labels.
+pub(super) const LABELS: &str = "labels";
+
+/// The labels in their order, as a file names them: a JSON array.
+pub(super) fn labels(config: &Config) -> String {
+    serde_json::json!(config.labels.0).to_string()
+}
+
+/// What a batch norm counts: int64 of no axes.
+const COUNT: &str = "num_batches_tracked";
+
+/// Writes the trained tensors of a checkpoint to `path`: under PyTorch's names, in the types and shapes in which they are
+/// stored. A batch norm's `num_batches_tracked` is int64 `[]`, and 0 where the checkpoint has none: PyTorch reads it only for norms
+/// without a momentum.
+///
+/// # Errors
+/// `checkpoint.*` when tensors are missing, misshapen or cannot be read; `io`, `disk.full`.
+pub fn save(path: &Path, checkpoint: &Checkpoint, config: &Config) -> Result<()> {
+    let found = model::trained(config, checkpoint)?;
+    let mut tensors: BTreeMap<String, LazyTensor> =
+        found.weights.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
+    let others = checkpoint.iter().filter(|(name, _)| model::is_trained(name));
+    for (name, tensor) in others {
+        let tensor = match name {
+            name if name.ends_with(COUNT) => count(name, tensor, checkpoint.path())?,
+            // A number without axes, which not every format knows.
+            "logit_scale" if tensor.len() == 1 => tensor.reshaped(&[]),
+            _ => tensor.clone(),
+        };
+        tensors.insert(name.to_owned(), tensor);
+    }
+    if config.adapter.norm == Norm::Batch {
+        let norms: Vec<String> =
+            tensors.keys().filter_map(|name| Some(format!("{}{COUNT}", name.strip_suffix("running_mean")?))).collect();
+        for name in norms {
+            tensors.entry(name).or_insert_with(|| LazyTensor::from_i64(&[], &[0]));
+        }
+    }
+    // `format` is what other readers of safetensors look for.
+    let facts = [("format", "pt".to_owned()), (LABELS, labels(config))];
+    let facts = facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+    write_safetensors(path, tensors, &facts).map(drop)
+}
+
+/// A count as PyTorch has it, also from runtimes whose checkpoints hold nothing but floats.
+fn count(name: &str, tensor: &LazyTensor, path: &Path) -> Result<LazyTensor> {
+    if tensor.dtype() == DType::I64 && tensor.shape().is_empty() {
+        return Ok(tensor.clone());
+    }
+    let values = tensor.cast(DType::F64).bytes().map_err(|e| e.at(path))?.into_owned();
+    match values.as_chunks::<8>().0 {
+        [value] if (0.0..9e15).contains(&f64::from_le_bytes(*value)) => {
+            Ok(LazyTensor::from_i64(&[], &[f64::from_le_bytes(*value) as i64]))
+        }
+        _ => Err(Error::new(Code::CHECKPOINT_VALUE, format!("`{name}` is no count of batches")).at(path)),
+    }
+}

@@ -1,0 +1,143 @@
+//! The folder that `ba-train prepare` writes, and everything that training needs.
+//!
+//! | file | what |
+//! |---|---|
+//! | `training_model.onnx`, `eval_model.onnx` | the whole model with loss (and gradients), for any ONNX Runtime |
+//! | `optimizer_model.onnx` | AdamW over all trained parameters |
+//! | `checkpoint` | every parameter of adapter and heads (flatbuffers, `ODTC`) |
+//! | `frozen.safetensors` | the frozen transformer's weights; the first two refer to it |
+//! | `training.json` | this crate's own: what is trained and how, sizes and hashes of the other files |
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::engine::Frozen;
+use super::monolith::Parameter;
+use crate::bundle::{FileRecord, SourceRecord, Tool, sha256_of};
+use crate::checkpoint::{Checkpoint, TrainingState};
+use crate::config::{Config, read_small};
+use crate::error::{Code, Error, Result};
+use crate::model::Mode;
+use crate::model::adapter::Statistics;
+use crate::tensor::{DType, LazyTensor};
+
+/// The manifest's file name.
+pub const MANIFEST: &str = "training.json";
+/// Version of the manifest's format; another one is refused.
+pub const FORMAT: u32 = 1;
+/// The parameters.
+pub const CHECKPOINT: &str = "checkpoint";
+/// The frozen weights.
+pub const FROZEN: &str = "frozen.safetensors";
+
+/// What a folder of training artifacts holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Who wrote it.
+    pub tool: Tool,
+    /// What the model may be used for.
+    pub intended_use: String,
+    /// What is trained.
+    pub mode: Mode,
+    /// What batch norms normalise by in training.
+    pub statistics: Statistics,
+    /// The model's configuration.
+    pub config: Config,
+    /// Every file but this one.
+    pub files: Vec<FileRecord>,
+    /// The files that it was made from.
+    pub sources: Vec<SourceRecord>,
+    /// Tensors of the sources that the model does not use.
+    pub skipped: Vec<String>,
+}
+
+/// Training artifacts, found whole.
+#[derive(Debug)]
+pub struct Artifacts {
+    /// The folder.
+    pub dir: PathBuf,
+    /// What it holds.
+    pub manifest: Manifest,
+    /// SHA-256 of the manifest, and so of everything.
+    pub sha256: String,
+}
+
+impl Artifacts {
+    /// Opens a folder and compares every file with its recorded hash.
+    ///
+    /// # Errors
+    /// `training.artifacts` when there are none, or a file is missing or another than recorded; `io`.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let invalid = |message: String| Error::new(Code::TRAINING_ARTIFACTS, message);
+        let path = dir.join(MANIFEST);
+        if !path.is_file() {
+            let message = format!("there are no training artifacts (no {MANIFEST}): make them with ba-train prepare");
+            return Err(invalid(message).at(dir));
+        }
+        let text = read_small(&path)?;
+        let manifest: Manifest = serde_json::from_str(&text)
+            .map_err(|e| invalid(format!("cannot be read: {e}; make it anew with ba-train prepare")).at(&path))?;
+        if manifest.format != FORMAT {
+            let message =
+                format!("has format {}, expected {FORMAT}: make it anew with ba-train prepare", manifest.format);
+            return Err(invalid(message).at(&path));
+        }
+        manifest.config.validate().map_err(|e| e.at(&path))?;
+        for record in &manifest.files {
+            // Names are plain: nothing outside the folder is ever read.
+            let plain = Path::new(&record.name).file_name().is_some_and(|name| name == record.name.as_str());
+            let file = dir.join(&record.name);
+            if !plain || !file.is_file() {
+                return Err(invalid(format!("the file `{}` is missing", record.name)).at(dir));
+            }
+            let found = sha256_of(&file)?;
+            if found != record.sha256 {
+                let message =
+                    format!("is another file than {MANIFEST} recorded: make the folder anew with ba-train prepare");
+                return Err(invalid(message).at(file));
+            }
+        }
+        let sha256 = sha256_of(&path)?;
+        Ok(Self { dir: dir.to_owned(), manifest, sha256 })
+    }
+
+    /// The parameters as they were prepared.
+    ///
+    /// # Errors
+    /// `checkpoint.*`.
+    pub fn state(&self) -> Result<TrainingState> {
+        TrainingState::open(self.dir.join(CHECKPOINT))
+    }
+
+    /// The frozen weights, mapped.
+    ///
+    /// # Errors
+    /// `checkpoint.*`.
+    pub fn frozen(&self) -> Result<Frozen> {
+        let checkpoint = Checkpoint::open(self.dir.join(FROZEN))?;
+        Frozen::new(checkpoint.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())))
+    }
+}
+
+/// The parameters of a checkpoint in their order in the graphs: by name.
+pub fn parameters_of(state: &TrainingState) -> Vec<Parameter> {
+    let of = |all: &BTreeMap<String, LazyTensor>, trained: bool| -> Vec<Parameter> {
+        let parameter = |(name, t): (&String, &LazyTensor)| Parameter {
+            name: name.clone(),
+            dtype: t.dtype(),
+            shape: t.shape().to_vec(),
+            trained,
+        };
+        all.iter().map(parameter).collect()
+    };
+    let mut all = of(&state.trainable, true);
+    all.extend(of(&state.frozen, false));
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    debug_assert!(all.iter().all(|p| p.dtype == DType::F32 || !p.trained), "only floats are trained");
+    all
+}

@@ -1,0 +1,247 @@
+//! Checkpoint → training artifacts: the work of `ba-train prepare`.
+//!
+//! ```text
+//! config.json, adapter.*, m3d/ ─ weights ─┬ frozen.safetensors ◄───────────────┐ (large weights lie there once)
+//!                                         ├ checkpoint                         │
+//!                                         └ stages ─ Monolith ─ training_model, eval_model.onnx
+//! ```
+//!
+//! The language model is not read: reports are encoded by the bundle that the result will be put into.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::artifacts::{CHECKPOINT, FORMAT, FROZEN, MANIFEST, Manifest, parameters_of};
+use super::graphs::{Activations, Graphs, Options, is_weight};
+use super::monolith::Monolith;
+use crate::bundle::{FileRecord, SourceRecord, Tool, sha256_of};
+use crate::checkpoint::{Checkpoint, TrainingState, safetensors_offsets, write_safetensors};
+use crate::config::{AdamW, Config};
+use crate::error::{Code, Error, Result, Warning};
+use crate::export::{INTENDED_USE, Sources};
+use crate::files;
+use crate::model::adapter::Statistics;
+use crate::model::{self, Attention, Mode, Stages, loss, vit};
+use crate::onnx::{Placed, write_optimizer_model, write_part_of};
+use crate::passes::free_weights;
+use crate::progress::Progress;
+use crate::tensor::LazyTensor;
+
+/// What to prepare, and how.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The checkpoints; `text` is not read.
+    pub sources: Sources,
+    /// What is trained.
+    pub mode: Mode,
+    /// What batch norms normalise by in training.
+    pub statistics: Statistics,
+    /// The constants of `optimizer_model.onnx`.
+    pub adamw: AdamW,
+    /// Where the artifacts go.
+    pub output: PathBuf,
+}
+
+/// What was prepared.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// The folder.
+    pub output: PathBuf,
+    /// What is trained.
+    pub mode: Mode,
+    /// What batch norms normalise by in training.
+    pub statistics: Statistics,
+    /// Number of trained numbers.
+    pub trained: u64,
+    /// Number of numbers of adapter and heads that are not trained.
+    pub fixed: u64,
+    /// Number of the frozen transformer's weights.
+    pub frozen: u64,
+    /// The files.
+    pub files: Vec<FileRecord>,
+    /// Tensors of the sources that the model does not use.
+    pub skipped: Vec<String>,
+}
+
+/// Writes the artifacts; an old folder of artifacts in their place is replaced.
+///
+/// # Errors
+/// `config.*`, `checkpoint.*`, `output.exists`, `io`, `disk.full`.
+pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
+    let target = std::path::absolute(&plan.output).map_err(|e| Error::io(&plan.output, "cannot use the folder", e))?;
+    check_target(&target)?;
+    let config = Config::load(&plan.sources.config)?;
+    let (adapter, vision) = (Checkpoint::open(&plan.sources.adapter)?, Checkpoint::open(&plan.sources.vision)?);
+    let (state, mut skipped) = state(&config, plan.mode, &adapter)?;
+    let (weights, others) = model::vision(&config, &vision)?;
+    skipped.extend(others);
+    skipped.sort();
+    skipped.dedup();
+    let graph = vit::build(&config, &weights, Attention::Fused, Stages::Output).map_err(|e| e.at(vision.path()))?;
+    let frozen: BTreeMap<String, LazyTensor> = free_weights(&graph, &is_weight)?.1.into_iter().collect();
+    let parent = target.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot make the folder", e))?;
+    let staged = tempfile::Builder::new().prefix(".training.partial-").tempdir_in(parent);
+    let staged = staged.map_err(|e| Error::io(parent, "cannot make a temporary folder", e))?;
+    let bytes: u64 = frozen.values().map(|t| t.byte_len() as u64).sum();
+    files::check_room(staged.path(), bytes, "the training artifacts")?;
+    progress.step("writing the frozen weights", None);
+    write_safetensors(staged.path().join(FROZEN), frozen.clone(), &BTreeMap::new()).map_err(|e| e.at(vision.path()))?;
+    state.write(staged.path().join(CHECKPOINT)).map_err(|e| e.at(adapter.path()))?;
+    progress.step("writing the graphs", None);
+    write_graphs(plan, &config, &state, &frozen, staged.path(), progress)?;
+    progress.step("hashing", None);
+    let manifest = Manifest {
+        format: FORMAT,
+        tool: Tool::this(),
+        intended_use: INTENDED_USE.into(),
+        mode: plan.mode,
+        statistics: plan.statistics,
+        config,
+        files: file_records(staged.path())?,
+        sources: source_records(plan, &adapter, &vision)?,
+        skipped,
+    };
+    let json = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::new(Code::IO, e.to_string()))?;
+    files::replace(&staged.path().join(MANIFEST), &json)?;
+    put(staged, &target)?;
+    let count = |all: &BTreeMap<String, LazyTensor>| all.values().map(|t| t.len() as u64).sum();
+    Ok(Summary {
+        output: plan.output.clone(),
+        mode: plan.mode,
+        statistics: plan.statistics,
+        trained: count(&state.trainable),
+        fixed: count(&state.frozen),
+        frozen: count(&frozen),
+        files: manifest.files,
+        skipped: manifest.skipped,
+    })
+}
+
+/// Adapter and heads as training begins with them. All tensors are held, also those that the mode does not read: the result is a
+/// whole checkpoint.
+fn state(config: &Config, mode: Mode, adapter: &Checkpoint) -> Result<(TrainingState, Vec<String>)> {
+    let mut found = model::trained(config, adapter)?;
+    let mut state = TrainingState::default();
+    let known = |name: &str| found.weights.contains(name) || name == "logit_scale" || name.ends_with(COUNT);
+    for (name, tensor) in adapter.iter().filter(|(name, _)| model::is_trained(name) && known(name)) {
+        let tensor = match name {
+            name if name.ends_with(COUNT) => tensor.cast(crate::tensor::DType::I64).reshaped(&[]),
+            "logit_scale" if tensor.len() == 1 => tensor.reshaped(&[]),
+            _ => tensor.clone(),
+        };
+        let tensor =
+            if name.ends_with(COUNT) { tensor } else { tensor.checked_finite(name).cast(crate::tensor::DType::F32) };
+        let side = if mode.trains(name) { &mut state.trainable } else { &mut state.frozen };
+        side.insert(name.to_owned(), tensor);
+    }
+    let missing = loss::parameters(config, mode).into_iter().map(|(name, _)| name);
+    let missing: Vec<String> =
+        missing.filter(|n| !state.trainable.contains_key(n) && !state.frozen.contains_key(n)).collect();
+    if !missing.is_empty() {
+        let message = format!("the mode {} needs {}, which the checkpoint lacks", mode.name(), missing.join(", "));
+        return Err(Error::new(Code::CHECKPOINT_TENSORS, message).at(adapter.path()));
+    }
+    found.skipped.retain(|name| !state.frozen.contains_key(name) && !state.trainable.contains_key(name));
+    Ok((state, found.skipped))
+}
+
+/// The last part of the name of a batch norm's counter.
+const COUNT: &str = ".num_batches_tracked";
+
+fn write_graphs(
+    plan: &Plan,
+    config: &Config,
+    state: &TrainingState,
+    frozen: &BTreeMap<String, LazyTensor>,
+    dir: &Path,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let options = Options {
+        mode: plan.mode,
+        statistics: plan.statistics,
+        activations: Activations::Recompute,
+        class_weights: None,
+    };
+    let graphs = Graphs::new(config, &options, &|name| plan.mode.trains(name))?;
+    let parameters = parameters_of(state);
+    let monolith = Monolith { config, mode: plan.mode, graphs: &graphs, parameters: &parameters, frozen };
+    let placed = Placed { file: FROZEN.into(), offsets: safetensors_offsets(&dir.join(FROZEN))? };
+    write_part_of(&monolith.training()?, dir, "training_model", &placed)?;
+    write_part_of(&monolith.evaluation()?, dir, "eval_model", &placed)?;
+    // One decay and no clipping: that is all the sequence form has room for.
+    let plain = AdamW { weight_decay: 0.0, clip: None, ..plan.adamw };
+    if plan.adamw.weight_decay != 0.0 {
+        let message = "optimizer_model.onnx has one weight decay for all parameters and is written with none; ba-train fit \
+                       decays weights and neither biases, norms nor logit_scale";
+        progress.warn(&Warning::new("optimizer_decay", message));
+    }
+    write_optimizer_model(&dir.join("optimizer_model.onnx"), state.trainable.len(), &plain)
+}
+
+fn file_records(dir: &Path) -> Result<Vec<FileRecord>> {
+    let mut records = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, "cannot read the folder", e))? {
+        let entry = entry.map_err(|e| Error::io(dir, "cannot read the folder", e))?;
+        let bytes = entry.metadata().map_err(|e| Error::io(entry.path(), "cannot look at the file", e))?.len();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        records.push(FileRecord { name, bytes, sha256: sha256_of(&entry.path())? });
+    }
+    records.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(records)
+}
+
+fn source_records(plan: &Plan, adapter: &Checkpoint, vision: &Checkpoint) -> Result<Vec<SourceRecord>> {
+    let of =
+        |role: &'static str, c: &Checkpoint| c.files().iter().map(move |f| (role, f.path.clone())).collect::<Vec<_>>();
+    let mut all = vec![("config", plan.sources.config.clone())];
+    all.extend(of("adapter", adapter));
+    all.extend(of("vision", vision));
+    let record = |(role, path): (&str, PathBuf)| {
+        let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, "cannot look at the file", e))?.len();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(SourceRecord { role: role.into(), name, bytes, sha256: sha256_of(&path)? })
+    };
+    all.into_iter().map(record).collect()
+}
+
+/// Refuses a folder that holds anything but artifacts of this kind.
+fn check_target(target: &Path) -> Result<()> {
+    let entries = match std::fs::read_dir(target) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io(target, "cannot use the output folder", e)),
+    };
+    let known = ["training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", CHECKPOINT, FROZEN, MANIFEST];
+    let ours = target.join(MANIFEST).is_file();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if !ours || !known.iter().any(|k| name == *k) {
+            let message = format!(
+                "the folder holds `{}`, which is not ours to replace: choose another -o",
+                name.to_string_lossy()
+            );
+            return Err(Error::new(Code::OUTPUT_EXISTS, message).at(target));
+        }
+    }
+    Ok(())
+}
+
+/// Puts the staged folder into its place.
+fn put(staged: tempfile::TempDir, target: &Path) -> Result<()> {
+    let failed = |e| Error::io(target, "cannot put the artifacts into place", e);
+    if target.exists() {
+        std::fs::remove_dir_all(target).map_err(failed)?;
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(staged.path(), std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
+    }
+    std::fs::rename(staged.path(), target).map_err(failed)?;
+    // Nothing is left under the old name to be removed.
+    drop(staged);
+    Ok(())
+}
