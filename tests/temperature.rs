@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use brain_adapter::Code;
-use brain_adapter::bundle::{Bundle, Temperature, set_temperature};
+use brain_adapter::bundle::{Bundle, Temperature, Versions, set_temperature};
 use brain_adapter::metrics::softmax;
 use commands::{Done, ba_infer, manifest, report, scan, tiny_bundle, tiny_copy, write_manifest};
 use serde_json::{Value, json};
@@ -85,6 +85,29 @@ fn a_manifest_comes_back_and_one_without_is_as_it_was() {
     assert_eq!(error.code(), Code::BUNDLE_MANIFEST);
     set_temperature(dir.path(), &sha256, Temperature::default()).unwrap();
     assert_eq!(fs::read(&path).unwrap(), old);
+}
+
+/// A version that is kept shares its files with the bundle in use: it must not change with it.
+#[test]
+fn versions_that_are_kept_stay_and_nobody_else_is_at_it() {
+    let (parent, tiny) = (tempfile::tempdir().unwrap(), tiny_bundle());
+    let dir = parent.path().join("onnx");
+    fs::create_dir(&dir).unwrap();
+    commands::copy_files(tiny, &dir);
+    let old = Bundle::open(&dir).unwrap().sha256;
+    let two = Temperature { report: Some(2.0), image: None };
+    let versions = Versions::lock(&dir).unwrap();
+    assert_eq!(set_temperature(&dir, &old, two).unwrap_err().code(), Code::BUNDLE_BUSY);
+    let number = versions.keep().unwrap().unwrap();
+    drop(versions);
+    let new = set_temperature(&dir, &old, two).unwrap();
+    let all = Versions::list(&dir).unwrap();
+    assert_eq!(
+        all.iter().map(|v| (v.sha256().unwrap(), v.in_use)).collect::<Vec<_>>(),
+        [(&*old, false), (&*new, true)]
+    );
+    Versions::lock(&dir).unwrap().use_version(number).unwrap();
+    assert_eq!(Bundle::open(&dir).unwrap().sha256, old);
 }
 
 #[test]

@@ -8,7 +8,6 @@ use sha2::{Digest, Sha256};
 use super::quantization::Quantization;
 use super::temperature::Temperature;
 use crate::config::{Config, LlamaConfig, VolumeConfig};
-use crate::error::{Code, Error};
 use crate::tensor::{Comparison, hex};
 
 /// The manifest's file name.
@@ -71,8 +70,10 @@ impl Manifest {
     /// # Errors
     /// `bundle.manifest` when a value has no form in JSON.
     pub fn to_bytes(&self) -> crate::Result<Vec<u8>> {
-        serde_json::to_vec_pretty(self)
-            .map_err(|e| Error::new(Code::BUNDLE_MANIFEST, format!("cannot write the manifest: {e}")).caused_by(e))
+        serde_json::to_vec_pretty(self).map_err(|e| {
+            let message = format!("cannot write the manifest: {e}");
+            crate::Error::new(crate::Code::BUNDLE_MANIFEST, message).caused_by(e)
+        })
     }
 
     /// SHA-256 of [`Self::to_bytes`] without the temperature: what the graphs compute depends on nothing else.

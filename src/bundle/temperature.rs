@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{MANIFEST, Manifest};
-use super::verify;
+use super::{Versions, verify};
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::metrics::temperature::RANGE;
@@ -48,12 +48,13 @@ impl Temperature {
 }
 
 /// Puts temperatures into the `bundle.json` of the bundle in `dir`, which is replaced whole; gives its new SHA-256. The bundle
-/// must still be the one with the hash `expected`.
+/// must still be the one with the hash `expected`. Versions of it that are kept ([`Versions`]) stay as they are.
 ///
 /// # Errors
-/// `bundle.manifest` when a temperature is out of range or the bundle is another one by now; `io` or `disk.full`, and the old
-/// one stays.
+/// `bundle.manifest` when a temperature is out of range or the bundle is another one by now; `bundle.busy` when somebody else
+/// is changing it; `io` or `disk.full`. The old one then stays.
 pub fn set_temperature(dir: &Path, expected: &str, temperature: Temperature) -> Result<String> {
+    let _lock = Versions::lock(dir)?;
     let path = dir.join(MANIFEST);
     let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message).at(&path);
     let (manifest, found) = verify::manifest(&path)?;

@@ -33,9 +33,9 @@ pub(super) fn next(
         files,
         sources: sources(&was.sources, applied),
         skipped: skipped(&was.skipped, trained),
-        // It belonged to the old heads.
-        temperature: Temperature::default(),
         version: Some(VersionRecord { number, parent_sha256: old.sha256.clone(), probabilities: made.probabilities }),
+        // It was fitted to what the old heads say.
+        temperature: Temperature::default(),
     }
 }
 
