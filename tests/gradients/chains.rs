@@ -36,7 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Numbers that are nowhere near each other's ties and never near 0.
 fn weight(shape: &[usize], salt: usize) -> ArrayD<f64> {
-    let value = |i: usize| f64::from((0.55 + 0.9 * ((i * 7 + salt * 13) % 11) as f32 / 11.0) as f32);
+    let value = |i: usize| f64::from(0.55 + 0.9 * ((i * 7 + salt * 13) % 11) as f32 / 11.0);
     ArrayD::from_shape_vec(IxDyn(shape), (0..shape.iter().product()).map(value).collect()).unwrap()
 }
 

@@ -45,7 +45,7 @@ class Gelu(OpRun):
 class Cast(OpRun):
     """To float32 is to float64 here."""
 
-    def _run(self, x, to=None, saturate=None):
+    def _run(self, x, to=None, saturate=None, round_mode=None):
         assert to == onnx.TensorProto.FLOAT
         return (x.astype(np.float64),)
 

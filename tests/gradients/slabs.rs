@@ -28,7 +28,7 @@ fn agrees(x: &[usize], kernel: &[usize], strides: &[i64], pads: &[i64]) {
     let graph = g.finish().unwrap();
     let joint = joint(&graph, &["y"], &["w"]).unwrap();
     let products = joint.nodes.iter().filter(|n| n.op.kind == "Gemm").count();
-    assert!(products > 2, "one slab: {products} products");
+    assert!(products > 1, "one slab: {products} products");
     let taps: usize = kernel.iter().product();
     let mut feed =
         vec![("x".to_owned(), numbers(x)), ("w".to_owned(), numbers(kernel)), ("d.y".to_owned(), numbers(&y_shape))];
@@ -49,9 +49,9 @@ fn agrees(x: &[usize], kernel: &[usize], strides: &[i64], pads: &[i64]) {
 
 #[test]
 fn slabs_add_up() {
-    agrees(&[2, 1, 5, 500, 500], &[1, 1, 3, 3, 3], &[1, 1, 1], &[1, 1, 1, 1, 1, 1]);
-    agrees(&[1, 1, 9, 600, 600], &[1, 1, 3, 3, 3], &[2, 1, 1], &[1, 1, 1, 1, 1, 1]);
+    agrees(&[2, 1, 5, 400, 400], &[1, 1, 3, 3, 3], &[1, 1, 1], &[1, 1, 1, 1, 1, 1]);
+    agrees(&[1, 1, 9, 300, 300], &[1, 1, 3, 3, 3], &[2, 1, 1], &[1, 1, 1, 1, 1, 1]);
     // The first and last slabs meet nothing but padding.
-    agrees(&[1, 1, 2, 1100, 800], &[1, 1, 2, 3, 3], &[1, 1, 1], &[2, 0, 0, 2, 0, 1]);
-    agrees(&[1, 2, 900, 2000], &[1, 2, 3, 3], &[1, 1], &[1, 0, 1, 2]);
+    agrees(&[1, 1, 2, 500, 400], &[1, 1, 2, 3, 3], &[1, 1, 1], &[2, 0, 0, 2, 0, 1]);
+    agrees(&[1, 2, 500, 700], &[1, 2, 3, 3], &[1, 1], &[1, 0, 1, 2]);
 }

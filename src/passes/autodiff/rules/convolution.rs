@@ -124,9 +124,9 @@ fn one_tap(g: &mut Builder, dy: ValueId, x: ValueId, shape: &[i64], window: &Win
     g.reshape(sum, shape)
 }
 
-/// Most elements of the stacked copies of a slab. Measured at `[1, 8, 64, 256, 256]`, 3³, where one row has 4.7 million: more rows
-/// at once take more memory and are no faster.
-const SLAB: i64 = 8 << 20;
+/// Most elements of the stacked copies of a slab, if it has more than one row. Measured: with more rows at once, copies leave the
+/// caches, and take memory.
+const SLAB: i64 = 1 << 20;
 /// Most slabs, so that graphs stay short.
 const MOST_SLABS: i64 = 80;
 
@@ -247,4 +247,33 @@ fn taps_of(kernel: &[i64]) -> Vec<Vec<i64>> {
         all = all.iter().flat_map(|tap| (0..n).map(move |i| [tap.as_slice(), &[i]].concat())).collect();
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slabs_cover_all_rows_once() {
+        for (extents, stride) in
+            [([5, 5, 5], 1), ([64, 256, 256], 1), ([256, 256, 256], 4), ([900, 700, 700], 1), ([1, 9, 9], 3)]
+        {
+            let to: Vec<i64> = [(extents[0] - 1) / stride + 1, extents[1], extents[2]].to_vec();
+            let (strides, ones) = (vec![stride, 1, 1], vec![1; 3]);
+            let window = Window {
+                kernel: vec![3; 3],
+                strides,
+                before: ones.clone(),
+                after: ones,
+                from: extents.to_vec(),
+                to: to.clone(),
+            };
+            let slabs = Slabs::new(&window, &[8, 8, 3, 3, 3]);
+            let rows: Vec<_> = slabs.rows().collect();
+            assert!(rows.len() as i64 <= MOST_SLABS, "{extents:?}: {}", rows.len());
+            let all: Vec<i64> = rows.into_iter().flatten().collect();
+            let total = if stride == 1 { extents[0] + 2 } else { to[0] };
+            assert_eq!(all, (0..total).collect::<Vec<_>>());
+        }
+    }
 }
