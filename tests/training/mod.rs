@@ -16,7 +16,7 @@ use crate::common::{package, runtime};
 
 /// Tensors of a file below `tests/data/fixtures` whose names begin with `prefix`, without it.
 pub fn lazy(file: &str, prefix: &str) -> BTreeMap<String, LazyTensor> {
-    let checkpoint = Checkpoint::open(&package("tests/data/fixtures").join(file)).unwrap();
+    let checkpoint = Checkpoint::open(package("tests/data/fixtures").join(file)).unwrap();
     let names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
     let own = names.into_iter().filter(|n| n.starts_with(prefix));
     own.map(|n| (n[prefix.len()..].to_owned(), checkpoint.get(&n).unwrap().clone())).collect()
