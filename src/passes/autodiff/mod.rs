@@ -17,6 +17,7 @@
 mod rules;
 mod walk;
 
+pub use rules::differentiable;
 pub use walk::gradients;
 
 use crate::error::{Code, Error, Result};

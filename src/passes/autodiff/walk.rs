@@ -6,11 +6,12 @@ use super::rules::{self, Call, Rule};
 use crate::error::{Code, Error, Result};
 use crate::graph::{Builder, Dim, Node, ValueId, ValueType};
 
-/// The values among which `sources` are and that depend on one of them.
+/// The values among which `sources` are and that depend on one of them by a way that has a derivative.
 fn dependent(nodes: &[Node], sources: &[ValueId]) -> HashSet<ValueId> {
     let mut found: HashSet<ValueId> = sources.iter().copied().collect();
     for node in nodes {
-        if node.inputs.iter().flatten().any(|id| found.contains(id)) {
+        let depends = node.inputs.iter().flatten().any(|id| found.contains(id));
+        if depends && !matches!(rules::find(node), Ok(Rule::Constant)) {
             found.extend(&node.outputs);
         }
     }
@@ -35,11 +36,7 @@ pub fn gradients(g: &mut Builder, seeds: &[(ValueId, ValueId)], wrt: &[ValueId])
         if given.iter().all(Option::is_none) || !wanted.contains(&true) {
             continue;
         }
-        let Some(rule) = rules::find(&node.op) else {
-            let message = format!("node `{}`: operator `{}` has no gradient rule", node.name, node.op.kind);
-            return Err(Error::new(Code::GRAPH_INVALID, message));
-        };
-        let Rule::Of(rule) = rule else { continue };
+        let Rule::Of(rule) = rules::find(node)? else { continue };
         let answers = g.scope(&format!("{}.grad", node.name), |g| {
             let answers = rule(&mut Call { g, node, given: &given, wanted: &wanted })?;
             let pairs = node.inputs.iter().zip(answers).zip(&wanted);

@@ -1,6 +1,8 @@
 //! Convolutions over any number of axes, without groups and dilations.
 
-use super::{Call, Gradients};
+use std::ops::Range;
+
+use super::{Call, Gradients, expanded};
 use crate::error::Result;
 use crate::graph::{Builder, Op, ValueId};
 
@@ -15,7 +17,7 @@ struct Window {
     to: Vec<i64>,
 }
 
-/// `x` `[N, C, ..]` with `w` `[O, C, ..]` and a bias `[O]`. dw is a product of dy and a shifted `x` for each tap of the kernel; dx a
+/// `x` `[N, C, ..]` with `w` `[O, C, ..]` and a bias `[O]`. dw are products of dy and `x`, shifted by each tap of the kernel; dx a
 /// convolution of dy with the flipped kernel; db sums dy.
 pub(super) fn conv(c: &mut Call<'_>) -> Gradients {
     let (dy, x, w) = (c.dy()?, c.x(0)?, c.x(1)?);
@@ -46,10 +48,11 @@ fn window(c: &Call<'_>) -> Result<Window> {
 }
 
 /// With stride 1 a convolution with the kernel flipped and its channels exchanged, which ONNX Runtime runs several times as fast
-/// as the `ConvTranspose` that other strides need.
+/// as the `ConvTranspose` that other strides need, and pads wider than the kernel.
 fn input_gradient(g: &mut Builder, dy: ValueId, w: ValueId, window: &Window) -> Result<ValueId> {
     let n = window.kernel.len();
-    if window.strides.iter().any(|&s| s != 1) {
+    let wide = |pads: &[i64]| pads.iter().zip(&window.kernel).any(|(pad, kernel)| pad >= kernel);
+    if window.strides.iter().any(|&s| s != 1) || wide(&window.before) || wide(&window.after) {
         // What the strides left over at the end.
         let rest = (0..n).map(|i| {
             let reached = (window.to[i] - 1) * window.strides[i] + window.kernel[i];
@@ -78,44 +81,159 @@ fn input_gradient(g: &mut Builder, dy: ValueId, w: ValueId, window: &Window) -> 
     g.node(op, &[Some(dy), Some(kernel)])
 }
 
-/// `[O, C, ..]`: for each tap of the kernel Σ dy xᵀ, over what of `x` the tap meets.
+/// `[O, C, ..]`. A kernel of one tap: Σ dy xᵀ. Others slab by slab along the first axis, so that the copies that this takes stay
+/// small, and near the processor: a product of dy and `x`, each stacked in shifted copies, holds all taps. Along the first axis dy
+/// is shifted where the stride allows it, along all others `x`: of 3³ taps 3 + 9 copies, not 27.
 fn weight_gradient(g: &mut Builder, dy: ValueId, x: ValueId, w: ValueId, window: &Window) -> Result<ValueId> {
     let shape: Vec<i64> = g.ty(w).shape.iter().map(|d| d.known().map_or(-1, |n| n as i64)).collect();
-    let dy = flat(g, dy, shape[0], &window.to)?;
     let padded = window.before.iter().chain(&window.after).any(|&p| p != 0);
-    let x = if padded { g.pad(x, &[&[0, 0], window.before.as_slice(), &[0, 0], &window.after].concat())? } else { x };
-    let mut taps = Vec::new();
-    for tap in taps_of(&window.kernel) {
-        let met = met_by(g, x, &tap, window)?;
-        let met = flat(g, met, shape[1], &window.to)?;
-        let met = g.transpose(met, &[0, 2, 1])?;
-        let products = g.matmul(dy, met)?;
-        let sum = g.reduce_sum(products, &[0], false)?;
-        taps.push(g.unsqueeze(sum, &[2])?);
+    if window.kernel.iter().all(|&k| k == 1) && !padded {
+        return one_tap(g, dy, x, &shape, window);
     }
-    let all = if let [one] = taps[..] { one } else { g.concat(&taps, 2)? };
-    g.reshape(all, &shape)
+    let slabs = Slabs::new(window, &shape);
+    let mut parts = Vec::new();
+    for rows in slabs.rows() {
+        if let Some(part) = slabs.product(g, dy, x, rows)? {
+            parts.push(g.unsqueeze(part, &[0])?);
+        }
+    }
+    let all = match parts[..] {
+        // No tap ever met an element.
+        [] => {
+            let zero = g.scalar(0.0);
+            return expanded(g, zero, w);
+        }
+        [one] => one,
+        _ => g.concat(&parts, 0)?,
+    };
+    let sum = g.reduce_sum(all, &[0], false)?;
+    let taps = g.reshape(sum, &[slabs.shifts, shape[0], slabs.taps.len() as i64, shape[1]])?;
+    let taps = g.transpose(taps, &[1, 3, 0, 2])?;
+    g.reshape(taps, &shape)
 }
 
-/// `[N, channels, ..]` → `[N, channels, P]`.
-fn flat(g: &mut Builder, x: ValueId, channels: i64, spatial: &[i64]) -> Result<ValueId> {
-    g.reshape(x, &[0, channels, spatial.iter().product()])
+/// Σ dy xᵀ over what the one tap meets.
+fn one_tap(g: &mut Builder, dy: ValueId, x: ValueId, shape: &[i64], window: &Window) -> Result<ValueId> {
+    let places: i64 = window.to.iter().product();
+    let dy = g.reshape(dy, &[0, shape[0], places])?;
+    let met = pick(g, x, &window.from, &vec![0; window.from.len()], &window.to, &window.strides)?;
+    let met = g.reshape(met, &[0, shape[1], places])?;
+    let met = g.transpose(met, &[0, 2, 1])?;
+    let products = g.matmul(dy, met)?;
+    let sum = g.reduce_sum(products, &[0], false)?;
+    g.reshape(sum, shape)
 }
 
-/// The elements of the padded operand that one tap multiplies.
-fn met_by(g: &mut Builder, x: ValueId, tap: &[i64], window: &Window) -> Result<ValueId> {
-    let n = tap.len();
-    let sizes: Vec<i64> = (0..n).map(|i| window.from[i] + window.before[i] + window.after[i]).collect();
-    let end = |i: usize| tap[i] + (window.to[i] - 1) * window.strides[i] + 1;
-    let cut: Vec<usize> = (0..n).filter(|&i| tap[i] != 0 || end(i) != sizes[i] || window.strides[i] != 1).collect();
+/// Most elements of the stacked copies of a slab, if it has more than one row. Measured: with more rows at once, copies leave the
+/// caches, and take memory.
+const SLAB: i64 = 1 << 20;
+/// Most slabs, so that graphs stay short.
+const MOST_SLABS: i64 = 80;
+
+/// How a kernel's taps are divided, and the first axis.
+struct Slabs<'a> {
+    window: &'a Window,
+    channels: i64,
+    out: i64,
+    /// Taps along the first axis that dy is shifted by: all of them, or only one where the stride is not 1.
+    shifts: i64,
+    /// Taps that `x` is shifted by.
+    taps: Vec<Vec<i64>>,
+    /// Rows along the first axis: of the padded operand, or of the result where the stride is not 1.
+    total: i64,
+    step: i64,
+}
+
+impl<'a> Slabs<'a> {
+    fn new(window: &'a Window, shape: &[i64]) -> Self {
+        let mut kernel = window.kernel.clone();
+        let (shifts, total) = match window.strides[0] {
+            1 => (std::mem::replace(&mut kernel[0], 1), window.from[0] + window.before[0] + window.after[0]),
+            _ => (1, window.to[0]),
+        };
+        let taps = taps_of(&kernel);
+        let row = taps.len() as i64 * shape[1] * window.to[1..].iter().product::<i64>();
+        let step = (SLAB / row.max(1)).max((total + MOST_SLABS - 1) / MOST_SLABS).max(1);
+        Self { window, channels: shape[1], out: shape[0], shifts, taps, total, step }
+    }
+
+    fn rows(&self) -> impl Iterator<Item = Range<i64>> {
+        let (total, step) = (self.total, self.step);
+        (0..total).step_by(step as usize).map(move |start| start..(start + step).min(total))
+    }
+
+    /// `[shifts · O, taps · C]`: what these rows add; none where they meet nothing but padding.
+    fn product(&self, g: &mut Builder, dy: ValueId, x: ValueId, rows: Range<i64>) -> Result<Option<ValueId>> {
+        let (window, n) = (self.window, rows.end - rows.start);
+        let stride = window.strides[0];
+        let reach = window.kernel[0] / self.shifts;
+        let start = rows.start * stride - window.before[0];
+        let end = (rows.end - 1) * stride + reach - window.before[0];
+        let Some(x) = slab(g, x, &window.from, start..end, &window.before[1..], &window.after[1..])? else {
+            return Ok(None);
+        };
+        let none = vec![0; window.to.len() - 1];
+        let Some(dy) = slab(g, dy, &window.to, rows.start + 1 - self.shifts..rows.end, &none, &none)? else {
+            return Ok(None);
+        };
+        let sizes = [&[n], &window.to[1..]].concat();
+        let padded = (1..window.from.len()).map(|i| window.from[i] + window.before[i] + window.after[i]);
+        let have: Vec<i64> = std::iter::once(end - start).chain(padded).collect();
+        let copies = self.taps.iter().map(|tap| pick(g, x, &have, tap, &sizes, &window.strides));
+        let copies = copies.collect::<Result<Vec<_>>>()?;
+        let x = stacked(g, &copies, self.channels)?;
+        let have = [&[n + self.shifts - 1], &window.to[1..]].concat();
+        let shift = |k: i64| [&[self.shifts - 1 - k], none.as_slice()].concat();
+        let ones = vec![1; sizes.len()];
+        let copies = (0..self.shifts).map(|k| pick(g, dy, &have, &shift(k), &sizes, &ones));
+        let copies = copies.collect::<Result<Vec<_>>>()?;
+        let dy = stacked(g, &copies, self.out)?;
+        g.node(Op::new("Gemm").int("transB", 1), &[Some(dy), Some(x)]).map(Some)
+    }
+}
+
+/// `[N, channels, ..]` → `[channels, N, rows, ..]`, with zeros where `rows` reach over the first axis and around the others;
+/// none where nothing else is left.
+fn slab(
+    g: &mut Builder,
+    x: ValueId,
+    extents: &[i64],
+    rows: Range<i64>,
+    before: &[i64],
+    after: &[i64],
+) -> Result<Option<ValueId>> {
+    let inside = rows.start.max(0)..rows.end.min(extents[0]);
+    if inside.is_empty() {
+        return Ok(None);
+    }
+    let part = if inside == (0..extents[0]) { x } else { g.slice(x, 2, inside.start, inside.end)? };
+    let perm: Vec<i64> = [1, 0].into_iter().chain(2..2 + extents.len() as i64).collect();
+    let part = g.transpose(part, &perm)?;
+    let first = [inside.start - rows.start, rows.end - inside.end];
+    let pads = [&[0, 0, first[0]], before, &[0, 0, first[1]], after].concat();
+    if pads.iter().all(|&p| p == 0) { Ok(Some(part)) } else { g.pad(part, &pads).map(Some) }
+}
+
+/// `[channels, N, ..]` several times → `[copies · channels, N · ..]`.
+fn stacked(g: &mut Builder, copies: &[ValueId], channels: i64) -> Result<ValueId> {
+    let all = if let [one] = copies { *one } else { g.concat(copies, 0)? };
+    g.reshape(all, &[copies.len() as i64 * channels, -1])
+}
+
+/// Of the axes behind the first two, with extents `have`: `sizes` elements from `starts` on, `strides` apart.
+fn pick(g: &mut Builder, x: ValueId, have: &[i64], starts: &[i64], sizes: &[i64], strides: &[i64]) -> Result<ValueId> {
+    let end = |i: usize| starts[i] + (sizes[i] - 1) * strides[i] + 1;
+    let cut: Vec<usize> = (0..have.len())
+        .filter(|&i| starts[i] != 0 || end(i) != have[i] || (strides[i] != 1 && sizes[i] != 1))
+        .collect();
     if cut.is_empty() {
         return Ok(x);
     }
     let operands = [
-        cut.iter().map(|&i| tap[i]).collect::<Vec<_>>(),
+        cut.iter().map(|&i| starts[i]).collect::<Vec<_>>(),
         cut.iter().map(|&i| end(i)).collect(),
         cut.iter().map(|&i| i as i64 + 2).collect(),
-        cut.iter().map(|&i| window.strides[i]).collect(),
+        cut.iter().map(|&i| strides[i]).collect(),
     ];
     let mut inputs = vec![Some(x)];
     inputs.extend(operands.iter().map(|v| Some(g.ints(v))));
@@ -129,4 +247,33 @@ fn taps_of(kernel: &[i64]) -> Vec<Vec<i64>> {
         all = all.iter().flat_map(|tap| (0..n).map(move |i| [tap.as_slice(), &[i]].concat())).collect();
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slabs_cover_all_rows_once() {
+        for (extents, stride) in
+            [([5, 5, 5], 1), ([64, 256, 256], 1), ([256, 256, 256], 4), ([900, 700, 700], 1), ([1, 9, 9], 3)]
+        {
+            let to: Vec<i64> = [(extents[0] - 1) / stride + 1, extents[1], extents[2]].to_vec();
+            let (strides, ones) = (vec![stride, 1, 1], vec![1; 3]);
+            let window = Window {
+                kernel: vec![3; 3],
+                strides,
+                before: ones.clone(),
+                after: ones,
+                from: extents.to_vec(),
+                to: to.clone(),
+            };
+            let slabs = Slabs::new(&window, &[8, 8, 3, 3, 3]);
+            let rows: Vec<_> = slabs.rows().collect();
+            assert!(rows.len() as i64 <= MOST_SLABS, "{extents:?}: {}", rows.len());
+            let all: Vec<i64> = rows.into_iter().flatten().collect();
+            let total = if stride == 1 { extents[0] + 2 } else { to[0] };
+            assert_eq!(all, (0..total).collect::<Vec<_>>());
+        }
+    }
 }

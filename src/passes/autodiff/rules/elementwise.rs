@@ -33,31 +33,37 @@ pub(super) fn div(c: &mut Call<'_>) -> Gradients {
     Ok(vec![c.want(0, |g| g.div(dy, b))?, db])
 }
 
-/// `max(a, b)`: dy where the operand is the larger; the first where they are equal, as PyTorch's `clamp` has it.
+/// `max(a, b)`: dy where the operand is the larger.
 pub(super) fn max(c: &mut Call<'_>) -> Gradients {
-    choice(c, "GreaterOrEqual")
+    chosen(c, "Greater")
 }
 
-/// `min(a, b)`: dy where the operand is the smaller; the first where they are equal, as PyTorch's `clamp` has it.
+/// `min(a, b)`: dy where the operand is the smaller.
 pub(super) fn min(c: &mut Call<'_>) -> Gradients {
-    let (a, b) = (c.x(0)?, c.x(1)?);
-    let second = c.g.binary("Greater", a, b)?;
-    chosen(c, second, true)
+    chosen(c, "Less")
 }
 
-fn choice(c: &mut Call<'_>, first: &'static str) -> Gradients {
-    let (a, b) = (c.x(0)?, c.x(1)?);
-    let first = c.g.binary(first, a, b)?;
-    chosen(c, first, false)
-}
-
-fn chosen(c: &mut Call<'_>, condition: crate::graph::ValueId, inverted: bool) -> Gradients {
-    let dy = c.dy()?;
-    let zero = c.g.scalar(0.0);
-    let mut side = |i: usize, taken: bool| {
-        c.want(i, |g| if taken { g.select(condition, dy, zero) } else { g.select(condition, zero, dy) })
+/// Where both are equal, of all that are as steep as one side or the other, the gradient of least norm: nothing to an operand
+/// whose bound is fixed, half to each of two that are differentiated. PyTorch has had `clamp`, `maximum` and `minimum` so since
+/// its pull request 191142 (2.15; in 2.13 `clamp` still gave the operand everything).
+fn chosen(c: &mut Call<'_>, wins: &'static str) -> Gradients {
+    let (dy, operands) = (c.dy()?, [c.x(0)?, c.x(1)?]);
+    let shared = c.wanted[0] && c.wanted[1];
+    let mut side = |i: usize| {
+        c.want(i, |g| {
+            let zero = g.scalar(0.0);
+            let won = g.binary(wins, operands[i], operands[1 - i])?;
+            let dx = g.select(won, dy, zero)?;
+            if !shared {
+                return Ok(dx);
+            }
+            let half = g.scalar(0.5);
+            let half = g.mul(dy, half)?;
+            let tie = g.binary("Equal", operands[0], operands[1])?;
+            g.select(tie, half, dx)
+        })
     };
-    Ok(vec![side(0, !inverted)?, side(1, inverted)?])
+    Ok(vec![side(0)?, side(1)?])
 }
 
 /// `−x`: −dy.

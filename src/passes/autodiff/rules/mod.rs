@@ -1,4 +1,4 @@
-//! Gradients of operators: a row an operator in [`find`]'s table.
+//! Gradients of operators: a row an operator in [`TABLE`].
 //!
 //! A rule gets the gradients of a node's results and gives that of each operand, in the shape that the results were
 //! computed in: where an operand was broadcast, the walk sums. Formulas are in each rule's doc, `dy` the gradient of the
@@ -13,7 +13,7 @@ mod reductions;
 mod shapes;
 
 use crate::error::{Code, Error, Result};
-use crate::graph::{Builder, Dim, Domain, Node, Op, ValueId};
+use crate::graph::{Builder, Dim, Domain, Node, ValueId};
 
 /// A gradient an operand; none where it is not wanted, or is zero everywhere.
 pub(super) type Gradients = Result<Vec<Option<ValueId>>>;
@@ -27,45 +27,94 @@ pub(super) enum Rule {
     Constant,
 }
 
-/// The rule of an operator.
-pub(super) fn find(op: &Op) -> Option<Rule> {
-    Some(Rule::Of(match (op.domain, op.kind) {
-        (Domain::Onnx, "Add") => elementwise::add,
-        (Domain::Onnx, "Sub") => elementwise::sub,
-        (Domain::Onnx, "Mul") => elementwise::mul,
-        (Domain::Onnx, "Div") => elementwise::div,
-        (Domain::Onnx, "Max") => elementwise::max,
-        (Domain::Onnx, "Min") => elementwise::min,
-        (Domain::Onnx, "Neg") => elementwise::neg,
-        (Domain::Onnx, "Sqrt") => elementwise::sqrt,
-        (Domain::Onnx, "Exp") => elementwise::exp,
-        (Domain::Onnx, "Log") => elementwise::log,
-        (Domain::Onnx, "Relu") => elementwise::relu,
-        (Domain::Onnx, "Gelu") => elementwise::gelu,
-        (Domain::Onnx, "Identity") => elementwise::identity,
-        (Domain::Onnx, "Softmax") => reductions::softmax,
-        (Domain::Onnx, "LogSoftmax") => reductions::log_softmax,
-        (Domain::Onnx, "ReduceSum") => reductions::reduce_sum,
-        (Domain::Onnx, "ReduceMean") => reductions::reduce_mean,
-        (Domain::Onnx, "MatMul") => linear::matmul,
-        (Domain::Onnx, "Gemm") => linear::gemm,
-        (Domain::Onnx, "Conv") => convolution::conv,
-        (Domain::Onnx, "BatchNormalization") => norms::batch,
-        (Domain::Onnx, "InstanceNormalization") => norms::instance,
-        (Domain::Onnx, "LayerNormalization") => norms::layer,
-        (Domain::Onnx, "Reshape") => shapes::reshape,
-        (Domain::Onnx, "Transpose") => shapes::transpose,
-        (Domain::Onnx, "Concat") => shapes::concat,
-        (Domain::Onnx, "Split") => shapes::split,
-        (Domain::Onnx, "Slice") => shapes::slice,
-        (Domain::Onnx, "Pad") => shapes::pad,
-        (Domain::Onnx, "Squeeze" | "Unsqueeze") => shapes::reshape,
-        (Domain::Onnx, "Expand") => shapes::expand,
-        (Domain::Microsoft, "MultiHeadAttention") => attention::multi_head,
-        (Domain::Onnx, "Equal" | "Greater" | "GreaterOrEqual" | "Less") => return Some(Rule::Constant),
-        (Domain::Onnx, "Shape" | "Size") => return Some(Rule::Constant),
-        _ => return None,
-    }))
+/// One row of the table.
+struct Row {
+    domain: Domain,
+    kind: &'static str,
+    /// The attributes that the rule knows: with another one the operator may mean something else.
+    attributes: &'static [&'static str],
+    rule: Rule,
+}
+
+/// A row of an ONNX operator that a function differentiates.
+const fn row(kind: &'static str, attributes: &'static [&'static str], rule: fn(&mut Call<'_>) -> Gradients) -> Row {
+    Row { domain: Domain::Onnx, kind, attributes, rule: Rule::Of(rule) }
+}
+
+/// A row of an ONNX operator whose results do not change with small changes of its operands.
+const fn constant(kind: &'static str, attributes: &'static [&'static str]) -> Row {
+    Row { domain: Domain::Onnx, kind, attributes, rule: Rule::Constant }
+}
+
+const TABLE: &[Row] = &[
+    row("Add", &[], elementwise::add),
+    row("Sub", &[], elementwise::sub),
+    row("Mul", &[], elementwise::mul),
+    row("Div", &[], elementwise::div),
+    row("Max", &[], elementwise::max),
+    row("Min", &[], elementwise::min),
+    row("Neg", &[], elementwise::neg),
+    row("Sqrt", &[], elementwise::sqrt),
+    row("Exp", &[], elementwise::exp),
+    row("Log", &[], elementwise::log),
+    row("Relu", &[], elementwise::relu),
+    row("Gelu", &[], elementwise::gelu),
+    row("Identity", &[], elementwise::identity),
+    row("Softmax", &["axis"], reductions::softmax),
+    row("LogSoftmax", &["axis"], reductions::log_softmax),
+    row("ReduceSum", &["keepdims"], reductions::reduce_sum),
+    row("ReduceMean", &["keepdims"], reductions::reduce_mean),
+    row("MatMul", &[], linear::matmul),
+    row("Gemm", &["transA", "transB"], linear::gemm),
+    row("Conv", &["kernel_shape", "pads", "strides"], convolution::conv),
+    row("BatchNormalization", &["epsilon"], norms::batch),
+    row("InstanceNormalization", &["epsilon"], norms::instance),
+    row("LayerNormalization", &["axis", "epsilon"], norms::layer),
+    row("Reshape", &[], shapes::reshape),
+    row("Transpose", &["perm"], shapes::transpose),
+    row("Concat", &["axis"], shapes::concat),
+    row("Split", &["axis"], shapes::split),
+    row("Slice", &[], shapes::slice),
+    row("Pad", &[], shapes::pad),
+    row("Squeeze", &[], shapes::reshape),
+    row("Unsqueeze", &[], shapes::reshape),
+    row("Expand", &[], shapes::expand),
+    Row {
+        domain: Domain::Microsoft,
+        kind: "MultiHeadAttention",
+        attributes: &["num_heads"],
+        rule: Rule::Of(attention::multi_head),
+    },
+    constant("Equal", &[]),
+    constant("Greater", &[]),
+    constant("GreaterOrEqual", &[]),
+    constant("Less", &[]),
+    constant("Shape", &["start", "end"]),
+    constant("Size", &[]),
+];
+
+/// Every operator that has a rule, with those whose gradient is zero.
+pub fn differentiable() -> impl Iterator<Item = (Domain, &'static str)> {
+    TABLE.iter().map(|row| (row.domain, row.kind))
+}
+
+/// The rule of a node's operator.
+///
+/// # Errors
+/// `graph.invalid` when there is none, or none of this form of the operator.
+pub(super) fn find(node: &Node) -> Result<Rule> {
+    let Node { name, op, .. } = node;
+    let Some(row) = TABLE.iter().find(|row| (row.domain, row.kind) == (op.domain, op.kind)) else {
+        let message = format!("node `{name}`: operator `{}` has no gradient rule", op.kind);
+        return Err(Error::new(Code::GRAPH_INVALID, message));
+    };
+    match op.attributes.iter().find(|(attribute, _)| !row.attributes.contains(attribute)) {
+        None => Ok(row.rule),
+        Some((attribute, value)) => {
+            let message = format!("node `{name}`: no gradient of `{}` with `{attribute}` {value}", op.kind);
+            Err(Error::new(Code::GRAPH_INVALID, message))
+        }
+    }
 }
 
 /// What a rule sees.
@@ -142,4 +191,16 @@ fn reshape_like(g: &mut Builder, x: ValueId, like: ValueId) -> Result<ValueId> {
         g.reshape(x, &sizes)?
     };
     g.declare(y, &shape)
+}
+
+/// `x` repeated to the shape of another value.
+fn expanded(g: &mut Builder, x: ValueId, like: ValueId) -> Result<ValueId> {
+    let shape = g.ty(like).shape.clone();
+    let sizes: Option<Vec<i64>> = shape.iter().map(|d| d.known().map(|n| n as i64)).collect();
+    let sizes = match sizes {
+        Some(sizes) => g.ints(&sizes),
+        None => g.unary("Shape", like)?,
+    };
+    let wide = g.binary("Expand", x, sizes)?;
+    g.declare(wide, &shape)
 }

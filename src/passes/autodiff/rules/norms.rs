@@ -8,7 +8,7 @@ use crate::graph::{Builder, ValueId};
 /// The statistics themselves are not differentiated.
 pub(super) fn batch(c: &mut Call<'_>) -> Gradients {
     let (dy, x, w, mean, var) = (c.dy()?, c.x(0)?, c.x(1)?, c.x(3)?, c.x(4)?);
-    if c.node.op.get_int("training_mode", 0) != 0 || c.wanted[3] || c.wanted[4] {
+    if c.wanted[3] || c.wanted[4] {
         return Err(c.unfit("its statistics have no gradient here"));
     }
     let eps = c.float("epsilon")?;

@@ -1,6 +1,6 @@
 //! Operators that sum along axes.
 
-use super::{Call, Gradients, axes_from_front};
+use super::{Call, Gradients, axes_from_front, expanded};
 use crate::error::Result;
 use crate::graph::{Builder, Dim, ValueId};
 use crate::tensor::DType;
@@ -55,13 +55,7 @@ fn repeated(c: &mut Call<'_>) -> Result<ValueId> {
     if c.node.op.get_int("keepdims", 1) == 0 {
         dy = c.g.unsqueeze(dy, &axes_from_front(&axes, shape.len()))?;
     }
-    let sizes: Option<Vec<i64>> = shape.iter().map(|d| d.known().map(|n| n as i64)).collect();
-    let sizes = match sizes {
-        Some(sizes) => c.g.ints(&sizes),
-        None => c.g.unary("Shape", x)?,
-    };
-    let wide = c.g.binary("Expand", dy, sizes)?;
-    c.g.declare(wide, &shape)
+    expanded(c.g, dy, x)
 }
 
 /// How many elements of `x` are summed into one of `y`, as a float32 scalar.

@@ -1,6 +1,6 @@
 //! Operators that move elements.
 
-use super::{Call, Gradients, axes_from_front, reshape_like};
+use super::{Call, Gradients, axes_from_front, expanded, reshape_like};
 use crate::error::Result;
 use crate::graph::Dim;
 
@@ -42,9 +42,10 @@ pub(super) fn split(c: &mut Call<'_>) -> Gradients {
     for (i, &part) in c.node.outputs.iter().enumerate() {
         parts.push(match c.given[i] {
             Some(gradient) => gradient,
+            // Not a product with 0: a part may hold what is not finite.
             None => {
                 let zero = c.g.scalar(0.0);
-                c.g.mul(part, zero)?
+                expanded(c.g, zero, part)?
             }
         });
     }
@@ -73,6 +74,9 @@ pub(super) fn slice(c: &mut Call<'_>) -> Gradients {
 /// Zeros around `x`: dy without the border.
 pub(super) fn pad(c: &mut Call<'_>) -> Gradients {
     let (mut inner, x, pads) = (c.dy()?, c.x(0)?, c.ints(1)?);
+    if c.node.inputs.len() > 2 {
+        return Err(c.unfit("only zeros are padded here"));
+    }
     let shape = c.shape(x);
     for axis in 0..shape.len() {
         let (before, after) = (pads[axis], pads[axis + shape.len()]);
