@@ -38,6 +38,13 @@ impl Frozen {
         tensors.into_iter().map(|(name, tensor)| Ok((name, weight(tensor)?))).collect::<Result<_>>().map(Self)
     }
 
+    /// Gives a weight's pages back: they are in the file, and in the system's cache where there is room.
+    fn release(&self, name: &str) {
+        if let Some(Weight::Mapped(tensor)) = self.0.get(name) {
+            tensor.release();
+        }
+    }
+
     fn view(&self, name: &str) -> Option<TensorView<'_>> {
         match self.0.get(name)? {
             Weight::Mapped(tensor) => Some(TensorView::F32(tensor.shape(), tensor.as_f32()?)),
@@ -159,6 +166,7 @@ impl Stage {
             true => TensorView::of(&x),
             false => frozen.view(&numbered(name, block)),
         })?;
+        self.done(context, frozen, block);
         let mut results = results.into_iter();
         let y = results.next().ok_or_else(|| Error::new(Code::RUNTIME_RUN, "a stage gave no result"))?.1;
         let mut kept: Kept = if back { results.collect() } else { Vec::new() };
@@ -185,7 +193,15 @@ impl Stage {
             let own = kept.iter().find(|(n, _)| n == name);
             own.map_or_else(|| frozen.view(&numbered(name, block)), |(_, tensor)| TensorView::of(tensor))
         })?;
+        self.done(context, frozen, block);
         first(results)
+    }
+
+    /// A large stage's weights are not needed again soon.
+    fn done(&self, context: &Context, frozen: &Frozen, block: usize) {
+        if context.options.shrink {
+            self.part.weights.iter().for_each(|name| frozen.release(&numbered(name, block)));
+        }
     }
 }
 

