@@ -106,8 +106,8 @@ pub(super) fn relu(c: &mut Call<'_>) -> Gradients {
 }
 
 /// `x Φ(x)` with the normal distribution Φ (Hendrycks and Gimpel 2016): dy (Φ(x) + x φ(x)). With u = x/√2 that is
-/// `dy/2 · (1 + erf u + 2/√π · u e^(−u²))`. Large arrays go piece by piece: eleven passes over what a core's cache holds take
-/// a third of the time that eleven passes over memory take, and a tenth of the room.
+/// `dy/2 · (1 + erf u + 2/√π · u e^(−u²))`. Large arrays go piece by piece, each through all eleven operators while it is in
+/// a core's cache: measured, a transformer block's whole way back takes a tenth less time.
 pub(super) fn gelu(c: &mut Call<'_>) -> Gradients {
     let (dy, x) = (c.dy()?, c.x(0)?);
     let extents: Option<Vec<usize>> =
