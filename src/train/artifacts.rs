@@ -141,9 +141,16 @@ impl Artifacts {
     /// The frozen weights, mapped.
     ///
     /// # Errors
-    /// `checkpoint.*`.
+    /// `checkpoint.*`; `training.artifacts` when they are of another number of blocks than the configuration says.
     pub fn frozen(&self) -> Result<Frozen> {
         let checkpoint = Checkpoint::open(self.dir.join(FROZEN))?;
+        let block = |name: &str| name.strip_prefix("blocks.")?.split('.').next()?.parse::<usize>().ok();
+        let blocks = checkpoint.names().filter_map(block).max().map_or(0, |last| last.saturating_add(1));
+        let layers = self.manifest.config.vision.layers;
+        if blocks != layers {
+            let message = format!("holds {blocks} blocks of the transformer, expected {layers} for {MANIFEST}");
+            return Err(Error::new(Code::TRAINING_ARTIFACTS, message).at(checkpoint.path()));
+        }
         Frozen::new(checkpoint.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())))
     }
 }

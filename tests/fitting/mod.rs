@@ -123,3 +123,40 @@ fn write_cohort(dir: &Path) {
     }
     write_rows(&dir.join("cohort.csv"), &rows());
 }
+
+/// Runs a command that can write no file of more than so many bytes: beyond, writing fails with an error and no signal.
+pub fn limited(of: &Command, bytes: u64) -> Done {
+    let script = format!("trap '' XFSZ; ulimit -f {} || exit 9; exec \"$@\"", bytes / 1024);
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &script, "bash"]).arg(of.get_program()).args(of.get_args());
+    shell.envs(of.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    finish(&mut shell)
+}
+
+/// Every tag of an SVG file is closed in its turn, attributes are quoted, and nothing bare stands in the text.
+pub fn well_formed(name: &str, text: &str) {
+    let (mut open, mut rest, mut elements) = (Vec::new(), text.trim(), 0);
+    while let Some(at) = rest.find('<') {
+        let between = &rest[..at];
+        let entities = ["&amp;", "&lt;", "&gt;", "&quot;", "&apos;", "&#"];
+        let sound = |i: usize| entities.iter().any(|e| between[i..].starts_with(e));
+        assert!(between.match_indices('&').all(|(i, _)| sound(i)), "{name}: {between}");
+        assert!(!open.is_empty() || between.trim().is_empty(), "{name}: `{between}` outside the root");
+        let end = at + rest[at..].find('>').unwrap_or_else(|| panic!("{name}: a tag without an end"));
+        let tag = &rest[at + 1..end];
+        rest = &rest[end + 1..];
+        if tag.starts_with('?') || tag.starts_with('!') {
+            continue;
+        }
+        if let Some(closed) = tag.strip_prefix('/') {
+            assert_eq!(open.pop(), Some(closed.trim()), "{name}");
+            continue;
+        }
+        elements += 1;
+        assert_eq!(tag.matches('"').count() % 2, 0, "{name}: <{tag}>");
+        if !tag.ends_with('/') {
+            open.push(tag.split_whitespace().next().unwrap());
+        }
+    }
+    assert!(open.is_empty() && rest.trim().is_empty() && elements > 5, "{name}: {open:?} {rest}");
+}

@@ -164,6 +164,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     progress.step("checking the training artifacts", None);
     let artifacts = Artifacts::open(&plan.artifacts)?;
     let manifest = &artifacts.manifest;
+    let (prepared, frozen) = (artifacts.state()?, artifacts.frozen()?);
     let cases = cases::choose(plan, &manifest.config, manifest.mode, progress)?;
     let output = plan.output();
     state::earlier(&output, plan.resume)?;
@@ -182,11 +183,11 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let trained = |name: &str| manifest.mode.trains(name) && !(plan.frozen_adapter && name.starts_with("adapter."));
     let graphs = Graphs::new(&manifest.config, &options, &trained)?;
     let session = session_options(plan, &manifest.config);
-    let engine = Engine::new(runtime, session, &graphs, artifacts.frozen()?);
+    let engine = Engine::new(runtime, session, &graphs, frozen);
     let facts = facts(plan, &artifacts, &cases, &text.bundle, runtime.build);
     let state = match earlier {
-        Some(path) => State::resume(&path, &artifacts.state()?, facts, &trained)?,
-        None => State::begin(&artifacts.state()?, facts, &trained)?,
+        Some(path) => State::resume(&path, &prepared, facts, &trained)?,
+        None => State::begin(&prepared, facts, &trained)?,
     };
     let mut trainer =
         Trainer { plan, artifacts: &artifacts, cases: &cases, text: &text, engine, runtime, session, output };
