@@ -109,7 +109,7 @@ codes! {
     QUANTIZE_ERROR = "quantize.error", "a reduced model is too far from float32";
     TRAINING_ARTIFACTS = "training.artifacts", "the folder holds no training artifacts, or damaged ones";
     TRAINING_DATA = "training.data", "the cohort cannot be trained on";
-    TRAINING_DIVERGED = "training.diverged", "the loss, or a gradient, is not a number";
+    TRAINING_DIVERGED = "training.diverged", "the loss, a gradient or a parameter is not a number";
     TRAINING_RESUME = "training.resume", "an interrupted training cannot be gone on with";
     LIST_INVALID = "list.invalid", "the cohort list cannot be read";
     LIST_PARTIAL = "list.partial", "some rows of the cohort list failed";

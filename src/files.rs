@@ -8,6 +8,9 @@ use tempfile::NamedTempFile;
 
 use crate::error::{Code, Error, Result};
 
+/// How temporary names begin.
+pub(crate) const UNFINISHED: &str = ".writing-";
+
 /// A file on its way to its place. Dropped before [`Pending::put`], it goes away and what was there stays.
 pub struct Pending {
     temporary: NamedTempFile<File>,
@@ -23,7 +26,7 @@ impl Pending {
         // `parent` of a bare name is the empty path.
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".writing-").suffix(suffix);
+        builder.prefix(UNFINISHED).suffix(suffix);
         #[cfg(unix)]
         {
             // A temporary file is private by default; this one becomes an ordinary file (less the umask).

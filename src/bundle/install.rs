@@ -12,9 +12,7 @@ use crate::files::check_room;
 /// A folder in which a bundle grows; dropped before [`Staging::install`], it goes away.
 pub struct Staging {
     target: PathBuf,
-    folder: Temporary,
-    /// Held while the folder is in use, so that others can tell it from one that an interrupted export left.
-    _lock: Option<fs::File>,
+    folder: Staged,
     /// Files of the target that are not the old bundle's and stay.
     kept: Vec<OsString>,
 }
@@ -34,16 +32,13 @@ impl Staging {
             let message = "the output must be a folder with a name: choose another -o";
             return Err(Error::new(Code::OUTPUT_EXISTS, message).at(target));
         };
-        fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot make the folder", e))?;
-        let prefix = format!(".{}.partial-", name.to_string_lossy());
-        remove_abandoned(parent, &prefix);
-        let (folder, lock) = locked_folder(parent, &prefix)?;
-        Ok(Self { target: absolute.clone(), folder, _lock: lock, kept })
+        let folder = Staged::new(parent, &name.to_string_lossy())?;
+        Ok(Self { target: absolute.clone(), folder, kept })
     }
 
     /// Where to write the bundle's files.
     pub fn path(&self) -> &Path {
-        &self.folder.0
+        self.folder.path()
     }
 
     /// Writes `bundle.json`, checks that the bundle is whole, and puts it into place in one step.
@@ -55,7 +50,7 @@ impl Staging {
     /// `bundle.*` when a file is missing or of another size than the manifest says; `io` when the folder cannot be put into
     /// place; the old one then stays.
     pub fn install(self, manifest: &Manifest) -> Result<()> {
-        let path = self.folder.0.join(MANIFEST);
+        let path = self.path().join(MANIFEST);
         fs::write(&path, manifest.to_bytes()?).map_err(|e| Error::io(&path, "cannot write", e))?;
         self.install_as_it_is()
     }
@@ -66,13 +61,13 @@ impl Staging {
     /// # Errors
     /// `io` or `disk.full`.
     pub fn take_over(&self, dir: &Path, name: &str) -> Result<()> {
-        let (from, to) = (dir.join(name), self.folder.0.join(name));
+        let (from, to) = (dir.join(name), self.path().join(name));
         if fs::hard_link(&from, &to).is_ok() {
             return Ok(());
         }
         let failed = |e| Error::io(&from, "cannot copy the file", e);
         let bytes = fs::symlink_metadata(&from).map_err(failed)?.len();
-        check_room(&self.folder.0, bytes, "a copy of the bundle's weights")?;
+        check_room(self.path(), bytes, "a copy of the bundle's weights")?;
         fs::copy(&from, &to).map_err(failed)?;
         sync(&to)
     }
@@ -82,20 +77,54 @@ impl Staging {
     /// # Errors
     /// As [`Self::install`].
     pub fn install_as_it_is(self) -> Result<()> {
-        let (manifest, _) = verify::manifest(&self.folder.0.join(MANIFEST))?;
-        check(&self.folder.0, &manifest)?;
+        let (manifest, _) = verify::manifest(&self.path().join(MANIFEST))?;
+        check(self.path(), &manifest)?;
         for name in &self.kept {
-            let (from, to) = (self.target.join(name), self.folder.0.join(name));
+            let (from, to) = (self.target.join(name), self.path().join(name));
             // `--force` over files of a bundle's own names: a kept one would break the bundle just checked.
             if to.exists() {
                 continue;
             }
             fs::copy(&from, &to).map_err(|e| Error::io(from, "cannot keep the file", e))?;
         }
-        readable_by_all(&self.folder.0)?;
-        sync(&self.folder.0)?;
-        swap(&self.folder.0, &self.target)?;
-        self.target.parent().map_or(Ok(()), sync)
+        self.folder.put(&self.target)
+    }
+}
+
+/// A folder that grows beside its place, for its maker alone.
+pub(crate) struct Staged {
+    folder: Temporary,
+    /// Held while the folder is in use, so that others can tell it from one that an interrupted program left.
+    _lock: Option<fs::File>,
+}
+
+impl Staged {
+    /// A new folder in `parent`, for what will be called `name`. What killed programs left of that name goes.
+    ///
+    /// # Errors
+    /// `io` when it cannot be made.
+    pub fn new(parent: &Path, name: &str) -> Result<Self> {
+        fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot make the folder", e))?;
+        let prefix = format!(".{name}.partial-");
+        remove_abandoned(parent, &prefix);
+        let (folder, lock) = locked_folder(parent, &prefix)?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    /// Where to write files.
+    pub fn path(&self) -> &Path {
+        &self.folder.0
+    }
+
+    /// Puts the folder into its place in one step; what was there goes.
+    ///
+    /// # Errors
+    /// `io`; what was there then stays.
+    pub fn put(self, target: &Path) -> Result<()> {
+        readable_by_all(self.path())?;
+        sync(self.path())?;
+        swap(self.path(), target)?;
+        target.parent().map_or(Ok(()), sync)
     }
 }
 

@@ -15,6 +15,8 @@ mod versions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "runtime")]
+pub(crate) use install::Staged;
 pub use install::Staging;
 pub use manifest::{
     FORMAT, FileRecord, MANIFEST, Manifest, Parity, PartRecord, Precision, Preprocessing, SourceRecord,

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::engine::Frozen;
+use super::graphs::parameters;
 use super::monolith::Parameter;
 use crate::bundle::{FileRecord, SourceRecord, Tool, sha256_of};
 use crate::checkpoint::{Checkpoint, TrainingState};
@@ -31,6 +32,10 @@ pub const FORMAT: u32 = 1;
 pub const CHECKPOINT: &str = "checkpoint";
 /// The frozen weights.
 pub const FROZEN: &str = "frozen.safetensors";
+
+/// The files beside the manifest.
+pub(super) const FILES: [&str; 5] =
+    [CHECKPOINT, "eval_model.onnx", FROZEN, "optimizer_model.onnx", "training_model.onnx"];
 
 /// What a folder of training artifacts holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,11 +93,17 @@ impl Artifacts {
             return Err(invalid(message).at(&path));
         }
         manifest.config.validate().map_err(|e| e.at(&path))?;
+        // These names and no others: nothing outside the folder is ever read, and nothing is read unchecked.
+        let mut listed: Vec<&str> = manifest.files.iter().map(|record| record.name.as_str()).collect();
+        listed.sort_unstable();
+        if listed != FILES {
+            let message =
+                format!("lists {}, expected {}: make it anew with ba-train prepare", list(&listed), list(&FILES));
+            return Err(invalid(message).at(&path));
+        }
         for record in &manifest.files {
-            // Names are plain: nothing outside the folder is ever read.
-            let plain = Path::new(&record.name).file_name().is_some_and(|name| name == record.name.as_str());
             let file = dir.join(&record.name);
-            if !plain || !file.is_file() {
+            if !file.is_file() {
                 return Err(invalid(format!("the file `{}` is missing", record.name)).at(dir));
             }
             let found = sha256_of(&file)?;
@@ -106,20 +117,40 @@ impl Artifacts {
         Ok(Self { dir: dir.to_owned(), manifest, sha256 })
     }
 
-    /// The parameters as they were prepared.
+    /// The parameters as they were prepared: every one that the mode's graphs read, of the shape that the configuration asks for.
     ///
     /// # Errors
-    /// `checkpoint.*`.
+    /// `checkpoint.*`; `training.artifacts` when one is missing or of another shape.
     pub fn state(&self) -> Result<TrainingState> {
-        TrainingState::open(self.dir.join(CHECKPOINT))
+        let path = self.dir.join(CHECKPOINT);
+        let state = TrainingState::open(&path)?;
+        for (name, shape) in parameters(&self.manifest.config, self.manifest.mode) {
+            let side = if self.manifest.mode.trains(&name) { &state.trainable } else { &state.frozen };
+            match side.get(&name) {
+                Some(tensor) if tensor.shape() == shape && tensor.dtype() == DType::F32 => {}
+                found => {
+                    let found = found.map_or("nothing".into(), |t| format!("{} {:?}", t.dtype(), t.shape()));
+                    let message = format!("`{name}`: found {found}, expected float32 {shape:?} for {MANIFEST}");
+                    return Err(Error::new(Code::TRAINING_ARTIFACTS, message).at(path));
+                }
+            }
+        }
+        Ok(state)
     }
 
     /// The frozen weights, mapped.
     ///
     /// # Errors
-    /// `checkpoint.*`.
+    /// `checkpoint.*`; `training.artifacts` when they are of another number of blocks than the configuration says.
     pub fn frozen(&self) -> Result<Frozen> {
         let checkpoint = Checkpoint::open(self.dir.join(FROZEN))?;
+        let block = |name: &str| name.strip_prefix("blocks.")?.split('.').next()?.parse::<usize>().ok();
+        let blocks = checkpoint.names().filter_map(block).max().map_or(0, |last| last.saturating_add(1));
+        let layers = self.manifest.config.vision.layers;
+        if blocks != layers {
+            let message = format!("holds {blocks} blocks of the transformer, expected {layers} for {MANIFEST}");
+            return Err(Error::new(Code::TRAINING_ARTIFACTS, message).at(checkpoint.path()));
+        }
         Frozen::new(checkpoint.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())))
     }
 }
@@ -140,4 +171,8 @@ pub fn parameters_of(state: &TrainingState) -> Vec<Parameter> {
     all.sort_by(|a, b| a.name.cmp(&b.name));
     debug_assert!(all.iter().all(|p| p.dtype == DType::F32 || !p.trained), "only floats are trained");
     all
+}
+
+fn list(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{}`", name.escape_default())).collect::<Vec<_>>().join(", ")
 }

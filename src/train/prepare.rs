@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::artifacts::{CHECKPOINT, FORMAT, FROZEN, MANIFEST, Manifest, parameters_of};
+use super::artifacts::{CHECKPOINT, FILES, FORMAT, FROZEN, MANIFEST, Manifest, parameters_of};
 use super::graphs::{Activations, Graphs, Options, is_weight};
 use super::monolith::Monolith;
-use crate::bundle::{FileRecord, SourceRecord, Tool, sha256_of};
+use crate::bundle::{FileRecord, SourceRecord, Staged, Tool, sha256_of};
 use crate::checkpoint::{Checkpoint, TrainingState, safetensors_offsets, write_safetensors};
-use crate::config::{AdamW, Config};
+use crate::config::{AdamW, Config, read_small};
 use crate::error::{Code, Error, Result, Warning};
 use crate::export::{INTENDED_USE, Sources};
 use crate::files;
@@ -81,10 +81,11 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     skipped.dedup();
     let graph = vit::build(&config, &weights, Attention::Fused, Stages::Output).map_err(|e| e.at(vision.path()))?;
     let frozen: BTreeMap<String, LazyTensor> = free_weights(&graph, &is_weight)?.1.into_iter().collect();
-    let parent = target.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot make the folder", e))?;
-    let staged = tempfile::Builder::new().prefix(".training.partial-").tempdir_in(parent);
-    let staged = staged.map_err(|e| Error::io(parent, "cannot make a temporary folder", e))?;
+    let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+        let message = "the output must be a folder with a name: choose another -o";
+        return Err(Error::new(Code::OUTPUT_EXISTS, message).at(&plan.output));
+    };
+    let staged = Staged::new(parent, &name.to_string_lossy())?;
     let bytes: u64 = frozen.values().map(|t| t.byte_len() as u64).sum();
     files::check_room(staged.path(), bytes, "the training artifacts")?;
     progress.step("writing the frozen weights", None);
@@ -106,7 +107,9 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     };
     let json = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::new(Code::IO, e.to_string()))?;
     files::replace(&staged.path().join(MANIFEST), &json)?;
-    put(staged, &target)?;
+    // A training may have begun in the old folder meanwhile.
+    check_target(&target)?;
+    staged.put(&target)?;
     let count = |all: &BTreeMap<String, LazyTensor>| all.values().map(|t| t.len() as u64).sum();
     Ok(Summary {
         output: plan.output.clone(),
@@ -214,11 +217,10 @@ fn check_target(target: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(Error::io(target, "cannot use the output folder", e)),
     };
-    let known = ["training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", CHECKPOINT, FROZEN, MANIFEST];
-    let ours = target.join(MANIFEST).is_file();
+    let ours = is_ours(&target.join(MANIFEST));
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if !ours || !known.iter().any(|k| name == *k) {
+        if !ours || !FILES.iter().chain([&MANIFEST]).any(|known| name == *known) {
             let message = format!(
                 "the folder holds `{}`, which is not ours to replace: choose another -o",
                 name.to_string_lossy()
@@ -229,19 +231,12 @@ fn check_target(target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts the staged folder into its place.
-fn put(staged: tempfile::TempDir, target: &Path) -> Result<()> {
-    let failed = |e| Error::io(target, "cannot put the artifacts into place", e);
-    if target.exists() {
-        std::fs::remove_dir_all(target).map_err(failed)?;
+/// Whether a manifest is one that this program wrote, in whatever version.
+fn is_ours(manifest: &Path) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Any {
+        tool: Tool,
     }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(staged.path(), std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
-    }
-    std::fs::rename(staged.path(), target).map_err(failed)?;
-    // Nothing is left under the old name to be removed.
-    drop(staged);
-    Ok(())
+    let text = manifest.is_file().then(|| read_small(manifest).ok()).flatten();
+    text.and_then(|text| serde_json::from_str::<Any>(&text).ok()).is_some_and(|any| any.tool.name == Tool::this().name)
 }

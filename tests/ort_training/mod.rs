@@ -4,8 +4,12 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use brain_adapter::tensor::Tensor;
 
 /// The Python that has it: `BA_ORT119_PYTHON`, or that of `make ort119`. Says so where there is none.
 pub fn python() -> Option<PathBuf> {
@@ -59,4 +63,26 @@ pub fn train(
 pub fn assert_within(what: &str, differences: &BTreeMap<String, f64>, most: f64) {
     let far: Vec<_> = differences.iter().filter(|(_, d)| **d > most).collect();
     assert!(far.is_empty(), "{what}: further than {most} away: {far:?}");
+}
+
+/// Writes float32 and int64 tensors as NumPy reads them (`.npz`: a zip of `.npy`).
+pub fn write_npz(path: &Path, arrays: &BTreeMap<String, Tensor>) {
+    let mut zip = zip::ZipWriter::new(File::create(path).unwrap());
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (name, tensor) in arrays {
+        zip.start_file(format!("{name}.npy"), stored).unwrap();
+        let (kind, data): (_, Vec<u8>) = match tensor {
+            Tensor::F32(values) => ("<f4", values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            Tensor::I64(values) => ("<i8", values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        };
+        let shape: String = tensor.shape().iter().map(|n| format!("{n},")).collect();
+        let mut header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}").into_bytes();
+        header.resize((header.len() + 11).next_multiple_of(64) - 11, b' ');
+        header.push(b'\n');
+        zip.write_all(b"\x93NUMPY\x01\x00").unwrap();
+        zip.write_all(&u16::try_from(header.len()).unwrap().to_le_bytes()).unwrap();
+        zip.write_all(&header).unwrap();
+        zip.write_all(&data).unwrap();
+    }
+    zip.finish().unwrap();
 }

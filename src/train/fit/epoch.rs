@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use super::cases::Cases;
 use super::features::{self, Reports};
-use super::optimizer::{Optimizer, accumulate, norm};
 use super::outputs::{self, EpochRecord};
 use super::scans::Scans;
 use super::state::{BEST, LAST, State};
@@ -20,6 +19,7 @@ use crate::tensor::Tensor;
 use crate::train::artifacts::Artifacts;
 use crate::train::cohort::Subject;
 use crate::train::engine::{Batch, Engine, Parameters, Step};
+use crate::train::optimizer::{Optimizer, accumulate, finite};
 use crate::train::tensors::stack;
 
 /// A training with everything that it needs.
@@ -63,15 +63,20 @@ impl Trainer<'_> {
             }
             false => Sight::Scans(Scans::new(&self.artifacts.manifest.config)),
         };
-        let mut optimizer = Optimizer::new(self.runtime, &self.session, &self.plan.adamw, &state)?;
+        let mut optimizer = Optimizer::new(self.runtime, &self.session, &self.plan.adamw, &state.moments)?;
         while !state.at.finished {
             let outcome = self.epoch(&mut state, &mut optimizer, &sight, progress);
+            let outcome = outcome.and_then(|()| {
+                let before = state.at.clone();
+                let outcome = self.finish_epoch(&mut state, &sight, progress);
+                // An epoch is over once all of it is kept.
+                outcome.inspect_err(|_| state.at = before)
+            });
             if let Err(error) = outcome {
                 // What was done so far is worth more than a second failure's message.
-                let _ = state.write(&self.output.join(LAST), 0.0);
+                let _ = state.write(&self.output.join(LAST));
                 return Err(error);
             }
-            self.finish_epoch(&mut state, &sight, progress)?;
         }
         self.write_outputs(&state)?;
         outputs::weights(&self.output, &self.artifacts.manifest.config)?;
@@ -101,8 +106,12 @@ impl Trainer<'_> {
         let labels: Vec<usize> = cases.train.iter().map(|s| s.label).collect();
         let batches = order::batches(&labels, plan.balance, plan.batch, plan.seed, state.at.epoch);
         let total = i64::from(plan.epochs) * batches.len().div_ceil(plan.accumulate) as i64;
-        progress.step(&format!("epoch {} of {}", state.at.epoch + 1, plan.epochs), None);
         let first = state.at.next;
+        if state.at.epoch >= plan.epochs || first > batches.len() {
+            let message = format!("there is no batch {} in epoch {}", first + 1, state.at.epoch + 1);
+            return Err(Error::new(Code::TRAINING_RESUME, message).at(self.output.join(LAST)));
+        }
+        progress.step(&format!("epoch {} of {}", state.at.epoch + 1, plan.epochs), None);
         std::thread::scope(|scope| {
             // One micro-batch waits while another is computed.
             let (give, take) = mpsc::sync_channel::<Seen>(0);
@@ -121,7 +130,7 @@ impl Trainer<'_> {
                 let rate = plan.schedule.at(state.step + 1, total);
                 self.step(state, optimizer, group, &take, rate)?;
                 if written.elapsed().as_secs_f64() >= plan.save_every {
-                    state.write(&self.output.join(LAST), rate)?;
+                    state.write(&self.output.join(LAST))?;
                     written = Instant::now();
                 }
             }
@@ -158,15 +167,16 @@ impl Trainer<'_> {
                 state.parameters.extend(step.moved);
                 accumulate(&mut sum, step.gradients);
             }
-            optimizer.step(state, &sum, rate)
+            optimizer.step(&mut state.parameters, &mut state.moments, &sum, state.step + 1, rate)
         };
         if let Err(error) = run() {
             state.parameters.extend(before);
-            return Err(error);
+            return Err(self.diverged(error));
         }
+        (state.step, state.rate) = (state.step + 1, rate);
         let norms = if self.plan.frozen_adapter { 0 } else { group.len() as i64 };
         let counted = self.artifacts.manifest.statistics == crate::model::adapter::Statistics::Batch;
-        state.counts.values_mut().for_each(|n| *n += if counted { norms } else { 0 });
+        state.counts.values_mut().for_each(|n| *n = n.saturating_add(if counted { norms } else { 0 }));
         state.at.loss += loss;
         state.at.seen += seen;
         state.at.next += group.len();
@@ -187,25 +197,32 @@ impl Trainer<'_> {
         self.engine.step(parameters, &Batch { volumes: sight, text, labels }, scale)
     }
 
-    /// A loss or gradient that is no number ends the training, before it spoils the parameters.
+    /// A loss, gradient or running statistic that is no number ends the training, before it spoils the parameters.
     fn check(&self, step: i64, epoch: u32, result: &Step, cases: &[&Subject]) -> Result<()> {
-        let (size, broken) = norm(&result.gradients);
         let loss = result.outcome.loss;
-        if loss.is_finite() && size.is_finite() {
+        let broken = |all: &Parameters| all.iter().find(|(_, t)| !finite(t)).map(|(name, _)| name.clone());
+        let what = if !loss.is_finite() {
+            format!("the loss is {loss}")
+        } else if let Some(name) = broken(&result.gradients) {
+            format!("the gradient of `{name}` is not finite")
+        } else if let Some(name) = broken(&result.moved) {
+            format!("`{name}` becomes not finite")
+        } else {
             return Ok(());
-        }
-        let files: Vec<String> = cases.iter().map(|s| s.scan.display().to_string()).collect();
-        let kept = self.output.join(LAST);
-        let what = match (loss.is_finite(), broken.first()) {
-            (true, Some(name)) => format!("the gradient of `{name}` is not finite"),
-            _ => format!("the loss is {loss}"),
         };
-        let message = format!(
-            "{what} in step {step} (epoch {epoch}); the batch: {}; the parameters before it: {}",
-            files.join(", "),
-            kept.display()
-        );
+        let files: Vec<String> = cases.iter().map(|s| s.scan.display().to_string()).collect();
+        let message = format!("{what} in step {step} (epoch {epoch}); the batch: {}", files.join(", "));
         Err(Error::new(Code::TRAINING_DIVERGED, message))
+    }
+
+    /// Says where the last good parameters are.
+    fn diverged(&self, error: Error) -> Error {
+        if error.code() != Code::TRAINING_DIVERGED {
+            return error;
+        }
+        let kept = self.output.join(LAST);
+        let message = format!("{}; the parameters before it: {}", error.message(), kept.display());
+        Error::new(Code::TRAINING_DIVERGED, message)
     }
 
     fn text_of(&self, cases: &[&Subject]) -> Result<Option<Tensor>> {
@@ -237,10 +254,14 @@ impl Trainer<'_> {
                 points.push([row_of(&outcome.v, row), outcome.t.as_ref().map_or(&[], |t| row_of(t, row))].concat());
             }
         }
+        if !loss.is_finite() {
+            let message = format!("the loss over the validation cases is {loss} after epoch {}", state.at.epoch + 1);
+            return Err(self.diverged(Error::new(Code::TRAINING_DIVERGED, message)));
+        }
         let classes = self.artifacts.manifest.config.labels.0.len();
         let scores = Scores::of(&answers, classes);
         let better = state.best().is_none_or(|best| scores.macro_f1 > best.macro_f1);
-        let record = self.record(state, loss / cases.len() as f64, &scores, better);
+        let record = record(state, loss / cases.len() as f64, &scores, better);
         progress.line(&format!(
             "epoch {:>3}  loss {:.4}  validation {:.4}  macro-F1 {:.3}{}",
             record.epoch,
@@ -254,38 +275,16 @@ impl Trainer<'_> {
             let config = &self.artifacts.manifest.config;
             outputs::embedding(&self.output, record.epoch, &points, &classes, config, self.plan.seed)?;
         }
-        let rate = record.learning_rate;
         let at = &mut state.at;
         at.history.push(record);
         (at.epoch, at.next, at.loss, at.seen) = (at.epoch + 1, 0, 0.0, 0);
         at.waited = if better { 0 } else { at.waited + 1 };
         at.finished = at.epoch >= self.plan.epochs || self.plan.patience.is_some_and(|most| at.waited >= most);
         if better {
-            state.write(&self.output.join(BEST), rate)?;
+            state.write(&self.output.join(BEST))?;
         }
-        state.write(&self.output.join(LAST), rate)?;
+        state.write(&self.output.join(LAST))?;
         self.write_outputs(state)
-    }
-
-    fn record(&self, state: &State, validation_loss: f64, scores: &Scores, best: bool) -> EpochRecord {
-        let batches = order::batches(
-            &self.cases.train.iter().map(|s| s.label).collect::<Vec<_>>(),
-            self.plan.balance,
-            self.plan.batch,
-            self.plan.seed,
-            state.at.epoch,
-        );
-        let total = i64::from(self.plan.epochs) * batches.len().div_ceil(self.plan.accumulate) as i64;
-        EpochRecord {
-            epoch: state.at.epoch + 1,
-            steps: state.step,
-            learning_rate: self.plan.schedule.at(state.step, total),
-            train_loss: state.at.loss / state.at.seen.max(1) as f64,
-            validation_loss,
-            accuracy: scores.accuracy,
-            macro_f1: scores.macro_f1,
-            best,
-        }
     }
 
     fn write_outputs(&self, state: &State) -> Result<()> {
@@ -316,4 +315,17 @@ fn labels(cases: &[&Subject]) -> Tensor {
 fn row_of(tensor: &Tensor, row: usize) -> &[f32] {
     let width = tensor.shape().get(1).copied().unwrap_or(0);
     tensor.as_f32().and_then(|values| values.get(row * width..(row + 1) * width)).unwrap_or_default()
+}
+
+fn record(state: &State, validation_loss: f64, scores: &Scores, best: bool) -> EpochRecord {
+    EpochRecord {
+        epoch: state.at.epoch + 1,
+        steps: state.step,
+        learning_rate: state.rate,
+        train_loss: state.at.loss / state.at.seen.max(1) as f64,
+        validation_loss,
+        accuracy: scores.accuracy,
+        macro_f1: scores.macro_f1,
+        best,
+    }
 }

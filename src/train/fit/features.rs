@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::Plan;
 use super::cases::Cases;
 use super::scans::Scans;
+use super::{Plan, threads};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::infer::features::{Features, Store};
@@ -77,8 +77,9 @@ pub(super) fn of_scans(
     runtime: &Runtime,
     progress: &mut dyn Progress,
 ) -> Result<BTreeMap<PathBuf, Tensor>> {
-    let tool = env!("CARGO_PKG_VERSION");
-    let store = Store::open(&cache(plan), &["training", &artifacts.sha256, tool, runtime.build])?;
+    // All that the bits depend on: what is kept decides fusions, threads the order of sums.
+    let (tool, how) = (env!("CARGO_PKG_VERSION"), format!("{:?}, {} threads", plan.activations, threads(plan)));
+    let store = Store::open(&cache(plan), &["training", &artifacts.sha256, tool, runtime.build, &how])?;
     let scans = Scans::new(&artifacts.manifest.config);
     let all: Vec<&Path> = cases.all().map(|s| s.scan.as_path()).collect();
     progress.step("vision features", None);

@@ -16,7 +16,6 @@
 mod cases;
 mod epoch;
 mod features;
-mod optimizer;
 mod order;
 mod outputs;
 mod scans;
@@ -165,10 +164,13 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     progress.step("checking the training artifacts", None);
     let artifacts = Artifacts::open(&plan.artifacts)?;
     let manifest = &artifacts.manifest;
+    let (prepared, frozen) = (artifacts.state()?, artifacts.frozen()?);
     let cases = cases::choose(plan, &manifest.config, manifest.mode, progress)?;
     let output = plan.output();
-    let earlier = state::earlier(&output, plan.resume)?;
+    state::earlier(&output, plan.resume)?;
     std::fs::create_dir_all(&output).map_err(|e| Error::io(&output, "cannot make the folder", e))?;
+    let _lock = outputs::lock(&output)?;
+    let earlier = state::earlier(&output, plan.resume)?;
     let runtime = Runtime::load(plan.library.as_deref())?;
     let device = Device::Cpu.provider()?.name();
     let text = match manifest.mode.reads_reports() {
@@ -181,11 +183,11 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let trained = |name: &str| manifest.mode.trains(name) && !(plan.frozen_adapter && name.starts_with("adapter."));
     let graphs = Graphs::new(&manifest.config, &options, &trained)?;
     let session = session_options(plan, &manifest.config);
-    let engine = Engine::new(runtime, session, &graphs, artifacts.frozen()?);
+    let engine = Engine::new(runtime, session, &graphs, frozen);
     let facts = facts(plan, &artifacts, &cases, &text.bundle, runtime.build);
     let state = match earlier {
-        Some(path) => State::resume(&path, facts, &trained)?,
-        None => State::begin(&artifacts.state()?, facts, &trained)?,
+        Some(path) => State::resume(&path, &prepared, facts, &trained)?,
+        None => State::begin(&prepared, facts, &trained)?,
     };
     let mut trainer =
         Trainer { plan, artifacts: &artifacts, cases: &cases, text: &text, engine, runtime, session, output };
@@ -198,6 +200,9 @@ fn check(plan: &Plan) -> Result<()> {
     let refuse = |message: &str| Err(Error::new(Code::CONFIG_VALUE, message));
     if plan.epochs == 0 || plan.batch == 0 || plan.accumulate == 0 {
         return refuse("epochs, batch and accumulate are at least 1");
+    }
+    if plan.save_every.is_nan() || plan.save_every < 0.0 {
+        return refuse("the seconds between two writes of the last checkpoint are 0 or more");
     }
     plan.schedule.validate()?;
     plan.adamw.validate()
@@ -213,7 +218,6 @@ fn session_options(plan: &Plan, config: &crate::config::Config) -> SessionOption
 
 /// Everything that the numbers depend on, by name: a training goes on only where all of it is the same.
 fn facts(plan: &Plan, artifacts: &Artifacts, cases: &Cases, bundle: &str, build: &str) -> BTreeMap<String, String> {
-    let threads = plan.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
     let facts: [(&str, String); 16] = [
         ("tool", env!("CARGO_PKG_VERSION").into()),
         ("artifacts", artifacts.sha256.clone()),
@@ -229,8 +233,13 @@ fn facts(plan: &Plan, artifacts: &Artifacts, cases: &Cases, bundle: &str, build:
         ("frozen-adapter", plan.frozen_adapter.to_string()),
         ("balance", format!("{:?}", plan.balance)),
         ("activations", format!("{:?}", plan.activations)),
-        ("threads", threads.to_string()),
+        ("threads", threads(plan).to_string()),
         ("onnxruntime", build.into()),
     ];
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Threads within an operator. Their number decides how sums are grouped, and so the last bits.
+fn threads(plan: &Plan) -> usize {
+    plan.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1)
 }

@@ -1,5 +1,6 @@
 //! What a training leaves beside its checkpoints: `history.jsonl`, `history.svg`, `embedding-NNN.svg`, `adapter.safetensors`.
 
+use std::fs::{File, TryLockError};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use super::state::BEST;
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::files::replace;
+use crate::files::{UNFINISHED, replace};
 use crate::metrics::tsne;
 use crate::train::apply::save_state_dict;
 use crate::train::picture;
@@ -33,6 +34,27 @@ pub struct EpochRecord {
     pub macro_f1: f64,
     /// Whether its macro-F1 is the best so far.
     pub best: bool,
+}
+
+/// Makes sure that nobody else trains in the folder until the result is dropped, and removes what a killed training was writing.
+///
+/// # Errors
+/// `output.exists` when somebody else is at it.
+pub(super) fn lock(folder: &Path) -> Result<Option<File>> {
+    // Not every system lets a folder be opened, or locked: then there is no such protection.
+    let lock = File::open(folder).ok();
+    if let Some(Err(TryLockError::WouldBlock)) = lock.as_ref().map(File::try_lock) {
+        let message = "another ba-train fit is at work in this folder: wait until it is done, or choose another -o";
+        return Err(Error::new(Code::OUTPUT_EXISTS, message).at(folder));
+    }
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let unfinished = entry.file_name().to_string_lossy().starts_with(UNFINISHED);
+        if unfinished && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            // One that stays does no harm.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    Ok(lock)
 }
 
 /// Writes the history and its picture.

@@ -51,3 +51,26 @@ impl Scans {
         Ok(tensor)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    #[test]
+    fn small_volumes_are_read_once_and_large_ones_each_time() {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures/tiny");
+        let config = Config::load(&fixture.join("config.json")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scan.nii.gz");
+        std::fs::copy(fixture.join("scan.nii.gz"), &path).unwrap();
+        let (small, large) = (Scans::new(&config), Scans { most: 0, ..Scans::new(&config) });
+        assert_eq!(small.most, KEPT_BYTES / (4 * 32 * 32 * 32));
+        let volume = small.batch(&[&path, &path]).unwrap();
+        assert_eq!(volume.shape(), [2, 32, 32, 32]);
+        assert_eq!(large.batch(&[&path, &path]).unwrap().as_f32(), volume.as_f32());
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(small.batch(&[&path, &path]).unwrap().as_f32(), volume.as_f32());
+        assert_eq!(large.read(&path).unwrap_err().code(), Code::NIFTI_NOT_FOUND);
+    }
+}

@@ -14,6 +14,7 @@ use crate::checkpoint::{Moments, OptimizerState, TrainingState};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{DType, LazyTensor, Tensor};
 use crate::train::engine::Parameters;
+use crate::train::optimizer::{self, Moments as Both};
 
 /// The state after the last step that was kept.
 pub(super) const LAST: &str = "last";
@@ -31,9 +32,11 @@ pub(super) struct State {
     /// How many batches each batch norm has seen.
     pub counts: BTreeMap<String, i64>,
     /// Both moments of each trained parameter.
-    pub moments: BTreeMap<String, [Tensor; 2]>,
+    pub moments: Both,
     /// Steps of the optimizer so far.
     pub step: i64,
+    /// The learning rate of the last of them.
+    pub rate: f32,
     /// Where it stands.
     pub at: Position,
 }
@@ -90,7 +93,12 @@ impl State {
     ///
     /// # Errors
     /// `training.resume` when it is of another training, naming what differs.
-    pub fn resume(path: &Path, facts: BTreeMap<String, String>, trained: &dyn Fn(&str) -> bool) -> Result<Self> {
+    pub fn resume(
+        path: &Path,
+        prepared: &TrainingState,
+        facts: BTreeMap<String, String>,
+        trained: &dyn Fn(&str) -> bool,
+    ) -> Result<Self> {
         let refuse = |message: String| Error::new(Code::TRAINING_RESUME, message).at(path);
         let file = TrainingState::open(path)?;
         let text = file.properties.strings.get(PROPERTY);
@@ -110,13 +118,28 @@ impl State {
                 differing.join("; ")
             )));
         }
+        let tensors = |s: &TrainingState| -> BTreeMap<String, Vec<usize>> {
+            s.trainable.iter().chain(&s.frozen).map(|(name, t)| (name.clone(), t.shape().to_vec())).collect()
+        };
+        let moments = file.optimizer.as_ref().map(|o| &o.moments);
+        let moved = |name: &String| moments.is_some_and(|m| m.contains_key(name)) == trained(name);
+        let (found, expected) = (tensors(&file), tensors(prepared));
+        if found != expected || !found.keys().all(moved) {
+            return Err(refuse("its tensors are not those of the training artifacts".into()));
+        }
         let mut state = Self::read(&file, trained)?;
         state.at = at;
+        // Counters that no training reaches would only overflow.
+        const MOST: i64 = 1 << 48;
+        let counted = (0..MOST).contains(&state.step) && (state.at.seen as u64) < MOST as u64;
+        if !counted || state.at.waited > state.at.epoch || state.at.epoch as usize != state.at.history.len() {
+            return Err(refuse("it contradicts itself on where the training stands".into()));
+        }
         Ok(state)
     }
 
     fn read(file: &TrainingState, trained: &dyn Fn(&str) -> bool) -> Result<Self> {
-        let (mut parameters, mut counts, mut moments) = (Parameters::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut parameters, mut counts, mut known) = (Parameters::new(), BTreeMap::new(), Both::new());
         let broken = |name: &str| Error::new(Code::CHECKPOINT_CORRUPT, format!("`{name}` does not fill its shape"));
         for (name, tensor) in file.trainable.iter().chain(&file.frozen) {
             if name.ends_with(COUNT) {
@@ -124,18 +147,14 @@ impl State {
                 continue;
             }
             let dense = |t: &LazyTensor| Tensor::f32(t.shape(), t.to_f32()?).ok_or_else(|| broken(name));
-            if trained(name) {
-                let zeros = || Tensor::F32(ndarray::ArrayD::zeros(tensor.shape().to_vec()));
-                let known = file.optimizer.as_ref().and_then(|o| o.moments.get(name));
-                let pair = match known {
-                    Some(m) => [dense(&m.first)?, dense(&m.second)?],
-                    None => [zeros(), zeros()],
-                };
-                moments.insert(name.clone(), pair);
+            if let Some(m) = file.optimizer.as_ref().and_then(|o| o.moments.get(name)) {
+                known.insert(name.clone(), [dense(&m.first)?, dense(&m.second)?]);
             }
             parameters.insert(name.clone(), dense(tensor)?);
         }
-        let step = file.optimizer.as_ref().map_or(0, |o| o.step);
+        let mut moments = optimizer::moments(&parameters, trained);
+        moments.extend(known.into_iter().filter(|(name, _)| trained(name)));
+        let (step, rate) = file.optimizer.as_ref().map_or((0, 0.0), |o| (o.step, o.learning_rate));
         let at = Position {
             epoch: 0,
             next: 0,
@@ -146,11 +165,11 @@ impl State {
             history: Vec::new(),
             facts: BTreeMap::new(),
         };
-        Ok(Self { parameters, counts, moments, step, at })
+        Ok(Self { parameters, counts, moments, step, rate, at })
     }
 
     /// Writes the state, whole or not at all.
-    pub fn write(&self, path: &Path, rate: f32) -> Result<()> {
+    pub fn write(&self, path: &Path) -> Result<()> {
         let mut file = TrainingState::default();
         for (name, tensor) in &self.parameters {
             let side = if self.moments.contains_key(name) { &mut file.trainable } else { &mut file.frozen };
@@ -161,7 +180,7 @@ impl State {
             (name.clone(), Moments { first: lazy(first), second: lazy(second) })
         };
         let moments = self.moments.iter().map(pair).collect();
-        file.optimizer = Some(OptimizerState { step: self.step, learning_rate: rate, moments });
+        file.optimizer = Some(OptimizerState { step: self.step, learning_rate: self.rate, moments });
         let text = serde_json::to_string(&self.at).map_err(|e| Error::new(Code::IO, e.to_string()).at(path))?;
         file.properties.strings.insert(PROPERTY.into(), text);
         file.write(path).map(drop)

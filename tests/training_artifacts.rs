@@ -1,0 +1,354 @@
+//! The folder that `ba-train prepare` writes, trained for three steps of two micro-batches: by stock ONNX Runtime from
+//! `training_model.onnx` and `optimizer_model.onnx`, by Microsoft's training runtime, and by this crate's engine. All must
+//! give the same losses, gradients and parameters; and the onnx package must find the models sound.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod commands;
+mod common;
+mod ort_training;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use brain_adapter::bundle::sha256_of;
+use brain_adapter::checkpoint::Checkpoint;
+use brain_adapter::config::AdamW;
+use brain_adapter::runtime::{Session, SessionOptions};
+use brain_adapter::tensor::Tensor;
+use brain_adapter::train::artifacts::{Artifacts, parameters_of};
+use brain_adapter::train::{Activations, Batch, Engine, Graphs, Moments, Optimizer, Options, Parameters, moments};
+use commands::{ba_train, package, write_model};
+use ort_training::{python, run, write_npz};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const STEPS: usize = 3;
+const ACCUMULATE: usize = 2;
+const BATCH: usize = 3;
+const RATE: f32 = 1e-3;
+
+/// Largest difference of a loss, and of a gradient to its own largest element.
+const LOSS: f64 = 2e-6;
+const GRADIENT: f64 = 2e-5;
+/// Largest difference of a parameter, of which each step moves every element by at most about [`RATE`].
+const PARAMETER: f64 = 1e-5;
+
+struct Case {
+    name: &'static str,
+    towers: &'static str,
+    mode: &'static str,
+    statistics: &'static str,
+}
+
+const CASES: [Case; 5] = [
+    Case { name: "tiny", towers: "tiny", mode: "tlp", statistics: "batch" },
+    Case { name: "tiny", towers: "tiny", mode: "fpm", statistics: "running" },
+    Case { name: "tiny", towers: "tiny", mode: "mri", statistics: "batch" },
+    Case { name: "tiny-bottleneck3d", towers: "tiny", mode: "tlp", statistics: "batch" },
+    Case { name: "tiny-gqa-bf16-sharded", towers: "tiny-gqa-bf16-sharded", mode: "tlp", statistics: "batch" },
+];
+
+/// What a training came to.
+struct Trained {
+    losses: Vec<f32>,
+    eval_loss: f32,
+    /// Of the first micro-batch.
+    first: Parameters,
+    parameters: Parameters,
+}
+
+fn feeds(artifacts: &Artifacts) -> BTreeMap<String, Tensor> {
+    let config = &artifacts.manifest.config;
+    let rng = &mut ChaCha8Rng::seed_from_u64(17);
+    let n = STEPS * ACCUMULATE;
+    let mut floats = |shape: &[usize], range: std::ops::Range<f32>| {
+        let count = shape.iter().product();
+        Tensor::f32(shape, (0..count).map(|_| rng.random_range(range.clone())).collect()).unwrap()
+    };
+    let (slices, side) = (config.adapter.slices_in, config.volume.size);
+    let mut all = BTreeMap::from([("volume".to_owned(), floats(&[n, BATCH, slices, side, side], 0.0..1.0))]);
+    if artifacts.manifest.mode.reads_reports() {
+        all.insert("text".into(), floats(&[n, BATCH, config.text.hidden], -1.5..1.5));
+    }
+    let labels = (0..n * BATCH).map(|i| (i * 7 / 3 % 3) as i64).collect();
+    all.insert("labels".into(), Tensor::i64(&[n, BATCH], labels).unwrap());
+    all
+}
+
+/// One micro-batch of every input.
+fn micro(feeds: &BTreeMap<String, Tensor>, at: usize) -> BTreeMap<String, Tensor> {
+    let row = |tensor: &Tensor| match tensor {
+        Tensor::F32(all) => Tensor::F32(all.index_axis(ndarray::Axis(0), at).to_owned()),
+        Tensor::I64(all) => Tensor::I64(all.index_axis(ndarray::Axis(0), at).to_owned()),
+    };
+    feeds.iter().map(|(name, tensor)| (name.clone(), row(tensor))).collect()
+}
+
+fn largest(found: &Tensor, expected: &Tensor) -> [f64; 2] {
+    assert_eq!(found.shape(), expected.shape());
+    let (found, expected) = (found.as_f32().unwrap(), expected.as_f32().unwrap());
+    let far = found.iter().zip(expected).map(|(f, e)| f64::from((f - e).abs()));
+    assert!(found.iter().all(|x| x.is_finite()));
+    [far.fold(0.0, f64::max), expected.iter().fold(0.0, |m, x| f64::from(x.abs()).max(m))]
+}
+
+/// Holds one training against another; gives the largest differences of losses, gradients and parameters.
+fn compare(what: &str, found: &Trained, expected: &Trained) -> [f64; 3] {
+    let mut worst = [0f64; 3];
+    let losses = found.losses.iter().zip(&expected.losses);
+    for (f, e) in losses.chain([(&found.eval_loss, &expected.eval_loss)]) {
+        worst[0] = worst[0].max(f64::from((f - e).abs()));
+    }
+    assert_eq!(found.first.keys().collect::<Vec<_>>(), expected.first.keys().collect::<Vec<_>>());
+    for (name, gradient) in &found.first {
+        let [far, size] = largest(gradient, &expected.first[name]);
+        worst[1] = worst[1].max(far / size.max(1e-3));
+    }
+    for (name, parameter) in &expected.parameters {
+        worst[2] = worst[2].max(largest(&found.parameters[name], parameter)[0]);
+    }
+    println!("{what}: losses {:.1e}, gradients {:.1e}, parameters {:.1e}", worst[0], worst[1], worst[2]);
+    assert!(worst[0] <= LOSS && worst[1] <= GRADIENT && worst[2] <= PARAMETER, "{what}: {worst:?}");
+    worst
+}
+
+fn dense(artifacts: &Artifacts) -> BTreeMap<String, Tensor> {
+    let state = artifacts.state().unwrap();
+    let float = state.trainable.iter().chain(&state.frozen).filter(|(n, _)| !n.ends_with("num_batches_tracked"));
+    float.map(|(n, t)| (n.clone(), Tensor::f32(t.shape(), t.to_f32().unwrap()).unwrap())).collect()
+}
+
+/// Three steps with the crate's engine and flat optimizer.
+fn with_the_engine(artifacts: &Artifacts, feeds: &BTreeMap<String, Tensor>) -> Trained {
+    let m = &artifacts.manifest;
+    let options =
+        Options { mode: m.mode, statistics: m.statistics, activations: Activations::Recompute, class_weights: None };
+    let trained = |name: &str| m.mode.trains(name);
+    let graphs = Graphs::new(&m.config, &options, &trained).unwrap();
+    let mut engine = Engine::new(common::runtime(), SessionOptions::default(), &graphs, artifacts.frozen().unwrap());
+    let mut parameters = dense(artifacts);
+    let mut state: Moments = moments(&parameters, &trained);
+    let adam = AdamW { weight_decay: 0.0, clip: None, ..AdamW::default() };
+    let mut optimizer = Optimizer::new(common::runtime(), &SessionOptions::default(), &adam, &state).unwrap();
+    let batch = |at| {
+        let mut one = micro(feeds, at);
+        let mut take = |name: &str| one.remove(name);
+        Batch { volumes: take("volume").unwrap(), text: take("text"), labels: take("labels").unwrap() }
+    };
+    let (mut losses, mut first) = (Vec::new(), Parameters::new());
+    for step in 0..STEPS {
+        let (mut sum, mut loss) = (Parameters::new(), 0.0);
+        for j in 0..ACCUMULATE {
+            let found = engine.step(&parameters, &batch(step * ACCUMULATE + j), 1.0).unwrap();
+            loss += found.outcome.loss / ACCUMULATE as f32;
+            for (name, gradient) in found.gradients {
+                let before = sum.remove(&name);
+                let both = match (before, &gradient) {
+                    (Some(Tensor::F32(a)), Tensor::F32(b)) => Tensor::F32(a + b),
+                    _ => gradient,
+                };
+                sum.insert(name, both);
+            }
+            if step + j == 0 {
+                first.clone_from(&sum);
+            }
+        }
+        losses.push(loss);
+        optimizer.step(&mut parameters, &mut state, &sum, step as i64 + 1, RATE).unwrap();
+    }
+    let one = batch(0);
+    let vision = engine.features(&parameters, &one.volumes).unwrap();
+    let outcome = engine.outcome(&parameters, &vision, one.text.as_ref(), &one.labels).unwrap();
+    Trained { losses, eval_loss: outcome.loss, first, parameters }
+}
+
+fn script(python: &Path, name: &str, arguments: &[&Path]) -> Vec<u8> {
+    let done = Command::new(python).arg(package("tests").join(name)).args(arguments).output().unwrap();
+    assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+    done.stdout
+}
+
+fn open(path: &Path) -> Session {
+    Session::open(common::runtime(), path, &SessionOptions::default()).unwrap()
+}
+
+fn run_all(session: &mut Session, inputs: &BTreeMap<String, Tensor>, outputs: &[String]) -> Vec<Tensor> {
+    let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (name.as_str(), t)).collect();
+    session.run(&inputs, &outputs.iter().map(String::as_str).collect::<Vec<_>>()).unwrap()
+}
+
+/// Three steps from the files alone, in plain sessions. `folder` is a copy that may be written to.
+fn with_plain_sessions(
+    python: &Path,
+    folder: &Path,
+    artifacts: &Artifacts,
+    feeds: &BTreeMap<String, Tensor>,
+) -> Trained {
+    let state = artifacts.state().unwrap();
+    let names: Vec<String> = parameters_of(&state).into_iter().filter(|p| p.trained).map(|p| p.name).collect();
+    let [training, optimizer] = ["plain_training.onnx", "plain_optimizer.onnx"].map(|name| folder.join(name));
+    script(python, "ort_training/numbers_in_front.py", &[&folder.join("training_model.onnx"), &training]);
+    let count = names.len().to_string();
+    let from = folder.join("optimizer_model.onnx");
+    script(python, "ort_training/tensors_in_front.py", &[&from, Path::new(&count), &optimizer]);
+    let (mut training, mut optimizer) = (open(&training), open(&optimizer));
+    let mut parameters = dense(artifacts);
+    for (name, t) in state.frozen.iter().filter(|(n, _)| n.ends_with("num_batches_tracked")) {
+        let value = i64::from_le_bytes(*t.bytes().unwrap().first_chunk().unwrap());
+        parameters.insert(name.clone(), Tensor::i64(&[], vec![value]).unwrap());
+    }
+    let zeros = |name: &String| Tensor::f32(parameters[name].shape(), vec![0.0; parameters[name].shape().iter().product()]).unwrap();
+    let mut both: Vec<[Tensor; 2]> = names.iter().map(|n| [zeros(n), zeros(n)]).collect();
+    let mut sum: Vec<Tensor> = names.iter().map(zeros).collect();
+    let outputs: Vec<String> =
+        std::iter::once("loss".into()).chain(names.iter().map(|n| format!("accumulated.{n}_grad"))).collect();
+    let (mut losses, mut first) = (Vec::new(), Parameters::new());
+    for step in 0..STEPS {
+        let mut loss = 0.0;
+        for j in 0..ACCUMULATE {
+            let mut inputs = micro(feeds, step * ACCUMULATE + j);
+            inputs.extend(parameters.clone());
+            inputs.extend(names.iter().zip(&sum).map(|(n, t)| (format!("{n}_grad.accumulation.buffer"), t.clone())));
+            inputs.insert("reset".into(), Tensor::i64(&[1], vec![i64::from(j == 0)]).unwrap());
+            let mut found = run_all(&mut training, &inputs, &outputs);
+            loss += found.remove(0).as_f32().unwrap()[0] / ACCUMULATE as f32;
+            sum = found;
+            if step + j == 0 {
+                first = names.iter().cloned().zip(sum.clone()).collect();
+            }
+        }
+        losses.push(loss);
+        let mut inputs = BTreeMap::from([
+            ("learning_rate".to_owned(), Tensor::f32(&[1], vec![RATE]).unwrap()),
+            ("step".to_owned(), Tensor::i64(&[1], vec![step as i64 + 1]).unwrap()),
+        ]);
+        let lists = ["params", "first_order_moments", "second_order_moments"];
+        for (i, name) in names.iter().enumerate() {
+            let values = [&parameters[name], &both[i][0], &both[i][1]];
+            inputs.extend(lists.iter().zip(values).map(|(list, t)| (format!("{list}.{i}"), t.clone())));
+            inputs.insert(format!("gradients.{i}"), sum[i].clone());
+        }
+        for (k, list) in lists.iter().enumerate() {
+            let outputs: Vec<String> = (0..names.len()).map(|i| format!("{list}.out.{i}")).collect();
+            for (i, t) in run_all(&mut optimizer, &inputs, &outputs).into_iter().enumerate() {
+                match k {
+                    0 => drop(parameters.insert(names[i].clone(), t)),
+                    k => both[i][k - 1] = t,
+                }
+            }
+        }
+    }
+    let mut inputs = micro(feeds, 0);
+    inputs.extend(parameters.clone());
+    let eval = run_all(&mut open(&folder.join("eval_model.onnx")), &inputs, &["loss".into()]);
+    parameters.retain(|name, _| !name.ends_with("num_batches_tracked"));
+    Trained { losses, eval_loss: eval[0].as_f32().unwrap()[0], first, parameters }
+}
+
+/// Microsoft's runtime must agree with `expected` as far as [`compare`] asks.
+fn with_microsofts_runtime(folder: &Path, feeds: &BTreeMap<String, Tensor>, expected: &Trained, what: &str) {
+    let Some(python) = python() else { return };
+    let [given, wanted, out] = ["feeds.npz", "expected.npz", "out.npz"].map(|name| folder.join(name));
+    write_npz(&given, feeds);
+    let mut arrays = BTreeMap::from([
+        ("losses".to_owned(), Tensor::f32(&[STEPS], expected.losses.clone()).unwrap()),
+        ("eval_loss".to_owned(), Tensor::f32(&[], vec![expected.eval_loss]).unwrap()),
+    ]);
+    arrays.extend(expected.first.iter().map(|(n, t)| (format!("grad0.{n}"), t.clone())));
+    arrays.extend(expected.parameters.iter().map(|(n, t)| (format!("param.{n}"), t.clone())));
+    write_npz(&wanted, &arrays);
+    let (rate, accumulate) = (RATE.to_string(), ACCUMULATE.to_string());
+    let options = [("lr", Path::new(&rate)), ("accumulate", Path::new(&accumulate)), ("expect", wanted.as_path())];
+    let report = run(&python, folder, &given, &out, &options);
+    let found: BTreeMap<String, Option<f64>> = serde_json::from_slice(&report).unwrap();
+    assert_eq!(found.len(), arrays.len());
+    let mut worst = [0f64; 3];
+    for (name, far) in found {
+        let far = far.unwrap_or_else(|| panic!("{what}: `{name}` is missing, of another shape or not finite"));
+        let (kind, far) = match name.strip_prefix("grad0.") {
+            Some(_) => (1, far / largest(&arrays[&name], &arrays[&name])[1].max(1e-3)),
+            None => (if name.starts_with("param.") { 2 } else { 0 }, far),
+        };
+        worst[kind] = worst[kind].max(far);
+    }
+    println!("{what}, Microsoft: losses {:.1e}, gradients {:.1e}, parameters {:.1e}", worst[0], worst[1], worst[2]);
+    assert!(worst[0] <= LOSS && worst[1] <= GRADIENT && worst[2] <= PARAMETER, "{what}: {worst:?}");
+}
+
+/// The models are valid, and every large weight of theirs is the one in `frozen.safetensors`, which lies on the disk once.
+fn sound(python: &Path, folder: &Path, what: &str) {
+    let apart = tempfile::tempdir().unwrap();
+    for name in ["training_model.onnx", "eval_model.onnx", "frozen.safetensors"] {
+        fs::copy(folder.join(name), apart.path().join(name)).unwrap();
+    }
+    let report = script(python, "onnx_check.py", &[apart.path()]);
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    let frozen = Checkpoint::open(folder.join("frozen.safetensors")).unwrap();
+    let mut weights = 0;
+    for name in ["training_model.onnx", "eval_model.onnx"] {
+        let row = &report[name];
+        assert!(row["error"].is_null() && row["wrong"] == serde_json::json!([]), "{what} {name}: {row}");
+        let mut inside = 0;
+        for (weight, row) in row["weights"].as_object().unwrap() {
+            let bytes = row["bytes"].as_u64().unwrap();
+            if row["offset"].is_null() {
+                inside += bytes;
+                continue;
+            }
+            let scratch = apart.path().join("scratch");
+            let tensor = frozen.get(weight).unwrap_or_else(|| panic!("{what} {name} {weight}"));
+            fs::write(&scratch, tensor.bytes().unwrap()).unwrap();
+            assert_eq!(row["sha256"], sha256_of(&scratch).unwrap(), "{weight}");
+            weights += 1;
+        }
+        let total: u64 = frozen.iter().map(|(_, t)| t.byte_len() as u64).sum();
+        assert!(inside * 10 < total, "{what} {name}: {inside} bytes of weights inside, {total} in the file");
+    }
+    assert!(weights > 20, "{what}: {weights}");
+}
+
+#[test]
+fn artifacts_train_alike_everywhere() {
+    let checker = std::env::var_os("BA_PYTHON").filter(|p| !p.is_empty()).map(std::path::PathBuf::from);
+    if checker.is_none() {
+        eprintln!("BA_PYTHON is not set: the comparison with plain sessions did not run");
+    }
+    for case in CASES {
+        let what = format!("{} {} {}", case.name, case.mode, case.statistics);
+        let dir = tempfile::tempdir().unwrap();
+        let (model, folder) = (dir.path().join("model"), dir.path().join("training"));
+        write_model(&model, case.name, case.towers);
+        ba_train(&[
+            &"prepare",
+            &"--model",
+            &model,
+            &"--mode",
+            &case.mode,
+            &"--norm-statistics",
+            &case.statistics,
+            &"-o",
+            &folder,
+        ])
+        .ok();
+        let artifacts = Artifacts::open(&folder).unwrap();
+        let feeds = feeds(&artifacts);
+        let engine = with_the_engine(&artifacts, &feeds);
+        let before = dense(&artifacts);
+        for (name, tensor) in &engine.parameters {
+            let moved = largest(tensor, &before[name])[0];
+            assert_eq!(moved > 0.0, artifacts.manifest.mode.trains(name), "{what} {name}: {moved}");
+        }
+        let scratch = dir.path().join("scratch");
+        fs::create_dir(&scratch).unwrap();
+        commands::copy_files(&folder, &scratch);
+        with_microsofts_runtime(&scratch, &feeds, &engine, &what);
+        if let Some(python) = &checker {
+            let plain = with_plain_sessions(python, &scratch, &artifacts, &feeds);
+            compare(&format!("{what}, plain sessions"), &plain, &engine);
+            sound(python, &folder, &what);
+        }
+    }
+}
