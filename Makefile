@@ -16,12 +16,17 @@ DEMO := examples/demo
 # Not in onnx/: that folder is where the commands look by default, and random weights must not lie there by accident.
 DEMO_OUT := target/demo
 
+# A simulated cohort (1200 subjects, seed 1), the trainings of docs/ablation.md and their table.
+ABLATION_OUT := target/ablation
+# Such as ABLATION='--seeds 1,2,3,4,5': instead of what the document has. Numbers depend on threads in their last bits.
+ABLATION ?= --seeds 1,2,3 --epochs 12 --lr 3e-3 --batch 16 --embed 1,4,8,12 --jobs 2 --threads 1
+
 # Tests and the demo share the release profile, so that dependencies are compiled once. It has overflow checks
 # (Cargo.toml), but no debug assertions: for those, run `cargo test`.
 PROFILE := --release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build ort venv ort119 bench bench-venv clean-demo clean
+.PHONY: help demo ablation test check build ort venv ort119 bench bench-venv clean-ablation clean-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -38,6 +43,13 @@ demo: ort build ## export a small model with random weights to int8, check it ag
 	@echo 'This model has random weights, which stand in for trained ones: the label and the probabilities above mean'
 	@echo 'nothing. What the demo shows is that the int8 graphs stay close to fp32 and to PyTorch (the tables above).'
 	@echo 'What the model saw: $(DEMO_OUT)/preview.png'
+
+ablation: ort ## train the demo model in three modes on a simulated cohort and compare them (docs/ablation.md; goes on where it stopped)
+	@test -e $(ABLATION_OUT)/cohort/cohort.csv \
+	  || { rm -rf $(ABLATION_OUT)/cohort && $(CARGO) run $(PROFILE) --quiet --example simulate_cohort -- \
+	    --brain $(DEMO)/mni152_t1.nii.gz -o $(ABLATION_OUT)/cohort --subjects 1200 --seed 1 --split 0.4,0.1,0.5; }
+	$(CARGO) run $(PROFILE) --quiet --example ablation -- --cohort $(ABLATION_OUT)/cohort/cohort.csv \
+	  --model $(DEMO)/checkpoint -o $(ABLATION_OUT)/runs $(ABLATION)
 
 test: ort venv ort119 ## every test (sets itself up: ONNX Runtime, a Python environment for the checks by other readers)
 	BA_PYTHON='$(BA_PYTHON)' $(CARGO) test $(PROFILE)
@@ -91,6 +103,9 @@ $(BENCH_VENV)/ready: scripts/bench-requirements.txt
 	    || echo "not installed: $$package; its rows will say so" >&2; \
 	done
 	@touch $@
+
+clean-ablation: ## remove what the ablation made
+	rm -rf $(ABLATION_OUT)
 
 clean-demo: ## remove what the demo made
 	rm -rf $(DEMO_OUT)

@@ -114,6 +114,20 @@ fn figures_of_a_cohort_with_bad_rows() {
     }
 }
 
+/// The image-only classifier answers also rows that have a report, as `ba-infer` does without one. A report that is not
+/// needed may be missing.
+#[test]
+fn reports_are_left_out_on_request() {
+    let dir = cohort("scan,report,label\ns0.nii.gz,r2.txt,CN\ns1.nii.gz,,MCI\ns2.nii.gz,none.txt,AD\n");
+    let json = eval(dir.path(), tiny_bundle(), &["--image-only", "--json", "--bootstrap", "0"]).ok().json();
+    assert_eq!(json["split"]["without_report"].as_u64(), Some(3));
+    let (alone, with) = (infer(dir.path(), tiny_bundle(), None), infer(dir.path(), tiny_bundle(), Some(2)));
+    assert_ne!(alone["logits"], with["logits"]);
+    for row in json["rows"].as_array().unwrap() {
+        assert_eq!((&row["logits"], &row["report"]), (&alone["logits"], &Value::Null));
+    }
+}
+
 #[test]
 fn a_temperature_goes_into_the_bundle() {
     let dir = cohort("");

@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// Fit a temperature on the validation rows and put it into the bundle: probabilities change, labels do not
     #[arg(long)]
     fit_temperature: bool,
+    /// Leave reports out: the image-only classifier answers every row, as prepare --mode mri trains it
+    #[arg(long)]
+    image_only: bool,
     /// Draws of the bootstrap that gives the 95 % intervals; 0: none
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100_000))]
     bootstrap: u32,
@@ -75,6 +78,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
     let plan = Plan {
         split: args.split,
         fit_temperature: args.fit_temperature,
+        image_only: args.image_only,
         draws: args.bootstrap,
         seed: args.seed,
         embedding: args.embedding,

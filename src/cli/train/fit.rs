@@ -10,6 +10,7 @@ use crate::cli::render::table;
 use crate::cli::{Common, RESEARCH_USE, print, tell};
 use crate::config::AdamW;
 use crate::error::{Code, Error, Result};
+use crate::model::Mode;
 use crate::train::Activations;
 use crate::train::fit::{self, Balance, Plan, Schedule, Summary};
 
@@ -181,6 +182,11 @@ fn render(summary: &Summary) -> String {
     );
     let folder = summary.output.display();
     let _ = writeln!(text, "checkpoints {folder}/best and {folder}/last, for PyTorch {folder}/adapter.safetensors");
+    if summary.mode == Mode::Mri {
+        let hint =
+            "what was trained answers scans without a report; with reports in the list: ba-train eval --image-only";
+        let _ = writeln!(text, "{hint}");
+    }
     let _ = writeln!(text, "{RESEARCH_USE}");
     text
 }

@@ -43,6 +43,8 @@ pub struct Plan {
     pub split: Option<Choice>,
     /// Whether temperatures are fitted on the validation split and put into the bundle.
     pub fit_temperature: bool,
+    /// Whether reports are left out, so that the image-only classifier answers every row: what the mode `mri` trained.
+    pub image_only: bool,
     /// Draws of the bootstrap; 0: no intervals.
     pub draws: u32,
     /// Of the bootstrap and of the embedding.
@@ -61,6 +63,7 @@ impl Plan {
             bundle: bundle.into(),
             split: None,
             fit_temperature: false,
+            image_only: false,
             draws: 1000,
             seed: 0,
             embedding: false,
@@ -120,7 +123,10 @@ pub struct Embedding {
 /// verifying the bundle, and of writing it. What is wrong with single rows is in [`Evaluation::failures`].
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Evaluation> {
     let labels = Bundle::open_quickly(&plan.bundle)?.manifest.labels;
-    let subjects = cohort::read(&plan.data, &labels)?;
+    let mut subjects = cohort::read(&plan.data, &labels)?;
+    if plan.image_only {
+        subjects.iter_mut().for_each(|subject| subject.report = None);
+    }
     let chosen = splits::choose(&subjects, plan.split, plan.fit_temperature).map_err(|e| e.at(&plan.data))?;
     let answers = rows::answer(plan, &chosen.needed(&subjects), &labels, progress)?;
     let (measured, held_out): (Vec<_>, Vec<_>) = answers.rows.into_iter().partition(|row| chosen.measures(row.split));

@@ -1,0 +1,181 @@
+//! One training, and what came of it on the test split.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use brain_adapter::bundle::sha256_of;
+use brain_adapter::error::Warning;
+use brain_adapter::export::{self, Sources};
+use brain_adapter::files::replace;
+use brain_adapter::infer;
+use brain_adapter::model::Mode;
+use brain_adapter::progress::Progress;
+use brain_adapter::train::{Activations, eval, fit};
+use serde::{Deserialize, Serialize};
+
+use super::Args;
+
+/// Which training.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Index of the cohort.
+    pub cohort: usize,
+    pub seed: u64,
+    pub mode: Mode,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Index of the cohort.
+    pub cohort: usize,
+    pub seed: u64,
+    pub mode: Mode,
+    /// What the numbers depend on: an outcome of other settings is not taken up.
+    pub settings: String,
+    /// Cases trained on, validated on and tested on.
+    pub cases: [usize; 3],
+    /// The epoch that was measured, and its macro-F1 on the validation split.
+    pub best_epoch: u32,
+    pub validation_macro_f1: f64,
+    /// Figures on the test split, with percentile intervals over subjects.
+    pub macro_f1: f64,
+    pub accuracy: f64,
+    pub macro_auc: Option<f64>,
+    pub labels: Vec<String>,
+    /// The test split's subjects with their classes and the answers, in the list's order.
+    pub answers: Vec<Answered>,
+    /// Wall time, training and measuring together; of the last stretch, where it was interrupted.
+    pub seconds: f64,
+}
+
+/// A subject of the test split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answered {
+    pub subject: String,
+    pub truth: usize,
+    pub predicted: usize,
+}
+
+impl Case {
+    pub fn name(&self) -> String {
+        format!("cohort-{}/seed-{}/{}", self.cohort + 1, self.seed, self.mode.name())
+    }
+
+    /// Trains and measures, or reads what came of it earlier.
+    pub fn run(&self, args: &Args) -> Result<Outcome> {
+        let folder = args.output.join(self.name());
+        let kept = folder.join("answers.json");
+        let settings = self.settings(args)?;
+        if let Ok(json) = std::fs::read(&kept) {
+            let outcome: Outcome = serde_json::from_slice(&json).with_context(|| kept.display().to_string())?;
+            ensure!(
+                outcome.settings == settings,
+                "{} is of other settings ({}): choose another -o, or remove it",
+                kept.display(),
+                outcome.settings
+            );
+            return Ok(outcome);
+        }
+        let start = Instant::now();
+        let mut progress = Announced::new(&self.name());
+        let summary = fit::run(&self.fit_plan(args, &folder), &mut progress)?;
+        let evaluation = self.measure(args, &folder, &mut progress)?;
+        ensure!(evaluation.failures.is_empty(), "{} rows of the test split have no answer", evaluation.failures.len());
+        let index = |label: &String| evaluation.labels.iter().position(|l| l == label).unwrap_or(usize::MAX);
+        let answered = |row: &eval::RowResult| Answered {
+            subject: row.subject.clone(),
+            truth: row.truth,
+            predicted: index(&row.label),
+        };
+        let outcome = Outcome {
+            cohort: self.cohort,
+            seed: self.seed,
+            mode: self.mode,
+            settings,
+            cases: [summary.cases[0], summary.cases[1], evaluation.rows.len()],
+            best_epoch: summary.best_epoch,
+            validation_macro_f1: summary.best_macro_f1,
+            macro_f1: evaluation.scores.macro_f1,
+            accuracy: evaluation.scores.accuracy,
+            macro_auc: evaluation.scores.macro_auc,
+            answers: evaluation.rows.iter().map(answered).collect(),
+            labels: evaluation.labels,
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        progress.line(&format!("test macro-F1 {:.3} ({:.0} s)", outcome.macro_f1, outcome.seconds));
+        replace(&kept, &serde_json::to_vec(&outcome)?)?;
+        Ok(outcome)
+    }
+
+    fn settings(&self, args: &Args) -> Result<String> {
+        let cohort = sha256_of(&args.cohort[self.cohort])?;
+        let config = sha256_of(&args.model.join("config.json"))?;
+        let (epochs, lr, batch, threads) = (args.epochs, args.lr, args.batch, args.threads);
+        Ok(format!(
+            "list {cohort:.12}, config {config:.12}, epochs {epochs}, lr {lr}, batch {batch}, threads {threads:?}"
+        ))
+    }
+
+    fn fit_plan(&self, args: &Args, folder: &Path) -> fit::Plan {
+        let plan = fit::Plan::new(&args.cohort[self.cohort]);
+        fit::Plan {
+            artifacts: args.output.join("artifacts").join(self.mode.name()),
+            bundle: args.output.join("bundle"),
+            output: Some(folder.to_path_buf()),
+            epochs: args.epochs,
+            batch: args.batch,
+            schedule: fit::Schedule { rate: args.lr, ..plan.schedule },
+            seed: self.seed,
+            activations: Activations::Save,
+            resume: true,
+            embed: args.embed.clone(),
+            cache: Some(args.output.join("cache")),
+            threads: args.threads,
+            library: args.ort_lib.clone(),
+            ..plan
+        }
+    }
+
+    /// The trained adapter and heads, as a bundle, on the test split. The image-only classifier is what `mri` trains: it
+    /// answers where reports are left out.
+    fn measure(&self, args: &Args, folder: &Path, progress: &mut Announced) -> Result<eval::Evaluation> {
+        let bundle = folder.join("bundle");
+        let sources = Sources { adapter: folder.join("adapter.safetensors"), ..Sources::in_folder(&args.model)? };
+        export::run(&export::Plan { library: args.ort_lib.clone(), ..export::Plan::new(sources, &bundle) }, progress)?;
+        let plan = eval::Plan::new(&args.cohort[self.cohort], &bundle);
+        let test = eval::Choice::from_name("test");
+        ensure!(test.is_some(), "there is no split `test`");
+        let options = infer::Options {
+            threads: args.threads,
+            library: args.ort_lib.clone(),
+            cache: Some(args.output.join("cache")),
+            ..plan.options.clone()
+        };
+        let plan = eval::Plan { split: test, draws: 0, image_only: !self.mode.reads_reports(), options, ..plan };
+        Ok(eval::run(&plan, progress)?)
+    }
+}
+
+/// Tells lines and warnings on stderr, each with its training's name.
+pub struct Announced(String);
+
+impl Announced {
+    pub fn new(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+}
+
+impl Progress for Announced {
+    fn line(&mut self, text: &str) {
+        eprintln!("{}: {text}", self.0);
+    }
+
+    fn warn(&mut self, warning: &Warning) {
+        // What the optimizer's graph for other runtimes lacks matters to nobody here.
+        if warning.code != "optimizer_decay" {
+            eprintln!("{}: warning: {}", self.0, warning.message);
+        }
+    }
+}
