@@ -200,7 +200,9 @@ fn with_plain_sessions(
         let value = i64::from_le_bytes(*t.bytes().unwrap().first_chunk().unwrap());
         parameters.insert(name.clone(), Tensor::i64(&[], vec![value]).unwrap());
     }
-    let zeros = |name: &String| Tensor::f32(parameters[name].shape(), vec![0.0; parameters[name].shape().iter().product()]).unwrap();
+    let zeros = |name: &String| {
+        Tensor::f32(parameters[name].shape(), vec![0.0; parameters[name].shape().iter().product()]).unwrap()
+    };
     let mut both: Vec<[Tensor; 2]> = names.iter().map(|n| [zeros(n), zeros(n)]).collect();
     let mut sum: Vec<Tensor> = names.iter().map(zeros).collect();
     let outputs: Vec<String> =

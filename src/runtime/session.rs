@@ -40,7 +40,6 @@ pub struct Session {
     inner: ort::session::Session,
     path: PathBuf,
     device: &'static str,
-    shrink: bool,
 }
 
 impl Session {
@@ -56,7 +55,7 @@ impl Session {
         let builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
         let mut builder = provider.configure(builder)?;
         let inner = builder.commit_from_file(path).map_err(|e| refused(&e))?;
-        Ok(Self { inner, path: path.to_path_buf(), device: provider.name(), shrink: options.shrink })
+        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
     }
 
     /// Loads a part of the graph at `path`, given as an ONNX model; external data lies beside the whole.
@@ -75,7 +74,7 @@ impl Session {
             .and_then(|b| Ok(b.with_config_entry("session.model_external_initializers_file_folder_path", folder)?));
         let mut builder = provider.configure(builder.map_err(|e| refused(&e))?)?;
         let inner = builder.commit_from_memory(model).map_err(|e| refused(&e))?;
-        Ok(Self { inner, path: path.to_path_buf(), device: provider.name(), shrink: options.shrink })
+        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
     }
 
     /// Loads a graph from memory, which holds all its weights; `name` is for messages.
@@ -90,7 +89,7 @@ impl Session {
         let provider = options.device.provider()?;
         let builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
         let inner = provider.configure(builder)?.commit_from_memory(model).map_err(|e| refused(&e))?;
-        Ok(Self { inner, path: path.to_path_buf(), device: provider.name(), shrink: options.shrink })
+        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
     }
 
     /// Writes the graph at `path` to `target`, a new file, as it would be run: rewritten, its weights laid out for this
@@ -137,7 +136,9 @@ impl Session {
         if !options.fold {
             let folding = "ConstantFolding;ConstantFoldingDQ";
             builder = builder.with_config_entry("optimization.disable_specified_optimizers", folding)?;
-            // The arena keeps what it once had.
+        }
+        if options.shrink || !options.fold {
+            // The arena keeps what it once had, and whole regions of it for a result that is still there.
             let cpu = ort::ep::CPU::default().with_arena_allocator(false).build();
             builder = builder.with_execution_providers([cpu])?;
         }
@@ -187,13 +188,7 @@ impl Session {
         let values = inputs.iter().map(|(name, view)| Ok(((*name).to_owned(), borrow(view)?)));
         let values = values.collect::<ort::Result<Vec<_>>>().map_err(|e| failed(e.to_string()))?;
         let selector = outputs.iter().fold(OutputSelector::no_default(), |s, name| s.with(*name));
-        let options = RunOptions::new().and_then(|mut options| {
-            if self.shrink {
-                options.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
-            }
-            Ok(options)
-        });
-        let options = options.map_err(|e| failed(e.to_string()))?.with_outputs(selector);
+        let options = RunOptions::new().map_err(|e| failed(e.to_string()))?.with_outputs(selector);
         let results = self.inner.run_with_options(values, &options).map_err(|e| failed(e.to_string()))?;
         let take = |name: &&str| {
             let value = results.get(name).ok_or_else(|| failed(format!("output `{name}` is missing")))?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::graphs::{Graphs, Part, numbered};
+use super::stash::Stash;
 use super::tensors::{first, rows, stack};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
@@ -143,7 +144,7 @@ struct Stage {
 }
 
 /// What a stage keeps for its way back, by name.
-type Kept = Vec<(String, Tensor)>;
+type Kept = Vec<(String, Stash)>;
 
 impl Stage {
     fn new(part: &Part) -> Self {
@@ -169,9 +170,12 @@ impl Stage {
         self.done(context, frozen, block);
         let mut results = results.into_iter();
         let y = results.next().ok_or_else(|| Error::new(Code::RUNTIME_RUN, "a stage gave no result"))?.1;
-        let mut kept: Kept = if back { results.collect() } else { Vec::new() };
+        let mut kept = Kept::new();
+        for (name, saved) in results.filter(|_| back) {
+            kept.push((name, Stash::new(saved)?));
+        }
         if back && self.backward.reads(&input) {
-            kept.push((input, x));
+            kept.push((input, Stash::new(x)?));
         }
         Ok((y, kept))
     }
@@ -191,7 +195,7 @@ impl Stage {
                 return TensorView::of(dy);
             }
             let own = kept.iter().find(|(n, _)| n == name);
-            own.map_or_else(|| frozen.view(&numbered(name, block)), |(_, tensor)| TensorView::of(tensor))
+            own.map_or_else(|| frozen.view(&numbered(name, block)), |(_, stash)| stash.view())
         })?;
         self.done(context, frozen, block);
         first(results)
@@ -318,7 +322,11 @@ impl Engine {
         })?;
         let at = results.iter().position(|(name, _)| name == "adapter");
         let image = results.remove(at.ok_or_else(|| Error::new(Code::RUNTIME_RUN, "the adapter gave no result"))?).1;
-        let (moved, saved): (Kept, Kept) = results.into_iter().partition(|(name, _)| name.ends_with(".out"));
+        let (moved, saved): (Vec<_>, Vec<_>) = results.into_iter().partition(|(name, _)| name.ends_with(".out"));
+        let mut kept_of_adapter = Kept::new();
+        for (name, tensor) in saved {
+            kept_of_adapter.push((name, Stash::new(tensor)?));
+        }
         let images = rows(&image)?;
         drop(image);
         let (vision, kept) = self.look(images, true)?;
@@ -333,7 +341,8 @@ impl Engine {
             "volume" => TensorView::of(&batch.volumes),
             name if name == seed => TensorView::of(&d_image),
             name => {
-                saved.iter().find(|(n, _)| n == name).map(|(_, t)| t).or(parameters.get(name)).and_then(TensorView::of)
+                let own = kept_of_adapter.iter().find(|(n, _)| n == name);
+                own.map_or_else(|| parameters.get(name).and_then(TensorView::of), |(_, stash)| stash.view())
             }
         })?;
         let gradients = gradients.into_iter().filter_map(|(name, t)| Some((name.strip_prefix("d.")?.to_owned(), t)));

@@ -13,6 +13,7 @@ mod monolith;
 mod optimizer;
 pub mod picture;
 pub mod prepare;
+mod stash;
 mod tensors;
 
 pub use engine::{Batch, Engine, Frozen, Outcome, Parameters, Step};
