@@ -93,7 +93,7 @@ fn a_step_that_fails_moves_nothing() {
         code
     };
     let (a, b) = (("a", tensor(&[1.0, -1.0])), ("b", tensor(&[0.5])));
-    assert_eq!(step(&[a.clone()], 0.1), Code::RUNTIME_RUN);
+    assert_eq!(step(std::slice::from_ref(&a), 0.1), Code::RUNTIME_RUN);
     assert_eq!(step(&[a.clone(), b.clone()], f32::INFINITY), Code::TRAINING_DIVERGED);
     // Its square is no number any more.
     assert_eq!(step(&[a, ("b", tensor(&[3e38]))], 0.1), Code::TRAINING_DIVERGED);
