@@ -17,7 +17,7 @@ use brain_adapter::bundle::sha256_of;
 use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::config::AdamW;
 use brain_adapter::onnx::EXTERNAL_BYTES;
-use brain_adapter::runtime::{Session, SessionOptions};
+use brain_adapter::runtime::{Device, Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
 use brain_adapter::train::artifacts::{Artifacts, parameters_of};
 use brain_adapter::train::{Activations, Batch, Engine, Graphs, Moments, Optimizer, Options, Parameters, moments};
@@ -26,6 +26,9 @@ use ort_training::{python, read_npz, run, write_npz};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+/// Small graphs: threads would only wait for each other.
+const ONE_THREAD: SessionOptions =
+    SessionOptions { device: Device::Cpu, threads: Some(1), optimize: true, prepack: true, fold: true, shrink: false };
 const STEPS: usize = 3;
 const ACCUMULATE: usize = 2;
 const BATCH: usize = 3;
@@ -44,19 +47,13 @@ const SMALL: f32 = 1e-5;
 const UNSETTLED: f64 = 1e-4;
 const FEW: f64 = 5e-3;
 
-struct Case {
-    name: &'static str,
-    towers: &'static str,
-    mode: &'static str,
-    statistics: &'static str,
-}
-
-const CASES: [Case; 5] = [
-    Case { name: "tiny", towers: "tiny", mode: "tlp", statistics: "batch" },
-    Case { name: "tiny", towers: "tiny", mode: "fpm", statistics: "running" },
-    Case { name: "tiny", towers: "tiny", mode: "mri", statistics: "batch" },
-    Case { name: "tiny-bottleneck3d", towers: "tiny", mode: "tlp", statistics: "batch" },
-    Case { name: "tiny-gqa-bf16-sharded", towers: "tiny-gqa-bf16-sharded", mode: "tlp", statistics: "batch" },
+/// Model, where its transformer is from, mode, statistics.
+const CASES: [[&str; 4]; 5] = [
+    ["tiny", "tiny", "tlp", "batch"],
+    ["tiny", "tiny", "fpm", "running"],
+    ["tiny", "tiny", "mri", "batch"],
+    ["tiny-bottleneck3d", "tiny", "tlp", "batch"],
+    ["tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded", "tlp", "batch"],
 ];
 
 /// What a training came to.
@@ -158,11 +155,11 @@ fn with_the_engine(artifacts: &Artifacts, feeds: &BTreeMap<String, Tensor>) -> T
         Options { mode: m.mode, statistics: m.statistics, activations: Activations::Recompute, class_weights: None };
     let trained = |name: &str| m.mode.trains(name);
     let graphs = Graphs::new(&m.config, &options, &trained).unwrap();
-    let mut engine = Engine::new(common::runtime(), SessionOptions::default(), &graphs, artifacts.frozen().unwrap());
+    let mut engine = Engine::new(common::runtime(), ONE_THREAD, &graphs, artifacts.frozen().unwrap());
     let mut parameters = dense(artifacts);
     let mut state: Moments = moments(&parameters, &trained);
     let adam = AdamW { weight_decay: 0.0, clip: None, ..AdamW::default() };
-    let mut optimizer = Optimizer::new(common::runtime(), &SessionOptions::default(), &adam, &state).unwrap();
+    let mut optimizer = Optimizer::new(common::runtime(), &ONE_THREAD, &adam, &state).unwrap();
     let batch = |at| {
         let mut one = micro(feeds, at);
         let mut take = |name: &str| one.remove(name);
@@ -203,7 +200,7 @@ fn script(python: &Path, name: &str, arguments: &[&Path]) -> Vec<u8> {
 }
 
 fn open(path: &Path) -> Session {
-    Session::open(common::runtime(), path, &SessionOptions::default()).unwrap()
+    Session::open(common::runtime(), path, &ONE_THREAD).unwrap()
 }
 
 fn run_all(session: &mut Session, inputs: &BTreeMap<String, Tensor>, outputs: &[String]) -> Vec<Tensor> {
@@ -359,19 +356,19 @@ fn frozen_weights_lie_on_the_disk_once() {
 #[test]
 fn artifacts_train_alike_everywhere() {
     let checker = checker();
-    for case in CASES {
-        let what = format!("{} {} {}", case.name, case.mode, case.statistics);
+    for [name, towers, mode, statistics] in CASES {
+        let what = format!("{name} {mode} {statistics}");
         let dir = tempfile::tempdir().unwrap();
         let (model, folder) = (dir.path().join("model"), dir.path().join("training"));
-        write_model(&model, case.name, case.towers);
+        write_model(&model, name, towers);
         ba_train(&[
             &"prepare",
             &"--model",
             &model,
             &"--mode",
-            &case.mode,
+            &mode,
             &"--norm-statistics",
-            &case.statistics,
+            &statistics,
             &"-o",
             &folder,
         ])
