@@ -79,6 +79,11 @@ fn a_training_goes_on_only_as_it_began() {
         }
         finish(&mut command).fails("training.resume").naming(&[named]);
     }
+    // The same list by another name is the same list.
+    let mut command = command("ba-train");
+    command.args(["fit", "--resume", "--data", "cohort.csv", "--artifacts", "training", "-o", "run", "--bundle"]);
+    command.arg(tiny_bundle()).args(["--threads", "1", "--batch", "2", "--lr", "2e-3", "--epochs", "2"]);
+    finish(command.current_dir(study.dir.path())).ok();
     let mut other = rows();
     other[3] = other[3].replace("CN", "AD");
     write_rows(&study.data, &other);

@@ -16,7 +16,6 @@ use std::fs;
 use brain_adapter::checkpoint::TrainingState;
 use brain_adapter::model::Mode;
 use brain_adapter::model::adapter::Statistics;
-use brain_adapter::runtime::SessionOptions;
 use brain_adapter::train::{Activations, Engine, Graphs, Options};
 use commands::{tiny_model, write_model};
 use fitting::{Study, TRAIN, VALIDATION};
@@ -116,7 +115,7 @@ fn heads_alone_learn_as_they_do_in_the_whole_model() {
             Options { mode, statistics: Statistics::Running, activations: Activations::Recompute, class_weights: None };
         let heads = |name: &str| mode.trains(name) && !name.starts_with("adapter.");
         let graphs = Graphs::new(&fixture.config, &options, &heads).unwrap();
-        let mut engine = Engine::new(common::runtime(), SessionOptions::default(), &graphs, fixture.frozen());
+        let mut engine = Engine::new(common::runtime(), training::one_thread(), &graphs, fixture.frozen());
         let vision = engine.features(&fixture.parameters, &batch.volumes).unwrap();
         let found = engine.head_step(&fixture.parameters, &vision, batch.text.as_ref(), &batch.labels, 0.5).unwrap();
         let names: Vec<&String> = expected.gradients.keys().filter(|n| heads(n)).collect();

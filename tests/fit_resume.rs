@@ -11,7 +11,7 @@ mod nifti_writer;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use brain_adapter::checkpoint::TrainingState;
 use fitting::{RESULTS, Study};
@@ -39,6 +39,11 @@ fn check_files(run: &Path) -> i64 {
     steps
 }
 
+/// When the last checkpoint was written.
+fn written(run: &Path) -> Option<SystemTime> {
+    fs::metadata(run.join("last")).and_then(|meta| meta.modified()).ok()
+}
+
 /// Kills a training `kills` times, in as many trainings as that takes, and compares each one's end with an unbroken one's.
 fn killed(args: &[&str], kills: usize, seed: u64) {
     let study = Study::new("tlp");
@@ -55,18 +60,19 @@ fn killed(args: &[&str], kills: usize, seed: u64) {
         loop {
             let mut command = study.command(&name, args);
             let mut child = command.arg("--resume").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            let patience =
-                if done < kills { whole.mul_f64(rng.random_range(0.0..0.9)) } else { Duration::from_secs(60) };
-            let ended = (0..).map(|_| Duration::from_millis(1)).scan(Instant::now(), |at, pause| {
-                std::thread::sleep(pause);
-                Some(at.elapsed())
-            });
-            let mut status = None;
-            for elapsed in ended {
-                status = child.try_wait().unwrap();
-                if status.is_some() || elapsed > patience {
-                    break;
+            // Every second kill at any time; the others soon after a checkpoint was written, or while one is.
+            let random = done % 2 == 0;
+            let pause = whole.mul_f64(rng.random_range(0.0..if random { 0.9 } else { 0.1 }));
+            let (started, mut since) = (Instant::now(), random.then(Instant::now));
+            let kept = written(&study.path(&name));
+            let mut status = child.try_wait().unwrap();
+            while status.is_none() && (done >= kills || since.is_none_or(|at| at.elapsed() < pause)) {
+                assert!(started.elapsed() < Duration::from_secs(60), "the training hangs");
+                std::thread::sleep(Duration::from_millis(1));
+                if since.is_none() && written(&study.path(&name)) != kept {
+                    since = Some(Instant::now());
                 }
+                status = child.try_wait().unwrap();
             }
             if let Some(status) = status {
                 assert!(status.success(), "{status}");
@@ -92,16 +98,16 @@ fn killed(args: &[&str], kills: usize, seed: u64) {
     assert!(within > kills / 4, "{within} of {done} kills came after the first step was kept: too few");
 }
 
-const EVERY_STEP: [&str; 8] = ["--save-every", "0", "--epochs", "8", "--accumulate", "2", "--patience", "6"];
-
 #[test]
 fn killed_while_the_whole_model_is_trained() {
-    killed(&[EVERY_STEP.as_slice(), &["--balance", "sampling"]].concat(), 24, 1);
+    let args = ["--save-every", "0", "--epochs", "8", "--accumulate", "2", "--patience", "6", "--balance", "sampling"];
+    killed(&args, 24, 1);
 }
 
 #[test]
 fn killed_while_the_heads_are_trained() {
-    killed(&[EVERY_STEP.as_slice(), &["--frozen-adapter", "--clip", "1"]].concat(), 24, 2);
+    let args = ["--save-every", "0", "--epochs", "40", "--accumulate", "2", "--frozen-adapter", "--clip", "1"];
+    killed(&args, 24, 2);
 }
 
 /// Nothing is kept within an epoch: what it had done is done again.

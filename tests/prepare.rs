@@ -85,12 +85,14 @@ fn what_is_not_ours_stays() {
     assert!(!left.exists());
 }
 
+type Tensors = Vec<(String, LazyTensor)>;
+
 #[test]
 fn checkpoints_that_do_not_fit() {
     let dir = tempfile::tempdir().unwrap();
     let (model, output) = (dir.path().join("model"), dir.path().join("training"));
     write_model(&model, "tiny", "tiny");
-    let heads = |change: &dyn Fn(&mut Vec<(String, LazyTensor)>)| {
+    let heads = |change: &dyn Fn(&mut Tensors)| {
         let mut all = tensors("tiny", "heads/");
         change(&mut all);
         save(&model.join("adapter.safetensors"), all);
@@ -110,7 +112,7 @@ fn checkpoints_that_do_not_fit() {
             let (_, tensor) = all.iter_mut().find(|(n, _)| n == name).unwrap();
             let mut values = tensor.to_f32().unwrap();
             values[0] = value;
-            *tensor = LazyTensor::from_f32(&tensor.shape().to_vec(), &values);
+            *tensor = LazyTensor::from_f32(tensor.shape(), &values);
         });
         let done = prepare(&model, "tlp", &output, &[]).naming(&[word]);
         assert_eq!(done.code, Some(1), "{done:#?}");

@@ -9,7 +9,6 @@ use brain_adapter::Code;
 use brain_adapter::config::AdamW;
 use brain_adapter::model::Mode;
 use brain_adapter::model::adapter::Statistics;
-use brain_adapter::runtime::SessionOptions;
 use brain_adapter::tensor::Tensor;
 use brain_adapter::train::{Activations, Optimizer, Parameters, moments};
 use training::Fixture;
@@ -33,7 +32,7 @@ fn check(mode: Mode, statistics: Statistics) -> [f32; 2] {
     let mut both = moments(&parameters, &|name| mode.trains(name));
     // The fixture's, and this crate's default.
     let adam = AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, clip: None };
-    let mut optimizer = Optimizer::new(common::runtime(), &SessionOptions::default(), &adam, &both).unwrap();
+    let mut optimizer = Optimizer::new(common::runtime(), &training::one_thread(), &adam, &both).unwrap();
     let mut worst = [0f32; 2];
     for step in 1..=5 {
         let found = engine.step(&parameters, &batch, 1.0).unwrap();
@@ -82,7 +81,7 @@ fn a_step_that_fails_moves_nothing() {
     let tensor = |values: &[f32]| Tensor::f32(&[values.len()], values.to_vec()).unwrap();
     let start = Parameters::from([("a".to_owned(), tensor(&[1.0, 2.0])), ("b".to_owned(), tensor(&[3.0]))]);
     let both = moments(&start, &|_| true);
-    let options = SessionOptions::default();
+    let options = training::one_thread();
     let mut optimizer = Optimizer::new(common::runtime(), &options, &AdamW::default(), &both).unwrap();
     let (mut parameters, mut moved) = (start.clone(), both.clone());
     let mut step = |gradients: &[(&str, Tensor)], rate| {
@@ -93,7 +92,7 @@ fn a_step_that_fails_moves_nothing() {
         code
     };
     let (a, b) = (("a", tensor(&[1.0, -1.0])), ("b", tensor(&[0.5])));
-    assert_eq!(step(&[a.clone()], 0.1), Code::RUNTIME_RUN);
+    assert_eq!(step(std::slice::from_ref(&a), 0.1), Code::RUNTIME_RUN);
     assert_eq!(step(&[a.clone(), b.clone()], f32::INFINITY), Code::TRAINING_DIVERGED);
     // Its square is no number any more.
     assert_eq!(step(&[a, ("b", tensor(&[3e38]))], 0.1), Code::TRAINING_DIVERGED);

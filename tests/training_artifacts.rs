@@ -10,21 +10,25 @@ mod ort_training;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use brain_adapter::bundle::sha256_of;
 use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::config::AdamW;
-use brain_adapter::runtime::{Session, SessionOptions};
+use brain_adapter::onnx::EXTERNAL_BYTES;
+use brain_adapter::runtime::{Device, Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
 use brain_adapter::train::artifacts::{Artifacts, parameters_of};
 use brain_adapter::train::{Activations, Batch, Engine, Graphs, Moments, Optimizer, Options, Parameters, moments};
 use commands::{ba_train, package, write_model};
-use ort_training::{python, run, write_npz};
+use ort_training::{python, read_npz, run, write_npz};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+/// Small graphs: threads would only wait for each other.
+const ONE_THREAD: SessionOptions =
+    SessionOptions { device: Device::Cpu, threads: Some(1), optimize: true, prepack: true, fold: true, shrink: false };
 const STEPS: usize = 3;
 const ACCUMULATE: usize = 2;
 const BATCH: usize = 3;
@@ -33,22 +37,23 @@ const RATE: f32 = 1e-3;
 /// Largest difference of a loss, and of a gradient to its own largest element.
 const LOSS: f64 = 2e-6;
 const GRADIENT: f64 = 2e-5;
-/// Largest difference of a parameter, of which each step moves every element by at most about [`RATE`].
-const PARAMETER: f64 = 1e-5;
+/// Largest difference of a parameter.
+///
+/// AdamW divides a gradient by its own size, so that an element whose gradient is 0 but for rounding is moved by rounding: in the
+/// first step by the learning rate in one direction or the other. Elements whose gradient was less than [`SMALL`] of
+/// the largest of its tensor in some step are held to a tenth of a step, and may be few.
+const PARAMETER: f64 = 1e-6;
+const SMALL: f32 = 1e-5;
+const UNSETTLED: f64 = 1e-4;
+const FEW: f64 = 5e-3;
 
-struct Case {
-    name: &'static str,
-    towers: &'static str,
-    mode: &'static str,
-    statistics: &'static str,
-}
-
-const CASES: [Case; 5] = [
-    Case { name: "tiny", towers: "tiny", mode: "tlp", statistics: "batch" },
-    Case { name: "tiny", towers: "tiny", mode: "fpm", statistics: "running" },
-    Case { name: "tiny", towers: "tiny", mode: "mri", statistics: "batch" },
-    Case { name: "tiny-bottleneck3d", towers: "tiny", mode: "tlp", statistics: "batch" },
-    Case { name: "tiny-gqa-bf16-sharded", towers: "tiny-gqa-bf16-sharded", mode: "tlp", statistics: "batch" },
+/// Model, where its transformer is from, mode, statistics.
+const CASES: [[&str; 4]; 5] = [
+    ["tiny", "tiny", "tlp", "batch"],
+    ["tiny", "tiny", "fpm", "running"],
+    ["tiny", "tiny", "mri", "batch"],
+    ["tiny-bottleneck3d", "tiny", "tlp", "batch"],
+    ["tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded", "tlp", "batch"],
 ];
 
 /// What a training came to.
@@ -58,6 +63,8 @@ struct Trained {
     /// Of the first micro-batch.
     first: Parameters,
     parameters: Parameters,
+    /// Of each step, both micro-batches together; empty where that is not known.
+    steps: Vec<Parameters>,
 }
 
 fn feeds(artifacts: &Artifacts) -> BTreeMap<String, Tensor> {
@@ -95,24 +102,44 @@ fn largest(found: &Tensor, expected: &Tensor) -> [f64; 2] {
     [far.fold(0.0, f64::max), expected.iter().fold(0.0, |m, x| f64::from(x.abs()).max(m))]
 }
 
-/// Holds one training against another; gives the largest differences of losses, gradients and parameters.
-fn compare(what: &str, found: &Trained, expected: &Trained) -> [f64; 3] {
-    let mut worst = [0f64; 3];
+/// Whether the gradient of that element was more than rounding in every step, or nothing at all (a ReLU that is off).
+fn settled(steps: &[Parameters], name: &str, at: usize) -> bool {
+    steps.iter().filter_map(|step| step.get(name)?.as_f32()).all(|g| {
+        let most = g.iter().fold(0f32, |m, x| m.max(x.abs()));
+        g[at] == 0.0 || g[at].abs() >= SMALL * most
+    })
+}
+
+/// Holds one training against another.
+fn compare(what: &str, found: &Trained, expected: &Trained) {
+    let (mut loss, mut gradients, mut parameters, mut unsettled) = (0f64, 0f64, 0f64, 0f64);
     let losses = found.losses.iter().zip(&expected.losses);
-    for (f, e) in losses.chain([(&found.eval_loss, &expected.eval_loss)]) {
-        worst[0] = worst[0].max(f64::from((f - e).abs()));
-    }
+    let losses = losses.chain([(&found.eval_loss, &expected.eval_loss)]);
+    losses.for_each(|(f, e)| loss = loss.max(f64::from((f - e).abs())));
     assert_eq!(found.first.keys().collect::<Vec<_>>(), expected.first.keys().collect::<Vec<_>>());
     for (name, gradient) in &found.first {
         let [far, size] = largest(gradient, &expected.first[name]);
-        worst[1] = worst[1].max(far / size.max(1e-3));
+        gradients = gradients.max(far / size.max(1e-3));
     }
+    let (mut few, mut all) = (0, 0);
     for (name, parameter) in &expected.parameters {
-        worst[2] = worst[2].max(largest(&found.parameters[name], parameter)[0]);
+        assert!(largest(&found.parameters[name], parameter)[0].is_finite());
+        let pairs = found.parameters[name].as_f32().unwrap().iter().zip(parameter.as_f32().unwrap());
+        for (i, (f, e)) in pairs.enumerate() {
+            let far = f64::from((f - e).abs());
+            all += 1;
+            let small = !settled(&expected.steps, name, i);
+            few += i32::from(small);
+            let worst = if small { &mut unsettled } else { &mut parameters };
+            *worst = worst.max(far);
+        }
     }
-    println!("{what}: losses {:.1e}, gradients {:.1e}, parameters {:.1e}", worst[0], worst[1], worst[2]);
-    assert!(worst[0] <= LOSS && worst[1] <= GRADIENT && worst[2] <= PARAMETER, "{what}: {worst:?}");
-    worst
+    println!(
+        "{what}: losses {loss:.1e}, gradients {gradients:.1e}, parameters {parameters:.1e} \
+         ({few} of {all} with small gradients: {unsettled:.1e})"
+    );
+    assert!(loss <= LOSS && gradients <= GRADIENT && parameters <= PARAMETER && unsettled <= UNSETTLED, "{what}");
+    assert!(f64::from(few) <= FEW * f64::from(all), "{what}: {few} of {all}");
 }
 
 fn dense(artifacts: &Artifacts) -> BTreeMap<String, Tensor> {
@@ -128,17 +155,17 @@ fn with_the_engine(artifacts: &Artifacts, feeds: &BTreeMap<String, Tensor>) -> T
         Options { mode: m.mode, statistics: m.statistics, activations: Activations::Recompute, class_weights: None };
     let trained = |name: &str| m.mode.trains(name);
     let graphs = Graphs::new(&m.config, &options, &trained).unwrap();
-    let mut engine = Engine::new(common::runtime(), SessionOptions::default(), &graphs, artifacts.frozen().unwrap());
+    let mut engine = Engine::new(common::runtime(), ONE_THREAD, &graphs, artifacts.frozen().unwrap());
     let mut parameters = dense(artifacts);
     let mut state: Moments = moments(&parameters, &trained);
     let adam = AdamW { weight_decay: 0.0, clip: None, ..AdamW::default() };
-    let mut optimizer = Optimizer::new(common::runtime(), &SessionOptions::default(), &adam, &state).unwrap();
+    let mut optimizer = Optimizer::new(common::runtime(), &ONE_THREAD, &adam, &state).unwrap();
     let batch = |at| {
         let mut one = micro(feeds, at);
         let mut take = |name: &str| one.remove(name);
         Batch { volumes: take("volume").unwrap(), text: take("text"), labels: take("labels").unwrap() }
     };
-    let (mut losses, mut first) = (Vec::new(), Parameters::new());
+    let (mut losses, mut first, mut steps) = (Vec::new(), Parameters::new(), Vec::new());
     for step in 0..STEPS {
         let (mut sum, mut loss) = (Parameters::new(), 0.0);
         for j in 0..ACCUMULATE {
@@ -158,11 +185,12 @@ fn with_the_engine(artifacts: &Artifacts, feeds: &BTreeMap<String, Tensor>) -> T
         }
         losses.push(loss);
         optimizer.step(&mut parameters, &mut state, &sum, step as i64 + 1, RATE).unwrap();
+        steps.push(sum);
     }
     let one = batch(0);
     let vision = engine.features(&parameters, &one.volumes).unwrap();
     let outcome = engine.outcome(&parameters, &vision, one.text.as_ref(), &one.labels).unwrap();
-    Trained { losses, eval_loss: outcome.loss, first, parameters }
+    Trained { losses, eval_loss: outcome.loss, first, parameters, steps }
 }
 
 fn script(python: &Path, name: &str, arguments: &[&Path]) -> Vec<u8> {
@@ -172,7 +200,7 @@ fn script(python: &Path, name: &str, arguments: &[&Path]) -> Vec<u8> {
 }
 
 fn open(path: &Path) -> Session {
-    Session::open(common::runtime(), path, &SessionOptions::default()).unwrap()
+    Session::open(common::runtime(), path, &ONE_THREAD).unwrap()
 }
 
 fn run_all(session: &mut Session, inputs: &BTreeMap<String, Tensor>, outputs: &[String]) -> Vec<Tensor> {
@@ -247,37 +275,26 @@ fn with_plain_sessions(
     inputs.extend(parameters.clone());
     let eval = run_all(&mut open(&folder.join("eval_model.onnx")), &inputs, &["loss".into()]);
     parameters.retain(|name, _| !name.ends_with("num_batches_tracked"));
-    Trained { losses, eval_loss: eval[0].as_f32().unwrap()[0], first, parameters }
+    Trained { losses, eval_loss: eval[0].as_f32().unwrap()[0], first, parameters, steps: Vec::new() }
 }
 
-/// Microsoft's runtime must agree with `expected` as far as [`compare`] asks.
-fn with_microsofts_runtime(folder: &Path, feeds: &BTreeMap<String, Tensor>, expected: &Trained, what: &str) {
-    let Some(python) = python() else { return };
-    let [given, wanted, out] = ["feeds.npz", "expected.npz", "out.npz"].map(|name| folder.join(name));
+/// The same in Microsoft's runtime; none where there is none. Tensors have the shapes of `like`'s.
+fn with_microsofts_runtime(folder: &Path, feeds: &BTreeMap<String, Tensor>, like: &Trained) -> Option<Trained> {
+    let python = python()?;
+    let [given, out] = ["feeds.npz", "out.npz"].map(|name| folder.join(name));
     write_npz(&given, feeds);
-    let mut arrays = BTreeMap::from([
-        ("losses".to_owned(), Tensor::f32(&[STEPS], expected.losses.clone()).unwrap()),
-        ("eval_loss".to_owned(), Tensor::f32(&[], vec![expected.eval_loss]).unwrap()),
-    ]);
-    arrays.extend(expected.first.iter().map(|(n, t)| (format!("grad0.{n}"), t.clone())));
-    arrays.extend(expected.parameters.iter().map(|(n, t)| (format!("param.{n}"), t.clone())));
-    write_npz(&wanted, &arrays);
     let (rate, accumulate) = (RATE.to_string(), ACCUMULATE.to_string());
-    let options = [("lr", Path::new(&rate)), ("accumulate", Path::new(&accumulate)), ("expect", wanted.as_path())];
-    let report = run(&python, folder, &given, &out, &options);
-    let found: BTreeMap<String, Option<f64>> = serde_json::from_slice(&report).unwrap();
-    assert_eq!(found.len(), arrays.len());
-    let mut worst = [0f64; 3];
-    for (name, far) in found {
-        let far = far.unwrap_or_else(|| panic!("{what}: `{name}` is missing, of another shape or not finite"));
-        let (kind, far) = match name.strip_prefix("grad0.") {
-            Some(_) => (1, far / largest(&arrays[&name], &arrays[&name])[1].max(1e-3)),
-            None => (if name.starts_with("param.") { 2 } else { 0 }, far),
-        };
-        worst[kind] = worst[kind].max(far);
-    }
-    println!("{what}, Microsoft: losses {:.1e}, gradients {:.1e}, parameters {:.1e}", worst[0], worst[1], worst[2]);
-    assert!(worst[0] <= LOSS && worst[1] <= GRADIENT && worst[2] <= PARAMETER, "{what}: {worst:?}");
+    run(&python, folder, &given, &out, &[("lr", Path::new(&rate)), ("accumulate", Path::new(&accumulate))]);
+    let mut found = read_npz(&out);
+    let mut all = |prefix: &str, like: &Parameters| -> Parameters {
+        let mut take = |name: &String| found.remove(&format!("{prefix}{name}")).unwrap();
+        like.iter().map(|(name, t)| (name.clone(), Tensor::f32(t.shape(), take(name)).unwrap())).collect()
+    };
+    let (first, parameters) = (all("grad0.", &like.first), all("param.", &like.parameters));
+    let losses = found.remove("losses").unwrap();
+    let eval_loss = found.remove("eval_loss").unwrap()[0];
+    assert!(losses.len() == STEPS && found.is_empty(), "{:?}", found.keys());
+    Some(Trained { losses, eval_loss, first, parameters, steps: Vec::new() })
 }
 
 /// The models are valid, and every large weight of theirs is the one in `frozen.safetensors`, which lies on the disk once.
@@ -293,11 +310,10 @@ fn sound(python: &Path, folder: &Path, what: &str) {
     for name in ["training_model.onnx", "eval_model.onnx"] {
         let row = &report[name];
         assert!(row["error"].is_null() && row["wrong"] == serde_json::json!([]), "{what} {name}: {row}");
-        let mut inside = 0;
         for (weight, row) in row["weights"].as_object().unwrap() {
-            let bytes = row["bytes"].as_u64().unwrap();
+            // Small ones lie in the graphs, as in a bundle.
+            assert_eq!(row["offset"].is_null(), row["bytes"].as_u64().unwrap() < EXTERNAL_BYTES as u64, "{weight}");
             if row["offset"].is_null() {
-                inside += bytes;
                 continue;
             }
             let scratch = apart.path().join("scratch");
@@ -306,31 +322,53 @@ fn sound(python: &Path, folder: &Path, what: &str) {
             assert_eq!(row["sha256"], sha256_of(&scratch).unwrap(), "{weight}");
             weights += 1;
         }
-        let total: u64 = frozen.iter().map(|(_, t)| t.byte_len() as u64).sum();
-        assert!(inside * 10 < total, "{what} {name}: {inside} bytes of weights inside, {total} in the file");
     }
-    assert!(weights > 20, "{what}: {weights}");
+    assert!(weights >= 10, "{what}: {weights}");
+}
+
+/// The Python that has the onnx package; says so where there is none.
+fn checker() -> Option<PathBuf> {
+    let found = std::env::var_os("BA_PYTHON").filter(|p| !p.is_empty()).map(PathBuf::from);
+    if found.is_none() {
+        eprintln!("BA_PYTHON is not set: the comparison with plain sessions and the onnx package did not run");
+    }
+    found
+}
+
+#[test]
+fn frozen_weights_lie_on_the_disk_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("training");
+    ba_train(&[&"prepare", &"--model", &package("examples/demo/checkpoint"), &"-o", &folder]).ok();
+    let size = |name: &str| fs::metadata(folder.join(name)).unwrap().len();
+    let frozen = Checkpoint::open(folder.join("frozen.safetensors")).unwrap();
+    let weights: u64 = frozen.iter().map(|(_, t)| t.byte_len() as u64).sum();
+    assert!(size("frozen.safetensors") < weights + weights / 50);
+    // The rest of this model, graphs, adapter and heads, is small beside them.
+    let others = ["training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint", "training.json"];
+    assert!(others.iter().map(|name| size(name)).sum::<u64>() < weights / 2);
+    assert_eq!(commands::names(&folder).len(), 6);
+    if let Some(python) = checker() {
+        sound(&python, &folder, "demo");
+    }
 }
 
 #[test]
 fn artifacts_train_alike_everywhere() {
-    let checker = std::env::var_os("BA_PYTHON").filter(|p| !p.is_empty()).map(std::path::PathBuf::from);
-    if checker.is_none() {
-        eprintln!("BA_PYTHON is not set: the comparison with plain sessions did not run");
-    }
-    for case in CASES {
-        let what = format!("{} {} {}", case.name, case.mode, case.statistics);
+    let checker = checker();
+    for [name, towers, mode, statistics] in CASES {
+        let what = format!("{name} {mode} {statistics}");
         let dir = tempfile::tempdir().unwrap();
         let (model, folder) = (dir.path().join("model"), dir.path().join("training"));
-        write_model(&model, case.name, case.towers);
+        write_model(&model, name, towers);
         ba_train(&[
             &"prepare",
             &"--model",
             &model,
             &"--mode",
-            &case.mode,
+            &mode,
             &"--norm-statistics",
-            &case.statistics,
+            &statistics,
             &"-o",
             &folder,
         ])
@@ -346,7 +384,9 @@ fn artifacts_train_alike_everywhere() {
         let scratch = dir.path().join("scratch");
         fs::create_dir(&scratch).unwrap();
         commands::copy_files(&folder, &scratch);
-        with_microsofts_runtime(&scratch, &feeds, &engine, &what);
+        if let Some(theirs) = with_microsofts_runtime(&scratch, &feeds, &engine) {
+            compare(&format!("{what}, Microsoft"), &theirs, &engine);
+        }
         if let Some(python) = &checker {
             let plain = with_plain_sessions(python, &scratch, &artifacts, &feeds);
             compare(&format!("{what}, plain sessions"), &plain, &engine);

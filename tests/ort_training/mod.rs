@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -85,4 +85,21 @@ pub fn write_npz(path: &Path, arrays: &BTreeMap<String, Tensor>) {
         zip.write_all(&data).unwrap();
     }
     zip.finish().unwrap();
+}
+
+/// The float32 arrays of an `.npz` of NumPy's, flat.
+pub fn read_npz(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let mut zip = zip::ZipArchive::new(File::open(path).unwrap()).unwrap();
+    let mut all = BTreeMap::new();
+    for i in 0..zip.len() {
+        let mut file = zip.by_index(i).unwrap();
+        let (name, mut bytes) = (file.name().unwrap().trim_end_matches(".npy").to_owned(), Vec::new());
+        file.read_to_end(&mut bytes).unwrap();
+        let start = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+        if String::from_utf8_lossy(&bytes[..start]).contains("'<f4'") {
+            let values = bytes[start..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            all.insert(name, values.collect());
+        }
+    }
+    all
 }

@@ -40,6 +40,11 @@ pub fn norm_error(found: &Tensor, expected: &Tensor) -> f64 {
     if norm == 0.0 { difference.sqrt() } else { (difference / norm).sqrt() }
 }
 
+/// Graphs as small as these gain nothing from threads, which on a busy machine wait for each other.
+pub fn one_thread() -> SessionOptions {
+    SessionOptions { threads: Some(1), ..SessionOptions::default() }
+}
+
 /// A small model with a recorded batch.
 pub struct Fixture {
     pub config: Config,
@@ -66,7 +71,7 @@ impl Fixture {
     pub fn engine(&self, mode: Mode, statistics: Statistics, activations: Activations) -> Engine {
         let options = Options { mode, statistics, activations, class_weights: None };
         let graphs = Graphs::new(&self.config, &options, &|name| mode.trains(name)).unwrap();
-        Engine::new(runtime(), SessionOptions::default(), &graphs, self.frozen())
+        Engine::new(runtime(), one_thread(), &graphs, self.frozen())
     }
 
     pub fn batch(&self, mode: Mode) -> Batch {

@@ -1,5 +1,7 @@
 //! Who is trained on, and who is validated on.
 
+use std::path::{Path, PathBuf};
+
 use sha2::{Digest, Sha256};
 
 use super::Plan;
@@ -19,6 +21,8 @@ pub(super) struct Cases {
     pub train: Vec<Subject>,
     /// Choose the best epoch.
     pub validation: Vec<Subject>,
+    /// Where the list lies, which its paths are relative to.
+    folder: PathBuf,
 }
 
 impl Cases {
@@ -33,11 +37,12 @@ impl Cases {
         (0..classes).map(|class| (self.train.len() as f64 / (classes * count(class)) as f64) as f32).collect()
     }
 
-    /// A hash of who is where, with which label, scan and report.
+    /// A hash of who is where, with which label, scan and report. It is the same wherever the list lies and however it is named.
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
         for s in self.all() {
-            let line = (s.split.map(Split::name), s.label, &s.subject, &s.scan, &s.report);
+            let listed = |path: &PathBuf| path.strip_prefix(&self.folder).unwrap_or(path).to_owned();
+            let line = (s.split.map(Split::name), s.label, &s.subject, listed(&s.scan), s.report.as_ref().map(listed));
             hash.update(format!("{line:?}\n").as_bytes());
         }
         hex(&hash.finalize())
@@ -66,7 +71,8 @@ pub(super) fn choose(plan: &Plan, config: &Config, mode: Mode, progress: &mut dy
         return fail(message);
     }
     let of = |split: Split| subjects.iter().filter(|s| s.split == Some(split)).cloned().collect::<Vec<_>>();
-    let cases = Cases { train: of(Split::Train), validation: of(Split::Validation) };
+    let folder = plan.data.parent().unwrap_or(Path::new("")).to_owned();
+    let cases = Cases { train: of(Split::Train), validation: of(Split::Validation), folder };
     for (class, label) in config.labels.0.iter().enumerate() {
         if !cases.train.iter().any(|s| s.label == class) {
             return fail(format!("no training case is {label}: nothing can be learned of it"));
