@@ -19,7 +19,7 @@ use super::monolith::Monolith;
 use crate::bundle::{FileRecord, SourceRecord, Staged, Tool, sha256_of};
 use crate::checkpoint::{Checkpoint, TrainingState, safetensors_offsets, write_safetensors};
 use crate::config::{AdamW, Config, read_small};
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result};
 use crate::export::{INTENDED_USE, Sources};
 use crate::files;
 use crate::model::adapter::Statistics;
@@ -92,7 +92,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     write_safetensors(staged.path().join(FROZEN), frozen.clone(), &BTreeMap::new()).map_err(|e| e.at(vision.path()))?;
     state.write(staged.path().join(CHECKPOINT)).map_err(|e| e.at(adapter.path()))?;
     progress.step("writing the graphs", None);
-    write_graphs(plan, &config, &state, &frozen, staged.path(), progress)?;
+    write_graphs(plan, &config, &state, &frozen, staged.path())?;
     progress.step("hashing", None);
     let manifest = Manifest {
         format: FORMAT,
@@ -160,7 +160,6 @@ fn write_graphs(
     state: &TrainingState,
     frozen: &BTreeMap<String, LazyTensor>,
     dir: &Path,
-    progress: &mut dyn Progress,
 ) -> Result<()> {
     let options = Options {
         mode: plan.mode,
@@ -174,13 +173,8 @@ fn write_graphs(
     let placed = Placed { file: FROZEN.into(), offsets: safetensors_offsets(&dir.join(FROZEN))? };
     write_part_of(&monolith.training()?, dir, "training_model", &placed)?;
     write_part_of(&monolith.evaluation()?, dir, "eval_model", &placed)?;
-    // One decay and no clipping: that is all the sequence form has room for.
+    // The sequence form has room for one decay and none for clipping; `fit` has a graph of its own.
     let plain = AdamW { weight_decay: 0.0, clip: None, ..plan.adamw };
-    if plan.adamw.weight_decay != 0.0 {
-        let message = "optimizer_model.onnx has one weight decay for all parameters and is written with none; ba-train fit \
-                       decays weights and neither biases, norms nor logit_scale";
-        progress.warn(&Warning::new("optimizer_decay", message));
-    }
     write_optimizer_model(&dir.join("optimizer_model.onnx"), state.trainable.len(), &plain)
 }
 

@@ -38,7 +38,7 @@ pub(super) struct Args {
     /// Batches whose gradients are averaged for one step
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     accumulate: u32,
-    /// Largest learning rate
+    /// Largest learning rate; small models with random frozen weights want 1e-3 or more
     #[arg(long, default_value_t = 1e-4, value_name = "X")]
     lr: f64,
     /// How the learning rate goes after its warm-up

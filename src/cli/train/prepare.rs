@@ -106,6 +106,10 @@ fn render(summary: &Summary) -> String {
     if !summary.skipped.is_empty() {
         let _ = writeln!(text, "not used: {}", summary.skipped.join(", "));
     }
-    let _ = writeln!(text, "\ntraining artifacts in {}", output.display());
+    let _ = writeln!(
+        text,
+        "\noptimizer_model.onnx decays nothing (its form has one decay for all); ba-train fit decays weights alone"
+    );
+    let _ = writeln!(text, "training artifacts in {}", output.display());
     text
 }
