@@ -106,7 +106,7 @@ fn child(arguments: &[String]) -> Result<()> {
         ["scan", path] => scan::child(path.as_ref()),
         ["inflate", path] => scan::inflate(path.as_ref()),
         ["train-step", artifacts, case, activations] => {
-            train::step::child(artifacts.as_ref(), case.as_ref(), activations)
+            train::steps::child(artifacts.as_ref(), case.as_ref(), activations)
         }
         ["train-epoch", paths @ ..] => train::epoch::child(paths),
         ["memory"] => floors::memory(),

@@ -5,6 +5,7 @@
 //! that a first run filled; what it tells of its progress says when an epoch's steps begin and end.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -100,7 +101,7 @@ fn floor(suite: &Suite, config: &Config, training: usize) -> Option<Floor> {
     Some(Floor::Seconds(products.max(moved / best("memory")?)))
 }
 
-fn ours(suite: &Suite, files: &Files) -> Result<std::process::Command, String> {
+fn ours(suite: &Suite, files: &Files) -> Result<Command, String> {
     match std::fs::remove_dir_all(&files.output) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(format!("an old training stays: {e}")),
         _ => {}
@@ -110,7 +111,7 @@ fn ours(suite: &Suite, files: &Files) -> Result<std::process::Command, String> {
     Ok(command)
 }
 
-fn theirs(suite: &Suite, files: &Files, cases: [usize; 2], fused: &str) -> Result<std::process::Command, String> {
+fn theirs(suite: &Suite, files: &Files, cases: [usize; 2], fused: &str) -> Result<Command, String> {
     let mut command = suite.peer("torch_train.py", &["epoch"])?;
     command.arg(&files.config).args([cases[0], cases[1], BATCH, EPOCHS, threads()].map(|n| n.to_string()));
     command.args([RATE.to_string().as_str(), fused]);

@@ -2,7 +2,8 @@
 
 pub mod epoch;
 mod operations;
-pub mod step;
+mod step;
+pub mod steps;
 
 use std::collections::BTreeMap;
 use std::path::Path;
