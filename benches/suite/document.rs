@@ -47,10 +47,11 @@ pub fn circumstances(suite: &Suite, chosen: &[String]) -> String {
     if options.small {
         command += " --size small";
     }
-    if options.adapters.len() > 1 {
-        command += " --adapter both";
-    } else if options.adapters.contains(&AdapterKind::Bottleneck3d) {
-        command += " --adapter 3d";
+    match options.adapters.as_slice() {
+        [] => command += " --adapter none",
+        [AdapterKind::Bottleneck2d] => {}
+        [AdapterKind::Bottleneck3d] => command += " --adapter 3d",
+        _ => command += " --adapter both",
     }
     let runtime = Runtime::load(None).map_or_else(|e| e.to_string(), |r| version_of(r.build));
     format!(

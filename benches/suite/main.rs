@@ -6,15 +6,15 @@
 //! cargo bench --bench suite -- text vision           some groups
 //! cargo bench --bench suite -- convert --layers 32   the full-size conversion
 //! cargo bench --bench suite -- infer --bundle DIR    whole `ba-infer` calls with a bundle that is there already
-//! cargo bench --bench suite -- train --size small    training of a tiny model: whether the group runs, in a minute
+//! cargo bench --bench suite -- train --size small    training of a tiny model: whether the group runs, in minutes
 //! ```
 //!
 //! Groups: *convert* (fp16 checkpoint → int8 bundle), *text*, *quantizer* (ONNX Runtime's own), *start*, *schemes* (all number
 //! formats of the text), *vision*, *adapter*, *scan*, *infer* (whole calls of `ba-infer`), *train* (steps and epochs). The text
-//! is LLaMA2-7B's geometry with `--layers` blocks (4), 256 tokens; vision, adapter, scan and training are full-size, the last
-//! also `--size small`, and with the `--adapter` 2d (which it is), 3d or both. `--checkpoint DIR` converts a model
-//! folder that is there already, `--bundle DIR` answers with such a bundle, `--rounds N` (2) says how often the short ones
-//! run, `--write` puts the tables into docs/benchmarks.md (everything does).
+//! is LLaMA2-7B's geometry with `--layers` blocks (4), 256 tokens; vision, adapter, scan and training are full-size.
+//! `--checkpoint DIR` converts a model folder that is there already, `--bundle DIR` answers with such a bundle, `--size small`
+//! trains a tiny model, `--adapter` 2d (the default), 3d, both or none (epochs alone) says which adapter steps are taken
+//! with, `--rounds N` (2) how often the short ones run, `--write` puts the tables into docs/benchmarks.md (everything does).
 //!
 //! Weights are seeded random numbers, different in every layer: ONNX Runtime stores equal weights once, which would flatter
 //! it. Every run is a process of its own; ours and the peers' take turns; the shortest time counts and the highest

@@ -33,8 +33,9 @@ pub fn adapters(name: &str) -> Result<Vec<AdapterKind>> {
     Ok(match name {
         "2d" => vec![AdapterKind::Bottleneck2d],
         "3d" => vec![AdapterKind::Bottleneck3d],
+        "none" => Vec::new(),
         "both" => vec![AdapterKind::Bottleneck2d, AdapterKind::Bottleneck3d],
-        _ => anyhow::bail!("--adapter is 2d, 3d or both"),
+        _ => anyhow::bail!("--adapter is 2d, 3d, both or none"),
     })
 }
 
