@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use brain_adapter::config::AdapterKind;
 use brain_adapter::runtime::Runtime;
 
 use super::suite::{Suite, python, root};
@@ -42,6 +43,15 @@ pub fn circumstances(suite: &Suite, chosen: &[String]) -> String {
     }
     if options.bundle.is_some() {
         command += " --bundle DIR";
+    }
+    if options.small {
+        command += " --size small";
+    }
+    match options.adapters.as_slice() {
+        [] => command += " --adapter none",
+        [AdapterKind::Bottleneck2d] => {}
+        [AdapterKind::Bottleneck3d] => command += " --adapter 3d",
+        _ => command += " --adapter both",
     }
     let runtime = Runtime::load(None).map_or_else(|e| e.to_string(), |r| version_of(r.build));
     format!(

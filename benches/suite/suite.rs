@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use brain_adapter::checkpoint::Checkpoint;
+use brain_adapter::config::AdapterKind;
 use brain_adapter::model::Weights;
 use tempfile::TempDir;
 
 use super::process::{Contender, Outcome, Run, interleaved, measure, progress};
 use super::report::{Figure, Report};
+use super::train::adapters;
 
 /// What was asked for.
 pub struct Options {
@@ -17,13 +19,25 @@ pub struct Options {
     pub rounds: usize,
     pub checkpoint: Option<PathBuf>,
     pub bundle: Option<PathBuf>,
+    /// A tiny model, where a group has one.
+    pub small: bool,
+    /// The adapters that are trained.
+    pub adapters: Vec<AdapterKind>,
     pub write: bool,
 }
 
 impl Options {
     /// The options and the other arguments.
     pub fn parse(arguments: Vec<String>) -> Result<(Self, Vec<String>)> {
-        let mut options = Self { layers: 4, rounds: 2, checkpoint: None, bundle: None, write: false };
+        let mut options = Self {
+            layers: 4,
+            rounds: 2,
+            checkpoint: None,
+            bundle: None,
+            small: false,
+            adapters: adapters("2d")?,
+            write: false,
+        };
         let mut rest = Vec::new();
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
@@ -33,6 +47,14 @@ impl Options {
                 "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
                 "--checkpoint" => options.checkpoint = Some(value()?.into()),
                 "--bundle" => options.bundle = Some(value()?.into()),
+                "--size" => {
+                    options.small = match value()?.as_str() {
+                        "small" => true,
+                        "full" => false,
+                        _ => bail!("--size is small or full"),
+                    }
+                }
+                "--adapter" => options.adapters = adapters(&value()?)?,
                 "--write" => options.write = true,
                 _ => rest.push(argument),
             }
@@ -81,17 +103,19 @@ impl Suite {
             let times = if layers > MOST_RUN { 4 } else { 8 };
             self.ensure_space(times * (layers as u64 * 405_000_000 + 262_000_000))?;
         }
-        progress("writing a checkpoint of random weights");
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-        command.current_dir(env!("CARGO_MANIFEST_DIR"));
-        command
-            .args(["run", "--release", "--quiet", "--example", "synthesize_checkpoint", "--", "--output"])
-            .arg(&path);
         match layers {
-            Some(layers) => command.args(["--preset", "full", "--text-layers", &layers.to_string()]),
-            None => command.args(["--preset", "vit"]),
-        };
-        succeed(&mut command)?;
+            Some(layers) => synthesize(&path, &["--preset", "full", "--text-layers", &layers.to_string()])?,
+            None => synthesize(&path, &["--preset", "vit"])?,
+        }
+        Ok(path)
+    }
+
+    /// A model folder of random weights by a preset's name.
+    pub fn synthesize(&self, preset: &str) -> Result<PathBuf> {
+        let path = self.path(&format!("preset-{preset}"));
+        if !path.exists() {
+            synthesize(&path, &["--preset", preset])?;
+        }
         Ok(path)
     }
 
@@ -154,6 +178,15 @@ impl Suite {
             change(figure);
         }
     }
+}
+
+/// Writes a model folder of random weights.
+fn synthesize(path: &Path, sizes: &[&str]) -> Result<()> {
+    progress("writing a checkpoint of random weights");
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    command.current_dir(root());
+    command.args(["run", "--release", "--quiet", "--example", "synthesize_checkpoint", "--", "--output"]).arg(path);
+    succeed(command.args(sizes)).map(drop)
 }
 
 /// How the tables call so many blocks of the text.

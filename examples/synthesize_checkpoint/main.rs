@@ -27,7 +27,7 @@ use random::{Progress, synthetic};
 #[derive(Parser)]
 #[command(about = "Writes a model of seeded random weights in the layout of a real one")]
 struct Args {
-    /// Sizes: everything tiny; full-size adapter and ViT with a small LLaMA; everything full-size (13.5 GB in fp16).
+    /// Sizes: everything tiny; tiny but for the widths of both features; full-size adapter and ViT with a small LLaMA; everything full-size (13.5 GB in fp16).
     #[arg(long, value_enum)]
     preset: Preset,
     /// Transformer blocks of the LLaMA, instead of the preset's.
@@ -47,6 +47,7 @@ struct Args {
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Preset {
     Tiny,
+    Heads,
     Vit,
     Full,
 }

@@ -40,16 +40,22 @@ impl Preset {
             projection: 768,
             llama,
         };
+        let tiny = |vit, projection, llama| Sizes {
+            size: 32,
+            depth: 8,
+            img: [4, 32, 32],
+            patch: [2, 8, 8],
+            vit,
+            projection,
+            llama,
+        };
         match self {
-            Self::Tiny => Sizes {
-                size: 32,
-                depth: 8,
-                img: [4, 32, 32],
-                patch: [2, 8, 8],
-                vit: [48, 96, 2, 3],
-                projection: 40,
-                llama: small(64, 176),
-            },
+            Self::Tiny => tiny([48, 96, 2, 3], 40, small(64, 176)),
+            // What the trained heads see of the full size.
+            Self::Heads => {
+                let llama = Llama { hidden: 4096, mlp: 176, layers: 1, heads: 32, vocab: 512, shards: 1 };
+                tiny([768, 96, 1, 12], 768, llama)
+            }
             Self::Vit => full(small(256, 688)),
             Self::Full => full(Llama { hidden: 4096, mlp: 11008, layers: 32, heads: 32, vocab: 32000, shards: 3 }),
         }
