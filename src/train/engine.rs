@@ -220,6 +220,8 @@ pub struct Engine {
     route: Vec<(usize, usize)>,
     loss: Lazy,
     loss_eval: Lazy,
+    /// The heads are small, and run often: what they take may stay.
+    heads: Context,
 }
 
 impl Engine {
@@ -234,6 +236,7 @@ impl Engine {
         let pair = |d: &crate::passes::autodiff::Differentiated| [Lazy::new(&d.forward), Lazy::new(&d.backward)];
         Self {
             context: Context { runtime, options },
+            heads: Context { runtime, options: SessionOptions { shrink: false, ..options } },
             frozen,
             adapter: graphs.adapter.as_ref().map(pair),
             adapter_eval: Lazy::new(&graphs.adapter_eval),
@@ -284,7 +287,7 @@ impl Engine {
         labels: &Tensor,
     ) -> Result<Outcome> {
         let find = |name: &str| head_input(name, parameters, vision, text, labels, None);
-        outcome(&mut self.loss_eval.run(&self.context, &find)?)
+        outcome(&mut self.loss_eval.run(&self.heads, &find)?)
     }
 
     /// One way there and back of the heads alone, for `vision` f32 `[batch, hidden]`: gradients of `scale · loss`.
@@ -301,7 +304,7 @@ impl Engine {
     ) -> Result<Step> {
         let scale = Tensor::F32(ndarray::arr0(scale).into_dyn());
         let find = |name: &str| head_input(name, parameters, vision, text, labels, Some(&scale));
-        let mut results = self.loss.run(&self.context, &find)?;
+        let mut results = self.loss.run(&self.heads, &find)?;
         let outcome = outcome(&mut results)?;
         let gradients = results.into_iter().filter_map(|(name, t)| Some((name.strip_prefix("d.")?.to_owned(), t)));
         Ok(Step { outcome, gradients: gradients.collect(), moved: Parameters::new() })

@@ -63,7 +63,9 @@ impl Trainer<'_> {
             }
             false => Sight::Scans(Scans::new(&self.artifacts.manifest.config)),
         };
-        let mut optimizer = Optimizer::new(self.runtime, &self.session, &self.plan.adamw, &state.moments)?;
+        // It runs often, and what it takes is small: it may keep that.
+        let session = SessionOptions { shrink: false, ..self.session };
+        let mut optimizer = Optimizer::new(self.runtime, &session, &self.plan.adamw, &state.moments)?;
         while !state.at.finished {
             let outcome = self.epoch(&mut state, &mut optimizer, &sight, progress);
             let outcome = outcome.and_then(|()| {
