@@ -180,7 +180,7 @@ impl Call<'_> {
         Ok(ValueType::new(table.dtype, [before, indices.shape.as_slice(), after].concat()))
     }
 
-    /// `Expand` to a constant shape, or to one that is computed: then only its rank is known.
+    /// `Expand` to a constant shape, or to one that is computed: then only its rank is known, and extents that cannot grow.
     pub(super) fn expand(&self) -> Answer<ValueType> {
         let (x, target) = (self.ty(0)?, self.ty(1)?);
         let fail = || format!("cannot expand {x} to a shape held by {target}");
@@ -188,7 +188,11 @@ impl Call<'_> {
         if target.dtype != DType::I64 || x.shape.len() > rank {
             return Err(fail());
         }
-        let Ok(sizes) = self.ints(1) else { return Ok(ValueType::new(x.dtype, vec![Dim::Any; rank])) };
+        let Ok(sizes) = self.ints(1) else {
+            let kept = x.shape.iter().map(|&dim| if dim.known().is_some_and(|n| n != 1) { dim } else { Dim::Any });
+            let grown = std::iter::repeat_n(Dim::Any, rank - x.shape.len());
+            return Ok(ValueType::new(x.dtype, grown.chain(kept).collect::<Vec<_>>()));
+        };
         let sizes: Option<Vec<Dim>> = sizes.iter().map(|&n| usize::try_from(n).ok().map(Dim::Known)).collect();
         let shape = sizes.and_then(|sizes| broadcast(&sizes, &x.shape));
         Ok(ValueType::new(x.dtype, shape.ok_or_else(fail)?))
