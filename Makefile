@@ -57,7 +57,7 @@ test: ort venv ort119 ## every test (sets itself up: ONNX Runtime, a Python envi
 check: ## everything that CI runs: format, lints, docs, licences, tests, demo
 	.ci/run
 
-build: ## the two programs, in target/release
+build: ## the programs, in target/release
 	$(CARGO) build $(PROFILE) --bins
 
 ort: ## ONNX Runtime's library into .ort/
