@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use clap::{Parser, ValueEnum};
 
 use super::progress::Bar;
-use super::{Common, finish, print, render, tell};
+use super::{Common, calibration_folder, finish, print, print_json, render, tell};
 use crate::bundle::Precision;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::export::{self, Plan, Sources};
 
 const EXAMPLES: &str = "\
@@ -119,8 +119,7 @@ fn run(args: Args) -> Result<()> {
     }
     let summary = outcome?;
     if args.common.json {
-        let json = serde_json::to_string(&summary).map_err(|e| Error::new(Code::IO, e.to_string()))?;
-        return print(&format!("{json}\n"));
+        return print_json(&summary);
     }
     print(&render::export(&summary, args.common.verbose))
 }
@@ -138,18 +137,11 @@ fn plan(args: &Args) -> Result<Plan> {
             slot.clone_from(path);
         }
     }
-    let calibration = match &args.calibration {
-        Some(folder) if !folder.is_dir() => {
-            return Err(Error::new(Code::CALIBRATION_INPUT, "there is no such calibration folder").at(folder));
-        }
-        Some(folder) => folder.clone(),
-        None => PathBuf::from("calibration"),
-    };
     Ok(Plan {
         sources,
         output: args.output.clone(),
         precision: args.quantize.precision(),
-        calibration: Some(calibration),
+        calibration: Some(calibration_folder(args.calibration.as_ref())?),
         statistics: args.statistics.clone(),
         max_error: args.max_error,
         verify: args.verify.clone(),

@@ -82,6 +82,23 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Writes one JSON document to stdout.
+fn print_json(document: &impl serde::Serialize) -> Result<()> {
+    let json = serde_json::to_string(document).map_err(|e| Error::new(Code::IO, e.to_string()))?;
+    print(&format!("{json}\n"))
+}
+
+/// The calibration folder: one that was named must be there.
+fn calibration_folder(named: Option<&PathBuf>) -> Result<PathBuf> {
+    match named {
+        Some(folder) if !folder.is_dir() => {
+            Err(Error::new(Code::CALIBRATION_INPUT, "there is no such calibration folder").at(folder))
+        }
+        Some(folder) => Ok(folder.clone()),
+        None => Ok(PathBuf::from("calibration")),
+    }
+}
+
 /// Warnings and, with `-v`, what ONNX Runtime logged, on stderr.
 fn tell(common: &Common, lines: impl IntoIterator<Item = String>) {
     if !common.quiet {

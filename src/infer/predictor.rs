@@ -42,6 +42,11 @@ impl EncodedReport {
     pub fn features(&self) -> &Tensor {
         &self.text
     }
+
+    /// What is to be known of the reading.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
 }
 
 /// A bundle ready to answer.

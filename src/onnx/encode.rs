@@ -7,12 +7,7 @@ use super::proto::{
 use super::{IR_VERSION, OPSET, functions};
 use crate::error::Result;
 use crate::graph::{Attribute, Dim, Domain, Graph, Node, ValueId, ValueType};
-use crate::tensor::{DType, LazyTensor};
-
-/// ONNX's number of an element type.
-pub(super) fn data_type(dtype: DType) -> i32 {
-    dtype.onnx()
-}
+use crate::tensor::LazyTensor;
 
 /// The model message of `graph` with these weights.
 ///
@@ -104,7 +99,7 @@ impl Scope<'_> {
 pub(super) fn tensor_message(name: String, tensor: &LazyTensor, bytes: Vec<u8>) -> TensorProto {
     TensorProto {
         dims: tensor.shape().iter().map(|&d| d as i64).collect(),
-        data_type: Some(data_type(tensor.dtype())),
+        data_type: Some(tensor.dtype().onnx()),
         name: Some(name),
         raw_data: Some(bytes),
         ..Default::default()
@@ -127,7 +122,7 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
             attribute_type::INTS
         }
         Attribute::Type(dtype) => {
-            proto.i = Some(data_type(*dtype).into());
+            proto.i = Some(dtype.onnx().into());
             attribute_type::INT
         }
         Attribute::Text(s) => {
@@ -147,7 +142,7 @@ fn value_info(name: String, ty: &ValueType) -> ValueInfoProto {
         Dim::Any => DimensionProto::default(),
     };
     let shape = TensorShapeProto { dim: ty.shape.iter().map(dim).collect() };
-    let tensor_type = TensorTypeProto { elem_type: Some(data_type(ty.dtype)), shape: Some(shape) };
+    let tensor_type = TensorTypeProto { elem_type: Some(ty.dtype.onnx()), shape: Some(shape) };
     ValueInfoProto {
         name: Some(name),
         r#type: Some(TypeProto { tensor_type: Some(tensor_type), ..Default::default() }),

@@ -172,7 +172,7 @@ fn external(value: &Value, tensor: &LazyTensor, file: &str, offset: u64) -> Tens
 fn header(value: &Value, tensor: &LazyTensor) -> TensorProto {
     TensorProto {
         dims: tensor.shape().iter().map(|&d| d as i64).collect(),
-        data_type: Some(encode::data_type(tensor.dtype())),
+        data_type: Some(tensor.dtype().onnx()),
         name: Some(value.name.clone()),
         ..Default::default()
     }

@@ -7,7 +7,7 @@ use crate::graph::{Builder, Graph, Node, Rewrite, ValueId};
 const ROWS: usize = 512;
 
 /// The graph with every `com.microsoft.MultiHeadAttention` written as products and softmax, some rows of queries at a time:
-/// for runtimes without that operator. Measured, it takes as long, and little more memory.
+/// for runtimes without that operator.
 ///
 /// # Errors
 /// `graph.invalid` when the number of queries, or their width, has no number.

@@ -1,7 +1,7 @@
 //! What is kept until the way back, apart from the heap.
 //!
 //! A training step keeps a few large arrays for long while it makes and drops hundreds. Among those on the heap they would leave
-//! holes that nothing fits into: measured at full size, half a gigabyte. So each lies in a mapping of its own, which goes
+//! holes: measured at full size, 130 MB. So each lies in a mapping of its own, which goes
 //! back to the system when it is dropped.
 
 use memmap2::MmapMut;

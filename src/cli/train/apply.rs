@@ -8,8 +8,8 @@ use serde_json::json;
 use crate::bundle::{Parity, Version, Versions};
 use crate::cli::progress::Bar;
 use crate::cli::render::{self, short, shown, table};
-use crate::cli::{Common, print, tell};
-use crate::error::{Code, Error, Result};
+use crate::cli::{Common, calibration_folder, print, print_json, tell};
+use crate::error::Result;
 use crate::infer::cohort::error_json;
 use crate::train::apply::{self, Plan, Summary};
 
@@ -78,24 +78,16 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
     }
     let summary = outcome?;
     if common.json {
-        let json = serde_json::to_string(&summary).map_err(|e| Error::new(Code::IO, e.to_string()))?;
-        return print(&format!("{json}\n"));
+        return print_json(&summary);
     }
     print(&rendered(&summary, args.save_adapter.as_deref()))
 }
 
 fn plan(args: &Args, common: &Common) -> Result<Plan> {
-    let calibration = match &args.calibration {
-        Some(folder) if !folder.is_dir() => {
-            return Err(Error::new(Code::CALIBRATION_INPUT, "there is no such calibration folder").at(folder));
-        }
-        Some(folder) => folder.clone(),
-        None => PathBuf::from("calibration"),
-    };
     Ok(Plan {
         bundle: args.bundle.clone(),
         checkpoint: args.checkpoint.clone(),
-        calibration: Some(calibration),
+        calibration: Some(calibration_folder(args.calibration.as_ref())?),
         single_adapter: args.adapter_fp32,
         save_adapter: args.save_adapter.clone(),
         library: common.ort_lib.clone(),

@@ -7,9 +7,9 @@ use clap::ValueEnum;
 
 use crate::cli::progress::Bar;
 use crate::cli::render::table;
-use crate::cli::{Common, RESEARCH_USE, print, tell};
+use crate::cli::{Common, RESEARCH_USE, print, print_json, tell};
 use crate::config::AdamW;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::model::Mode;
 use crate::train::Activations;
 use crate::train::fit::{self, Balance, Plan, Schedule, Summary};
@@ -119,8 +119,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
     }
     let summary = outcome?;
     if common.json {
-        let json = serde_json::to_string(&summary).map_err(|e| Error::new(Code::IO, e.to_string()))?;
-        return print(&format!("{json}\n"));
+        return print_json(&summary);
     }
     print(&render(&summary))
 }

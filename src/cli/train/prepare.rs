@@ -7,9 +7,9 @@ use clap::ValueEnum;
 
 use crate::cli::progress::Bar;
 use crate::cli::render::{size, table};
-use crate::cli::{Common, print};
+use crate::cli::{Common, print, print_json};
 use crate::config::AdamW;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::export::Sources;
 use crate::model::Mode;
 use crate::model::adapter::Statistics;
@@ -89,8 +89,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
     drop(bar);
     let summary = outcome?;
     if common.json {
-        let json = serde_json::to_string(&summary).map_err(|e| Error::new(Code::IO, e.to_string()))?;
-        return print(&format!("{json}\n"));
+        return print_json(&summary);
     }
     print(&render(&summary))
 }

@@ -7,7 +7,7 @@ use super::cases::Cases;
 use super::scans::Scans;
 use super::{Plan, threads};
 use crate::config::Config;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, Warning};
 use crate::infer::features::{Features, Store};
 use crate::infer::{Expected, Options, Predictor};
 use crate::progress::Progress;
@@ -57,6 +57,9 @@ pub(super) fn of_reports(plan: &Plan, config: &Config, cases: &Cases, progress: 
     for (i, path) in paths.iter().enumerate() {
         progress.item("report", i, paths.len());
         let encoded = predictor.encode_report(&read_report(path)?).map_err(|e| e.at(*path))?;
+        for warning in encoded.warnings() {
+            progress.warn(&Warning::new(&warning.code, format!("{}: {}", path.display(), warning.message)));
+        }
         by_path.insert((*path).clone(), encoded.features().clone());
     }
     Ok(Reports { by_path, bundle })

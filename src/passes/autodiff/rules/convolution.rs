@@ -47,8 +47,8 @@ fn window(c: &Call<'_>) -> Result<Window> {
     Ok(Window { strides: or("strides", 1, 0), before: or("pads", 0, 0), after: or("pads", 0, n), kernel, from, to })
 }
 
-/// With stride 1 a convolution with the kernel flipped and its channels exchanged, which ONNX Runtime runs several times as fast
-/// as the `ConvTranspose` that other strides need, and pads wider than the kernel.
+/// With stride 1 a convolution with the kernel flipped and its channels exchanged, which ONNX Runtime runs faster
+/// than the `ConvTranspose` that other strides need, and pads wider than the kernel.
 fn input_gradient(g: &mut Builder, dy: ValueId, w: ValueId, window: &Window) -> Result<ValueId> {
     let n = window.kernel.len();
     let wide = |pads: &[i64]| pads.iter().zip(&window.kernel).any(|(pad, kernel)| pad >= kernel);
