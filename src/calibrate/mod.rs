@@ -27,7 +27,7 @@ use crate::graph::{Graph, Rewrite, ValueId};
 use crate::onnx::{self, Placed};
 use crate::passes::{Linear, Segment, linears, segments};
 use crate::progress::Progress;
-use crate::runtime::{Device, Runtime, Session, SessionOptions};
+use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::{DType, Tensor};
 
 /// The tensors of one input by name. They are shared, not copied, by those who look at them.
@@ -116,8 +116,7 @@ impl Runner<'_> {
                 folder.path().join("graph.onnx")
             }
         };
-        let options =
-            SessionOptions { device: Device::Cpu, threads: self.threads, prepack, fold, ..SessionOptions::default() };
+        let options = SessionOptions { threads: self.threads, prepack, fold, ..SessionOptions::default() };
         let session = Session::open(self.runtime, &path, &options);
         if self.placed.is_some() {
             std::fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot remove the temporary file", e))?;

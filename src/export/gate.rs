@@ -19,7 +19,7 @@ use crate::model::PARTS;
 use crate::onnx::Placed;
 use crate::passes::Segment;
 use crate::progress::Silent;
-use crate::runtime::{Device, Session, SessionOptions};
+use crate::runtime::{Session, SessionOptions};
 use crate::tensor::{Comparison, Tensor};
 
 /// Weights of a language model beyond which it is judged block by block.
@@ -263,7 +263,7 @@ impl Gate<'_> {
 
     fn open(&self, part: &str) -> Result<Session> {
         let path = self.staging.path().join(format!("{part}.onnx"));
-        let options = SessionOptions { device: Device::Cpu, threads: self.runner.threads, ..SessionOptions::default() };
+        let options = SessionOptions { threads: self.runner.threads, ..SessionOptions::default() };
         Session::open(self.runner.runtime, &path, &options)
     }
 }

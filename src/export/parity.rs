@@ -12,7 +12,7 @@ use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
 use crate::model::{self, Attention, Models, Stages};
 use crate::onnx;
-use crate::runtime::{Device, Runtime, Session, SessionOptions};
+use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::{Comparison, Tensor};
 use crate::text::Tokenizer;
 
@@ -125,8 +125,7 @@ impl Checker<'_> {
     }
 
     fn run(&self, path: &Path, optimize: bool, feeds: &Feeds, outputs: &[&str]) -> Result<Vec<Vec<Tensor>>> {
-        let options =
-            SessionOptions { device: Device::Cpu, threads: self.threads, optimize, ..SessionOptions::default() };
+        let options = SessionOptions { threads: self.threads, optimize, ..SessionOptions::default() };
         let mut session = Session::open(self.runtime, path, &options)?;
         feeds
             .iter()

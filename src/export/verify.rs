@@ -14,7 +14,7 @@ use crate::bundle::{Precision, Staging};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Code, Error, Result};
 use crate::progress::Progress;
-use crate::runtime::{Device, Runtime, Session, SessionOptions};
+use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::{Comparison, DType, Tensor};
 
 /// Largest `max_rel` that passes in fp32.
@@ -48,7 +48,7 @@ pub(super) fn check(
 ) -> Result<Vec<StageCheck>> {
     let recorded = read(record)?;
     let runtime = Runtime::load(plan.library.as_deref())?;
-    let options = SessionOptions { device: Device::Cpu, threads: plan.threads, ..SessionOptions::default() };
+    let options = SessionOptions { threads: plan.threads, ..SessionOptions::default() };
     let mut values: BTreeMap<&str, Tensor> = BTreeMap::new();
     let mut checks = Vec::new();
     for (part, inputs, outputs) in RUNS {

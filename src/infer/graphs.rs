@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Options;
-use super::opening::{room, stages};
+use super::opening::{chosen, room, stages};
 use super::prediction::Timing;
 use super::stage::Stage;
 use super::verification::Verification;
@@ -30,9 +30,9 @@ impl Graphs {
     /// # Errors
     /// `runtime.missing`, `runtime.version`, `device.unavailable`, `memory.limit`, `onnx.invalid`.
     pub fn open(bundle: Arc<Bundle>, options: &Options) -> Result<Self> {
-        options.device.provider()?;
-        let runtime = Runtime::load(options.library.as_deref())?;
-        let (stages, _, _) = stages(&bundle, options, &room(&bundle, options))?;
+        let chosen = chosen(&bundle, options)?;
+        let runtime = Runtime::load(chosen.library.as_deref())?;
+        let (stages, _, _) = stages(&bundle, options, chosen.provider, &room(&bundle, options))?;
         let verification = Verification::new(&bundle, options.cache.clone(), options.threads != Some(1));
         Ok(Self { bundle, runtime, stages, verification })
     }

@@ -11,10 +11,16 @@ use crate::bundle::{Bundle, Tool};
 use crate::error::{Code, Error, Result};
 use crate::model::PARTS;
 use crate::onnx::SegmentedModel;
-use crate::runtime::{Runtime, SessionOptions};
+use crate::runtime::{Chosen, Machine, Provider, Runtime, SessionOptions};
 
 /// Bytes beside the grid that reading a scan takes: inflating, blocks of rows, and what a row needs.
 const READING: u64 = 24 << 20;
+
+/// The device that is taken for this bundle.
+pub(super) fn chosen(_: &Bundle, options: &Options) -> Result<Chosen> {
+    let machine = Machine::look(options.device, options.library.as_deref());
+    options.device.choose(&machine, &|_| Ok(()))
+}
 
 /// What there is to run in.
 pub(super) fn room(bundle: &Bundle, options: &Options) -> Room {
@@ -31,6 +37,7 @@ pub(super) fn room(bundle: &Bundle, options: &Options) -> Room {
 pub(super) fn stages(
     bundle: &Bundle,
     options: &Options,
+    provider: &'static dyn Provider,
     room: &Room,
 ) -> Result<(BTreeMap<&'static str, Stage>, u64, bool)> {
     let needed = PARTS.iter().copied().filter(|part| *part != "text" || options.expected.reports > 0);
@@ -53,7 +60,7 @@ pub(super) fn stages(
     let with_ahead = ahead(&parts, &planned, peak, room);
     // Under a limit that was named, memory is to be back before more is taken.
     let beside = options.threads != Some(1) && !room.asked;
-    let session = SessionOptions { device: options.device, threads: options.threads, ..SessionOptions::default() };
+    let session = SessionOptions { provider, threads: options.threads, ..SessionOptions::default() };
     let stages = models.iter().zip(planned).map(|((name, model, path), planned)| {
         Ok((*name, Stage::new(name, path.clone(), model, planned, session, beside)?))
     });

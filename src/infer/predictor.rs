@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::Options;
 use super::features::{Features, Store};
 use super::memory::{self, Room};
-use super::opening::{room, stages, store};
+use super::opening::{chosen, room, stages, store};
 use super::prediction::{Memory, Prediction, Run, StageRun, Timing};
 use super::prepacked::Prepacked;
 use super::reader::{Content, Scan, ScanReader};
@@ -81,14 +81,15 @@ impl Predictor {
     /// `bundle.*`, `runtime.missing`, `runtime.version`, `device.unavailable`, `memory.limit`.
     pub fn open(dir: &Path, options: Options) -> Result<Self> {
         let opened = Instant::now();
-        let device = options.device.provider()?.name();
         let bundle = Arc::new(Bundle::open_quickly(dir)?);
-        let runtime = Runtime::load(options.library.as_deref())?;
+        let chosen = chosen(&bundle, &options)?;
+        let device = chosen.provider.name();
+        let runtime = Runtime::load(chosen.library.as_deref())?;
         let store = options.cache.as_deref().map(|cache| store(cache, &bundle, runtime, device)).transpose()?;
         let prepacked = options.cache.as_deref().filter(|_| options.prepacked);
         let prepacked = prepacked.map(|cache| Prepacked::new(cache, &bundle.model_sha256, runtime));
         let room = room(&bundle, &options);
-        let (stages, planned, ahead) = stages(&bundle, &options, &room)?;
+        let (stages, planned, ahead) = stages(&bundle, &options, chosen.provider, &room)?;
         let verification = Verification::new(&bundle, options.cache.clone(), options.threads != Some(1));
         Ok(Self {
             bundle,

@@ -4,15 +4,19 @@
 //! a missing, too old or unusable library is an error, never a panic. A [`Session`] takes and gives
 //! [`Tensor`](crate::tensor::Tensor)s by name. What ONNX Runtime logs is collected, not printed: [`take_log`].
 
+mod device;
 mod library;
+mod machine;
 mod provider;
 mod session;
 
 use std::sync::{Mutex, OnceLock};
 
+pub use device::{Chosen, Device, PassedOver};
 pub use library::{LIBRARY_NAME, PINNED_VERSION, search_order};
-pub use provider::{Device, Provider};
-pub use session::{Session, SessionOptions};
+pub use machine::{Gpu, Machine, Nvidia};
+pub use provider::{CPU, Provider};
+pub use session::{EngineOptions, ProfiledInput, Session, SessionOptions};
 
 use crate::error::{Code, Error, Result};
 

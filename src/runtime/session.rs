@@ -6,15 +6,17 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{OutputSelector, RunOptions, SessionInputValue};
 use ort::value::{DynValue, TensorRef};
 
-use super::{Device, Runtime};
+use super::{CPU, Provider, Runtime};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Tensor, TensorView};
 
 /// How a graph is loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
-    /// Where it runs.
-    pub device: Device,
+    /// Who computes it.
+    pub provider: &'static dyn Provider,
+    /// Whether a node that the provider leaves to the CPU is an error.
+    pub strict: bool,
     /// Threads within an operator; by default one a core.
     pub threads: Option<usize>,
     /// Whether ONNX Runtime may rewrite the graph. Without, it runs operator by operator, as written.
@@ -31,8 +33,30 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { device: Device::Auto, threads: None, optimize: true, prepack: true, fold: true, shrink: false }
+        Self { provider: CPU, strict: false, threads: None, optimize: true, prepack: true, fold: true, shrink: false }
     }
+}
+
+/// What providers need to know that compute by engines, which are made for certain extents of the inputs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// The inputs that have dimensions without a number.
+    pub inputs: Vec<ProfiledInput>,
+    /// Where engines are kept; without, they are made anew by every process.
+    pub folder: Option<PathBuf>,
+}
+
+/// The extents that an input may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProfiledInput {
+    /// The input's name.
+    pub name: String,
+    /// The least extent of each dimension.
+    pub min: Vec<u64>,
+    /// What the engine is made to be fastest for.
+    pub opt: Vec<u64>,
+    /// The largest.
+    pub max: Vec<u64>,
 }
 
 /// A graph in ONNX Runtime's hands.
@@ -51,9 +75,9 @@ impl Session {
         let refused = |e: &dyn std::fmt::Display| {
             Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime refuses the graph: {e}")).at(path)
         };
-        let provider = options.device.provider()?;
+        let provider = options.provider;
         let builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
-        let mut builder = provider.configure(builder)?;
+        let mut builder = provider.configure(runtime, builder, options, &EngineOptions::default())?;
         let inner = builder.commit_from_file(path).map_err(|e| refused(&e))?;
         Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
     }
@@ -69,10 +93,11 @@ impl Session {
         // A model in memory has no folder of its own.
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = folder.to_str().ok_or_else(|| refused(&"the folder's name is not Unicode"))?;
-        let provider = options.device.provider()?;
+        let provider = options.provider;
         let builder = Self::configure(runtime, options)
             .and_then(|b| Ok(b.with_config_entry("session.model_external_initializers_file_folder_path", folder)?));
-        let mut builder = provider.configure(builder.map_err(|e| refused(&e))?)?;
+        let mut builder =
+            provider.configure(runtime, builder.map_err(|e| refused(&e))?, options, &EngineOptions::default())?;
         let inner = builder.commit_from_memory(model).map_err(|e| refused(&e))?;
         Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
     }
@@ -86,9 +111,12 @@ impl Session {
         let refused = |e: &dyn std::fmt::Display| {
             Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime refuses the graph: {e}")).at(path)
         };
-        let provider = options.device.provider()?;
+        let provider = options.provider;
         let builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
-        let inner = provider.configure(builder)?.commit_from_memory(model).map_err(|e| refused(&e))?;
+        let inner = provider
+            .configure(runtime, builder, options, &EngineOptions::default())?
+            .commit_from_memory(model)
+            .map_err(|e| refused(&e))?;
         Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
     }
 
@@ -102,7 +130,7 @@ impl Session {
         let refused = |e: &dyn std::fmt::Display| {
             Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime cannot lay the weights out on disk: {e}")).at(path)
         };
-        let provider = options.device.provider()?;
+        let provider = options.provider;
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let save = |b: SessionBuilder| -> ort::Result<SessionBuilder> {
             let b = b.with_optimized_model_path(target)?;
@@ -113,7 +141,11 @@ impl Session {
             Ok(b.with_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "16384")?)
         };
         let builder = Self::configure(runtime, options).and_then(save).map_err(|e| refused(&e))?;
-        provider.configure(builder)?.commit_from_file(path).map(drop).map_err(|e| refused(&e))
+        provider
+            .configure(runtime, builder, options, &EngineOptions::default())?
+            .commit_from_file(path)
+            .map(drop)
+            .map_err(|e| refused(&e))
     }
 
     fn configure(runtime: &Runtime, options: &SessionOptions) -> ort::Result<SessionBuilder> {
@@ -136,11 +168,6 @@ impl Session {
         if !options.fold {
             let folding = "ConstantFolding;ConstantFoldingDQ";
             builder = builder.with_config_entry("optimization.disable_specified_optimizers", folding)?;
-        }
-        if options.shrink || !options.fold {
-            // The arena keeps what it once had, and whole regions of it for a result that is still there.
-            let cpu = ort::ep::CPU::default().with_arena_allocator(false).build();
-            builder = builder.with_execution_providers([cpu])?;
         }
         if let Some(threads) = options.threads {
             builder = builder.with_intra_threads(threads)?;

@@ -9,7 +9,7 @@ use brain_adapter::config::AdamW;
 use brain_adapter::model::Mode;
 use brain_adapter::model::optimizer::{self, adamw};
 use brain_adapter::onnx::to_bytes;
-use brain_adapter::runtime::{Device, Runtime, Session, SessionOptions};
+use brain_adapter::runtime::{Runtime, Session, SessionOptions};
 use brain_adapter::tensor::{LazyTensor, Tensor};
 use brain_adapter::train::artifacts::Artifacts;
 use brain_adapter::train::{Activations, Batch, Engine, Graphs, Options, Parameters};
@@ -33,7 +33,7 @@ pub fn child(artifacts: &Path, case: &Path, activations: &str) -> Result<()> {
     let graphs = Graphs::new(config, &options, &|name| mode.trains(name))?;
     // As `ba-train fit` decides: sessions of a large model give their memory back.
     let shrink = config.run_grid().iter().product::<usize>() * config.vision.hidden > 1 << 18;
-    let session = SessionOptions { device: Device::Cpu, threads: Some(threads()), shrink, ..Default::default() };
+    let session = SessionOptions { threads: Some(threads()), shrink, ..Default::default() };
     let runtime = Runtime::load(None)?;
     let mut engine = Engine::new(runtime, session, &graphs, artifacts.frozen()?);
     let mut parameters = starting(&artifacts)?;

@@ -34,7 +34,7 @@ use crate::config::AdamW;
 use crate::error::{Code, Error, Result};
 use crate::model::Mode;
 use crate::progress::Progress;
-use crate::runtime::{Device, Runtime, SessionOptions};
+use crate::runtime::{CPU, Runtime, SessionOptions};
 use cases::Cases;
 use epoch::Trainer;
 pub use outputs::EpochRecord;
@@ -172,7 +172,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let _lock = outputs::lock(&output)?;
     let earlier = state::earlier(&output, plan.resume)?;
     let runtime = Runtime::load(plan.library.as_deref())?;
-    let device = Device::Cpu.provider()?.name();
+    let device = CPU.name();
     let text = match manifest.mode.reads_reports() {
         true => features::of_reports(plan, &manifest.config, &cases, progress)?,
         false => features::Reports::default(),
@@ -213,7 +213,7 @@ fn session_options(plan: &Plan, config: &crate::config::Config) -> SessionOption
     const LARGE: usize = 1 << 18;
     let tokens: usize = config.run_grid().iter().product();
     let shrink = tokens * config.vision.hidden > LARGE;
-    SessionOptions { device: Device::Cpu, threads: plan.threads, shrink, ..SessionOptions::default() }
+    SessionOptions { threads: plan.threads, shrink, ..SessionOptions::default() }
 }
 
 /// Everything that the numbers depend on, by name: a training goes on only where all of it is the same.
