@@ -86,6 +86,19 @@ impl Manifest {
     }
 }
 
+impl Manifest {
+    /// Stands in for `target.rs`, which is written elsewhere.
+    #[allow(clippy::missing_errors_doc)]
+    pub fn suits(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Stands in for `target.rs`, which is written elsewhere.
+    pub fn graph(&self, part: &str, _: &str) -> Option<&str> {
+        self.parts.get(part).map(|record| record.file.as_str())
+    }
+}
+
 /// A program and its version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tool {

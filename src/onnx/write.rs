@@ -79,6 +79,13 @@ pub fn to_bytes(graph: &Graph) -> Result<Vec<u8>> {
     }
 }
 
+/// The graph's file as [`write()`] makes it, for planning with weights of a size that nobody wants to write.
+#[cfg(test)]
+pub(crate) fn without_data(graph: &Graph) -> Result<Vec<u8>> {
+    let initializers = initializers(graph, &mut |_, _| Ok(("none.data".to_owned(), 0)))?;
+    Ok(encode::model(graph, initializers)?.encode_to_vec())
+}
+
 /// As [`write()`], for a graph that is run here and removed again: nothing is hashed, nor made sure to be on the disk.
 ///
 /// # Errors
