@@ -11,6 +11,7 @@ mod reference;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use brain_adapter::Code;
 use brain_adapter::bundle::{Bundle, Precision};
@@ -21,6 +22,12 @@ use brain_adapter::runtime::{
 };
 use brain_adapter::tensor::{Tensor, TensorView};
 use reference::generate::Case;
+
+/// Held by each test: what others take at the moment would be in the plans of the one that limits memory.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
     tensor.as_f32().unwrap().iter().map(|v| v.to_bits()).collect()
@@ -79,6 +86,7 @@ fn inputs_of(case: &Case, bundle: &Bundle) -> [Tensor; 3] {
 
 #[test]
 fn bound_values_give_the_same_bits() {
+    let _alone = alone();
     for (seed, precision) in [(31, Precision::Fp32), (32, Precision::Fp16), (33, Precision::Int8)] {
         let dir = tempfile::tempdir().unwrap();
         let case = reduced::massive(seed, &reduced::sizes(64, 3, 2), 200.0, 1.0);
@@ -123,6 +131,7 @@ fn bound_values_give_the_same_bits() {
 /// A result is its own: the next run of the same session does not write over it.
 #[test]
 fn results_that_stay_are_not_written_over() {
+    let _alone = alone();
     let bundle = Bundle::open(commands::tiny_bundle()).unwrap();
     let path = bundle.file(&bundle.manifest.parts["heads"].file);
     let mut session = Session::open(common::runtime(), &path, &ONE_THREAD()).unwrap();
@@ -148,6 +157,7 @@ fn results_that_stay_are_not_written_over() {
 
 #[test]
 fn wrong_inputs_are_refused_alike() {
+    let _alone = alone();
     let bundle = Bundle::open(commands::tiny_bundle()).unwrap();
     let path = bundle.file(&bundle.manifest.parts["text"].file);
     let ids = Tensor::i64(&[1, 3], vec![1, 2, 3]).unwrap();
@@ -177,6 +187,7 @@ fn wrong_inputs_are_refused_alike() {
 
 #[test]
 fn graphs_are_warmed_up_on_what_they_are_told() {
+    let _alone = alone();
     let bundle = Bundle::open(commands::tiny_bundle()).unwrap();
     let path = bundle.file(&bundle.manifest.parts["text"].file);
     let mut session = Session::open(common::runtime(), &path, &ONE_THREAD()).unwrap();
@@ -217,33 +228,42 @@ fn both(
 /// Whole and in groups, kept and let go: the same answer.
 #[test]
 fn predictors_answer_alike() {
+    let _alone = alone();
     for (bundle, report) in [
         (commands::tiny_bundle().to_path_buf(), REPORT.to_owned()),
         (large::bundle(Precision::Fp32), REPORT.repeat(20)),
     ] {
-        let mut plain = Predictor::open(&bundle, options(false)).unwrap();
-        let encoded = plain.encode_report(&report).unwrap();
-        let scan = plain.reader().read(&commands::scan()).unwrap();
-        let expected = said(&plain.predict(scan, Some(&encoded)).unwrap());
-        let planned = both(&mut plain, &report, &mut None, &commands::scan()).unwrap().run.memory_bytes.planned;
-        drop(plain);
-        for (mode, limit) in [(Mode::OneShot, None), (Mode::Resident, None), (Mode::OneShot, Some(planned * 8 / 10))] {
+        let mut planned = 0;
+        // Weights that are laid out anew are added up in another order.
+        let mut expected_of = |mode| {
+            let mut plain = Predictor::open(&bundle, Options { mode: Some(mode), ..options(false) }).unwrap();
+            let encoded = plain.encode_report(&report).unwrap();
+            let scan = plain.reader().read(&commands::scan()).unwrap();
+            let prediction = plain.predict(scan, Some(&encoded)).unwrap();
+            planned = prediction.run.memory_bytes.planned;
+            said(&prediction)
+        };
+        let [resident, one_shot] = [Mode::Resident, Mode::OneShot].map(&mut expected_of);
+        let large = bundle != commands::tiny_bundle();
+        let tight = large.then_some(planned.saturating_sub(large::SINGLE / 4));
+        for (mode, limit) in [(Mode::OneShot, None), (Mode::Resident, None), (Mode::OneShot, tight)] {
+            let expected = if mode == Mode::Resident { &resident } else { &one_shot };
             let options = Options { mode: Some(mode), max_memory: limit, ..options(true) };
             let mut predictor = Predictor::open(&bundle, options).unwrap();
             for round in 0..2 {
                 let prediction = both(&mut predictor, &report, &mut None, &commands::scan()).unwrap();
                 let what = format!("{mode} {limit:?} {:?}", prediction.timing_ms);
-                assert_eq!(said(&prediction), expected, "{what}");
+                assert_eq!(said(&prediction), *expected, "{what}");
                 let warmed = prediction.timing_ms.iter().any(|(name, _)| name == "warm_up");
                 assert_eq!(warmed, round == 0 || mode == Mode::OneShot, "{what}");
                 let text = prediction.run.stages.iter().find(|s| s.part == "text").unwrap();
                 assert_eq!(text.provider, "cpu");
-                assert!(limit.is_none() || bundle == commands::tiny_bundle() || text.groups > 1, "{what}");
+                assert!(limit.is_none() || text.groups > 1, "{what}");
             }
         }
         let cold = Options { warm_up: false, ..options(true) };
         let cold = both(&mut Predictor::open(&bundle, cold).unwrap(), &report, &mut None, &commands::scan()).unwrap();
-        assert_eq!(said(&cold), expected);
+        assert_eq!(said(&cold), one_shot);
         assert!(cold.timing_ms.iter().all(|(name, _)| name != "warm_up"));
     }
 }
@@ -251,6 +271,7 @@ fn predictors_answer_alike() {
 /// Every stage's tensor, where all are wanted.
 #[test]
 fn tensors_that_are_kept_are_the_same() {
+    let _alone = alone();
     let tensors = |as_on_gpu| {
         let options = Options { keep_tensors: true, ..options(as_on_gpu) };
         let mut predictor = Predictor::open(commands::tiny_bundle(), options).unwrap();
@@ -267,6 +288,7 @@ fn tensors_that_are_kept_are_the_same() {
 /// An error of either side is told once, the report's before the scan's, and what is right goes on.
 #[test]
 fn errors_of_either_side_are_told_once() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let nowhere = dir.path().join("none.nii");
     for as_on_gpu in [true, false] {
@@ -305,6 +327,7 @@ fn errors_of_either_side_are_told_once() {
 /// Many rows, at once and one after the other; also what the cache knows.
 #[test]
 fn cohorts_answer_alike() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let reports = ["CN. Normal study.", "AD suspected; MMSE 19/30.", REPORT, "MCI, follow-up in a year."];
     let run = |as_on_gpu: bool, cache: Option<&str>| {
@@ -327,8 +350,9 @@ fn cohorts_answer_alike() {
 /// Whoever wants to be told, on whatever thread, is.
 #[test]
 fn lines_reach_who_listens() {
-    let lines = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-    let heard = std::sync::Arc::clone(&lines);
+    let _alone = alone();
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&lines);
     let tell = Tell::new(move |line| heard.lock().unwrap().push(line.to_owned()));
     std::thread::scope(|scope| scope.spawn(|| tell.clone().say("one")).join().unwrap());
     Tell::default().say("to nobody");
