@@ -102,6 +102,7 @@ codes! {
     RUNTIME_MODEL = "runtime.model", "ONNX Runtime refused a graph";
     RUNTIME_RUN = "runtime.run", "ONNX Runtime failed while running a graph";
     DEVICE_UNAVAILABLE = "device.unavailable", "the device asked for cannot be used";
+    DEVICE_PRECISION = "device.precision", "the bundle's number format was not made for the device";
 
     VERIFY_MISMATCH = "verify.mismatch", "a stage differs from the recorded PyTorch output";
     VERIFY_INPUT = "verify.input", "the recorded tensors cannot be used";
