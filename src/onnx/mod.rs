@@ -20,7 +20,7 @@ pub use segments::{Extent, Extracted, SegmentInfo, SegmentedModel};
 pub use training::{optimizer_model, write_optimizer_model};
 #[cfg(test)]
 pub(crate) use write::without_data;
-pub use write::{Placed, Written, to_bytes, write, write_part_of, write_placed, write_scratch};
+pub use write::{Placed, Written, to_bytes, write, write_companion, write_part_of, write_placed, write_scratch};
 
 /// Large weights start at multiples of this many bytes: the page size, as ONNX Runtime's mapping wants it.
 pub const ALIGNMENT: u64 = 4096;
