@@ -60,7 +60,13 @@ pub(super) fn stages(
     let with_ahead = ahead(&parts, &planned, peak, room);
     // Under a limit that was named, memory is to be back before more is taken.
     let beside = options.threads != Some(1) && !room.asked;
-    let session = SessionOptions { provider, threads: options.threads, ..SessionOptions::default() };
+    let session = SessionOptions {
+        provider,
+        strict: options.strict_device,
+        placement: options.placement,
+        threads: options.threads,
+        ..SessionOptions::default()
+    };
     let stages = models.iter().zip(planned).map(|((name, model, path), planned)| {
         Ok((*name, Stage::new(name, path.clone(), model, planned, session, beside)?))
     });

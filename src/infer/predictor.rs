@@ -9,7 +9,7 @@ use super::Options;
 use super::features::{Features, Store};
 use super::memory::{self, Room};
 use super::opening::{chosen, room, stages, store};
-use super::prediction::{Memory, Prediction, Run, StageRun, Timing};
+use super::prediction::{Memory, Prediction, Run, Timing};
 use super::prepacked::Prepacked;
 use super::reader::{Content, Scan, ScanReader};
 use super::stage::{Stage, milliseconds};
@@ -18,7 +18,7 @@ use crate::batch;
 use crate::bundle::Bundle;
 use crate::error::{Code, Error, Result, Warning};
 use crate::model::PARTS;
-use crate::runtime::Runtime;
+use crate::runtime::{Chosen, Placement, Runtime};
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 use crate::volume::{Grid, ReadOptions};
@@ -54,7 +54,7 @@ pub struct Predictor {
     bundle: Arc<Bundle>,
     runtime: &'static Runtime,
     options: Options,
-    device: &'static str,
+    chosen: Chosen,
     stages: BTreeMap<&'static str, Stage>,
     verification: Verification,
     store: Option<Store>,
@@ -95,7 +95,7 @@ impl Predictor {
             bundle,
             runtime,
             options,
-            device,
+            chosen,
             stages,
             verification,
             store,
@@ -118,7 +118,17 @@ impl Predictor {
 
     /// The device that really computes.
     pub fn device(&self) -> &'static str {
-        self.device
+        self.chosen.provider.name()
+    }
+
+    /// The device that was chosen, and why.
+    pub fn chosen(&self) -> &Chosen {
+        &self.chosen
+    }
+
+    /// Which provider computes which nodes of each graph that was loaded; always on a GPU, else where [`Options::placement`] asks.
+    pub fn placements(&self) -> impl Iterator<Item = (&'static str, Placement)> {
+        PARTS.iter().filter_map(|part| Some((*part, self.stages.get(part)?.placement()?)))
     }
 
     /// What reads scans for this bundle.
@@ -234,7 +244,7 @@ impl Predictor {
         }
         let heads = self.heads(&features.tensor, report, &mut timing)?;
         self.verified(&["heads"], &mut timing)?;
-        let mut prediction = Prediction::new(&self.bundle, self.device, path, &heads, report.is_some())?;
+        let mut prediction = Prediction::new(&self.bundle, self.device(), path, &heads, report.is_some())?;
         if self.options.keep_tensors {
             if let Some((report, [ids, mask])) = report.and_then(|r| Some((r, r.inputs.clone()?))) {
                 let stages = [("input_ids", ids), ("attention_mask", mask), ("text", report.text.clone())];
@@ -361,13 +371,9 @@ impl Predictor {
 
     /// How the run really went.
     fn told(&self, from_cache: Vec<&'static str>) -> Run {
-        let stage = |part: &&'static str| {
-            let stage = self.stages.get(part)?;
-            let planned = stage.planned();
-            let part = (*part).to_owned();
-            Some(StageRun { part, mode: planned.mode, groups: planned.groups.len(), prepacked: stage.is_prepacked() })
-        };
+        let stage = |part: &&'static str| self.stages.get(part).map(Stage::told);
         Run {
+            chosen: Some(self.chosen.clone()),
             stages: PARTS.iter().filter_map(stage).collect(),
             from_cache,
             memory_bytes: Memory {

@@ -6,10 +6,10 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::memory::{Mode, Planned};
-use super::prediction::Timing;
+use super::prediction::{StageRun, Timing};
 use crate::error::{Code, Error, Result};
 use crate::onnx::{Extracted, SegmentedModel};
-use crate::runtime::{Runtime, Session, SessionOptions};
+use crate::runtime::{Placement, Runtime, Session, SessionOptions};
 use crate::tensor::Tensor;
 
 /// A graph with the plan by which it is run.
@@ -31,6 +31,8 @@ pub(super) struct Stage {
     leaving: Option<JoinHandle<()>>,
     /// Whether a file was opened since this was last asked.
     opened: bool,
+    /// Where nodes are computed: of each group that was loaded.
+    placements: Vec<Option<Placement>>,
 }
 
 impl Stage {
@@ -51,6 +53,7 @@ impl Stage {
             several => several.iter().map(|g| model.extract(g.segments.clone())).collect::<Result<_>>()?,
         };
         let sessions = planned.groups.iter().map(|_| None).collect();
+        let placements = vec![None; planned.groups.len()];
         Ok(Self {
             name,
             path,
@@ -63,12 +66,8 @@ impl Stage {
             ahead: None,
             leaving: None,
             opened: false,
+            placements,
         })
-    }
-
-    /// How it is run.
-    pub fn planned(&self) -> &Planned {
-        &self.planned
     }
 
     /// Whether the graph is run as a whole.
@@ -79,6 +78,22 @@ impl Stage {
     /// The graph's file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Which provider computes which nodes, of what was loaded so far; none where it was not asked for.
+    pub fn placement(&self) -> Option<Placement> {
+        self.placements.iter().flatten().cloned().reduce(Placement::and)
+    }
+
+    /// How it is run, for a prediction.
+    pub fn told(&self) -> StageRun {
+        StageRun {
+            part: self.name.to_owned(),
+            mode: self.planned.mode,
+            groups: self.planned.groups.len(),
+            prepacked: self.prepacked,
+            placement: self.placement(),
+        }
     }
 
     /// How its sessions are opened.
@@ -178,6 +193,7 @@ impl Stage {
             (None, None) => Session::open(runtime, &self.path, &options)?,
         };
         self.opened = true;
+        self.placements[group] = session.placement().cloned();
         timing.add("load", milliseconds(started));
         Ok(session)
     }

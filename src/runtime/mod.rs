@@ -5,16 +5,20 @@
 //! [`Tensor`](crate::tensor::Tensor)s by name. What ONNX Runtime logs is collected, not printed: [`take_log`].
 
 mod device;
+mod libraries;
 mod library;
 mod machine;
+mod placement;
 mod provider;
 mod session;
+mod visible;
 
 use std::sync::{Mutex, OnceLock};
 
 pub use device::{Chosen, Device, PassedOver};
 pub use library::{LIBRARY_NAME, PINNED_VERSION, search_order};
 pub use machine::{Gpu, Machine, Nvidia};
+pub use placement::{Placed, Placement};
 pub use provider::{CPU, Provider};
 pub use session::{EngineOptions, ProfiledInput, Session, SessionOptions};
 
@@ -37,6 +41,11 @@ static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 const MAX_LOG_LINES: usize = 1000;
 
 impl Runtime {
+    /// What this process has loaded, if it has.
+    pub fn loaded() -> Option<&'static Self> {
+        RUNTIME.get()
+    }
+
     /// Finds and loads ONNX Runtime, or returns it where it was loaded before (`explicit` is then not looked at
     /// again: a process has one library).
     ///

@@ -6,6 +6,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{OutputSelector, RunOptions, SessionInputValue};
 use ort::value::{DynValue, TensorRef};
 
+use super::placement::{self, Placement};
 use super::{CPU, Provider, Runtime};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Tensor, TensorView};
@@ -15,8 +16,10 @@ use crate::tensor::{Tensor, TensorView};
 pub struct SessionOptions {
     /// Who computes it.
     pub provider: &'static dyn Provider,
-    /// Whether a node that the provider leaves to the CPU is an error.
+    /// Whether a node that the provider leaves to the CPU is an error, unless it handles extents alone.
     pub strict: bool,
+    /// Whether it is recorded where each node is computed ([`Session::placement`]).
+    pub placement: bool,
     /// Threads within an operator; by default one a core.
     pub threads: Option<usize>,
     /// Whether ONNX Runtime may rewrite the graph. Without, it runs operator by operator, as written.
@@ -31,9 +34,23 @@ pub struct SessionOptions {
     pub shrink: bool,
 }
 
+impl SessionOptions {
+    /// On the CPU, as fast as it can.
+    pub const DEFAULT: Self = Self {
+        provider: CPU,
+        strict: false,
+        placement: false,
+        threads: None,
+        optimize: true,
+        prepack: true,
+        fold: true,
+        shrink: false,
+    };
+}
+
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { provider: CPU, strict: false, threads: None, optimize: true, prepack: true, fold: true, shrink: false }
+        Self::DEFAULT
     }
 }
 
@@ -64,13 +81,14 @@ pub struct Session {
     inner: ort::session::Session,
     path: PathBuf,
     device: &'static str,
+    placement: Option<Placement>,
 }
 
 impl Session {
     /// Loads the graph at `path`; its external data lies beside it.
     ///
     /// # Errors
-    /// `device.unavailable`, or `runtime.model` when ONNX Runtime refuses the graph.
+    /// `device.unavailable`, `device.fallback`, or `runtime.model` when ONNX Runtime refuses the graph.
     pub fn open(runtime: &Runtime, path: &Path, options: &SessionOptions) -> Result<Self> {
         let refused = |e: &dyn std::fmt::Display| {
             Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime refuses the graph: {e}")).at(path)
@@ -79,7 +97,7 @@ impl Session {
         let builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
         let mut builder = provider.configure(runtime, builder, options, &EngineOptions::default())?;
         let inner = builder.commit_from_file(path).map_err(|e| refused(&e))?;
-        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
+        Self::made(inner, path, options)
     }
 
     /// Loads a part of the graph at `path`, given as an ONNX model; external data lies beside the whole.
@@ -99,7 +117,7 @@ impl Session {
         let mut builder =
             provider.configure(runtime, builder.map_err(|e| refused(&e))?, options, &EngineOptions::default())?;
         let inner = builder.commit_from_memory(model).map_err(|e| refused(&e))?;
-        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
+        Self::made(inner, path, options)
     }
 
     /// Loads a graph from memory, which holds all its weights; `name` is for messages.
@@ -117,7 +135,7 @@ impl Session {
             .configure(runtime, builder, options, &EngineOptions::default())?
             .commit_from_memory(model)
             .map_err(|e| refused(&e))?;
-        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
+        Self::made(inner, path, options)
     }
 
     /// Writes the graph at `path` to `target`, a new file, as it would be run: rewritten, its weights laid out for this
@@ -156,6 +174,7 @@ impl Session {
             (true, true) => GraphOptimizationLevel::All,
         };
         let builder = ort::session::Session::builder(&runtime.environment)?.with_optimization_level(level)?;
+        let builder = placement::record(builder, options)?;
         // A pattern is recorded in the first run and allocated as one more block from the second on, beside what the first
         // left in the arena: measured, it doubles the memory of activations and makes nothing faster.
         let mut builder = builder.with_memory_pattern(false)?;
@@ -173,6 +192,16 @@ impl Session {
             builder = builder.with_intra_threads(threads)?;
         }
         Ok(builder)
+    }
+
+    fn made(inner: ort::session::Session, path: &Path, options: &SessionOptions) -> Result<Self> {
+        let placement = placement::placed(&inner, options, path)?;
+        Ok(Self { inner, path: path.to_path_buf(), device: options.provider.name(), placement })
+    }
+
+    /// Where each node is computed, if the options asked for it.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
     }
 
     /// The device that it really runs on.
