@@ -42,9 +42,12 @@ struct Args {
     /// Bundle made by ba-export
     #[arg(long, default_value = "onnx", value_name = "DIR")]
     bundle: PathBuf,
-    /// Where to compute: auto, cpu, cuda or tensorrt
+    /// Where to compute: auto, cpu, cuda, tensorrt or tensorrt-rtx. auto takes the best that can be used
     #[arg(long, default_value = "auto")]
     device: Device,
+    /// Fail when the device leaves parts of a graph to the processor [default: they run there; -v names them]
+    #[arg(long)]
+    strict_device: bool,
     /// Volume of a 4-D scan, from 0
     #[arg(long, value_name = "N")]
     volume: Option<usize>,
@@ -169,6 +172,8 @@ fn telling(args: &Args) -> Tell {
 fn open(args: &Args, expected: Expected) -> Result<Predictor> {
     let options = Options {
         device: args.device,
+        strict_device: args.strict_device,
+        placement: args.common.verbose || args.common.json,
         threads: args.common.threads(),
         library: args.common.ort_lib.clone(),
         volume: args.volume,
@@ -183,9 +188,7 @@ fn open(args: &Args, expected: Expected) -> Result<Predictor> {
         ..Options::default()
     };
     let predictor = Predictor::open(&args.bundle, options)?;
-    if args.device == Device::Auto && args.common.verbose {
-        tell(&args.common, [format!("device: auto took {}", predictor.device())]);
-    }
+    tell(&args.common, predictor.chosen().told(args.common.verbose));
     Ok(predictor)
 }
 
@@ -231,6 +234,7 @@ fn run_scans(args: &Args) -> Result<()> {
         }
         Ok(())
     })?;
+    tell_placement(args, &predictor);
     if let Some(path) = &args.output {
         replace(path, lines.as_bytes())?;
     }
@@ -284,6 +288,12 @@ fn lazy(tensor: &Tensor) -> LazyTensor {
     }
 }
 
+/// Where nodes were computed, on stderr.
+fn tell_placement(args: &Args, predictor: &Predictor) {
+    let verbose = args.common.verbose;
+    tell(&args.common, predictor.placements().filter_map(|(part, placement)| placement.told(part, verbose)));
+}
+
 fn to_json(prediction: &Prediction) -> Result<String> {
     serde_json::to_string(prediction).map_err(|e| Error::new(Code::IO, format!("cannot write JSON: {e}")))
 }
@@ -322,6 +332,7 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
         }
         outcome.err().filter(unusable).map_or(Ok(()), Err)
     })?;
+    tell_placement(args, &predictor);
     let skipped = rows.len() - left.len();
     if skipped > 0 {
         tell(&args.common, [format!("{skipped} rows had their result already")]);

@@ -188,7 +188,8 @@ pub(super) fn prediction(p: &Prediction, tokens: Option<usize>) -> String {
     let _ =
         writeln!(text, "time        {:.0} ms ({})", p.run.wall_ms.unwrap_or(p.timing_ms.total()), stages.join(", "));
     let short: String = p.bundle.sha256.chars().take(12).collect();
-    let _ = writeln!(text, "ran on      {}, {}, bundle {short}", p.device, p.bundle.precision);
+    let device = p.run.chosen.as_ref().map_or(p.device.clone(), ToString::to_string);
+    let _ = writeln!(text, "ran on      {device}, {}, bundle {short}", p.bundle.precision);
     text += &run(p);
     for warning in &p.warnings {
         let _ = writeln!(text, "warning     {} [{}]", warning.message, warning.code);

@@ -45,7 +45,7 @@ pub(super) struct EngineKey {
     pub gpu: String,
     /// Its compute capability, such as `8.9`.
     pub compute_capability: String,
-    /// TensorRT's version.
+    /// TensorRT's libraries, with their versions.
     pub tensorrt: String,
     /// The driver's version.
     pub driver: String,

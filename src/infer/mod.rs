@@ -67,6 +67,10 @@ const MANY_SCANS: usize = 2;
 pub struct Options {
     /// Where to run.
     pub device: Device,
+    /// Whether it is an error that the device leaves nodes to the processor, unless they handle extents alone.
+    pub strict_device: bool,
+    /// Whether predictions say which provider computed which nodes.
+    pub placement: bool,
     /// Threads within an operator, by default one a core. With one, no hashing, reading or loading runs beside either.
     pub threads: Option<usize>,
     /// ONNX Runtime's library, where it is not to be searched for.
@@ -113,6 +117,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             device: Device::Auto,
+            strict_device: false,
+            placement: false,
             threads: None,
             library: None,
             volume: None,

@@ -15,7 +15,7 @@ use crate::bundle::{Bundle, Tool};
 use crate::error::{Code, Error, Result};
 use crate::model::PARTS;
 use crate::onnx::SegmentedModel;
-use crate::runtime::{Chosen, Machine, Runtime, SessionOptions};
+use crate::runtime::{Chosen, Machine, Runtime, SessionOptions, engine_libraries};
 
 /// Bytes beside the grid that reading a scan takes: inflating, blocks of rows, and what a row needs.
 const READING: u64 = 24 << 20;
@@ -72,7 +72,13 @@ impl Taken {
     fn setting(&self, bundle: &Bundle, options: &Options, room: &Room) -> Setting {
         let provider = self.chosen.provider;
         let bound = provider.on_gpu() || options.as_on_gpu;
-        let session = SessionOptions { provider, threads: options.threads, ..SessionOptions::default() };
+        let session = SessionOptions {
+            provider,
+            strict: options.strict_device,
+            placement: options.placement,
+            threads: options.threads,
+            ..SessionOptions::default()
+        };
         let cache = options.cache.as_deref().filter(|_| provider.makes_engines());
         if provider.makes_engines() && cache.is_none() {
             let line = "TensorRT engines are made anew, which takes minutes: name a folder with --cache to keep them";
@@ -100,7 +106,7 @@ impl Taken {
             provider: self.chosen.provider.name().to_owned(),
             gpu: gpu.map(|g| g.name.clone()).unwrap_or_default(),
             compute_capability: gpu.map(|g| format!("{}.{}", g.capability.0, g.capability.1)).unwrap_or_default(),
-            tensorrt: String::new(),
+            tensorrt: engine_libraries(),
             driver: self.driver.clone(),
             onnxruntime: self.runtime.build.to_owned(),
             inputs: Vec::new(),

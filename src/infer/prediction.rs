@@ -9,6 +9,7 @@ use super::memory::Mode;
 use crate::bundle::{Bundle, Precision};
 use crate::error::{Code, Error, Result, Warning};
 use crate::metrics::{largest, softmax};
+use crate::runtime::{Chosen, Placement};
 use crate::tensor::Tensor;
 
 /// The answer for one scan.
@@ -53,6 +54,8 @@ pub struct Prediction {
 /// How a run really went.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Run {
+    /// The device that was chosen, and why.
+    pub chosen: Option<Chosen>,
     /// Each graph that memory was planned for.
     pub stages: Vec<StageRun>,
     /// The features that were in the cache and not computed: `vision`, `text`.
@@ -91,6 +94,9 @@ pub struct StageRun {
     pub groups: usize,
     /// Whether its weights came laid out from the cache.
     pub prepacked: bool,
+    /// Which provider computed which nodes, where it was asked for and the graph was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
 }
 
 /// Resident memory of the process, in bytes.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::features::{Features, Store};
 use super::memory::{self, Room};
 use super::opening::{Opened, Taken, room, stages, store, taken};
-use super::prediction::{GpuMemory, Memory, Prediction, Run, StageRun, Timing};
+use super::prediction::{GpuMemory, Memory, Prediction, Run, Timing};
 use super::prepacked::Prepacked;
 use super::reader::{Content, Scan, ScanReader};
 use super::stage::{Stage, milliseconds};
@@ -18,7 +18,7 @@ use crate::batch;
 use crate::bundle::Bundle;
 use crate::error::{Code, Error, Result};
 use crate::model::PARTS;
-use crate::runtime::{Chosen, Input, Leave};
+use crate::runtime::{Chosen, Input, Leave, Placement};
 use crate::tensor::{Tensor, TensorView};
 use crate::text::Tokenizer;
 use crate::volume::{Grid, ReadOptions};
@@ -110,9 +110,14 @@ impl Predictor {
         self.taken.chosen.provider.name()
     }
 
-    /// The device that was taken, and why not the others.
+    /// The device that was chosen, and why.
     pub fn chosen(&self) -> &Chosen {
         &self.taken.chosen
+    }
+
+    /// Which provider computes which nodes of each graph that was loaded; always on a GPU, else where [`Options::placement`] asks.
+    pub fn placements(&self) -> impl Iterator<Item = (&'static str, Placement)> {
+        PARTS.iter().filter_map(|part| Some((*part, self.stages.get(part)?.placement()?)))
     }
 
     /// What reads scans for this bundle.
@@ -277,19 +282,9 @@ impl Predictor {
 
     /// How the run really went.
     fn told(&self, from_cache: Vec<&'static str>) -> Run {
-        let stage = |part: &&'static str| {
-            let stage = self.stages.get(part)?;
-            let planned = stage.planned();
-            let part = (*part).to_owned();
-            Some(StageRun {
-                part,
-                provider: stage.options().provider.name(),
-                mode: planned.mode,
-                groups: planned.groups.len(),
-                prepacked: stage.is_prepacked(),
-            })
-        };
+        let stage = |part: &&'static str| self.stages.get(part).map(Stage::told);
         Run {
+            chosen: Some(self.taken.chosen.clone()),
             stages: PARTS.iter().filter_map(stage).collect(),
             from_cache,
             memory_bytes: Memory {

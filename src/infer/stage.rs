@@ -11,11 +11,11 @@ use std::time::Instant;
 
 use super::loading::{Graph, Setting};
 use super::memory::{Mode, Planned};
-use super::prediction::Timing;
+use super::prediction::{StageRun, Timing};
 use super::profiles::profiles;
 use crate::error::{Code, Error, Result};
 use crate::onnx::{Extracted, SegmentedModel};
-use crate::runtime::{Flowing, Input, Leave, Session, SessionOptions};
+use crate::runtime::{Flowing, Input, Leave, Placement, Session, SessionOptions};
 use crate::tensor::{Tensor, TensorView};
 
 /// A graph with the plan by which it is run.
@@ -36,6 +36,8 @@ pub(super) struct Stage {
     leaving: Option<JoinHandle<()>>,
     /// Whether a file was opened since this was last asked.
     opened: bool,
+    /// Where nodes are computed: of each group that was loaded.
+    placements: Vec<Option<Placement>>,
 }
 
 impl Stage {
@@ -68,6 +70,7 @@ impl Stage {
             graphs.push(Graph { name, path: path.clone(), group, segments, profiled });
         }
         let sessions = graphs.iter().map(|_| None).collect();
+        let placements = vec![None; of];
         Ok(Self {
             name,
             setting,
@@ -79,12 +82,8 @@ impl Stage {
             ahead: None,
             leaving: None,
             opened: false,
+            placements,
         })
-    }
-
-    /// How it is run.
-    pub fn planned(&self) -> &Planned {
-        &self.planned
     }
 
     /// Whether the graph is run as a whole.
@@ -95,6 +94,23 @@ impl Stage {
     /// The graph's file.
     pub fn path(&self) -> &Path {
         &self.graphs[0].path
+    }
+
+    /// Which provider computes which nodes, of what was loaded so far; none where it was not asked for.
+    pub fn placement(&self) -> Option<Placement> {
+        self.placements.iter().flatten().cloned().reduce(Placement::and)
+    }
+
+    /// How it is run, for a prediction.
+    pub fn told(&self) -> StageRun {
+        StageRun {
+            part: self.name.to_owned(),
+            provider: self.setting.options.provider.name(),
+            mode: self.planned.mode,
+            groups: self.planned.groups.len(),
+            prepacked: self.prepacked,
+            placement: self.placement(),
+        }
     }
 
     /// How its sessions are opened.
@@ -228,6 +244,7 @@ impl Stage {
             }
         };
         self.opened = true;
+        self.placements[group] = session.placement().cloned();
         Ok(session)
     }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+type Listener = dyn Fn(&str) + Send + Sync;
+
 /// Who is told lines; by default nobody.
 #[derive(Clone, Default)]
-pub struct Tell(Option<Arc<dyn Fn(&str) + Send + Sync>>);
+pub struct Tell(Option<Arc<Listener>>);
 
 impl Tell {
     /// Tells `to`, on whatever thread the work is done.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::provider::PROVIDERS;
 use super::{Gpu, Machine, Provider};
@@ -65,16 +65,68 @@ pub struct PassedOver {
 }
 
 /// The device that was taken.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Chosen {
+    /// What was asked for.
+    #[serde(serialize_with = "shown")]
+    pub asked: Device,
     /// What computes.
+    #[serde(rename = "device", serialize_with = "named")]
     pub provider: &'static dyn Provider,
     /// The GPU that it computes on.
     pub gpu: Option<Gpu>,
+    /// The version of NVIDIA's driver, where it was asked for and there is one; also where the processor computes.
+    pub driver: Option<String>,
+    /// Whether NVIDIA's driver is installed: then who asks for `auto` expects the GPU.
+    #[serde(skip)]
+    pub expected_gpu: bool,
     /// The library that must be loaded for it, where it is not to be searched for.
+    #[serde(skip)]
     pub library: Option<PathBuf>,
     /// What would have been better, and why it cannot be used.
     pub passed_over: Vec<PassedOver>,
+    /// What is not certain about the GPU, a line each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+fn shown<S: Serializer>(device: &Device, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(device)
+}
+
+fn named<S: Serializer>(provider: &&'static dyn Provider, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(provider.name())
+}
+
+impl Chosen {
+    /// What a person is told of the choice, a line each: what is uncertain; with `verbose` what `auto` took and why not the
+    /// others, and without too where there is a GPU's driver and the processor computes.
+    pub fn told(&self, verbose: bool) -> Vec<String> {
+        let mut lines: Vec<String> = self.notes.iter().map(|note| format!("device: {note}")).collect();
+        if self.asked != Device::Auto {
+            return lines;
+        }
+        let unused = self.expected_gpu && !self.provider.on_gpu();
+        if verbose || unused {
+            lines.push(format!("device: auto took {self}"));
+        }
+        // Without -v one reason is enough: that of the device which needs least.
+        let least = if unused { self.passed_over.len().saturating_sub(1) } else { self.passed_over.len() };
+        let reasons = self.passed_over.iter().skip(if verbose { 0 } else { least });
+        lines.extend(reasons.map(|passed| format!("device: not {}: {}", passed.device, passed.reason)));
+        lines
+    }
+}
+
+/// `cuda (NVIDIA RTX A4000, driver 580.65.06)`; `cpu`.
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.provider.name())?;
+        match (&self.gpu, &self.driver) {
+            (Some(gpu), Some(driver)) => write!(f, " ({}, driver {driver})", gpu.name),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Device {
@@ -90,10 +142,7 @@ impl Device {
             let reason = match provider.unavailable(machine) {
                 Some(reason) => reason,
                 None => match suits(provider.name()) {
-                    Ok(()) => {
-                        let gpu = machine.gpu().filter(|_| provider.on_gpu()).cloned();
-                        return Ok(Chosen { provider, gpu, library: machine.library.clone(), passed_over });
-                    }
+                    Ok(()) => return Ok(self.chosen(provider, machine, passed_over)),
                     Err(reason) => unsuited.insert(reason).clone(),
                 },
             };
@@ -105,6 +154,26 @@ impl Device {
         let reasons: Vec<String> = passed_over.into_iter().map(|p| format!("{}: {}", p.device, p.reason)).collect();
         let message = format!("device `{self}` cannot be used: {}", reasons.join("; "));
         Err(Error::new(Code::DEVICE_UNAVAILABLE, message))
+    }
+
+    fn chosen(self, provider: &'static dyn Provider, machine: &Machine, passed_over: Vec<PassedOver>) -> Chosen {
+        let mut notes = if provider.on_gpu() { machine.notes.clone() } else { Vec::new() };
+        let several = machine.nvidia.as_ref().is_ok_and(|nvidia| nvidia.gpus.len() > 1);
+        if provider.name() == "tensorrt-rtx" && several {
+            let message =
+                "of several GPUs TensorRT for RTX takes the first that it finds: name one in CUDA_VISIBLE_DEVICES";
+            notes.push(message.to_owned());
+        }
+        Chosen {
+            asked: self,
+            provider,
+            gpu: machine.gpu().filter(|_| provider.on_gpu()).cloned(),
+            driver: machine.nvidia.as_ref().ok().map(|nvidia| nvidia.driver.clone()),
+            expected_gpu: machine.installed,
+            library: provider.library(machine),
+            passed_over,
+            notes,
+        }
     }
 
     /// Whether a provider of that name is what was asked for.

@@ -1,6 +1,7 @@
 //! What providers that compute by engines need to know of a graph.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,4 +25,40 @@ pub struct ProfiledInput {
     pub opt: Vec<u64>,
     /// The largest.
     pub max: Vec<u64>,
+}
+
+/// The libraries that make engines, as this process has them loaded: file names, which hold versions, and sizes. `unknown` where the
+/// system does not say (it is Linux that does) or none is loaded.
+pub fn engine_libraries() -> String {
+    loaded(&["libnvinfer.so", "libtensorrt_rtx"])
+}
+
+/// The loaded libraries whose names begin so.
+fn loaded(names: &[&str]) -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    // The sixth column is the file, with its links followed.
+    let files = maps.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
+    let named = |path: &&Path| {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        names.iter().any(|begin| name.starts_with(begin))
+    };
+    let told = |path: &Path| {
+        let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
+        format!("{} of {bytes} bytes", path.file_name().unwrap_or_default().to_string_lossy())
+    };
+    let all: BTreeSet<String> = files.filter(named).map(told).collect();
+    if all.is_empty() { "unknown".to_owned() } else { all.into_iter().collect::<Vec<_>>().join(", ") }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loaded_libraries_are_named_with_their_size() {
+        let found = loaded(&["libc.so", "libm.so"]);
+        assert!(found.contains("libc.so") && found.ends_with(" bytes"), "{found}");
+        assert_eq!(found.matches("libc.so").count(), 1, "once each: {found}");
+        assert_eq!(loaded(&["no-such-library"]), "unknown");
+    }
 }

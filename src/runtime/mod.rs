@@ -7,18 +7,22 @@
 mod binding;
 mod device;
 mod engine;
+mod libraries;
 mod library;
 mod machine;
+mod placement;
 mod provider;
 mod session;
+mod visible;
 
 use std::sync::{Mutex, OnceLock};
 
 pub use binding::{DeviceTensor, Flowing, Input, Leave};
 pub use device::{Chosen, Device, PassedOver};
-pub use engine::{EngineOptions, ProfiledInput};
+pub use engine::{EngineOptions, ProfiledInput, engine_libraries};
 pub use library::{LIBRARY_NAME, PINNED_VERSION, search_order};
 pub use machine::{Gpu, Machine, Nvidia};
+pub use placement::{Placed, Placement};
 pub use provider::{CPU, Provider};
 pub use session::{Session, SessionOptions, Source};
 
@@ -41,6 +45,11 @@ static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 const MAX_LOG_LINES: usize = 1000;
 
 impl Runtime {
+    /// What this process has loaded, if it has.
+    pub fn loaded() -> Option<&'static Self> {
+        RUNTIME.get()
+    }
+
     /// Finds and loads ONNX Runtime, or returns it where it was loaded before (`explicit` is then not looked at
     /// again: a process has one library).
     ///

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use super::binding::code_of;
+use super::placement::{self, Placement};
 use super::{CPU, EngineOptions, Provider, Runtime};
 use crate::error::{Code, Error, Result};
 
@@ -13,8 +14,10 @@ use crate::error::{Code, Error, Result};
 pub struct SessionOptions {
     /// Who computes it.
     pub provider: &'static dyn Provider,
-    /// Whether a node that the provider leaves to the CPU is an error.
+    /// Whether a node that the provider leaves to the CPU is an error, unless it handles extents alone.
     pub strict: bool,
+    /// Whether it is recorded where each node is computed ([`Session::placement`]).
+    pub placement: bool,
     /// Threads within an operator; by default one a core.
     pub threads: Option<usize>,
     /// Whether ONNX Runtime may rewrite the graph. Without, it runs operator by operator, as written.
@@ -29,9 +32,23 @@ pub struct SessionOptions {
     pub shrink: bool,
 }
 
+impl SessionOptions {
+    /// On the CPU, as fast as it can.
+    pub const DEFAULT: Self = Self {
+        provider: CPU,
+        strict: false,
+        placement: false,
+        threads: None,
+        optimize: true,
+        prepack: true,
+        fold: true,
+        shrink: false,
+    };
+}
+
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { provider: CPU, strict: false, threads: None, optimize: true, prepack: true, fold: true, shrink: false }
+        Self::DEFAULT
     }
 }
 
@@ -58,13 +75,14 @@ pub struct Session {
     provider: &'static dyn Provider,
     /// Whether inputs and outputs are bound ([`super::binding`]).
     pub(super) bind: bool,
+    placement: Option<Placement>,
 }
 
 impl Session {
     /// Loads the graph at `path`; its external data lies beside it.
     ///
     /// # Errors
-    /// `device.unavailable`, or `runtime.model` when ONNX Runtime refuses the graph.
+    /// `device.unavailable`, `device.fallback`, or `runtime.model` when ONNX Runtime refuses the graph.
     pub fn open(runtime: &Runtime, path: &Path, options: &SessionOptions) -> Result<Self> {
         Self::load(runtime, Source::File(path), options, &EngineOptions::default())
     }
@@ -120,7 +138,9 @@ impl Session {
             Code::DEVICE_MEMORY => Error::new(Code::DEVICE_MEMORY, format!("{what} cannot be loaded: {e}")).at(path),
             _ => refused(&e),
         })?;
-        Ok(Self { inner, path: path.to_path_buf(), provider: options.provider, bind: options.provider.on_gpu() })
+        let placement = placement::placed(&inner, options, path)?;
+        let (path, provider) = (path.to_path_buf(), options.provider);
+        Ok(Self { inner, path, provider, bind: provider.on_gpu(), placement })
     }
 
     /// Writes the graph at `path` to `target`, a new file, as it would be run: rewritten, its weights laid out for this
@@ -159,6 +179,7 @@ impl Session {
             (true, true) => GraphOptimizationLevel::All,
         };
         let builder = ort::session::Session::builder(&runtime.environment)?.with_optimization_level(level)?;
+        let builder = placement::record(builder, options)?;
         // A pattern is recorded in the first run and allocated as one more block from the second on, beside what the first
         // left in the arena: measured, it doubles the memory of activations and makes nothing faster.
         let mut builder = builder.with_memory_pattern(false)?;
@@ -180,6 +201,11 @@ impl Session {
             builder = builder.with_intra_threads(threads)?;
         }
         Ok(builder)
+    }
+
+    /// Where each node is computed, if the options asked for it.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
     }
 
     /// The provider that it was loaded for.

@@ -113,6 +113,7 @@ pub(super) fn answer(
     let expected = Expected { scans: subjects.len(), reports: reports.len() };
     let options = Options { expected, keep_tensors: false, voxels: false, ..plan.options.clone() };
     let mut predictor = Predictor::open(&plan.bundle, options)?;
+    predictor.chosen().told(false).iter().for_each(|line| progress.line(line));
     let manifest = &predictor.bundle().manifest;
     if manifest.labels != labels {
         return Err(Error::new(Code::BUNDLE_MANIFEST, "the bundle was replaced meanwhile").at(&plan.bundle));
