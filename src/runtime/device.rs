@@ -111,11 +111,26 @@ impl Chosen {
             lines.push(format!("device: auto took {self}"));
         }
         // Without -v one reason is enough: that of the device which needs least.
-        let least = if unused { self.passed_over.len().saturating_sub(1) } else { self.passed_over.len() };
-        let reasons = self.passed_over.iter().skip(if verbose { 0 } else { least });
-        lines.extend(reasons.map(|passed| format!("device: not {}: {}", passed.device, passed.reason)));
+        let told = match (verbose, unused, self.passed_over.split_last()) {
+            (true, ..) => self.passed_over.as_slice(),
+            (false, true, Some((least, _))) => std::slice::from_ref(least),
+            _ => &[],
+        };
+        lines.extend(reasons(told).into_iter().map(|reason| format!("device: not {reason}")));
         lines
     }
+}
+
+/// `NAME: reason`, devices with the same reason in one.
+fn reasons(passed_over: &[PassedOver]) -> Vec<String> {
+    let mut all: Vec<(Vec<&str>, &str)> = Vec::new();
+    for PassedOver { device, reason } in passed_over {
+        match all.iter_mut().find(|(_, same)| same == reason) {
+            Some((devices, _)) => devices.push(device),
+            None => all.push((vec![device], reason)),
+        }
+    }
+    all.into_iter().map(|(devices, reason)| format!("{}: {reason}", devices.join(", "))).collect()
 }
 
 /// `cuda (NVIDIA RTX A4000, driver 580.65.06)`; `cpu`.
@@ -151,8 +166,11 @@ impl Device {
         if let Some(reason) = unsuited {
             return Err(Error::new(Code::DEVICE_PRECISION, format!("device `{self}`: {reason}")));
         }
-        let reasons: Vec<String> = passed_over.into_iter().map(|p| format!("{}: {}", p.device, p.reason)).collect();
-        let message = format!("device `{self}` cannot be used: {}", reasons.join("; "));
+        let why = match passed_over.as_slice() {
+            [one] => one.reason.clone(),
+            several => reasons(several).join("; "),
+        };
+        let message = format!("device `{self}` cannot be used: {why}; --device cpu needs no GPU");
         Err(Error::new(Code::DEVICE_UNAVAILABLE, message))
     }
 

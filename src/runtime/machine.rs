@@ -101,6 +101,10 @@ fn ask(nvml: &Nvml, enumeration: &Enumeration, notes: &mut Vec<String>) -> Resul
     let cuda = nvml.sys_cuda_driver_version().map_err(told("which CUDA it supports"))?;
     let part = |number: i32| u32::try_from(number).unwrap_or(0);
     let cuda = (part(cuda / 1000), part(cuda % 1000 / 10));
+    if cuda < super::libraries::CUDA_VERSION {
+        // Too old to be used, and maybe to be asked more.
+        return Ok(Nvidia { driver, cuda, gpus: Vec::new() });
+    }
     let count = nvml.device_count().map_err(told("its GPUs"))?;
     let all = (0..count).map(|index| gpu(nvml, index)).collect::<Result<Vec<_>, _>>().map_err(told("its GPUs"))?;
     if all.is_empty() {
@@ -126,7 +130,7 @@ fn gpu(nvml: &Nvml, index: u32) -> Result<Gpu, NvmlError> {
 
 /// Why NVML does not answer, and what to do; and whether it is there.
 fn no_driver(error: &NvmlError, installed: &mut bool) -> String {
-    let install = format!("install the driver {} or later, or compute with --device cpu", super::libraries::DRIVER);
+    let install = format!("install the driver {} or later", super::libraries::DRIVER);
     *installed = true;
     match error {
         NvmlError::LibloadingError(e) => {

@@ -18,7 +18,7 @@ use std::sync::{Mutex, OnceLock};
 pub use device::{Chosen, Device, PassedOver};
 pub use library::{LIBRARY_NAME, PINNED_VERSION, search_order};
 pub use machine::{Gpu, Machine, Nvidia};
-pub use placement::{Placed, Placement};
+pub use placement::{Left, Placed, Placement, SHAPES};
 pub use provider::{CPU, Provider};
 pub use session::{EngineOptions, ProfiledInput, Session, SessionOptions};
 
