@@ -1,6 +1,7 @@
 //! `ba-infer`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,7 +12,7 @@ use crate::checkpoint::write_safetensors;
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::cohort::{self, Results, Row, error_json};
-use crate::infer::{EncodedReport, Expected, Mode, Options, Prediction, Predictor, Reading, ahead};
+use crate::infer::{EncodedReport, Expected, Mode, Options, Prediction, Predictor, Reading, Tell, ahead};
 use crate::runtime::{Device, take_log};
 use crate::tensor::{LazyTensor, Tensor};
 use crate::text::read_report;
@@ -158,6 +159,16 @@ fn lines_beside(output: &Path) -> Option<PathBuf> {
     csv.then(|| output.with_extension("jsonl"))
 }
 
+/// Tells lines on stderr, from whatever thread.
+fn telling(args: &Args) -> Tell {
+    if args.common.quiet {
+        return Tell::default();
+    }
+    Tell::new(|line| {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    })
+}
+
 fn open(args: &Args, expected: Expected) -> Result<Predictor> {
     let options = Options {
         device: args.device,
@@ -173,6 +184,8 @@ fn open(args: &Args, expected: Expected) -> Result<Predictor> {
         prepacked: args.prepacked,
         voxels: args.save_conformed.is_some() || args.save_preview.is_some(),
         keep_tensors: args.save_tensors.is_some(),
+        tell: telling(args),
+        ..Options::default()
     };
     let predictor = Predictor::open(&args.bundle, options)?;
     tell(&args.common, predictor.chosen().told(args.common.verbose));
@@ -245,17 +258,20 @@ fn scan(
     report: Option<&str>,
     encoded: &mut Option<EncodedReport>,
 ) -> Result<Prediction> {
-    if let (Some(report), None) = (report, &encoded) {
-        *encoded = Some(predictor.encode_report(report)?);
-    }
-    let scan = reading.finish()?;
-    if let (Some(path), Some(conformed)) = (&args.save_conformed, scan.conformed()) {
-        conformed.save(path)?;
-    }
-    if let (Some(path), Some(conformed)) = (&args.save_preview, scan.conformed()) {
-        conformed.save_preview(path)?;
-    }
-    let mut prediction = predictor.predict(scan, encoded.as_ref())?;
+    let read = || {
+        let scan = reading.finish()?;
+        if let (Some(path), Some(conformed)) = (&args.save_conformed, scan.conformed()) {
+            conformed.save(path)?;
+        }
+        if let (Some(path), Some(conformed)) = (&args.save_preview, scan.conformed()) {
+            conformed.save_preview(path)?;
+        }
+        Ok(scan)
+    };
+    let mut prediction = match report {
+        Some(report) => predictor.predict_both(report, encoded, read)?,
+        None => predictor.predict(read()?, None)?,
+    };
     prediction.report.clone_from(&args.report);
     if let Some(path) = &args.save_tensors {
         let tensors = prediction.tensors.drain(..).map(|(name, tensor)| (name, lazy(&tensor)));
@@ -334,12 +350,13 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
 
 /// One row: its report is read and encoded while its scan is read.
 fn list_row(predictor: &mut Predictor, row: &Row, reading: Reading<'_>) -> Result<Prediction> {
-    let report = row.report_path().map(|path| read_report(&path)).transpose()?;
-    if report.is_none() {
-        predictor.needs_no_report()?;
+    match row.report_path() {
+        Some(path) => predictor.predict_both(&read_report(&path)?, &mut None, || reading.finish()),
+        None => {
+            predictor.needs_no_report()?;
+            predictor.predict(reading.finish()?, None)
+        }
     }
-    let encoded = report.map(|text| predictor.encode_report(&text)).transpose()?;
-    predictor.predict(reading.finish()?, encoded.as_ref())
 }
 
 fn short_line(row: &Row, prediction: &Prediction) -> String {

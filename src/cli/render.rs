@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::layers;
-use crate::bundle::{Parity, SourceRecord};
+use crate::bundle::{Parity, SourceRecord, Target};
 use crate::export::{PartSummary, StageCheck, StageLimit, Summary};
 use crate::infer::Prediction;
 
@@ -102,6 +102,9 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
         Some(_) => "against fp32, on held-out inputs where there are enough",
         None => "against the plain fp32 graphs, on the calibration inputs",
     };
+    if summary.target != Target::Cpu {
+        let _ = writeln!(text, "\nmade for {}", summary.target);
+    }
     let _ = writeln!(text, "\nmax error, cosine: {against}");
     text += &unchecked(&summary.parts);
     if let Some(quantization) = &summary.quantization {

@@ -86,7 +86,7 @@ pub(super) fn listed(path: &Path, name: &str) -> Result<FileRecord> {
 
 /// Removes the files of a part.
 fn remove_staged(staging: &Staging, made: &mut Made, part: usize) -> Result<()> {
-    let old = |f: &FileRecord| f.name.starts_with(&format!("{}.onnx", PARTS[part]));
+    let old = |f: &FileRecord| f.name.starts_with(&format!("{}.", PARTS[part]));
     for file in made.files.iter().filter(|f| old(f)) {
         let path = staging.path().join(&file.name);
         std::fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot remove the old file", e))?;

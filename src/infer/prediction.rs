@@ -62,6 +62,9 @@ pub struct Run {
     pub from_cache: Vec<&'static str>,
     /// Memory of the process.
     pub memory_bytes: Memory,
+    /// Memory of the GPU, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_bytes: Option<GpuMemory>,
     /// How the large weights were verified: `hashed` in this process, `unchanged since hashed`, or, where laid-out copies of
     /// the cache were used, `unchanged since laid out`.
     pub weights: &'static str,
@@ -83,6 +86,8 @@ fn rounded<S: serde::Serializer>(ms: &Option<f64>, serializer: S) -> std::result
 pub struct StageRun {
     /// The graph.
     pub part: String,
+    /// The provider that it is loaded for.
+    pub provider: &'static str,
     /// How it was kept.
     pub mode: Mode,
     /// In how many groups of blocks, each loaded and released.
@@ -103,6 +108,15 @@ pub struct Memory {
     pub planned: u64,
     /// The peak so far, where the system tells it.
     pub peak: Option<u64>,
+}
+
+/// Memory of a GPU, in bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct GpuMemory {
+    /// What was free before anything was loaded.
+    pub free: u64,
+    /// The peak that was planned.
+    pub planned: u64,
 }
 
 /// Which bundle answered.
@@ -129,7 +143,8 @@ impl BundleIdentity {
     }
 }
 
-/// Milliseconds by stage, in the order in which stages first ran.
+/// Milliseconds by stage, in the order in which stages first ran. Where stages run at once, on a GPU, their sum is more than the clock
+/// shows ([`Run::wall_ms`]).
 #[derive(Clone, Debug, Default)]
 pub struct Timing(Vec<(String, f64)>);
 

@@ -4,7 +4,9 @@
 //! a missing, too old or unusable library is an error, never a panic. A [`Session`] takes and gives
 //! [`Tensor`](crate::tensor::Tensor)s by name. What ONNX Runtime logs is collected, not printed: [`take_log`].
 
+mod binding;
 mod device;
+mod engine;
 mod libraries;
 mod library;
 mod machine;
@@ -15,12 +17,14 @@ mod visible;
 
 use std::sync::{Mutex, OnceLock};
 
+pub use binding::{DeviceTensor, Flowing, Input, Leave};
 pub use device::{Chosen, Device, PassedOver};
+pub use engine::{EngineOptions, ProfiledInput, engine_libraries};
 pub use library::{LIBRARY_NAME, PINNED_VERSION, search_order};
 pub use machine::{Gpu, Machine, Nvidia};
 pub use placement::{Left, Placed, Placement, SHAPES};
 pub use provider::{CPU, Provider};
-pub use session::{EngineOptions, ProfiledInput, Session, SessionOptions};
+pub use session::{Session, SessionOptions, Source};
 
 use crate::error::{Code, Error, Result};
 
