@@ -54,6 +54,7 @@ fn machine(capability: (u32, u32), folder: &Path) -> Machine {
         loaded: None,
         folders: vec![folder.join("nowhere"), folder.to_path_buf()],
         system_loader: false,
+        refused: Vec::new(),
         installed: true,
         notes: Vec::new(),
     }
@@ -341,19 +342,19 @@ fn the_driver_is_asked() {
 #[test]
 fn what_onnx_runtime_refuses_is_told() {
     let cli = Cli::new();
-    for device in ["cuda", "tensorrt", "auto"] {
-        let done = cli.run(device, &[], &[]);
-        assert_eq!(done.code, Some(1), "{done:#?}");
-        names(&done.stderr, &["error[device.unavailable]: ", "ONNX Runtime does not take the device"]);
+    for (device, refused) in [("cuda", "cuda"), ("tensorrt", "tensorrt-rtx"), ("tensorrt-rtx", "tensorrt-rtx")] {
+        let done = cli.run(device, &[], &[]).fails_with_one_line("device.unavailable");
+        done.naming(&[&format!("ONNX Runtime does not take the device `{refused}`")]);
     }
-    let done = cli.run("tensorrt-rtx", &[], &[]);
-    assert_eq!(done.code, Some(1), "{done:#?}");
-    names(&done.stderr, &["error[device.unavailable]: ", "does not take the device `tensorrt-rtx`"]);
+    // `auto` goes on to the next, and the processor computes.
+    let done = cli.run("auto", &[], &["--json"]).ok();
+    names(&done.stderr, &["auto took cpu", "not cuda: ONNX Runtime does not take"]);
+    let chosen = &done.json()["run"]["chosen"];
+    assert_eq!((&chosen["device"], &chosen["driver"]), (&"cpu".into(), &"580.65.06".into()));
+    let passed_over: Vec<&str> = (0..3).filter_map(|i| chosen["passed_over"][i]["device"].as_str()).collect();
+    assert_eq!(passed_over, ["tensorrt", "tensorrt-rtx", "cuda"]);
     let json = cli.run("cuda", &[], &["--json"]);
     assert_eq!(json.json()["error"]["code"], "device.unavailable");
-    let different = ("FAKE_GPUS", "Imagined 4000/8/6;Imagined 6000/8/9");
-    let done = cli.run("cuda", &[different], &[]);
-    names(&done.stderr, &["device: there are different GPUs", "CUDA_DEVICE_ORDER=PCI_BUS_ID"]);
     // The CPU is not asked for a GPU, and strictness means nothing to it.
     let done = cli.run("cpu", &[("FAKE_INIT", "9")], &["--strict-device", "-v", "--json"]).ok();
     names(&done.stderr, &["placement: vision: ", " nodes on CPUExecutionProvider"]);

@@ -1,13 +1,13 @@
 //! Which device is taken, and why not the others.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
 use super::provider::PROVIDERS;
-use super::{Gpu, Machine, Provider};
+use super::{Gpu, Machine, Provider, Runtime};
 use crate::error::{Code, Error, Result};
 
 /// What a user asks for.
@@ -154,7 +154,8 @@ impl Device {
         let mut passed_over = Vec::new();
         let mut unsuited = None;
         for &provider in PROVIDERS.iter().filter(|p| self.may_be(p.name())) {
-            let reason = match provider.unavailable(machine) {
+            let refused = machine.refused.iter().find(|refused| refused.device == provider.name());
+            let reason = match refused.map(|r| r.reason.clone()).or_else(|| provider.unavailable(machine)) {
                 Some(reason) => reason,
                 None => match suits(provider.name()) {
                     Ok(()) => return Ok(self.chosen(provider, machine, passed_over)),
@@ -172,6 +173,26 @@ impl Device {
         };
         let message = format!("device `{self}` cannot be used: {why}; --device cpu needs no GPU");
         Err(Error::new(Code::DEVICE_UNAVAILABLE, message))
+    }
+
+    /// Looks at this machine, chooses as [`Self::choose`] does, loads ONNX Runtime (`library`, else as the device needs it) and has
+    /// it take the device. What it does not take, `auto` passes over: a driver may answer and its GPU be out of reach.
+    ///
+    /// # Errors
+    /// Those of [`Self::choose`] and of [`Runtime::load`].
+    pub fn open(
+        self,
+        library: Option<&Path>,
+        suits: &dyn Fn(&str) -> std::result::Result<(), String>,
+    ) -> Result<(Chosen, &'static Runtime)> {
+        let mut machine = Machine::look(self, library);
+        loop {
+            let chosen = self.choose(&machine, suits)?;
+            let runtime = Runtime::load(chosen.library.as_deref())?;
+            let Err(error) = runtime.takes(chosen.provider) else { return Ok((chosen, runtime)) };
+            machine.loaded = Some(runtime.library.clone());
+            machine.refused.push(PassedOver { device: chosen.provider.name(), reason: error.message().to_owned() });
+        }
     }
 
     fn chosen(self, provider: &'static dyn Provider, machine: &Machine, passed_over: Vec<PassedOver>) -> Chosen {

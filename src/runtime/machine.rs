@@ -11,7 +11,7 @@ use nvml_wrapper::error::NvmlError;
 use serde::{Serialize, Serializer};
 
 use super::visible::{Enumeration, visible};
-use super::{Device, library};
+use super::{Device, PassedOver, library};
 
 /// One GPU, as the driver tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -62,6 +62,8 @@ pub struct Machine {
     pub system_loader: bool,
     /// Whether NVIDIA's driver is installed, also where it does not answer.
     pub installed: bool,
+    /// Devices that ONNX Runtime was asked for and did not take.
+    pub refused: Vec<PassedOver>,
     /// What cannot be told for certain, a line each.
     pub notes: Vec<String>,
 }
@@ -85,6 +87,7 @@ impl Machine {
             loaded: super::Runtime::loaded().map(|runtime| runtime.library.clone()),
             folders: library::folders(),
             system_loader: true,
+            refused: Vec::new(),
             notes,
         }
     }

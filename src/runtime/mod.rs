@@ -74,6 +74,17 @@ impl Runtime {
     }
 }
 
+impl Runtime {
+    /// Has a provider taken as for a session, without a graph.
+    fn takes(&self, provider: &'static dyn Provider) -> Result<()> {
+        let refused =
+            |e: ort::Error| Error::new(Code::DEVICE_UNAVAILABLE, format!("ONNX Runtime takes no sessions: {e}"));
+        let builder = ort::session::Session::builder(&self.environment).map_err(refused)?;
+        let options = SessionOptions { provider, ..SessionOptions::DEFAULT };
+        provider.configure(self, builder, &options, &EngineOptions::default()).map(drop)
+    }
+}
+
 fn log(level: ort::logging::LogLevel, message: &str) {
     if level >= ort::logging::LogLevel::Warning {
         let mut lines = LOG.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
