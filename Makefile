@@ -28,7 +28,7 @@ ABLATION ?= --seeds 1,2,3 --epochs 12 --lr 3e-3 --batch 16 --embed 1,4,8,12 --jo
 PROFILE := --release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ablation test check build ort venv ort119 trt bench bench-venv clean-ablation clean-demo clean
+.PHONY: help demo ablation test check build ort gpu venv ort119 trt bench bench-venv clean-ablation clean-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -66,6 +66,11 @@ ort: ## ONNX Runtime's library into .ort/
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 \
 	  || { echo '$(PYTHON) has no pip: install it (Debian, Ubuntu: apt install python3-pip) or name another with PYTHON=' >&2; exit 1; }
 	@$(PYTHON) scripts/fetch_onnxruntime.py
+
+gpu: ## ONNX Runtime for NVIDIA GPUs and the libraries that it needs beside the driver, into .ort/gpu/ (Linux, x86-64)
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 \
+	  || { echo '$(PYTHON) has no pip: install it (Debian, Ubuntu: apt install python3-pip) or name another with PYTHON=' >&2; exit 1; }
+	@$(PYTHON) scripts/fetch_gpu.py
 
 # Another interpreter given as BA_PYTHON is used as it is.
 venv: $(if $(filter $(CURDIR)/$(VENV)/%,$(BA_PYTHON)),$(VENV)/ready) ## the tests' Python environment into .venv/

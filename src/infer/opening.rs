@@ -15,7 +15,7 @@ use crate::bundle::{Bundle, Tool};
 use crate::error::{Code, Error, Result};
 use crate::model::PARTS;
 use crate::onnx::SegmentedModel;
-use crate::runtime::{Chosen, Gpu, Machine, Runtime, SessionOptions, engine_libraries};
+use crate::runtime::{Chosen, Gpu, Runtime, SessionOptions, compute_libraries, engine_libraries};
 
 /// Bytes beside the grid that reading a scan takes: inflating, blocks of rows, and what a row needs.
 const READING: u64 = 24 << 20;
@@ -24,8 +24,6 @@ const READING: u64 = 24 << 20;
 pub(super) struct Taken {
     /// It.
     pub chosen: Chosen,
-    /// The driver's version; empty where there is none.
-    driver: String,
     /// ONNX Runtime, as the device needs it.
     pub runtime: &'static Runtime,
 }
@@ -45,11 +43,9 @@ pub(super) struct Opened {
 
 /// The device that is taken for this bundle, and ONNX Runtime for it.
 pub(super) fn taken(bundle: &Bundle, options: &Options) -> Result<Taken> {
-    let machine = Machine::look(options.device, options.library.as_deref());
-    let chosen = options.device.choose(&machine, &|name| bundle.manifest.suits(name))?;
-    let driver = machine.nvidia.map(|nvidia| nvidia.driver).unwrap_or_default();
-    let runtime = Runtime::load(chosen.library.as_deref())?;
-    Ok(Taken { chosen, driver, runtime })
+    let suits = |name: &str| bundle.manifest.suits(name);
+    let (chosen, runtime) = options.device.open(options.library.as_deref(), &suits)?;
+    Ok(Taken { chosen, runtime })
 }
 
 impl Taken {
@@ -63,8 +59,8 @@ impl Taken {
     fn identity(&self) -> String {
         let provider = self.chosen.provider;
         let gpu = self.chosen.gpu.as_ref().filter(|_| provider.on_gpu());
-        let libraries = if provider.makes_engines() { engine_libraries() } else { String::new() };
-        identity(provider.name(), gpu, &self.driver, &libraries)
+        let driver = self.chosen.driver.as_deref().unwrap_or_default();
+        identity(provider.name(), gpu, driver, &compute_libraries())
     }
 
     /// How graphs are loaded on it.
@@ -106,7 +102,7 @@ impl Taken {
             gpu: gpu.map(|g| g.name.clone()).unwrap_or_default(),
             compute_capability: gpu.map(|g| format!("{}.{}", g.capability.0, g.capability.1)).unwrap_or_default(),
             tensorrt: engine_libraries(),
-            driver: self.driver.clone(),
+            driver: self.chosen.driver.clone().unwrap_or_default(),
             onnxruntime: self.runtime.build.to_owned(),
             inputs: Vec::new(),
         }

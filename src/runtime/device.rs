@@ -1,13 +1,13 @@
 //! Which device is taken, and why not the others.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
 use super::provider::PROVIDERS;
-use super::{Gpu, Machine, Provider};
+use super::{Gpu, Machine, Provider, Runtime};
 use crate::error::{Code, Error, Result};
 
 /// What a user asks for.
@@ -111,11 +111,26 @@ impl Chosen {
             lines.push(format!("device: auto took {self}"));
         }
         // Without -v one reason is enough: that of the device which needs least.
-        let least = if unused { self.passed_over.len().saturating_sub(1) } else { self.passed_over.len() };
-        let reasons = self.passed_over.iter().skip(if verbose { 0 } else { least });
-        lines.extend(reasons.map(|passed| format!("device: not {}: {}", passed.device, passed.reason)));
+        let told = match (verbose, unused, self.passed_over.split_last()) {
+            (true, ..) => self.passed_over.as_slice(),
+            (false, true, Some((least, _))) => std::slice::from_ref(least),
+            _ => &[],
+        };
+        lines.extend(reasons(told).into_iter().map(|reason| format!("device: not {reason}")));
         lines
     }
+}
+
+/// `NAME: reason`, devices with the same reason in one.
+fn reasons(passed_over: &[PassedOver]) -> Vec<String> {
+    let mut all: Vec<(Vec<&str>, &str)> = Vec::new();
+    for PassedOver { device, reason } in passed_over {
+        match all.iter_mut().find(|(_, same)| same == reason) {
+            Some((devices, _)) => devices.push(device),
+            None => all.push((vec![device], reason)),
+        }
+    }
+    all.into_iter().map(|(devices, reason)| format!("{}: {reason}", devices.join(", "))).collect()
 }
 
 /// `cuda (NVIDIA RTX A4000, driver 580.65.06)`; `cpu`.
@@ -139,7 +154,8 @@ impl Device {
         let mut passed_over = Vec::new();
         let mut unsuited = None;
         for &provider in PROVIDERS.iter().filter(|p| self.may_be(p.name())) {
-            let reason = match provider.unavailable(machine) {
+            let refused = machine.refused.iter().find(|refused| refused.device == provider.name());
+            let reason = match refused.map(|r| r.reason.clone()).or_else(|| provider.unavailable(machine)) {
                 Some(reason) => reason,
                 None => match suits(provider.name()) {
                     Ok(()) => return Ok(self.chosen(provider, machine, passed_over)),
@@ -151,9 +167,32 @@ impl Device {
         if let Some(reason) = unsuited {
             return Err(Error::new(Code::DEVICE_PRECISION, format!("device `{self}`: {reason}")));
         }
-        let reasons: Vec<String> = passed_over.into_iter().map(|p| format!("{}: {}", p.device, p.reason)).collect();
-        let message = format!("device `{self}` cannot be used: {}", reasons.join("; "));
+        let why = match passed_over.as_slice() {
+            [one] => one.reason.clone(),
+            several => reasons(several).join("; "),
+        };
+        let message = format!("device `{self}` cannot be used: {why}; --device cpu needs no GPU");
         Err(Error::new(Code::DEVICE_UNAVAILABLE, message))
+    }
+
+    /// Looks at this machine, chooses as [`Self::choose`] does, loads ONNX Runtime (`library`, else as the device needs it) and has
+    /// it take the device. What it does not take, `auto` passes over: a driver may answer and its GPU be out of reach.
+    ///
+    /// # Errors
+    /// Those of [`Self::choose`] and of [`Runtime::load`].
+    pub fn open(
+        self,
+        library: Option<&Path>,
+        suits: &dyn Fn(&str) -> std::result::Result<(), String>,
+    ) -> Result<(Chosen, &'static Runtime)> {
+        let mut machine = Machine::look(self, library);
+        loop {
+            let chosen = self.choose(&machine, suits)?;
+            let runtime = Runtime::load(chosen.library.as_deref())?;
+            let Err(error) = runtime.takes(chosen.provider) else { return Ok((chosen, runtime)) };
+            machine.loaded = Some(runtime.library.clone());
+            machine.refused.push(PassedOver { device: chosen.provider.name(), reason: error.message().to_owned() });
+        }
     }
 
     fn chosen(self, provider: &'static dyn Provider, machine: &Machine, passed_over: Vec<PassedOver>) -> Chosen {

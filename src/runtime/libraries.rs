@@ -9,8 +9,12 @@
 
 use std::path::Path;
 
+use super::library::loader_reason;
+
 /// The oldest driver that serves CUDA 13.
 pub(super) const DRIVER: u32 = 580;
+/// The CUDA whose libraries are used, (major, minor).
+pub(super) const CUDA_VERSION: (u32, u32) = (13, 0);
 /// The oldest compute capability that CUDA 13 serves.
 pub(super) const CAPABILITY: (u32, u32) = (7, 5);
 
@@ -51,10 +55,27 @@ const CUBLAS: Needed = Needed { file: "libcublas.so.13", what: "cuBLAS 13", from
 const CURAND: Needed = Needed { file: "libcurand.so.10", what: "cuRAND 10", from: From::PyPi("nvidia-curand") };
 const NVRTC: Needed =
     Needed { file: "libnvrtc.so.13", what: "CUDA's compiler 13", from: From::PyPi("nvidia-cuda-nvrtc") };
-const CUDNN: Needed = Needed { file: "libcudnn.so.9", what: "cuDNN 9", from: From::PyPi("nvidia-cudnn-cu13") };
+const fn cudnn(file: &'static str) -> Needed {
+    Needed { file, what: "cuDNN 9", from: From::PyPi("nvidia-cudnn-cu13") }
+}
 
 /// What the CUDA provider needs, each after those that it needs itself.
-pub(super) const CUDA: &[Needed] = &[DRIVERS, RUNTIME, CUBLAS_LT, CUBLAS, CURAND, NVRTC, CUDNN];
+pub(super) const CUDA: &[Needed] = &[
+    DRIVERS,
+    RUNTIME,
+    CUBLAS_LT,
+    CUBLAS,
+    CURAND,
+    NVRTC,
+    cudnn("libcudnn.so.9"),
+    // These cuDNN opens by itself, when the first convolution is set up.
+    cudnn("libcudnn_graph.so.9"),
+    cudnn("libcudnn_ops.so.9"),
+    cudnn("libcudnn_cnn.so.9"),
+    cudnn("libcudnn_heuristic.so.9"),
+    cudnn("libcudnn_engines_precompiled.so.9"),
+    cudnn("libcudnn_engines_runtime_compiled.so.9"),
+];
 
 /// What the TensorRT provider needs beside [`CUDA`], whose provider computes what it leaves.
 pub(super) const TENSORRT: &[Needed] = &[
@@ -93,7 +114,7 @@ pub(super) fn load<'a>(
     for library in needed.clone().filter(|library| !folder.join(library.file).exists()) {
         match system.then(|| ort::util::preload_dylib(library.file)) {
             Some(Ok(())) => {}
-            Some(Err(e)) if !absent(&e.to_string(), library.file) => return Err(broken(library, library.file, &e)),
+            Some(Err(e)) if !absent(&loader_reason(&e), library.file) => return Err(broken(library, library.file, &e)),
             _ => missing.push(library),
         }
     }
@@ -114,8 +135,8 @@ fn absent(reason: &str, file: &str) -> bool {
     reason.contains(&format!("{file}: cannot open shared object file: No such file"))
 }
 
-fn broken(library: &Needed, place: &str, error: &dyn std::fmt::Display) -> String {
-    format!("{} ({}) does not load: {error}; fetch or install it again", place, library.what)
+fn broken(library: &Needed, place: &str, error: &dyn std::error::Error) -> String {
+    format!("{place} ({}) does not load: {}; fetch or install it again", library.what, loader_reason(error))
 }
 
 fn tell_missing(missing: &[&Needed], folder: &Path) -> String {

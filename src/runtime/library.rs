@@ -139,7 +139,7 @@ pub(super) fn load_error(path: &Path, error: &ort::LoadDynamicError) -> Error {
 }
 
 /// The dynamic loader's own words lie in the source of the error, not in its message.
-fn loader_reason(error: &dyn std::error::Error) -> String {
+pub(super) fn loader_reason(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => format!("{error:?}"),

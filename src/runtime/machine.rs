@@ -11,7 +11,7 @@ use nvml_wrapper::error::NvmlError;
 use serde::{Serialize, Serializer};
 
 use super::visible::{Enumeration, visible};
-use super::{Device, library};
+use super::{Device, PassedOver, library};
 
 /// One GPU, as the driver tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -62,6 +62,8 @@ pub struct Machine {
     pub system_loader: bool,
     /// Whether NVIDIA's driver is installed, also where it does not answer.
     pub installed: bool,
+    /// Devices that ONNX Runtime was asked for and did not take.
+    pub refused: Vec<PassedOver>,
     /// What cannot be told for certain, a line each.
     pub notes: Vec<String>,
 }
@@ -85,6 +87,7 @@ impl Machine {
             loaded: super::Runtime::loaded().map(|runtime| runtime.library.clone()),
             folders: library::folders(),
             system_loader: true,
+            refused: Vec::new(),
             notes,
         }
     }
@@ -101,6 +104,10 @@ fn ask(nvml: &Nvml, enumeration: &Enumeration, notes: &mut Vec<String>) -> Resul
     let cuda = nvml.sys_cuda_driver_version().map_err(told("which CUDA it supports"))?;
     let part = |number: i32| u32::try_from(number).unwrap_or(0);
     let cuda = (part(cuda / 1000), part(cuda % 1000 / 10));
+    if cuda < super::libraries::CUDA_VERSION {
+        // Too old to be used, and maybe to be asked more.
+        return Ok(Nvidia { driver, cuda, gpus: Vec::new() });
+    }
     let count = nvml.device_count().map_err(told("its GPUs"))?;
     let all = (0..count).map(|index| gpu(nvml, index)).collect::<Result<Vec<_>, _>>().map_err(told("its GPUs"))?;
     if all.is_empty() {
@@ -126,7 +133,7 @@ fn gpu(nvml: &Nvml, index: u32) -> Result<Gpu, NvmlError> {
 
 /// Why NVML does not answer, and what to do; and whether it is there.
 fn no_driver(error: &NvmlError, installed: &mut bool) -> String {
-    let install = format!("install the driver {} or later, or compute with --device cpu", super::libraries::DRIVER);
+    let install = format!("install the driver {} or later", super::libraries::DRIVER);
     *installed = true;
     match error {
         NvmlError::LibloadingError(e) => {

@@ -19,10 +19,10 @@ use std::sync::{Mutex, OnceLock};
 
 pub use binding::{DeviceTensor, Flowing, Input, Leave};
 pub use device::{Chosen, Device, PassedOver};
-pub use engine::{EngineOptions, ProfiledInput, engine_libraries};
+pub use engine::{EngineOptions, ProfiledInput, compute_libraries, engine_libraries};
 pub use library::{LIBRARY_NAME, PINNED_VERSION, search_order};
 pub use machine::{Gpu, Machine, Nvidia};
-pub use placement::{Placed, Placement};
+pub use placement::{Left, Placed, Placement, SHAPES};
 pub use provider::{CPU, Provider};
 pub use session::{Session, SessionOptions, Source};
 
@@ -71,6 +71,17 @@ impl Runtime {
         let environment = environment
             .map_err(|e| Error::new(Code::RUNTIME_MISSING, format!("ONNX Runtime does not start: {e}")).at(&library))?;
         Ok(RUNTIME.get_or_init(|| Self { environment, library, build: ort::info() }))
+    }
+}
+
+impl Runtime {
+    /// Has a provider taken as for a session, without a graph.
+    fn takes(&self, provider: &'static dyn Provider) -> Result<()> {
+        let refused =
+            |e: ort::Error| Error::new(Code::DEVICE_UNAVAILABLE, format!("ONNX Runtime takes no sessions: {e}"));
+        let builder = ort::session::Session::builder(&self.environment).map_err(refused)?;
+        let options = SessionOptions { provider, ..SessionOptions::DEFAULT };
+        provider.configure(self, builder, &options, &EngineOptions::default()).map(drop)
     }
 }
 

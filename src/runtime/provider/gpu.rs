@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::runtime::libraries::{CAPABILITY, DRIVER};
+use crate::runtime::libraries::{CAPABILITY, CUDA_VERSION, DRIVER};
 use crate::runtime::{Gpu, Machine, library};
 
 /// The GPU that is used, where the driver serves CUDA 13.
@@ -15,7 +15,7 @@ pub(super) fn gpu(machine: &Machine) -> Result<&Gpu, String> {
         return Err("GPUs are used on Linux alone so far".to_owned());
     }
     let nvidia = machine.nvidia.as_ref().map_err(Clone::clone)?;
-    if nvidia.cuda < (13, 0) {
+    if nvidia.cuda < CUDA_VERSION {
         let (major, minor) = nvidia.cuda;
         return Err(format!(
             "NVIDIA's driver {} is too old: it serves CUDA {major}.{minor}, and 13.0 is needed; install the driver {DRIVER} or \

@@ -75,6 +75,8 @@ fn with_providers<const N: usize>(
 
 /// The error of a provider that ONNX Runtime, or what it loads, does not take.
 fn refused(provider: &dyn Provider, reason: &str) -> Error {
+    // ONNX Runtime's own words are many lines, with places in its source.
+    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
     let message = format!("ONNX Runtime does not take the device `{}`: {reason}", provider.name());
     Error::new(Code::DEVICE_UNAVAILABLE, message)
 }
