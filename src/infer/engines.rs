@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::Tell;
 use crate::error::{Error, Result};
-use crate::files::replace;
+use crate::files::{check_room, replace};
 use crate::runtime::ProfiledInput;
 use crate::tensor::hex;
 
@@ -72,6 +72,14 @@ impl EngineKey {
     }
 }
 
+/// What engines are made of.
+pub(super) struct Made<'a> {
+    /// The graph, in words.
+    pub what: &'a str,
+    /// Bytes of its weights, which go into the engines.
+    pub weights: u64,
+}
+
 /// A folder of engines.
 #[derive(Clone, Debug)]
 pub(super) struct Engines {
@@ -86,38 +94,53 @@ impl Engines {
     }
 
     /// The folder with the engines of this key. Where there is none, `build` is called with an empty folder to make them in; it
-    /// must have closed all files when it returns. `what` names them, for messages.
+    /// must have closed all files when it returns. `made` says what they are of. None where nothing was made.
     ///
     /// # Errors
     /// `io` and `disk.full`, and those of `build`: then nothing is kept.
-    pub fn folder(&self, key: &EngineKey, what: &str, build: &mut dyn FnMut(&Path) -> Result<()>) -> Result<PathBuf> {
-        let name = key.name()?;
+    pub fn folder(
+        &self,
+        key: &EngineKey,
+        made: &Made<'_>,
+        build: &mut dyn FnMut(&Path) -> Result<()>,
+    ) -> Result<Option<PathBuf>> {
+        let (name, what) = (key.name()?, made.what);
         let place = self.folder.join(&name);
         if finished(&place).as_ref() == Some(key) {
-            return Ok(place);
+            return Ok(Some(place));
         }
         make(&self.folder)?;
         let _lock = self.lock(&self.folder.join(format!("{name}.lock")), what)?;
         // Another process may have made them meanwhile.
         if finished(&place).as_ref() == Some(key) {
-            return Ok(place);
+            return Ok(Some(place));
         }
         let building = self.folder.join(format!(".building-{name}"));
         clear(&building)?;
         clear(&place)?;
+        // TensorRT itself would only log that it could not write.
+        check_room(&self.folder, made.weights.saturating_add(made.weights / 8), "TensorRT's engines")?;
         make(&building)?;
         self.tell.say(&format!(
             "building TensorRT engines for {what} on {}: the first run takes minutes, later ones do not{}",
             key.gpu,
             self.others(key, &name)
         ));
-        let built = build(&building).and_then(|()| finish(&building, key));
-        if let Err(e) = built {
-            let _ = fs::remove_dir_all(&building);
-            return Err(e);
+        match build(&building).and_then(|()| finish(&building, key)) {
+            Ok(true) => {
+                fs::rename(&building, &place).map_err(|e| Error::io(&place, "cannot put the engines into place", e))?;
+                Ok(Some(place))
+            }
+            Ok(false) => {
+                self.tell.say(&format!("TensorRT kept no engine for {what}: each process makes it anew"));
+                clear(&building)?;
+                Ok(None)
+            }
+            Err(e) => {
+                let _ = fs::remove_dir_all(&building);
+                Err(e)
+            }
         }
-        fs::rename(&building, &place).map_err(|e| Error::io(&place, "cannot put the engines into place", e))?;
-        Ok(place)
     }
 
     /// Holds the lock, waiting for another process where that has it.
@@ -157,16 +180,21 @@ fn finished(folder: &Path) -> Option<EngineKey> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Makes sure that what was built is on the disk, and says last what it is.
-fn finish(folder: &Path, key: &EngineKey) -> Result<()> {
+/// Makes sure that what was built is on the disk, and says last what it is. False where nothing was built.
+fn finish(folder: &Path, key: &EngineKey) -> Result<bool> {
     let failed = |e| Error::io(folder, "cannot keep the engines", e);
+    let mut files = 0;
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         if path.is_file() {
             File::open(&path).and_then(|file| file.sync_all()).map_err(failed)?;
+            files += 1;
         }
     }
-    replace(&folder.join(KEY_FILE), &key.json()?)
+    if files == 0 {
+        return Ok(false);
+    }
+    replace(&folder.join(KEY_FILE), &key.json()?).map(|()| true)
 }
 
 fn make(folder: &Path) -> Result<()> {

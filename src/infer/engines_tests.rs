@@ -31,6 +31,10 @@ fn engines(dir: &Path) -> (Engines, Arc<Mutex<Vec<String>>>) {
     (Engines::new(dir, Tell::new(move |line| told.lock().unwrap().push(line.to_owned()))), lines)
 }
 
+fn of(what: &str) -> Made<'_> {
+    Made { what, weights: 1000 }
+}
+
 fn write(folder: &Path) -> Result<()> {
     fs::write(folder.join("part.engine"), b"engine").map_err(|e| Error::io(folder, "cannot write", e))
 }
@@ -41,11 +45,12 @@ fn engines_are_made_once_a_key() {
     let (engines, lines) = engines(dir.path());
     let made = AtomicUsize::new(0);
     let ask = |key: &EngineKey| {
-        engines.folder(key, "the graph `text`", &mut |folder| {
+        let found = engines.folder(key, &of("the graph `text`"), &mut |folder| {
             assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
             made.fetch_add(1, Ordering::Relaxed);
             write(folder)
-        })
+        });
+        found.map(Option::unwrap)
     };
     let first = ask(&key()).unwrap();
     assert_eq!(fs::read(first.join("part.engine")).unwrap(), b"engine");
@@ -91,8 +96,8 @@ fn engines_are_made_once_a_key() {
 #[test]
 fn what_is_not_whole_is_made_anew() {
     let dir = tempfile::tempdir().unwrap();
-    let (engines, _) = engines(dir.path());
-    let place = engines.folder(&key(), "it", &mut |folder| write(folder)).unwrap();
+    let (engines, lines) = engines(dir.path());
+    let place = engines.folder(&key(), &of("it"), &mut |folder| write(folder)).unwrap().unwrap();
     let other = EngineKey { driver: "1".into(), ..key() };
     for damage in [None, Some(Vec::new()), Some(b"{".to_vec()), Some(other.json().unwrap())] {
         match damage {
@@ -100,12 +105,12 @@ fn what_is_not_whole_is_made_anew() {
             None => fs::remove_file(place.join(KEY_FILE)).unwrap(),
         }
         fs::write(place.join("stale"), b"half").unwrap();
-        assert_eq!(engines.folder(&key(), "it", &mut |folder| write(folder)).unwrap(), place);
+        assert_eq!(engines.folder(&key(), &of("it"), &mut |folder| write(folder)).unwrap().unwrap(), place);
         assert!(!place.join("stale").exists() && place.join("part.engine").exists());
     }
     // A builder that fails leaves nothing, and the next begins anew.
     let failing = EngineKey { bundle: "fails".into(), ..key() };
-    let refused = engines.folder(&failing, "it", &mut |folder| {
+    let refused = engines.folder(&failing, &of("it"), &mut |folder| {
         write(folder)?;
         Err(Error::new(Code::RUNTIME_MODEL, "refused"))
     });
@@ -113,7 +118,18 @@ fn what_is_not_whole_is_made_anew() {
     let name = failing.name().unwrap();
     let left: Vec<_> = fs::read_dir(dir.path().join("engines")).unwrap().map(|e| e.unwrap().path()).collect();
     assert!(!left.iter().any(|p| p.ends_with(&name) || p.ends_with(format!(".building-{name}"))), "{left:?}");
-    engines.folder(&failing, "it", &mut |folder| write(folder)).unwrap();
+    engines.folder(&failing, &of("it"), &mut |folder| write(folder)).unwrap();
+    // One that makes nothing is not taken for one that did, and what would not fit is not begun.
+    let empty = EngineKey { bundle: "empty".into(), ..key() };
+    for _ in 0..2 {
+        assert_eq!(engines.folder(&empty, &of("nothing"), &mut |_| Ok(())).unwrap(), None);
+    }
+    assert_eq!(lines.lock().unwrap().iter().filter(|l| l.contains("kept no engine for nothing")).count(), 2);
+    if cfg!(unix) {
+        let huge = Made { what: "all", weights: u64::MAX };
+        let refused = engines.folder(&empty, &huge, &mut |_| panic!("it was begun")).unwrap_err();
+        assert_eq!(refused.code(), Code::DISK_FULL);
+    }
 }
 
 /// Threads stand for processes: each opens the lock for itself.
@@ -124,7 +140,7 @@ fn one_builds_and_the_others_wait() {
     let (made, waiting) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let places: Vec<PathBuf> = std::thread::scope(|scope| {
         let ask = || {
-            engines.folder(&key(), "it", &mut |folder| {
+            engines.folder(&key(), &of("it"), &mut |folder| {
                 made.fetch_add(1, Ordering::SeqCst);
                 // Until the others have come.
                 while waiting.load(Ordering::SeqCst) < 3 {
@@ -136,7 +152,7 @@ fn one_builds_and_the_others_wait() {
             })
         };
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
-        threads.into_iter().map(|t| t.join().unwrap().unwrap()).collect()
+        threads.into_iter().map(|t| t.join().unwrap().unwrap().unwrap()).collect()
     });
     assert_eq!(made.load(Ordering::SeqCst), 1);
     assert!(places.iter().all(|p| *p == places[0] && p.join("part.engine").exists()));
@@ -151,7 +167,7 @@ const CHILD: &str = "BA_TEST_ENGINES";
 fn builds_for_ever() {
     let Some(cache) = std::env::var_os(CHILD) else { return };
     let (engines, _) = engines(Path::new(&cache));
-    let _ = engines.folder(&key(), "it", &mut |folder| {
+    let _ = engines.folder(&key(), &of("it"), &mut |folder| {
         write(folder)?;
         fs::write(Path::new(&cache).join("begun"), b"").unwrap();
         // As long as its parent would wait for it.
@@ -176,7 +192,7 @@ fn killed_builders_leave_nothing_behind() {
     // It is waited for, until it is killed; then its half is cleared.
     let place = std::thread::scope(|scope| {
         let waiter = scope.spawn(|| {
-            engines.folder(&key(), "it", &mut |folder| {
+            engines.folder(&key(), &of("it"), &mut |folder| {
                 assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
                 fs::write(folder.join("other.engine"), b"whole").map_err(|e| Error::io(folder, "cannot write", e))
             })
@@ -187,7 +203,7 @@ fn killed_builders_leave_nothing_behind() {
         assert!(lines.lock().unwrap()[0].contains("another process builds"));
         child.kill().unwrap();
         child.wait().unwrap();
-        waiter.join().unwrap().unwrap()
+        waiter.join().unwrap().unwrap().unwrap()
     });
     assert!(place.join("other.engine").exists() && !place.join("part.engine").exists() && !building.exists());
     assert_eq!(lines.lock().unwrap().len(), 2);

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::engines::{EngineKey, Engines};
+use super::engines::{EngineKey, Engines, Made};
 use super::prediction::Timing;
 use super::stage::milliseconds;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::runtime::{EngineOptions, ProfiledInput, Runtime, Session, SessionOptions, Source};
 
 /// How the graphs of a run are loaded.
@@ -37,6 +37,8 @@ pub(super) struct Graph {
     pub group: Option<(std::sync::Arc<Vec<u8>>, usize, usize)>,
     /// Its segments.
     pub segments: [usize; 2],
+    /// Bytes of their weights.
+    pub weights: u64,
     /// The extents of its inputs.
     pub profiled: Vec<ProfiledInput>,
 }
@@ -52,16 +54,16 @@ impl Setting {
         if let Some((kept, key)) = &self.engines {
             let started = Instant::now();
             let key = key.of(graph);
-            let made = kept.folder(&key, &graph.what(), &mut |folder| {
+            let made = Made { what: &graph.what(), weights: graph.weights };
+            engines.folder = kept.folder(&key, &made, &mut |folder| {
                 let engines = EngineOptions { folder: Some(folder.to_path_buf()), ..engines.clone() };
                 // Made when the graph is loaded or first run; on the disk when the session is gone.
                 self.open(graph, options, &engines)?.warm_up(&graph.profiled)
             })?;
-            engines.folder = Some(made);
             timing.add("engines", milliseconds(started));
         }
         let started = Instant::now();
-        let mut session = self.open(graph, options, &engines)?;
+        let mut session = self.open(graph, options, &engines).map_err(|e| damaged(e, &engines))?;
         timing.add("load", milliseconds(started));
         if self.bound {
             session.always_bind();
@@ -80,6 +82,21 @@ impl Setting {
             None => Source::File(&graph.path),
         };
         Session::load(self.runtime, source, options, engines)
+    }
+}
+
+/// What failed with engines that lay there may do without them.
+fn damaged(error: Error, engines: &EngineOptions) -> Error {
+    match &engines.folder {
+        Some(folder) => {
+            let message = format!("{} (if its engines are damaged, remove {})", error.message(), folder.display());
+            let named = Error::new(error.code(), message);
+            match error.path() {
+                Some(path) => named.at(path),
+                None => named,
+            }
+        }
+        None => error,
     }
 }
 

@@ -67,7 +67,9 @@ impl Stage {
                 flows.push((inputs, outputs));
                 (Arc::new(bytes), i + 1, of)
             });
-            graphs.push(Graph { name, path: path.clone(), group, segments, profiled });
+            let weights = &model.segments()[segments[0]..segments[1]];
+            let weights = weights.iter().map(|s| s.weights).fold(0, u64::saturating_add);
+            graphs.push(Graph { name, path: path.clone(), group, segments, weights, profiled });
         }
         let sessions = graphs.iter().map(|_| None).collect();
         let placements = vec![None; of];
