@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use brain_adapter::bundle::Precision;
+use brain_adapter::bundle::{Precision, Target};
 use commands::{Done, bare, command, copy_files, finish, report, scan, tiny_bundle, tiny_copy};
 use serde_json::Value;
 
@@ -80,14 +80,15 @@ fn a_limit_changes_memory_and_nothing_else() {
 fn plans_hold() {
     let dir = tempfile::tempdir().unwrap();
     let report = long_report(dir.path());
-    for precision in [Precision::Fp32, Precision::Fp16, Precision::Int8, Precision::Int4] {
-        let bundle = large::bundle(precision);
+    let forms = [Precision::Fp32, Precision::Fp16, Precision::Int8, Precision::Int4].map(|p| (p, Target::Cpu));
+    for (precision, target) in forms.into_iter().chain([(Precision::Int8, Target::Cuda)]) {
+        let bundle = large::bundle_for(precision, target);
         for more in [&["--mode", "one-shot"][..], &["--mode", "resident"], &["--threads", "1"]] {
             let json = run(&bundle, &report, more).ok().json();
             let (planned, peak) = (bytes(&json, "planned"), bytes(&json, "peak"));
-            assert!(peak <= planned, "{precision} {more:?}: {peak} of {planned}");
+            assert!(peak <= planned, "{precision} for {target} {more:?}: {peak} of {planned}");
             // A plan of ten times what is needed would hold as well, and refuse what fits.
-            assert!(planned < 3 * peak, "{precision} {more:?}: {peak} of {planned}");
+            assert!(planned < 3 * peak, "{precision} for {target} {more:?}: {peak} of {planned}");
         }
     }
 }

@@ -139,11 +139,26 @@ fn reduced_graphs() {
             graphs.insert(format!("{seed}-{}-fp16", graph.name), half);
             let layers = passes::linears(&graph, 0..graph.nodes.len());
             let blocks = |bits| Scheme::Blocks { bits, block: 32 };
-            for scheme in [Scheme::INT8, Scheme::Int8 { zero_point: 24 }, blocks(8), blocks(4), Scheme::Fp16Weight] {
+            for scheme in [
+                Scheme::INT8,
+                Scheme::Int8 { zero_point: 24 },
+                Scheme::Int8Tensor,
+                blocks(8),
+                blocks(4),
+                Scheme::Fp16Weight,
+            ] {
                 let schemes = layers.iter().map(|l| (l.name.clone(), scheme)).collect();
-                let plan = quantize::Plan { schemes, tables: Some(DType::F16), ..Default::default() };
+                let ranges = layers.iter().map(|l| (l.name.clone(), 3.0)).collect();
+                let plan = quantize::Plan { schemes, ranges, tables: Some(DType::F16), ..Default::default() };
                 let name = format!("{seed}-{}-{}", graph.name, scheme.to_string().replace([' ', '/'], "-"));
-                graphs.insert(name, quantize::quantize(&graph, &plan).unwrap());
+                let reduced = quantize::quantize(&graph, &plan).unwrap();
+                if matches!(scheme, Scheme::Int8Tensor | Scheme::Blocks { .. }) {
+                    // As GPUs get it.
+                    let half = passes::half(&reduced, &Default::default()).unwrap();
+                    let half = passes::decompose_attention(&half, passes::Scores::Whole).unwrap();
+                    graphs.insert(format!("{name}-half"), half);
+                }
+                graphs.insert(name, reduced);
             }
         }
     }

@@ -9,7 +9,8 @@ mod reference;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use brain_adapter::bundle::{Bundle, Precision};
+use brain_adapter::bundle::{Bundle, Precision, Target};
+use brain_adapter::export::Plan;
 use brain_adapter::onnx::SegmentedModel;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
@@ -81,20 +82,25 @@ fn compare(bundle: &Bundle, case: &Case, rng: &mut Random) -> usize {
 #[test]
 fn groups_of_blocks_give_the_same_bits() {
     let mut rng = Random::new(11);
-    for (seed, precision) in [
-        (21, Precision::Fp32),
-        (22, Precision::Fp32),
-        (23, Precision::Fp16),
-        (24, Precision::Int8),
-        (25, Precision::Int8),
-        (26, Precision::Int4),
+    for (seed, precision, target) in [
+        (21, Precision::Fp32, Target::Cpu),
+        (22, Precision::Fp32, Target::Cpu),
+        (23, Precision::Fp16, Target::Cpu),
+        (24, Precision::Int8, Target::Cpu),
+        (25, Precision::Int8, Target::Cpu),
+        (26, Precision::Int4, Target::Cpu),
+        (27, Precision::Int8, Target::Cuda),
+        (28, Precision::Int8, Target::TensorRt),
     ] {
         let dir = tempfile::tempdir().unwrap();
         // 3 to 5 blocks, grouped key-value heads in every other.
         let l = reduced::sizes(64 + 64 * (seed as usize % 2), 3 + seed as usize % 3, 1 + seed as usize % 2);
         let case = reduced::massive(seed, &l, 200.0, 1.0);
         reduced::write(&case, dir.path(), 2);
-        let (_, bundle) = reduced::export(&reduced::plan(dir.path(), precision));
+        // TensorRT's scales want a scan too.
+        let scan = common::package("tests/data/fixtures/tiny/scan.nii.gz");
+        std::fs::copy(scan, dir.path().join("calibration/report0.nii.gz")).unwrap();
+        let (_, bundle) = reduced::export(&Plan { target, ..reduced::plan(dir.path(), precision) });
         assert!(compare(&bundle, &case, &mut rng) >= 2, "seed {seed}: nothing was cut");
     }
 }
@@ -106,8 +112,13 @@ fn what_is_planned_with_is_counted() {
     let l = reduced::sizes(64, 4, 2);
     let case = reduced::massive(3, &l, 100.0, 1.0);
     reduced::write(&case, dir.path(), 1);
-    for precision in [Precision::Fp32, Precision::Fp16, Precision::Int8] {
-        let (_, bundle) = reduced::export(&reduced::plan(dir.path(), precision));
+    for (precision, target, wide) in [
+        (Precision::Fp32, Target::Cpu, false),
+        (Precision::Fp16, Target::Cpu, true),
+        (Precision::Int8, Target::Cpu, false),
+        (Precision::Int8, Target::Cuda, true),
+    ] {
+        let (_, bundle) = reduced::export(&Plan { target, ..reduced::plan(dir.path(), precision) });
         let record = &bundle.manifest.parts["text"];
         let model = SegmentedModel::read(&bundle.file(&record.file)).unwrap();
         let blocks = model.segments().iter().filter(|s| s.name.starts_with("layers.")).count();
@@ -116,7 +127,8 @@ fn what_is_planned_with_is_counted() {
         // The rest of the files is the graph itself and padding.
         assert!(weights <= record.bytes && weights * 10 > record.bytes * 5, "{weights} of {}", record.bytes);
         let widened: u64 = model.segments().iter().map(|s| s.widened).sum();
-        assert_eq!(widened > 0, precision == Precision::Fp16);
+        // Twice the halves, four times the bytes: float32 either way.
+        assert_eq!(widened > weights, wide, "{precision} for {target}: {widened} beside {weights}");
         let live =
             |tokens| model.live_bytes(0..model.segments().len(), &BTreeMap::from([("batch", 1), ("tokens", tokens)]));
         // At least the residual stream and what a layer makes of it; scores grow with the square.

@@ -23,7 +23,8 @@ pub struct SegmentInfo {
     pub name: String,
     /// Bytes of its weights in the data file and in the graph's own.
     pub weights: u64,
-    /// Bytes that its half-precision weights take once they are widened to float32, as the CPU provider does at loading.
+    /// Bytes that its half-precision weights take once they are widened to float32, as the CPU provider does at loading; and
+    /// integer weights with half-precision scales, which it has no product of and takes apart (at most: some at a time).
     pub widened: u64,
     /// Whether it has weights in blocks (`MatMulNBits`), which are slow unless they are laid out anew at loading.
     pub blocked: bool,
@@ -255,6 +256,9 @@ fn describe(graph: &GraphProto, range: Range<usize>, weights: &HashMap<String, u
     let nodes = &graph.node[range];
     let (mut bytes, mut widened, mut seen) = (0u64, 0u64, HashSet::new());
     for node in nodes {
+        let weight =
+            |i: usize| node.input.get(i).and_then(|name| weights.get(name)).map(|&index| &graph.initializer[index]);
+        widened = widened.saturating_add(taken_apart(node, &weight)?);
         for name in node.input.iter().filter(|name| seen.insert(name.as_str())) {
             let Some(&index) = weights.get(name) else { continue };
             let tensor = &graph.initializer[index];
@@ -269,6 +273,22 @@ fn describe(graph: &GraphProto, range: Range<usize>, weights: &HashMap<String, u
     let name = nodes.first().and_then(|n| n.name.as_deref()).map_or(REST, block).to_owned();
     let blocked = nodes.iter().any(|n| n.op_type.as_deref() == Some("MatMulNBits"));
     Ok(SegmentInfo { name, weights: bytes, widened, blocked })
+}
+
+/// What the integers of a GPU's form take as float32; 0 for other nodes.
+fn taken_apart<'a>(node: &NodeProto, weight: &dyn Fn(usize) -> Option<&'a TensorProto>) -> Result<u64> {
+    let bits = node.attribute.iter().find(|a| a.name.as_deref() == Some("bits")).and_then(|a| a.i);
+    let (integers, scales, bits) = match node.op_type.as_deref() {
+        Some("MatMulNBits") => (weight(1), weight(2), bits.filter(|b| *b > 0).unwrap_or(4)),
+        Some("DequantizeLinear") => (weight(0), weight(1), 8),
+        _ => return Ok(0),
+    };
+    match (integers, scales) {
+        (Some(integers), Some(scales)) if scales.data_type == Some(10) => {
+            Ok(weight_bytes(integers)?.saturating_mul(32) / bits.unsigned_abs())
+        }
+        _ => Ok(0),
+    }
 }
 
 /// The bytes of a weight, wherever they lie.

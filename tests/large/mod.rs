@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use brain_adapter::bundle::Precision;
+use brain_adapter::bundle::{Precision, Target};
 use brain_adapter::export::{self, Plan, Sources};
 use brain_adapter::progress::Silent;
 use brain_adapter::tensor::{DType, LazyTensor};
@@ -83,8 +83,13 @@ pub fn write_model(folder: &Path, write_text: &dyn Fn(&Path)) {
     write_text(&llama);
 }
 
-/// A bundle of the model, made once a precision.
+/// A bundle of the model for the CPU, made once a precision.
 pub fn bundle(precision: Precision) -> PathBuf {
+    bundle_for(precision, Target::Cpu)
+}
+
+/// A bundle of the model, made once a precision and target.
+pub fn bundle_for(precision: Precision, target: Target) -> PathBuf {
     static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
     static MAKING: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _one = MAKING.lock().unwrap();
@@ -93,10 +98,10 @@ pub fn bundle(precision: Precision) -> PathBuf {
         write_model(&dir.path().join("model"), &|llama| save(&llama.join("model.safetensors"), tensors()));
         dir
     });
-    let target = folder.path().join(precision.name());
-    if !target.exists() {
+    let made = folder.path().join(format!("{precision}-{target}"));
+    if !made.exists() {
         let sources = Sources::in_folder(&folder.path().join("model")).unwrap();
-        export::run(&Plan { precision, ..Plan::new(sources, &target) }, &mut Silent).unwrap();
+        export::run(&Plan { precision, target, ..Plan::new(sources, &made) }, &mut Silent).unwrap();
     }
-    target
+    made
 }
