@@ -71,7 +71,7 @@ struct Args {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<u64>,
     /// Keep features of scans and reports here, and which large files of the bundle were verified: what was computed once
-    /// is not computed again. Derived from patients' data: keep it as private as the scans
+    /// is not computed again, nor are TensorRT's engines made again. Derived from patients' data: keep it as private as the scans
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
     /// Keep weights laid out for this machine in the cache too: full speed without a slow start, for about twice their size

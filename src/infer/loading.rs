@@ -42,11 +42,11 @@ pub(super) struct Graph {
 }
 
 impl Setting {
-    /// Loads it; tells the milliseconds of each step.
+    /// Loads it, and warms it up where it is wanted and `stays`; tells the milliseconds of each step.
     ///
     /// # Errors
     /// `device.unavailable`, `device.memory`, `runtime.*`; `io` and `disk.full` where engines are kept.
-    pub fn load(&self, graph: &Graph, options: &SessionOptions) -> Result<(Session, Timing)> {
+    pub fn load(&self, graph: &Graph, options: &SessionOptions, stays: bool) -> Result<(Session, Timing)> {
         let mut timing = Timing::default();
         let mut engines = EngineOptions { inputs: graph.profiled.clone(), folder: None };
         if let Some((kept, key)) = &self.engines {
@@ -66,7 +66,7 @@ impl Setting {
         if self.bound {
             session.always_bind();
         }
-        if self.warm_up {
+        if self.warm_up && stays {
             let started = Instant::now();
             session.warm_up(&graph.profiled)?;
             timing.add("warm_up", milliseconds(started));

@@ -15,7 +15,7 @@ use crate::bundle::{Bundle, Tool};
 use crate::error::{Code, Error, Result};
 use crate::model::PARTS;
 use crate::onnx::SegmentedModel;
-use crate::runtime::{Chosen, Runtime, SessionOptions, engine_libraries};
+use crate::runtime::{Chosen, Gpu, Runtime, SessionOptions, compute_libraries, engine_libraries};
 
 /// Bytes beside the grid that reading a scan takes: inflating, blocks of rows, and what a row needs.
 const READING: u64 = 24 << 20;
@@ -55,13 +55,12 @@ impl Taken {
         Some(Card { name: gpu.name.clone(), free: gpu.free, engines: self.chosen.provider.makes_engines() })
     }
 
-    /// What results depend on: the provider, and the card where there is one. Two cards round differently.
+    /// What results depend on, beside bundle and ONNX Runtime.
     fn identity(&self) -> String {
-        let name = self.chosen.provider.name();
-        match &self.chosen.gpu {
-            Some(gpu) => format!("{name} {} {}.{}", gpu.name, gpu.capability.0, gpu.capability.1),
-            None => name.to_owned(),
-        }
+        let provider = self.chosen.provider;
+        let gpu = self.chosen.gpu.as_ref().filter(|_| provider.on_gpu());
+        let driver = self.chosen.driver.as_deref().unwrap_or_default();
+        identity(provider.name(), gpu, driver, &compute_libraries())
     }
 
     /// How graphs are loaded on it.
@@ -107,6 +106,16 @@ impl Taken {
             onnxruntime: self.runtime.build.to_owned(),
             inputs: Vec::new(),
         }
+    }
+}
+
+/// The provider, and the card where there is one: two cards, or versions of what runs on them, round differently.
+fn identity(provider: &str, gpu: Option<&Gpu>, driver: &str, libraries: &str) -> String {
+    match gpu {
+        Some(Gpu { name, capability: (major, minor), .. }) => {
+            format!("{provider}, {name} ({major}.{minor}), driver {driver}, {libraries}")
+        }
+        None => provider.to_owned(),
     }
 }
 
@@ -177,4 +186,55 @@ pub(super) fn store(cache: &Path, bundle: &Bundle, taken: &Taken) -> Result<Stor
     let tool = Tool::this();
     let context = [&bundle.model_sha256, &preprocessing, &tool.version, taken.runtime.build, &taken.identity()];
     Store::open(cache, &context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::{Expected, Mode};
+
+    /// Features of one card are not taken for another's; those of a processor are where they always were.
+    #[test]
+    fn what_computes_is_part_of_what_features_depend_on() {
+        let gpu = |name: &str, capability| Gpu {
+            name: name.to_owned(),
+            capability,
+            memory: 24 << 30,
+            free: 20 << 30,
+            uuid: "GPU-1".to_owned(),
+        };
+        let card = gpu("NVIDIA Test 4090", (8, 9));
+        let all = [
+            identity("cuda", Some(&card), "580.1", ""),
+            identity("tensorrt", Some(&card), "580.1", "libnvinfer.so.10.9.0 of 5 bytes"),
+            identity("tensorrt", Some(&card), "580.1", "libnvinfer.so.10.10.0 of 5 bytes"),
+            identity("cuda", Some(&card), "590.1", ""),
+            identity("cuda", Some(&gpu("NVIDIA Test 5090", (8, 9))), "580.1", ""),
+            identity("cuda", Some(&gpu("NVIDIA Test 4090", (12, 0))), "580.1", ""),
+            identity("cpu", None, "580.1", ""),
+        ];
+        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
+        assert_eq!(all[6], "cpu");
+        // What changes from run to run does not count.
+        let busy = Gpu { free: 1, uuid: "GPU-2".to_owned(), ..card.clone() };
+        assert_eq!(identity("cuda", Some(&busy), "580.1", ""), all[0]);
+    }
+
+    /// On a GPU what runs twice stays: its weights would have to be brought there again.
+    #[test]
+    fn modes_follow_what_is_expected() {
+        let mode = |scans, reports, part: &str, on_gpu| {
+            Options { expected: Expected { scans, reports }, ..Options::default() }.mode_of(part, on_gpu)
+        };
+        for on_gpu in [false, true] {
+            assert_eq!(mode(1, 1, "text", on_gpu), Mode::OneShot);
+            assert_eq!(mode(1, 1, "vision", on_gpu), Mode::OneShot);
+            assert_eq!(mode(2, 1, "vision", on_gpu), Mode::Resident);
+            assert_eq!(mode(2, 1, "text", on_gpu), Mode::OneShot);
+            assert_eq!(mode(20, 20, "text", on_gpu), Mode::Resident);
+        }
+        assert_eq!((mode(2, 2, "text", false), mode(2, 2, "text", true)), (Mode::OneShot, Mode::Resident));
+        let asked = Options { mode: Some(Mode::OneShot), ..Options::default() };
+        assert_eq!(asked.mode_of("vision", true), Mode::OneShot);
+    }
 }

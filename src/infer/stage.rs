@@ -144,7 +144,7 @@ impl Stage {
         }
         let options = SessionOptions { prepack: self.planned.groups[0].prepack, ..self.setting.options };
         let (setting, graph) = (self.setting.clone(), self.graphs[0].clone());
-        self.ahead = Some(std::thread::spawn(move || setting.load(&graph, &options)));
+        self.ahead = Some(std::thread::spawn(move || setting.load(&graph, &options, true)));
     }
 
     /// What another graph may be given as it is: left on the device, where there is one.
@@ -228,6 +228,8 @@ impl Stage {
         }
         let started = Instant::now();
         let options = SessionOptions { prepack: self.planned.groups[group].prepack, ..self.setting.options };
+        // A group that is run once and let go would be run twice for nothing.
+        let stays = self.whole() || self.planned.mode == Mode::Resident;
         let session = match self.ahead.take() {
             Some(thread) => {
                 let panicked = || Error::new(Code::RUNTIME_MODEL, "loading stopped unexpectedly").at(self.path());
@@ -238,7 +240,7 @@ impl Stage {
                 session
             }
             None => {
-                let (session, steps) = self.setting.load(&self.graphs[group], &options)?;
+                let (session, steps) = self.setting.load(&self.graphs[group], &options, stays)?;
                 timing.merge(&steps);
                 session
             }

@@ -33,6 +33,11 @@ pub fn engine_libraries() -> String {
     loaded(&["libnvinfer.so", "libtensorrt_rtx"])
 }
 
+/// As [`engine_libraries`], with CUDA's libraries of kernels: what results on a GPU depend on.
+pub fn compute_libraries() -> String {
+    loaded(&["libnvinfer.so", "libtensorrt_rtx", "libcudnn.so", "libcublas.so"])
+}
+
 /// The loaded libraries whose names begin so.
 fn loaded(names: &[&str]) -> String {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();

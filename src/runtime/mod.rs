@@ -19,7 +19,7 @@ use std::sync::{Mutex, OnceLock};
 
 pub use binding::{DeviceTensor, Flowing, Input, Leave};
 pub use device::{Chosen, Device, PassedOver};
-pub use engine::{EngineOptions, ProfiledInput, engine_libraries};
+pub use engine::{EngineOptions, ProfiledInput, compute_libraries, engine_libraries};
 pub use library::{LIBRARY_NAME, PINNED_VERSION, search_order};
 pub use machine::{Gpu, Machine, Nvidia};
 pub use placement::{Left, Placed, Placement, SHAPES};

@@ -4,12 +4,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::export::{self, Plan, Sources};
 use brain_adapter::progress::Silent;
+use serde_json::Value;
 
-use crate::commands::{fixture, scan, write_model};
+use crate::commands::{fixture, package, scan, write_model};
 
 /// A fixture, and the one whose towers it has.
 pub const FIXTURES: [(&str, &str); 3] =
@@ -52,4 +54,16 @@ pub fn export(dir: &Path, precision: Precision, target: Target) -> Bundle {
 pub fn graphs(bundle: &Bundle, provider: &str) -> Vec<(&'static str, PathBuf)> {
     let path = |part| bundle.file(bundle.manifest.graph(part, provider).unwrap_or_else(|| panic!("no {part}")));
     PARTS.map(|part| (part, path(part))).into()
+}
+
+/// What `onnx_nodes.py` says of the files; none without a Python that has the onnx package, which is told.
+pub fn nodes(files: &[PathBuf]) -> Option<Vec<Value>> {
+    let Some(python) = std::env::var_os("BA_PYTHON").filter(|p| !p.is_empty()) else {
+        eprintln!("BA_PYTHON is not set: what the onnx package says was not asked");
+        return None;
+    };
+    let done = Command::new(python).arg(package("tests/onnx_nodes.py")).args(files).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let mut all: Value = serde_json::from_slice(&done.stdout).unwrap();
+    Some(files.iter().map(|file| all[file.to_str().unwrap()].take()).collect())
 }

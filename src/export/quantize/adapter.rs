@@ -74,7 +74,7 @@ pub(in crate::export) fn calibrated(
         return Ok((scans, None));
     }
     let (form, max_error) = limits;
-    let limit = Limits::of_part(form.precision, &graph.name, max_error).layer;
+    let limit = Limits::of_part(form, &graph.name, max_error).layer;
     let judge = |candidate: &Graph| judged(candidate, volume, &scans, runner);
     let adapter = choose(graph, form, &ranges, limit, &judge)?;
     Ok((scans, Some(adapter)))

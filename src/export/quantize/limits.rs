@@ -26,9 +26,15 @@ const FEW: usize = 3;
 
 impl Limits {
     /// The limits of a part: those of the export's precision, or of int8 where an int4 export has 8 bits.
-    pub fn of_part(precision: Precision, part: &str, max_error: Option<f64>) -> Self {
+    pub fn of_part(form: Form, part: &str, max_error: Option<f64>) -> Self {
+        let precision = form.precision;
         let own = if precision == Precision::Int4 && part != "text" { Precision::Int8 } else { precision };
-        Self { probability: Self::of(precision, None).probability, ..Self::of(own, max_error) }
+        let limits = Self { probability: Self::of(precision, None).probability, ..Self::of(own, max_error) };
+        match form.target {
+            // Static scales are those of the inputs that were seen: they suit one report less than another, as 4 bits do.
+            Target::TensorRt => Self { aim_of_few: 0.4, ..limits },
+            _ => limits,
+        }
     }
 
     /// The limits of a precision; `max_error` replaces that of layers.

@@ -238,7 +238,7 @@ impl<'a> Decider<'a> {
         let graph = visit.graph;
         let keep = beyond_range(visit.block, &visit.ranges);
         let mut block = Block { start, judged: true, keep, ..Block::default() };
-        let limit = Limits::of_part(self.form.precision, &graph.name, self.max_error).layer;
+        let limit = Limits::of_part(self.form, &graph.name, self.max_error).layer;
         for group in &visit.groups {
             let first = key(graph, &group.linears[0]);
             let columns = self.given(graph, &group.linears[0])?.unwrap_or(&group.columns);

@@ -32,7 +32,7 @@ impl Bundled<'_> {
     ) -> Result<Retrained> {
         let manifest = &self.bundle.manifest;
         let max_error = manifest.quantization.as_ref().map(|q| q.max_error);
-        let limits = |part: usize| Limits::of_part(form.precision, PARTS[part], max_error);
+        let limits = |part: usize| Limits::of_part(form, PARTS[part], max_error);
         let runner = self.runner()?;
         let (mut adapter, scans) = self.decided(&graphs[0], form, max_error, runner.as_ref(), progress)?;
         let mut references = References { scans, reports: Vec::new() };

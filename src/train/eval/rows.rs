@@ -144,10 +144,11 @@ pub(super) fn answer(
 
 /// One row: its report is read and encoded while its scan is read.
 fn one(predictor: &mut Predictor, subject: &Subject, reading: Reading<'_>) -> Result<Prediction> {
-    let report = subject.report.as_deref().map(read_report).transpose()?;
-    if report.is_none() {
-        predictor.needs_no_report()?;
+    match &subject.report {
+        Some(path) => predictor.predict_both(&read_report(path)?, &mut None, || reading.finish()),
+        None => {
+            predictor.needs_no_report()?;
+            predictor.predict(reading.finish()?, None)
+        }
     }
-    let encoded = report.map(|text| predictor.encode_report(&text)).transpose()?;
-    predictor.predict(reading.finish()?, encoded.as_ref())
 }
