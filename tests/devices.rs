@@ -100,7 +100,7 @@ fn auto_takes_the_best_that_can_be_used() {
     for capability in [(8, 9), (12, 0), (12, 1), (13, 0)] {
         assert_eq!(taken(&machine(capability, folder)).0, "tensorrt-rtx", "{capability:?}");
     }
-    // The plugin takes neither data-centre cards nor Turing.
+    // The plugin takes neither Turing (7.5) nor A100 (8.0) and H100 (9.0).
     for capability in [(7, 5), (8, 0), (8, 7), (9, 0), (10, 0)] {
         assert_eq!(taken(&machine(capability, folder)), ("cuda", all[..2].to_vec()), "{capability:?}");
     }

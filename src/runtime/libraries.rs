@@ -169,3 +169,38 @@ impl Needed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a message says that `make gpu` fetches, it fetches, from that package.
+    #[test]
+    fn make_gpu_fetches_what_is_asked_for() {
+        let list = include_str!("../../scripts/gpu-libraries.txt");
+        let mut fetched: Vec<(&str, &str)> = Vec::new();
+        let mut package = "";
+        for line in list.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            match line.strip_prefix("    ") {
+                Some(files) => fetched.push((package, files.split(' ').next_back().unwrap())),
+                None => package = line.split("==").next().unwrap(),
+            }
+        }
+        let matches = |pattern: &str, file: &str| match pattern.split_once('*') {
+            Some((begin, end)) => file.starts_with(begin) && file.ends_with(end),
+            None => pattern == file,
+        };
+        let has =
+            |package: &str, file: &str| fetched.iter().any(|(p, pattern)| *p == package && matches(pattern, file));
+        for needed in CUDA.iter().chain(TENSORRT).chain(RTX) {
+            if let From::PyPi(package) = needed.from {
+                assert!(has(package, needed.file), "{} of {package}", needed.file);
+            }
+        }
+        for provider in [CUDA_PROVIDER, TENSORRT_PROVIDER] {
+            assert!(has("onnxruntime-gpu", provider), "{provider}");
+        }
+        assert!(has("onnxruntime-ep-nv-tensorrt-rtx-cu13", RTX_PROVIDER));
+        assert!(!has("nvidia-cublas", "libcudart.so.13"));
+    }
+}

@@ -1,14 +1,15 @@
 //! Which provider computes which nodes, as ONNX Runtime tells it of a session.
 //!
 //! ONNX Runtime assigns nodes when a session is made, after its basic rewrites (constants folded, doubled nodes merged) and before
-//! nodes are fused for a provider: so the names are those of the exported graph, and a kernel that was fused later shows as the
-//! nodes that it was made of. Copies between devices, which are put in after that, are not counted. It is recorded on
-//! GPUs always and on the CPU when asked for.
+//! most fusions: so the names are those of the exported graph, and a kernel that is fused later shows as the nodes that it is made
+//! of. A node that was fused before has the name of one of its parts (seen: `MatMulIntegerToFloat` of `MatMulInteger`). Copies
+//! between devices, which are put in afterwards, are not counted. It is recorded on GPUs always and on the CPU when asked for.
 //!
 //! A provider of the GPU that leaves nodes to the CPU pays a copy for each crossing: those nodes are named. Strict sessions refuse
 //! them, but for [`SHAPES`]: kinds that handle extents and not values, which ONNX Runtime keeps on the CPU by design, because
-//! that is where a kernel is launched. Its own `session.disable_cpu_ep_fallback` refuses these too, and with them every graph
-//! whose extents are not all constants.
+//! that is where a kernel is launched (seen: the `Squeeze` between `Shape` and `Range` of the text graph, in
+//! `tests/cuda_partition.rs`). Its own `session.disable_cpu_ep_fallback` refuses these too, and with them every graph whose
+//! extents are not all constants.
 
 // One of the two files with `unsafe` (the other is `checkpoint/mapping.rs`): `ort` has no safe form of these calls yet.
 #![allow(unsafe_code)]

@@ -75,8 +75,26 @@ fn with_providers<const N: usize>(
 
 /// The error of a provider that ONNX Runtime, or what it loads, does not take.
 fn refused(provider: &dyn Provider, reason: &str) -> Error {
-    // ONNX Runtime's own words are many lines, with places in its source.
-    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-    let message = format!("ONNX Runtime does not take the device `{}`: {reason}", provider.name());
+    let message = format!("ONNX Runtime does not take the device `{}`: {}", provider.name(), essence(reason));
     Error::new(Code::DEVICE_UNAVAILABLE, message)
+}
+
+/// ONNX Runtime's words in one line. Of a failed call of CUDA what failed: around it stand places in its source, and the host's
+/// name.
+fn essence(reason: &str) -> String {
+    let failed = reason.rfind("CUDA failure ").map(|at| reason[at..].split(" ; ").next().unwrap_or_default());
+    failed.unwrap_or(reason).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn of_cuda_what_failed() {
+        // As ONNX Runtime 1.31.1 says it, shortened.
+        let told = "/onnxruntime_src/x.cc:63 static X::From(const ProviderOptions&) [ONNXRuntimeError] : 1 : FAIL : \
+                    utils.h:187 Parse Failed to parse provider option \"device_id\": CUDA failure 100: no CUDA-capable device \
+                    is detected ; GPU=-1 ; hostname=reading-room-3 ; file=/onnxruntime_src/x.cc ; line=70 ; expr=f(&n);";
+        assert_eq!(super::essence(told), "CUDA failure 100: no CUDA-capable device is detected");
+        assert_eq!(super::essence("not enabled in\n this build."), "not enabled in this build.");
+    }
 }
