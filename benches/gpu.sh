@@ -92,7 +92,7 @@ for program in ba-export ba-infer examples/synthesize_checkpoint; do
 done
 "$python" -c 'import numpy' 2>/dev/null || die "$python has no numpy: make bench-venv, or name another with --python"
 has_target=''
-if "$bin/ba-export" --help | grep -q -- --target; then has_target=1; fi
+if [[ $("$bin/ba-export" --help) == *--target* ]]; then has_target=1; fi
 
 if [[ ! $dry ]]; then
   [[ $has_target ]] || die "$bin/ba-export has no --target: build the programs anew"
@@ -101,7 +101,8 @@ if [[ ! $dry ]]; then
 fi
 
 # Results of one size only: a table never mixes them.
-of="$preset, $layers blocks"
+of="full size, the language model (LLaMA2-7B's geometry) with $layers of 32 blocks"
+if [[ $dry ]]; then of='tiny'; fi
 [[ ! -e $RESULTS/of || $(<"$RESULTS/of") == "$of" ]] || die "$RESULTS holds results of $(<"$RESULTS/of"): give other --results"
 printf '%s\n' "$of" >"$RESULTS/of"
 printf '%s\n' "$command" >>"$RESULTS/commands"
@@ -142,7 +143,8 @@ checkpoint() {
   if [[ -e $checkpoint/whole ]]; then return; fi
   say "writing a checkpoint of random weights: $preset, $layers blocks"
   rm -rf "$checkpoint"
-  "$bin/examples/synthesize_checkpoint" --preset "$preset" --text-layers "$layers" -o "$checkpoint"
+  "$bin/examples/synthesize_checkpoint" --preset "$preset" --text-layers "$layers" -o "$checkpoint" 2>"$WORK/checkpoint.log" \
+    || { cat "$WORK/checkpoint.log" >&2; return 1; }
   cp "$checkpoint/config.json" "$RESULTS/model.json"
   cp "$checkpoint/llama/config.json" "$RESULTS/llama.json"
   touch "$checkpoint/whole"
@@ -164,14 +166,11 @@ calibration() { # PRECISION
   fi
 }
 
-# The flags of ba-export for a bundle. In a dry run bundles are for the CPU, which runs them.
 export_flags() { # PRECISION
   flags=(--quantize "${1%%-*}")
-  [[ $1 != fp32 ]] || flags=(--quantize none)
-  local target=${1#int8-}
-  if [[ $target == "$1" || ! $has_target ]]; then return; fi
-  if [[ $dry ]]; then target=cpu; fi
-  flags+=(--target "$target")
+  if [[ $1 == fp32 ]]; then flags=(--quantize none); fi
+  # A dry run may be of programs that do not know it yet.
+  if [[ $1 == int8-* && $has_target ]]; then flags+=(--target "${1#int8-}"); fi
 }
 
 bundle() { # PRECISION
@@ -180,11 +179,6 @@ bundle() { # PRECISION
   if [[ -e $bundle/bundle.json ]]; then return; fi
   calibration "$1"
   export_flags "$1"
-  if [[ $dry && $has_target && $1 == int8-* ]]; then
-    say "exporting $1 for its own device, which this machine need not have"
-    ours "$RESULTS/export-$1-own.json" -- "$bin/ba-export" --json --quiet --quantize int8 --target "${1#int8-}" \
-      --model "$checkpoint" --calibration "$folder" -o "$WORK/bundle-own-$1"
-  fi
   say "exporting $1"
   ours "$RESULTS/export-$1.json" -- "$bin/ba-export" --json --quiet "${flags[@]}" --model "$checkpoint" --calibration "$folder" \
     -o "$bundle"
@@ -233,7 +227,8 @@ probe() { # DEVICE
   local small=$WORK/bundle-probe
   if [[ ! -e $small/bundle.json ]]; then
     mkdir -p "$WORK/calibration-none"
-    "$bin/ba-export" --quiet --quantize fp16 --model "$ROOT/examples/demo/checkpoint" --calibration "$WORK/calibration-none" -o "$small"
+    "$bin/ba-export" --quiet --quantize fp16 --model "$ROOT/examples/demo/checkpoint" --calibration "$WORK/calibration-none" \
+      -o "$small" >/dev/null
   fi
   cache=$WORK/cache-probe
   infer "probe-$1" "$1" -- "$ROOT/examples/demo/mni152_t1.nii.gz" --report "$ROOT/examples/demo/report.txt" --bundle "$small"

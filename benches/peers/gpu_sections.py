@@ -1,5 +1,6 @@
 """The sections of the GPU's tables: each a function from records to Markdown."""
 import math
+import re
 
 # What is counted as the same rate: a floor that is not above it.
 RATES = {"fp16": "fp16", "tf32": "float32 by TF32", "fp32": "float32", "int8": "int8 (`torch._int_mm`)"}
@@ -37,14 +38,15 @@ def circumstances(results, dry):
     join = lambda pairs: ", ".join(f"{name} {value}" for name, value in pairs.items())
     lines = []
     if dry:
-        lines.append("**Dry run on a processor with a tiny model: the figures mean nothing.**\n")
+        lines.append("**Dry run with a tiny model: the figures mean nothing. Rows are named as on a card; all ran on the CPU, PyTorch in float32.**\n")
     lines += [f"* date: {facts.get('date', 'unknown')}, commit {facts.get('commit', 'unknown')}"]
     card = dict(facts.get("card", {}))
     name = card.pop("name", "unknown")
     lines += [f"* card: {name}{', ' + join(card) if card else ''}", f"* machine: {facts.get('machine', 'unknown')}"]
     lines += [f"* ours with: {join(facts.get('libraries', {}))}", f"* peers: {join(facts.get('peers', {}))}"]
     lines += [f"* model: {', '.join(read('of')) or 'unknown'}; seeded random weights"]
-    commands = dict.fromkeys(read("commands"))
+    # Where things lie on somebody's machine is nobody's business.
+    commands = dict.fromkeys(re.sub(r"(?<=[ =])/\S+", "PATH", command) for command in read("commands"))
     lines += ["* command: " + ", then ".join(f"`{command}`" for command in commands)]
     return "\n".join(lines)
 

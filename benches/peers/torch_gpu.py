@@ -75,8 +75,9 @@ class Record:
         try:
             self.found[name] = measure()
         except Exception as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            self.found[name] = {"error": f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]}
+            # A compiler's first line only says which compiler it was.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            self.found[name] = {"error": f"{type(error).__name__}: {' '.join(lines[:2])}"[:300]}
         print(f"  {name}: {self.found[name]} ({time.perf_counter() - begun:.1f} s)", flush=True)
         whole = self.path.with_suffix(".part")
         whole.write_text(json.dumps(self.found) + "\n")
