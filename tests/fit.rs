@@ -162,6 +162,26 @@ fn a_scan_that_cannot_be_read_costs_no_step() {
 
 /// A limit on the size of files stands for a full disk: writing fails in the middle.
 #[test]
+fn what_scans_and_reports_warn_of_is_told_once_each() {
+    let study = Study::new("tlp");
+    // No orientation stored, and more tokens than the language model reads.
+    fs::copy(commands::package("tests/data/nifti/xf_neither.nii.gz"), study.path("bare.nii.gz")).unwrap();
+    fs::write(study.path("r0.txt"), "memory ".repeat(2000)).unwrap();
+    let mut changed = rows();
+    changed[1] = changed[1].replace("s1.nii", "bare.nii.gz");
+    write_rows(&study.data, &changed);
+    for (run, args) in
+        [("trained", &[][..]), ("frozen", &["--frozen-adapter"]), ("frozen", &["--frozen-adapter", "--resume"])]
+    {
+        let done = study.fit(run, &[&["--epochs", "2"], args].concat()).ok();
+        for (code, file) in [("no_orientation", "bare.nii.gz: "), ("report_truncated", "r0.txt: ")] {
+            let told = |line: &&str| line.starts_with(&format!("warning[{code}]")) && line.contains(file);
+            assert_eq!(done.stderr.lines().filter(told).count(), 1, "{run} {file}{}", done.stderr);
+        }
+    }
+}
+
+#[test]
 fn a_full_disk_leaves_the_last_checkpoint_whole() {
     let study = Study::new("tlp");
     let args = ["--epochs", "4", "--save-every", "0"];

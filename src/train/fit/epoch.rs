@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::cases::Cases;
 use super::features::{self, Reports};
 use super::outputs::{self, EpochRecord};
-use super::scans::Scans;
+use super::scans::{Scans, named};
 use super::state::{BEST, LAST, State};
 use super::{Plan, Summary, order};
 use crate::error::{Code, Error, Result};
@@ -131,6 +131,7 @@ impl Trainer<'_> {
                 progress.item(&what, state.at.next, batches.len());
                 let rate = plan.schedule.at(state.step + 1, total);
                 self.step(state, optimizer, group, &take, rate)?;
+                sight.tell(progress);
                 if written.elapsed().as_secs_f64() >= plan.save_every {
                     state.write(&self.output.join(LAST))?;
                     written = Instant::now();
@@ -244,6 +245,7 @@ impl Trainer<'_> {
         for (i, batch) in cases.chunks(self.plan.batch).enumerate() {
             progress.item("validation", i, batches);
             let seen = sight.of(batch)?;
+            sight.tell(progress);
             let vision = match sight {
                 Sight::Features(_) => seen,
                 Sight::Scans(_) => self.engine.features(&state.parameters, &seen)?,
@@ -296,6 +298,13 @@ impl Trainer<'_> {
 }
 
 impl Sight {
+    /// Tells what reading scans warned of; features were told when they were made.
+    fn tell(&self, progress: &mut dyn Progress) {
+        if let Self::Scans(scans) = self {
+            scans.take_warnings().iter().for_each(|(path, warning)| progress.warn(&named(path, warning)));
+        }
+    }
+
     /// Volumes or features of some cases, one behind the other.
     fn of(&self, cases: &[&Subject]) -> Seen {
         match self {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::cases::Cases;
-use super::scans::Scans;
+use super::scans::{Scans, named};
 use super::{Plan, threads};
 use crate::config::Config;
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result};
 use crate::infer::features::{Features, Store};
 use crate::infer::{Expected, Options, Predictor};
 use crate::progress::Progress;
@@ -58,7 +58,7 @@ pub(super) fn of_reports(plan: &Plan, config: &Config, cases: &Cases, progress: 
         progress.item("report", i, paths.len());
         let encoded = predictor.encode_report(&read_report(path)?).map_err(|e| e.at(*path))?;
         for warning in encoded.warnings() {
-            progress.warn(&Warning::new(&warning.code, format!("{}: {}", path.display(), warning.message)));
+            progress.warn(&named(path, warning));
         }
         by_path.insert((*path).clone(), encoded.features().clone());
     }
@@ -93,15 +93,18 @@ pub(super) fn of_scans(
             continue;
         }
         let key = store.scan_key(&volume::files(path)?, None)?;
-        let tensor = match store.get(&key) {
-            Some(features) => features.tensor,
+        let features = match store.get(&key) {
+            Some(features) => features,
             None => {
                 let tensor = engine.features(parameters, &scans.read(path)?)?;
-                store.put(&key, &Features { tensor: tensor.clone(), warnings: Vec::new(), tokens: 0 })?;
-                tensor
+                let warnings = scans.take_warnings().into_iter().map(|(_, warning)| warning).collect();
+                let features = Features { tensor, warnings, tokens: 0 };
+                store.put(&key, &features)?;
+                features
             }
         };
-        found.insert(path.to_path_buf(), tensor);
+        features.warnings.iter().for_each(|warning| progress.warn(&named(path, warning)));
+        found.insert(path.to_path_buf(), features.tensor);
     }
     Ok(found)
 }

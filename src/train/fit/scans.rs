@@ -1,12 +1,12 @@
 //! Scans as the adapter takes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::batch;
 use crate::config::{Config, VolumeConfig};
-use crate::error::Result;
+use crate::error::{Result, Warning};
 use crate::tensor::Tensor;
 use crate::train::tensors::stack;
 use crate::volume::{self, Grid, ReadOptions};
@@ -19,12 +19,27 @@ pub(super) struct Scans {
     config: VolumeConfig,
     kept: Mutex<BTreeMap<PathBuf, Tensor>>,
     most: usize,
+    found: Mutex<Found>,
+}
+
+/// What is to be known of the scans.
+#[derive(Default)]
+struct Found {
+    /// Scans whose warnings were taken down.
+    seen: BTreeSet<PathBuf>,
+    /// What was not told yet.
+    untold: Vec<(PathBuf, Warning)>,
 }
 
 impl Scans {
     pub fn new(config: &Config) -> Self {
         let bytes = config.volume.size.pow(3) * 4;
-        Self { config: config.volume.clone(), kept: Mutex::default(), most: KEPT_BYTES / bytes.max(1) }
+        Self {
+            config: config.volume.clone(),
+            kept: Mutex::default(),
+            most: KEPT_BYTES / bytes.max(1),
+            found: Mutex::default(),
+        }
     }
 
     /// `volume` f32 `[batch, D, H, W]` of scans.
@@ -43,6 +58,7 @@ impl Scans {
         }
         let options = ReadOptions { grid: Grid::cube(self.config.size, self.config.voxel_mm), volume: None };
         let read = volume::read(path, &options)?.normalize(self.config.clip).map_err(|e| e.at(path))?;
+        self.take_down(path, &read.warnings);
         let tensor = batch::volume(read);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < self.most {
@@ -50,6 +66,23 @@ impl Scans {
         }
         Ok(tensor)
     }
+
+    /// What the scans' readings warned of since this was last asked, with the scan's path, once a scan.
+    pub fn take_warnings(&self) -> Vec<(PathBuf, Warning)> {
+        std::mem::take(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner).untold)
+    }
+
+    fn take_down(&self, path: &Path, warnings: &[Warning]) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if !warnings.is_empty() && found.seen.insert(path.to_path_buf()) {
+            found.untold.extend(warnings.iter().map(|w| (path.to_path_buf(), w.clone())));
+        }
+    }
+}
+
+/// A warning that names what it is about.
+pub(super) fn named(path: &Path, warning: &Warning) -> Warning {
+    Warning::new(&warning.code, format!("{}: {}", path.display(), warning.message))
 }
 
 #[cfg(test)]
