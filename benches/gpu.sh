@@ -237,7 +237,7 @@ probe() { # DEVICE
 # A way to compute: starts, steady rows of both lengths, and all tensors. Starts come first: the cold one makes the engines.
 way() { # WAY DEVICE PRECISION
   local way=$1 device=$2 precision=$3 failed=0 scan report
-  forget "start-$way-*" "time-$way-*" "tensors-$way.*" "parity-$way-full.json" "probe-$device.*"
+  forget "start-$way-*" "time-$way-*" "alone-$way-*" "tensors-$way.*" "parity-$way-full.json" "probe-$device.*"
   [[ ! $again ]] || rm -f "$WORK/tensors/full-$way.safetensors"
   if ! probe "$device"; then
     say "$way: not run, for $device cannot be used"
@@ -263,6 +263,12 @@ way() { # WAY DEVICE PRECISION
     if ((!failed)) && ! measured "time-$way-$tokens"; then
       say "$way: $rows scans with reports of $tokens tokens"
       infer "time-$way-$tokens" "$device" -- --list "$cohorts/cohort-$tokens.csv" --mode resident --bundle "$bundle" || failed=1
+    fi
+    # Report and image may be computed at once, which makes each slower: on one thread of the processor they are not.
+    if ((!failed)) && ! measured "alone-$way-$tokens"; then
+      say "$way: the same, a stage at a time"
+      infer "alone-$way-$tokens" "$device" -- --list "$cohorts/cohort-$tokens.csv" --mode resident --threads 1 --bundle "$bundle" \
+        || failed=1
     fi
   done
   if ((!failed)) && [[ ! -s $WORK/tensors/full-$way.safetensors ]]; then

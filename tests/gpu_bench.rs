@@ -109,9 +109,9 @@ fn tensors_are_compared() {
 fn cohort(vision: f64, text: f64, wall: f64) -> Value {
     let row = |factor: f64| {
         json!({"timing_ms": {"adapter": 1.0, "vision": vision * factor, "text": text * factor, "heads": 1.0}, "device": "cuda",
-            "run": {"wall_ms": wall * factor, "from_cache": [], "placement": [{"part": "text", "providers": [
+            "run": {"wall_ms": wall * factor, "from_cache": [], "stages": [{"part": "text", "placement": {"providers": [
                 {"provider": "CUDAExecutionProvider", "nodes": 20},
-                {"provider": "CPUExecutionProvider", "nodes": 1, "left": [{"name": "/a", "kind": "Range"}]}]}]}})
+                {"provider": "CPUExecutionProvider", "nodes": 1, "left": [{"name": "/a", "kind": "Range"}]}]}}]}})
     };
     json!({"exit": 0, "seconds": 9.0, "told": [row(9.0), row(7.0), row(5.0), row(1.0), row(1.0), row(1.0)]})
 }
@@ -130,8 +130,11 @@ fn records(folder: &Path) {
             "num_key_value_heads": 32}),
     );
     write("rates", json!({"fp16": {"tflops": 100.0, "size": 8192}, "int8": {"error": "no kernel"}}));
-    write("time-cuda-fp16-256", cohort(20.0, 66.0, 90.0));
-    write("time-cuda-fp16-512", cohort(20.0, 99.0, 120.0));
+    write("time-cuda-fp16-256", cohort(31.0, 77.0, 90.0));
+    write("time-cuda-fp16-512", cohort(31.0, 111.0, 120.0));
+    // The same a stage at a time: whose stages count, and not whose whole.
+    write("alone-cuda-fp16-256", cohort(20.0, 66.0, 95.0));
+    write("alone-cuda-fp16-512", cohort(20.0, 99.0, 125.0));
     write("probe-tensorrt", json!({"exit": 1, "error": "exit 1: device.unavailable: libnvinfer.so.10 | is missing"}));
     write(
         "torch-compile",
@@ -188,7 +191,7 @@ fn the_tables_say_what_was_measured_and_what_was_not() {
         row(&table, &["cuda-fp16", "text"])[2],
         "CUDAExecutionProvider 20; CPUExecutionProvider 1: left /a (Range)"
     );
-    assert!(table.contains("Exits: 2 of 3 processes ended with status 0."), "{table}");
+    assert!(table.contains("Exits: 4 of 5 processes ended with status 0."), "{table}");
     // Only what lies between the markers changes.
     let written = fs::read_to_string(&page).unwrap();
     let around = |text: &str| {

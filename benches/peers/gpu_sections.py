@@ -135,6 +135,13 @@ def goals(rows, flops, rates, forms):
     return table(["goal", "aimed at", "measured", ""], body)
 
 
+def planned(record):
+    """MiB that `ba-infer` expected to take on the card."""
+    runs = [line["run"] for line in record.get("told", []) if "run" in line]
+    memory = (runs[-1].get("gpu_memory_bytes") or {}) if runs else {}
+    return f"{memory['planned'] / 2**20:.0f}" if "planned" in memory else MISSING
+
+
 def mib(memory):
     if "used_mib" in memory:
         return f"{memory['used_mib']:.0f}"
@@ -151,17 +158,17 @@ def starts(results, ways):
             timing = next((line["timing_ms"] for line in record.get("told", []) if "timing_ms" in line), {})
             parts = ", ".join(f"{stage} {number(ms / 1e3)}" for stage, ms in timing.items() if stage != "total")
             body.append([f"ours, {way}, one scan, {temperature}", number(record.get("answer_s")), number(record.get("seconds")),
-                         mib(record.get("memory", {})), record.get("error", parts)])
+                         mib(record.get("memory", {})), planned(record), record.get("error", parts)])
         record = results.get(f"time-{way}-512")
         if record:
             body.append([f"ours, {way}, a cohort, 512 tokens", MISSING, number(record.get("seconds")),
-                         mib(record.get("memory", {})), record.get("error", "")])
+                         mib(record.get("memory", {})), planned(record), record.get("error", "")])
     for name, record in results.named("torch-*-run").items():
         body.append([f"PyTorch, {name.removeprefix('torch-').removesuffix('-run')}, all its measurements", MISSING,
-                     number(record.get("seconds")), mib(record.get("memory", {})), record.get("error", "")])
+                     number(record.get("seconds")), mib(record.get("memory", {})), MISSING, record.get("error", "")])
     if not body:
         return "Starts and memory: not run."
-    head = ["process", "s to the answer", "s to its end", "card's memory taken, MiB", "its seconds, or what failed"]
+    head = ["process", "s to the answer", "s to its end", "card's memory taken, MiB", "planned", "its seconds, or what failed"]
     return "Starts (cold: page cache and our caches empty, engines are built; warm: the second call) and memory:\n\n" + table(head, body)
 
 
@@ -201,15 +208,14 @@ def placed(entry):
 def placement(results, ways):
     body = []
     for way in ways:
-        # The demo's probe tells of a device where no larger run does.
         rows = [row for row in results.get(f"time-{way}-256").get("told", []) if "run" in row]
         if not rows:
             continue
-        told = next((row["run"]["placement"] for row in rows if row["run"].get("placement")), None)
-        if told is None:
+        # The last row's: by then every graph was loaded.
+        run = rows[-1]["run"]
+        parts = [{"part": stage["part"], **stage["placement"]} for stage in run.get("stages", []) if stage.get("placement")]
+        if not parts:
             body.append([way, MISSING, "`ba-infer` did not tell it"])
-            continue
-        parts = told if isinstance(told, list) else [{"part": part, **entry} for part, entry in told.items()]
         merged = {}
         for entry in parts:
             merged.setdefault(entry.get("part", "?"), []).append(placed(entry))
@@ -242,13 +248,14 @@ def notes(results, skip):
     again = "PyTorch was measured once." if changed is None else (
         f"PyTorch was measured before ours and after, and the better counts; a stage's two differ by at most {changed * 100:.0f} %.")
     return "\n".join([
-        f"* Ours: `timing_ms` of `ba-infer --list --mode resident`, one process for each length, medians over its scans without the "
-        f"first {skip}, all different; a stage ends when its result is there. End to end: `wall_ms`, from answer to answer, the scan's "
-        "file read and conformed while the one before is computed.",
-        "* PyTorch: fp16, static shapes, scaled_dot_product_attention. Stages by CUDA events on inputs that lie on the card; all passes "
-        "by the clock, from float32 in pinned memory to logits on the host. End to end: MONAI reads and conforms on a thread ahead.",
+        f"* Ours: `ba-infer --list --mode resident`, medians over its scans without the first {skip}, all different. Stages: "
+        "`timing_ms` of a process with `--threads 1`, which computes them one after the other; a run ends synchronized with the card, "
+        "and the adapter's includes bringing the volume there. All passes: their sum. End to end: `wall_ms` of another process, from "
+        "answer to answer, report and image at once where the card's memory allows, the scan's file read and conformed while the one "
+        "before is computed.",
+        "* PyTorch: fp16, static shapes, scaled_dot_product_attention. Stages by CUDA events on inputs that lie on the card, which "
+        "favours its adapter; all passes by the clock, from float32 in pinned memory to logits on the host. End to end: MONAI reads and conforms on a thread ahead.",
         f"* {again}",
-        "* Ours, all passes: the sum of the four stages. They may overlap in a run: end to end is what a user waits.",
         "* Memory: what NVML shows for the whole card, less what was taken before the process began.",
         "* Weights are random: parity says that the arithmetic is right, not what reduced precision does to a trained model.",
     ])

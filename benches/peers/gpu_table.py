@@ -62,13 +62,16 @@ def steady(record):
 
 def ours(results, way):
     """A row: stage to milliseconds, or why not."""
-    both = {n: steady(results.get(f"time-{way}-{n}")) for n in LENGTHS}
-    whys = [found["why"] for found in both.values() if "why" in found]
-    row = {}
-    for n, found in both.items():
-        if "why" not in found:
-            row |= {f"text {n}": found["text"], f"passes {n}": found["passes"], f"end {n}": found["end"]}
-            row |= {stage: min(found[stage], row.get(stage, found[stage])) for stage in ("adapter", "vision", "heads")}
+    row, whys = {}, []
+    for n in LENGTHS:
+        # Stages one after the other; whole answers as a user gets them, where report and image may be computed at once.
+        alone, whole = steady(results.get(f"alone-{way}-{n}")), steady(results.get(f"time-{way}-{n}"))
+        whys += [found["why"] for found in (whole, alone) if "why" in found]
+        if "why" not in whole:
+            row[f"end {n}"] = whole["end"]
+        if "why" not in alone:
+            row |= {f"text {n}": alone["text"], f"passes {n}": alone["passes"]}
+            row |= {stage: min(alone[stage], row.get(stage, alone[stage])) for stage in ("adapter", "vision", "heads")}
     # The first step that failed tells more than those that were not tried after it.
     before = [f"probe-{WAYS[way][0]}", f"export-{way_precision(way)}", f"start-{way}-cold", f"start-{way}-warm"]
     earlier = [record["error"] for record in map(results.get, before) if "error" in record]
