@@ -90,7 +90,8 @@ fi
 for program in ba-export ba-infer examples/synthesize_checkpoint; do
   [[ -x $bin/$program ]] || die "$bin/$program is missing: cargo build --release --bins --example synthesize_checkpoint"
 done
-"$python" -c 'import numpy' 2>/dev/null || die "$python has no numpy: make bench-venv, or name another with --python"
+"$python" -c 'import sys, numpy; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+  || die "$python is older than 3.11 or has no numpy: make bench-venv, or name another with --python"
 has_target=''
 if [[ $("$bin/ba-export" --help) == *--target* ]]; then has_target=1; fi
 
@@ -334,7 +335,7 @@ torch_model() { # SUFFIX
   checkpoint
   cohorts
   for form in $forms; do
-    forget "torch-$form$1*.json"
+    forget "torch-$form$1.json" "torch-$form$1-run.json"
     measured "torch-$form$1" && measured "torch-$form$1-run" && continue
     say "PyTorch, $form$1"
     peer "$RESULTS/torch-$form$1-run.json" -- "$python" "$PEERS/torch_gpu.py" model "$RESULTS/torch-$form$1.json" "$checkpoint" \

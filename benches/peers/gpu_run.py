@@ -131,6 +131,7 @@ def main():
     arguments.add_argument("command", nargs=argparse.REMAINDER)
     args = arguments.parse_args()
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    args.record.unlink(missing_ok=True)
     for folder in args.cold:
         drop_from_page_cache(folder)
     memory = CardMemory(args.card)

@@ -84,7 +84,7 @@ def ratios(rows, columns, forms):
         if not name.startswith("ours"):
             continue
         if all(column not in row for column in columns):
-            body.append([name, row.get("why", "not run")] + [MISSING] * (len(columns)))
+            body.append([name, "not run: see above"] + [MISSING] * len(columns))
             continue
         eager = [ratio(rows[f"{forms['eager']} fp16"].get(c), row.get(c)) for c in columns]
         compiled = [ratio(fastest_compiled(rows, c, forms), row.get(c)) for c in columns]
@@ -170,6 +170,20 @@ def starts(results, ways):
         return "Starts and memory: not run."
     head = ["process", "s to the answer", "s to its end", "card's memory taken, MiB", "planned", "its seconds, or what failed"]
     return "Starts (cold: page cache and our caches empty, engines are built; warm: the second call) and memory:\n\n" + table(head, body)
+
+
+def first_runs(results, columns, forms):
+    """What a warm-up of PyTorch's costs: it is not in the other tables."""
+    body = []
+    for form, name in forms.items():
+        record = results.get(f"torch-{form}")
+        found = [record.get(column, {}).get("first_ms") for column in columns]
+        if any(found):
+            body.append([name] + [number(ms / 1e3) if ms else MISSING for ms in found])
+    if not body:
+        return ""
+    return "PyTorch's first run of each, compiling included (s; compiled code of an earlier call may be found again):\n\n" + table(
+        ["first run"] + [wanted(c) for c in columns], body)
 
 
 def parity(results, dry):

@@ -120,6 +120,7 @@ def document(results, dry):
         # A dry run reaches no goal.
         "" if dry else sections.goals(rows, flops, rates, FORMS),
         sections.starts(results, WAYS),
+        sections.first_runs(results, COLUMNS[:5], FORMS),
         sections.parity(results, dry),
         sections.placement(results, WAYS),
         sections.exits(results),
