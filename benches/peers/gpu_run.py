@@ -38,7 +38,7 @@ class CardMemory:
         except (OSError, ValueError) as error:
             self.why = f"not measured: {error}"
             return
-        self.reader = threading.Thread(target=self.read)
+        self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
 
     def ask(self, function, *arguments):
@@ -98,14 +98,20 @@ def run(command, record, limit, device):
     with open(stderr, "wb") as errors:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace")
         late = threading.Timer(limit, child.kill)
+        # An interrupted run must not wait for it.
+        late.daemon = True
         late.start()
-        for line in child.stdout:
-            try:
-                told.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-            found["answer_s"] = round(time.perf_counter() - begun, 4)
-        status = child.wait()
+        try:
+            for line in child.stdout:
+                try:
+                    told.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+                found["answer_s"] = round(time.perf_counter() - begun, 4)
+            status = child.wait()
+        except KeyboardInterrupt:
+            child.kill()
+            raise
         found["seconds"] = round(time.perf_counter() - begun, 4)
         timed_out = not late.is_alive()
         late.cancel()
