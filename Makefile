@@ -6,6 +6,8 @@ VENV := .venv
 BA_PYTHON ?= $(CURDIR)/$(VENV)/bin/python
 # Microsoft's training runtime has the module name of the other one: an environment of its own.
 ORT119_VENV := .venv-ort119
+# TensorRT for RTX and its Python package, 100 MB to fetch.
+TRT_VENV := .venv-trt
 # The benchmarks' peers (PyTorch, llama.cpp and others) are gigabytes: an environment of their own.
 BENCH_VENV := .venv-bench
 BENCH_PYTHON ?= $(CURDIR)/$(BENCH_VENV)/bin/python
@@ -28,7 +30,7 @@ ABLATION ?= --seeds 1,2,3 --epochs 12 --lr 3e-3 --batch 16 --embed 1,4,8,12 --jo
 PROFILE := --release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ablation test check build ort venv ort119 bench bench-gpu bench-venv clean-ablation clean-demo clean
+.PHONY: help demo ablation test check build ort gpu venv ort119 trt bench bench-gpu bench-venv clean-ablation clean-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -53,7 +55,7 @@ ablation: ort ## train the demo model in three modes on a simulated cohort and c
 	$(CARGO) run $(PROFILE) --quiet --example ablation -- --cohort $(ABLATION_OUT)/cohort/cohort.csv \
 	  --model $(DEMO)/checkpoint -o $(ABLATION_OUT)/runs $(ABLATION)
 
-test: ort venv ort119 ## every test (sets itself up: ONNX Runtime, a Python environment for the checks by other readers)
+test: ort venv ort119 trt ## every test (sets itself up: ONNX Runtime, Python environments for the checks by other readers)
 	BA_PYTHON='$(BA_PYTHON)' $(CARGO) test $(PROFILE)
 
 check: ## everything that CI runs: format, lints, docs, licences, tests, demo
@@ -66,6 +68,11 @@ ort: ## ONNX Runtime's library into .ort/
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 \
 	  || { echo '$(PYTHON) has no pip: install it (Debian, Ubuntu: apt install python3-pip) or name another with PYTHON=' >&2; exit 1; }
 	@$(PYTHON) scripts/fetch_onnxruntime.py
+
+gpu: ## ONNX Runtime for NVIDIA GPUs and the libraries that it needs beside the driver, into .ort/gpu/ (Linux, x86-64)
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 \
+	  || { echo '$(PYTHON) has no pip: install it (Debian, Ubuntu: apt install python3-pip) or name another with PYTHON=' >&2; exit 1; }
+	@$(PYTHON) scripts/fetch_gpu.py
 
 # Another interpreter given as BA_PYTHON is used as it is.
 venv: $(if $(filter $(CURDIR)/$(VENV)/%,$(BA_PYTHON)),$(VENV)/ready) ## the tests' Python environment into .venv/
@@ -88,10 +95,19 @@ $(ORT119_VENV)/ready: scripts/ort119-requirements.txt
 	  && $(ORT119_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ \
 	  || { rm -rf $(ORT119_VENV); echo 'onnxruntime-training-cpu cannot be installed here (there are wheels for Python 3.9 to 3.12 on Linux): the comparisons with it will not run' >&2; }
 
+# The compiler alone, which runs without a GPU. Not for every platform: tests say where it is missing and go on.
+trt: $(if $(BA_TRT_PYTHON),,$(TRT_VENV)/ready) ## TensorRT for RTX into .venv-trt/, where it can be installed: the tests build engines, on any machine
+
+$(TRT_VENV)/ready: scripts/trt-requirements.txt
+	@rm -rf $(TRT_VENV)
+	@$(PYTHON) -m venv $(TRT_VENV) \
+	  && $(TRT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ \
+	  || { rm -rf $(TRT_VENV); echo 'tensorrt-rtx-cu13 cannot be installed here (there are wheels for x86-64 Linux): no TensorRT engine will be built' >&2; }
+
 bench: ort bench-venv ## the benchmarks beside PyTorch, llama.cpp and others, into docs/benchmarks.md (BENCH='text scan': some groups)
 	BA_BENCH_PYTHON='$(BENCH_PYTHON)' $(CARGO) bench --bench suite -- $(BENCH)
 
-bench-gpu: ort bench-venv ## the measurements on an NVIDIA GPU beside PyTorch, into docs/gpu.md (GPU=--dry-run: every step without a GPU)
+bench-gpu: $(if $(findstring --dry-run,$(GPU)),ort,gpu) bench-venv ## the measurements on an NVIDIA GPU beside PyTorch, into docs/gpu.md (GPU=--dry-run: every step without a GPU)
 	$(CARGO) build $(PROFILE) --bins --example synthesize_checkpoint
 	BENCH_PYTHON='$(BENCH_PYTHON)' benches/gpu.sh $(GPU)
 
@@ -117,4 +133,4 @@ clean-demo: ## remove what the demo made
 	rm -rf $(DEMO_OUT)
 
 clean: ## remove everything built or fetched
-	rm -rf target .ort $(VENV) $(ORT119_VENV) $(BENCH_VENV)
+	rm -rf target .ort $(VENV) $(ORT119_VENV) $(TRT_VENV) $(BENCH_VENV)

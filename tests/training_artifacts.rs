@@ -17,7 +17,7 @@ use brain_adapter::bundle::sha256_of;
 use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::config::AdamW;
 use brain_adapter::onnx::EXTERNAL_BYTES;
-use brain_adapter::runtime::{CPU, Session, SessionOptions};
+use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
 use brain_adapter::train::artifacts::{Artifacts, parameters_of};
 use brain_adapter::train::{Activations, Batch, Engine, Graphs, Moments, Optimizer, Options, Parameters, moments};
@@ -27,15 +27,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Small graphs: threads would only wait for each other.
-const ONE_THREAD: SessionOptions = SessionOptions {
-    provider: CPU,
-    strict: false,
-    threads: Some(1),
-    optimize: true,
-    prepack: true,
-    fold: true,
-    shrink: false,
-};
+const ONE_THREAD: SessionOptions = SessionOptions { threads: Some(1), ..SessionOptions::DEFAULT };
 const STEPS: usize = 3;
 const ACCUMULATE: usize = 2;
 const BATCH: usize = 3;

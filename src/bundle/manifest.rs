@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::quantization::Quantization;
+use super::target::Target;
 use super::temperature::Temperature;
 use crate::config::{Config, LlamaConfig, VolumeConfig};
 use crate::tensor::{Comparison, hex};
@@ -42,6 +43,9 @@ pub struct Manifest {
     pub parts: BTreeMap<String, PartRecord>,
     /// How weights and arithmetic were reduced; none in a float32 bundle.
     pub quantization: Option<Quantization>,
+    /// For which device integer weights were made; bundles for the CPU, and those of floats, do not have the field.
+    #[serde(default, skip_serializing_if = "Target::is_cpu")]
+    pub target: Target,
     /// Every file but this one.
     pub files: Vec<FileRecord>,
     /// The checkpoint files that it was made from.
@@ -187,6 +191,9 @@ pub struct TokenizerRecord {
 pub struct PartRecord {
     /// The graph's file.
     pub file: String,
+    /// File of the same graph in operators that TensorRT takes, over the same data file; none where one form serves all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensorrt: Option<String>,
     /// Its number format.
     pub precision: Precision,
     /// Number of weights.

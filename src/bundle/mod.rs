@@ -8,6 +8,7 @@ mod install;
 mod manifest;
 mod quantization;
 mod remembered;
+mod target;
 mod temperature;
 mod verify;
 mod versions;
@@ -24,6 +25,7 @@ pub use manifest::{
 };
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
 pub use remembered::{Candidate, Remembered};
+pub use target::Target;
 pub use temperature::{Temperature, set_temperature};
 pub use verify::sha256_of;
 pub use versions::{Version, Versions};

@@ -8,7 +8,7 @@ use std::path::{Component, Path};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::manifest::{FORMAT, FileRecord, Manifest};
+use super::manifest::{FORMAT, FileRecord, Manifest, PartRecord};
 use crate::error::{Code, Error, Result};
 use crate::model::PARTS;
 use crate::tensor::hex;
@@ -101,7 +101,7 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<BTreeMap<St
             return Err(Error::new(Code::BUNDLE_MANIFEST, format!("the file `{}` is listed twice", file.name)).at(dir));
         }
     }
-    let needed = manifest.parts.values().map(|p| &p.file).chain([&manifest.tokenizer.file]);
+    let needed = manifest.parts.values().flat_map(PartRecord::graphs).chain([&manifest.tokenizer.file]);
     for file in needed {
         if !names.contains(file.as_str()) {
             return Err(Error::new(Code::BUNDLE_MANIFEST, format!("the file `{file}` is not listed")).at(dir));
@@ -111,16 +111,19 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<BTreeMap<St
     manifest.files.par_iter().filter(|file| file.bytes <= LARGE_BYTES).try_for_each(|file| hashed(dir, file))?;
     let mut beside = BTreeMap::new();
     for (name, part) in &manifest.parts {
-        let path = dir.join(&part.file);
-        let external = crate::onnx::external_files(&path)?;
-        for file in &external {
-            plain_name(&path, file)?;
-            if !names.contains(file.as_str()) {
-                let message = format!("its weights lie in `{file}`, which the bundle does not list");
-                return Err(Error::new(Code::BUNDLE_PATH, message).at(path));
+        let mut all = BTreeSet::new();
+        for path in part.graphs().map(|file| dir.join(file)) {
+            let external = crate::onnx::external_files(&path)?;
+            for file in &external {
+                plain_name(&path, file)?;
+                if !names.contains(file.as_str()) {
+                    let message = format!("its weights lie in `{file}`, which the bundle does not list");
+                    return Err(Error::new(Code::BUNDLE_PATH, message).at(path));
+                }
             }
+            all.extend(external);
         }
-        beside.insert(name.clone(), external);
+        beside.insert(name.clone(), all);
     }
     Ok(beside)
 }

@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 
 use super::progress::Bar;
 use super::{Common, calibration_folder, finish, print, print_json, render, tell};
-use crate::bundle::Precision;
+use crate::bundle::{self, Precision};
 use crate::error::Result;
 use crate::export::{self, Plan, Sources};
 
@@ -15,6 +15,7 @@ const EXAMPLES: &str = "\
 Examples:
   ba-export                                    ./checkpoints to ./onnx, in fp32
   ba-export --quantize int8                    a quarter of the size, faster; calibrated on ./calibration
+  ba-export --quantize int8 --target cuda      8-bit weights for NVIDIA GPUs, the rest in fp16
   ba-export --model study7 -o bundles/study7   another model folder, another place
   ba-export --vision M3D-CLIP --text Llama-2-7b-hf
                                                single parts from elsewhere
@@ -32,6 +33,9 @@ struct Args {
     /// Number format of the graphs
     #[arg(long, default_value = "none", value_name = "FORMAT")]
     quantize: Quantize,
+    /// For which device int8 and int4 are made; one fp32 or fp16 bundle serves all, whatever is said here
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    target: Target,
     /// Folder that the bundle becomes; an old bundle there is replaced
     #[arg(short, long, default_value = "onnx", value_name = "DIR")]
     output: PathBuf,
@@ -78,6 +82,26 @@ enum Quantize {
     Int4,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Target {
+    /// Processors
+    Cpu,
+    /// NVIDIA GPUs by ONNX Runtime's CUDA provider: integer weights, the rest in fp16
+    Cuda,
+    /// NVIDIA GPUs by TensorRT: int8 activations too, with scales that need calibration inputs; no int4
+    Tensorrt,
+}
+
+impl Target {
+    fn target(self) -> bundle::Target {
+        match self {
+            Self::Cpu => bundle::Target::Cpu,
+            Self::Cuda => bundle::Target::Cuda,
+            Self::Tensorrt => bundle::Target::TensorRt,
+        }
+    }
+}
+
 impl Quantize {
     fn precision(self) -> Precision {
         match self {
@@ -102,6 +126,10 @@ pub fn main() -> ExitCode {
     let args = Args::parse();
     if args.quantize == Quantize::None && (args.statistics.is_some() || args.max_error.is_some()) {
         let message = "--statistics and --max-error do nothing without --quantize fp16, int8 or int4";
+        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, format!("{message}\n")).exit();
+    }
+    if args.quantize == Quantize::Int4 && args.target == Target::Tensorrt {
+        let message = "--target tensorrt has no int4: use --quantize int8, or --target cuda";
         clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, format!("{message}\n")).exit();
     }
     let json = args.common.json;
@@ -141,6 +169,7 @@ fn plan(args: &Args) -> Result<Plan> {
         sources,
         output: args.output.clone(),
         precision: args.quantize.precision(),
+        target: args.target.target(),
         calibration: Some(calibration_folder(args.calibration.as_ref())?),
         statistics: args.statistics.clone(),
         max_error: args.max_error,

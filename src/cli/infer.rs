@@ -1,6 +1,7 @@
 //! `ba-infer`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,7 +12,7 @@ use crate::checkpoint::write_safetensors;
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::cohort::{self, Results, Row, error_json};
-use crate::infer::{EncodedReport, Expected, Mode, Options, Prediction, Predictor, Reading, ahead};
+use crate::infer::{EncodedReport, Expected, Mode, Options, Prediction, Predictor, Reading, Tell, ahead};
 use crate::runtime::{Device, take_log};
 use crate::tensor::{LazyTensor, Tensor};
 use crate::text::read_report;
@@ -41,9 +42,12 @@ struct Args {
     /// Bundle made by ba-export
     #[arg(long, default_value = "onnx", value_name = "DIR")]
     bundle: PathBuf,
-    /// Where to compute: auto, cpu, cuda or tensorrt
+    /// Where to compute: auto, cpu, cuda, tensorrt or tensorrt-rtx. auto takes the best that can be used
     #[arg(long, default_value = "auto")]
     device: Device,
+    /// Fail when the device leaves parts of a graph to the processor [default: they run there; -v names them]
+    #[arg(long)]
+    strict_device: bool,
     /// Volume of a 4-D scan, from 0
     #[arg(long, value_name = "N")]
     volume: Option<usize>,
@@ -67,7 +71,7 @@ struct Args {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<u64>,
     /// Keep features of scans and reports here, and which large files of the bundle were verified: what was computed once
-    /// is not computed again. Derived from patients' data: keep it as private as the scans
+    /// is not computed again, nor are TensorRT's engines made again. Derived from patients' data: keep it as private as the scans
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
     /// Keep weights laid out for this machine in the cache too: full speed without a slow start, for about twice their size
@@ -155,9 +159,21 @@ fn lines_beside(output: &Path) -> Option<PathBuf> {
     csv.then(|| output.with_extension("jsonl"))
 }
 
+/// Tells lines on stderr, from whatever thread.
+fn telling(args: &Args) -> Tell {
+    if args.common.quiet {
+        return Tell::default();
+    }
+    Tell::new(|line| {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    })
+}
+
 fn open(args: &Args, expected: Expected) -> Result<Predictor> {
     let options = Options {
         device: args.device,
+        strict_device: args.strict_device,
+        placement: args.common.verbose || args.common.json,
         threads: args.common.threads(),
         library: args.common.ort_lib.clone(),
         volume: args.volume,
@@ -168,11 +184,11 @@ fn open(args: &Args, expected: Expected) -> Result<Predictor> {
         prepacked: args.prepacked,
         voxels: args.save_conformed.is_some() || args.save_preview.is_some(),
         keep_tensors: args.save_tensors.is_some(),
+        tell: telling(args),
+        ..Options::default()
     };
     let predictor = Predictor::open(&args.bundle, options)?;
-    if args.device == Device::Auto && args.common.verbose {
-        tell(&args.common, [format!("device: auto took {}", predictor.device())]);
-    }
+    tell(&args.common, predictor.chosen().told(args.common.verbose));
     Ok(predictor)
 }
 
@@ -218,6 +234,7 @@ fn run_scans(args: &Args) -> Result<()> {
         }
         Ok(())
     })?;
+    tell_placement(args, &predictor);
     if let Some(path) = &args.output {
         replace(path, lines.as_bytes())?;
     }
@@ -241,17 +258,20 @@ fn scan(
     report: Option<&str>,
     encoded: &mut Option<EncodedReport>,
 ) -> Result<Prediction> {
-    if let (Some(report), None) = (report, &encoded) {
-        *encoded = Some(predictor.encode_report(report)?);
-    }
-    let scan = reading.finish()?;
-    if let (Some(path), Some(conformed)) = (&args.save_conformed, scan.conformed()) {
-        conformed.save(path)?;
-    }
-    if let (Some(path), Some(conformed)) = (&args.save_preview, scan.conformed()) {
-        conformed.save_preview(path)?;
-    }
-    let mut prediction = predictor.predict(scan, encoded.as_ref())?;
+    let read = || {
+        let scan = reading.finish()?;
+        if let (Some(path), Some(conformed)) = (&args.save_conformed, scan.conformed()) {
+            conformed.save(path)?;
+        }
+        if let (Some(path), Some(conformed)) = (&args.save_preview, scan.conformed()) {
+            conformed.save_preview(path)?;
+        }
+        Ok(scan)
+    };
+    let mut prediction = match report {
+        Some(report) => predictor.predict_both(report, encoded, read)?,
+        None => predictor.predict(read()?, None)?,
+    };
     prediction.report.clone_from(&args.report);
     if let Some(path) = &args.save_tensors {
         let tensors = prediction.tensors.drain(..).map(|(name, tensor)| (name, lazy(&tensor)));
@@ -266,6 +286,12 @@ fn lazy(tensor: &Tensor) -> LazyTensor {
         Tensor::F32(a) => LazyTensor::from_f32(a.shape(), &a.iter().copied().collect::<Vec<_>>()),
         Tensor::I64(a) => LazyTensor::from_i64(a.shape(), &a.iter().copied().collect::<Vec<_>>()),
     }
+}
+
+/// Where nodes were computed, on stderr.
+fn tell_placement(args: &Args, predictor: &Predictor) {
+    let verbose = args.common.verbose;
+    tell(&args.common, predictor.placements().filter_map(|(part, placement)| placement.told(part, verbose)));
 }
 
 fn to_json(prediction: &Prediction) -> Result<String> {
@@ -306,6 +332,7 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
         }
         outcome.err().filter(unusable).map_or(Ok(()), Err)
     })?;
+    tell_placement(args, &predictor);
     let skipped = rows.len() - left.len();
     if skipped > 0 {
         tell(&args.common, [format!("{skipped} rows had their result already")]);
@@ -323,12 +350,13 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
 
 /// One row: its report is read and encoded while its scan is read.
 fn list_row(predictor: &mut Predictor, row: &Row, reading: Reading<'_>) -> Result<Prediction> {
-    let report = row.report_path().map(|path| read_report(&path)).transpose()?;
-    if report.is_none() {
-        predictor.needs_no_report()?;
+    match row.report_path() {
+        Some(path) => predictor.predict_both(&read_report(&path)?, &mut None, || reading.finish()),
+        None => {
+            predictor.needs_no_report()?;
+            predictor.predict(reading.finish()?, None)
+        }
     }
-    let encoded = report.map(|text| predictor.encode_report(&text)).transpose()?;
-    predictor.predict(reading.finish()?, encoded.as_ref())
 }
 
 fn short_line(row: &Row, prediction: &Prediction) -> String {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::layers;
-use crate::bundle::{Parity, SourceRecord};
+use crate::bundle::{Parity, SourceRecord, Target};
 use crate::export::{PartSummary, StageCheck, StageLimit, Summary};
 use crate::infer::Prediction;
 
@@ -102,6 +102,9 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
         Some(_) => "against fp32, on held-out inputs where there are enough",
         None => "against the plain fp32 graphs, on the calibration inputs",
     };
+    if summary.target != Target::Cpu {
+        let _ = writeln!(text, "\nmade for {}", summary.target);
+    }
     let _ = writeln!(text, "\nmax error, cosine: {against}");
     text += &unchecked(&summary.parts);
     if let Some(quantization) = &summary.quantization {
@@ -185,7 +188,8 @@ pub(super) fn prediction(p: &Prediction, tokens: Option<usize>) -> String {
     let _ =
         writeln!(text, "time        {:.0} ms ({})", p.run.wall_ms.unwrap_or(p.timing_ms.total()), stages.join(", "));
     let short: String = p.bundle.sha256.chars().take(12).collect();
-    let _ = writeln!(text, "ran on      {}, {}, bundle {short}", p.device, p.bundle.precision);
+    let device = p.run.chosen.as_ref().map_or(p.device.clone(), ToString::to_string);
+    let _ = writeln!(text, "ran on      {device}, {}, bundle {short}", p.bundle.precision);
     text += &run(p);
     for warning in &p.warnings {
         let _ = writeln!(text, "warning     {} [{}]", warning.message, warning.code);

@@ -14,6 +14,7 @@
 //! ```
 
 mod calibration;
+mod form;
 #[cfg(feature = "runtime")]
 mod gate;
 #[cfg(feature = "runtime")]
@@ -47,10 +48,13 @@ pub use calibration::{CalibrationInput, MAX_CALIBRATION_INPUTS, MAX_CALIBRATION_
 pub(crate) use retrained::{Bundled, Retrained, is_remade, retrained, sources_of};
 pub use sources::Sources;
 
+use form::Form;
+
 use crate::bundle::{
-    FORMAT, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Temperature, Tool,
+    FORMAT, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Target, Temperature,
+    Tool,
 };
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::model::Models;
 use crate::progress::Progress;
 use crate::tensor::Comparison;
@@ -67,6 +71,8 @@ pub struct Plan {
     pub output: PathBuf,
     /// Number format of the graphs.
     pub precision: Precision,
+    /// For which device integer weights are made; floats have forms for all devices, whatever it is.
+    pub target: Target,
     /// A folder of scans and reports on which a reduced bundle is calibrated, and any bundle compared with fp32.
     pub calibration: Option<PathBuf>,
     /// Statistics of an earlier export (its `calibration.safetensors`), to be used instead of gathering them.
@@ -90,6 +96,7 @@ impl Plan {
             sources,
             output: output.into(),
             precision: Precision::Fp32,
+            target: Target::Cpu,
             calibration: None,
             statistics: None,
             max_error: None,
@@ -107,6 +114,8 @@ pub struct Summary {
     /// The bundle's folder.
     #[serde(serialize_with = "as_text")]
     pub output: PathBuf,
+    /// For which device integer weights were made.
+    pub target: Target,
     /// One row a graph, in the order in which they run.
     pub parts: Vec<PartSummary>,
     /// What was reduced, where anything was.
@@ -167,9 +176,15 @@ pub struct StageCheck {
 ///
 /// # Errors
 /// Those of the checkpoints, `config.*`, `tokenizer.*`, `disk.full`, `output.exists`, `verify.mismatch`, `quantize.error`,
-/// `calibration.input`, and `runtime.*` when a check needs ONNX Runtime.
+/// `calibration.input`, `device.precision` when the target has no form of the precision, and `runtime.*` when a check needs ONNX Runtime.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let started = Instant::now();
+    let form = Form::of(plan.precision, plan.target);
+    if form.precision == Precision::Int4 && form.target == Target::TensorRt {
+        let message =
+            "TensorRT takes no 4-bit weights in a form that is written here: export int8 for it, or int4 for cuda";
+        return Err(Error::new(Code::DEVICE_PRECISION, message));
+    }
     progress.step("reading checkpoints", None);
     let loaded = plan.sources.load()?;
     let models = Models::find(&loaded.config, &loaded.llama, &loaded.adapter, &loaded.vision, &loaded.text)?;
@@ -201,6 +216,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         image_head: models.image_head,
         parts: made.parts.iter().map(|p| (p.part.clone(), p.record.clone())).collect::<BTreeMap<_, _>>(),
         quantization: made.quantization.clone(),
+        target: form.target,
         files,
         sources: sources.clone(),
         skipped: models.skipped.clone(),
@@ -211,6 +227,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     staging.install(&manifest)?;
     Ok(Summary {
         output: plan.output.clone(),
+        target: form.target,
         parts: made.parts,
         quantization: made.quantization,
         slowdowns: made.slowdowns,
@@ -261,7 +278,6 @@ fn make(
     progress: &mut dyn Progress,
 ) -> Result<stage::Made> {
     use crate::bundle::Parity;
-    use crate::error::{Code, Error};
     if plan.precision != Precision::Fp32 {
         let message = "this build has no ONNX Runtime to judge a reduced model with: it exports fp32 only";
         return Err(Error::new(Code::RUNTIME_MISSING, message));
@@ -291,7 +307,6 @@ fn verify(plan: &Plan, staging: &Staging, progress: &mut dyn Progress) -> Result
 /// Without ONNX Runtime a check that was asked for is an error.
 #[cfg(not(feature = "runtime"))]
 fn verify(plan: &Plan, _: &Staging, _: &mut dyn Progress) -> Result<Vec<StageCheck>> {
-    use crate::error::{Code, Error};
     match &plan.verify {
         Some(_) => Err(Error::new(Code::RUNTIME_MISSING, "this build has no ONNX Runtime to verify with")),
         None => Ok(Vec::new()),

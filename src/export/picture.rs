@@ -28,7 +28,7 @@ fn colour(scheme: Scheme) -> usize {
         Scheme::Blocks { .. } => 2,
         Scheme::Fp16 | Scheme::Fp16Weight => 3,
         Scheme::Fp32 => 4,
-        Scheme::Int8Static => 5,
+        Scheme::Int8Static | Scheme::Int8Tensor => 5,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::form::Form;
 use super::gate::{Gate, Verdict};
 use super::quantize::limits::Limits;
 use super::quantize::{HEADS, Reducer, TEXT};
@@ -86,7 +87,7 @@ pub(super) fn listed(path: &Path, name: &str) -> Result<FileRecord> {
 
 /// Removes the files of a part.
 fn remove_staged(staging: &Staging, made: &mut Made, part: usize) -> Result<()> {
-    let old = |f: &FileRecord| f.name.starts_with(&format!("{}.onnx", PARTS[part]));
+    let old = |f: &FileRecord| f.name.starts_with(&format!("{}.", PARTS[part]));
     for file in made.files.iter().filter(|f| old(f)) {
         let path = staging.path().join(&file.name);
         std::fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot remove the old file", e))?;
@@ -108,7 +109,7 @@ fn judge(
     runner: Runner<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Verdict> {
-    let limits = |part: usize| Limits::of_part(plan.precision, PARTS[part], plan.max_error);
+    let limits = |part: usize| Limits::of_part(Form::of(plan.precision, plan.target), PARTS[part], plan.max_error);
     let (mut verdict, mut written) = (Verdict::default(), [true; 4]);
     for attempt in 1.. {
         progress.step("comparing with fp32 on held-out inputs", None);

@@ -12,10 +12,10 @@ use super::sources::Loaded;
 use super::{PartSummary, space};
 use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging};
 use crate::error::{Code, Error, Result};
-use crate::graph::Graph;
+use crate::graph::{Domain, Graph};
 use crate::model::{self, Attention, Models, PARTS, Stages};
 use crate::onnx::Placed;
-use crate::passes::fold_batch_norm;
+use crate::passes::{Scores, decompose_attention, fold_batch_norm};
 use crate::progress::Progress;
 use crate::tensor::hex;
 
@@ -107,9 +107,15 @@ pub(super) fn write_part(
     let started = Instant::now();
     let written = crate::onnx::write_placed(graph, staging.path(), part, &mut |bytes| progress.advance(bytes));
     // A weight that cannot be used is found as it streams: its checkpoint is to be named.
-    let (written, placed) = written.map_err(|e| e.at(checkpoint))?;
+    let (mut written, placed) = written.map_err(|e| e.at(checkpoint))?;
+    let companion = companion(graph, format.precision)?;
+    let companion = companion
+        .map(|graph| crate::onnx::write_companion(&graph, staging.path(), &format!("{part}.tensorrt"), &placed));
+    let companion = companion.transpose()?;
+    written.extend(companion.clone());
     let record = PartRecord {
         file: written[0].name.clone(),
+        tensorrt: companion.map(|file| file.name),
         precision: format.precision,
         parameters: format.parameters,
         bytes: written.iter().map(|w| w.bytes).sum(),
@@ -118,6 +124,13 @@ pub(super) fn write_part(
     let summary = PartSummary { part: part.into(), record, seconds: started.elapsed().as_secs_f64() };
     let files = written.into_iter().map(|w| FileRecord { name: w.name, bytes: w.bytes, sha256: w.sha256 });
     Ok((summary, files.collect(), placed))
+}
+
+/// The graph for TensorRT, where it has operators that only ONNX Runtime has. Integers are made for one kind of device.
+fn companion(graph: &Graph, precision: Precision) -> Result<Option<Graph>> {
+    let floats = matches!(precision, Precision::Fp32 | Precision::Fp16);
+    let own = graph.nodes.iter().any(|n| n.op.domain == Domain::Microsoft);
+    (floats && own).then(|| decompose_attention(graph, Scores::Whole)).transpose()
 }
 
 /// Checkpoint files by what they give, with their hashes; nothing more is read once `stop` is set, for an export that failed

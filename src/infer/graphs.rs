@@ -4,21 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Options;
-use super::opening::{chosen, room, stages};
+use super::opening::{room, stages, taken};
 use super::prediction::Timing;
 use super::stage::Stage;
 use super::verification::Verification;
 use crate::bundle::Bundle;
 use crate::error::{Code, Error, Result};
 use crate::model::PARTS;
-use crate::runtime::Runtime;
 use crate::tensor::Tensor;
 
 /// The graphs of a bundle, planned for the memory that there is, loaded when they are first run, and verified before what they
 /// give is told.
 pub struct Graphs {
     bundle: Arc<Bundle>,
-    runtime: &'static Runtime,
     stages: BTreeMap<&'static str, Stage>,
     verification: Verification,
 }
@@ -30,11 +28,10 @@ impl Graphs {
     /// # Errors
     /// `runtime.missing`, `runtime.version`, `device.unavailable`, `memory.limit`, `onnx.invalid`.
     pub fn open(bundle: Arc<Bundle>, options: &Options) -> Result<Self> {
-        let chosen = chosen(&bundle, options)?;
-        let runtime = Runtime::load(chosen.library.as_deref())?;
-        let (stages, _, _) = stages(&bundle, options, chosen.provider, &room(&bundle, options))?;
+        let taken = taken(&bundle, options)?;
+        let stages = stages(&bundle, options, &taken, &room(&bundle, options, &taken))?.stages;
         let verification = Verification::new(&bundle, options.cache.clone(), options.threads != Some(1));
-        Ok(Self { bundle, runtime, stages, verification })
+        Ok(Self { bundle, stages, verification })
     }
 
     /// Runs a graph ([`PARTS`]) and gives the outputs of those names, in that order. Names, shapes and types are those of
@@ -47,7 +44,7 @@ impl Graphs {
         let stage = self.stages.get_mut(part).ok_or_else(|| {
             Error::new(Code::MEMORY_LIMIT, format!("no memory was planned for the graph `{part}`")).at(&self.bundle.dir)
         })?;
-        let results = stage.run(self.runtime, inputs, outputs, &mut Timing::default(), &mut || {})?;
+        let results = stage.run(inputs, outputs, &mut Timing::default(), &mut || {})?;
         self.verification.wait(part)?;
         Ok(results)
     }

@@ -90,20 +90,25 @@ pub(super) struct Room {
 /// # Errors
 /// `memory.limit`, naming the part, what it needs at least and what there is.
 pub(super) fn plan(parts: &[Part<'_>], room: &Room, fixed: bool) -> Result<(Vec<Planned>, u64)> {
-    let wanted: Vec<Mode> = parts.iter().map(|p| p.mode).collect();
-    let without_text = parts.iter().map(|p| if p.name == "text" { Mode::OneShot } else { p.mode }).collect();
-    let mut attempts = vec![wanted];
-    if !fixed {
-        attempts.extend([without_text, vec![Mode::OneShot; parts.len()]]);
-    }
     let mut last = Err(Error::new(Code::MEMORY_LIMIT, "nothing is to be run"));
-    for modes in attempts {
+    for modes in attempts(parts, fixed) {
         last = attempt(parts, &modes, room);
         if last.is_ok() {
             break;
         }
     }
     last
+}
+
+/// The modes to try, in order.
+pub(super) fn attempts(parts: &[Part<'_>], fixed: bool) -> Vec<Vec<Mode>> {
+    let wanted: Vec<Mode> = parts.iter().map(|p| p.mode).collect();
+    let without_text = parts.iter().map(|p| if p.name == "text" { Mode::OneShot } else { p.mode }).collect();
+    let mut attempts = vec![wanted];
+    if !fixed {
+        attempts.extend([without_text, vec![Mode::OneShot; parts.len()]]);
+    }
+    attempts
 }
 
 /// The peak when the graphs that the image goes through are loaded while the language model runs, where there is room for
@@ -180,7 +185,7 @@ fn groups(part: &Part<'_>, budget: u64) -> Vec<Group> {
 }
 
 /// What activations take while these segments run.
-fn activations(part: &Part<'_>, range: Range<usize>) -> u64 {
+pub(super) fn activations(part: &Part<'_>, range: Range<usize>) -> u64 {
     part.model.live_bytes(range, &part.extents).saturating_mul(ALLOCATED_PERCENT) / 100
 }
 
@@ -199,7 +204,7 @@ fn weights(model: &SegmentedModel, range: Range<usize>, prepack: bool) -> u64 {
     bytes.saturating_add(more)
 }
 
-fn too_much(part: &str, need: u64, room: &Room) -> Error {
+pub(super) fn too_much(part: &str, need: u64, room: &Room) -> Error {
     let mb = |bytes: u64| bytes.div_ceil(1_000_000);
     let (need, limit) = (mb(need), room.limit / 1_000_000);
     let message = if room.asked {

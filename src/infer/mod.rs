@@ -9,6 +9,10 @@
 //! large files of the bundle ─ hashed beside (verification) ───────────────────── before anything is told ┘
 //! ```
 //!
+//! On a GPU ([`Predictor::predict_both`]) report and image run at once, in two threads and two streams; graphs are planned for
+//! the card's memory (`card`), TensorRT's engines are kept in the cache (`engines`), and every session is gone before a
+//! `Predictor` is.
+//!
 //! ```no_run
 //! use brain_adapter::infer::{Options, Predictor};
 //!
@@ -20,25 +24,34 @@
 //! # Ok::<(), brain_adapter::Error>(())
 //! ```
 
+mod card;
 pub mod cohort;
+mod encoding;
+mod engines;
 pub(crate) mod features;
 mod graphs;
+mod loading;
 mod memory;
 mod opening;
 mod prediction;
 mod predictor;
 mod prepacked;
+mod profiles;
 mod reader;
+mod running;
 mod stage;
+mod tell;
 mod verification;
 
 use std::path::PathBuf;
 
+pub use encoding::EncodedReport;
 pub use graphs::Graphs;
 pub use memory::Mode;
-pub use prediction::{BundleIdentity, Memory, Prediction, Run, StageRun, Timing};
-pub use predictor::{EncodedReport, Predictor};
+pub use prediction::{BundleIdentity, GpuMemory, Memory, Prediction, Run, StageRun, Timing};
+pub use predictor::Predictor;
 pub use reader::{Reading, Scan, ScanReader, ahead};
+pub use tell::Tell;
 
 use crate::runtime::Device;
 
@@ -54,6 +67,10 @@ const MANY_SCANS: usize = 2;
 pub struct Options {
     /// Where to run.
     pub device: Device,
+    /// Whether it is an error that the device leaves nodes to the processor, unless they handle extents alone.
+    pub strict_device: bool,
+    /// Whether predictions say which provider computed which nodes.
+    pub placement: bool,
     /// Threads within an operator, by default one a core. With one, no hashing, reading or loading runs beside either.
     pub threads: Option<usize>,
     /// ONNX Runtime's library, where it is not to be searched for.
@@ -76,6 +93,14 @@ pub struct Options {
     pub voxels: bool,
     /// Whether predictions carry every stage's tensor. Then nothing is taken from the cache.
     pub keep_tensors: bool,
+    /// Whether, on a GPU, each graph is run once when it is loaded, so that the first answer's stages take as long as the others';
+    /// what that takes is told as `warm_up`.
+    pub warm_up: bool,
+    /// Goes the ways of a GPU on whatever device there is: values bound, graphs warmed up, image and report at once. For tests
+    /// on machines that have none.
+    pub as_on_gpu: bool,
+    /// Who is told what takes long: engines that are made, another process that is waited for.
+    pub tell: Tell,
 }
 
 /// How many inputs a predictor will see.
@@ -92,6 +117,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             device: Device::Auto,
+            strict_device: false,
+            placement: false,
             threads: None,
             library: None,
             volume: None,
@@ -102,15 +129,19 @@ impl Default for Options {
             prepacked: false,
             voxels: false,
             keep_tensors: false,
+            warm_up: true,
+            as_on_gpu: false,
+            tell: Tell::default(),
         }
     }
 }
 
 impl Options {
-    /// The mode that suits a graph.
-    fn mode_of(&self, part: &str) -> Mode {
+    /// The mode that suits a graph. On a GPU weights that were let go would have to be brought there again: what runs twice stays.
+    fn mode_of(&self, part: &str, on_gpu: bool) -> Mode {
         let Expected { scans, reports } = self.expected;
-        let many = if part == "text" { reports >= MANY_REPORTS } else { scans >= MANY_SCANS };
+        let many_reports = if on_gpu { 2 } else { MANY_REPORTS };
+        let many = if part == "text" { reports >= many_reports } else { scans >= MANY_SCANS };
         self.mode.unwrap_or(if many { Mode::Resident } else { Mode::OneShot })
     }
 }

@@ -9,6 +9,7 @@ use super::memory::Mode;
 use crate::bundle::{Bundle, Precision};
 use crate::error::{Code, Error, Result, Warning};
 use crate::metrics::{largest, softmax};
+use crate::runtime::{Chosen, Placement};
 use crate::tensor::Tensor;
 
 /// The answer for one scan.
@@ -53,12 +54,17 @@ pub struct Prediction {
 /// How a run really went.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Run {
+    /// The device that was chosen, and why.
+    pub chosen: Option<Chosen>,
     /// Each graph that memory was planned for.
     pub stages: Vec<StageRun>,
     /// The features that were in the cache and not computed: `vision`, `text`.
     pub from_cache: Vec<&'static str>,
     /// Memory of the process.
     pub memory_bytes: Memory,
+    /// Memory of the GPU, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_bytes: Option<GpuMemory>,
     /// How the large weights were verified: `hashed` in this process, `unchanged since hashed`, or, where laid-out copies of
     /// the cache were used, `unchanged since laid out`.
     pub weights: &'static str,
@@ -80,12 +86,17 @@ fn rounded<S: serde::Serializer>(ms: &Option<f64>, serializer: S) -> std::result
 pub struct StageRun {
     /// The graph.
     pub part: String,
+    /// The provider that it is loaded for.
+    pub provider: &'static str,
     /// How it was kept.
     pub mode: Mode,
     /// In how many groups of blocks, each loaded and released.
     pub groups: usize,
     /// Whether its weights came laid out from the cache.
     pub prepacked: bool,
+    /// Which provider computed which nodes, where it was asked for and the graph was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
 }
 
 /// Resident memory of the process, in bytes.
@@ -97,6 +108,15 @@ pub struct Memory {
     pub planned: u64,
     /// The peak so far, where the system tells it.
     pub peak: Option<u64>,
+}
+
+/// Memory of a GPU, in bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct GpuMemory {
+    /// What was free before anything was loaded.
+    pub free: u64,
+    /// The peak that was planned.
+    pub planned: u64,
 }
 
 /// Which bundle answered.
@@ -123,7 +143,8 @@ impl BundleIdentity {
     }
 }
 
-/// Milliseconds by stage, in the order in which stages first ran.
+/// Milliseconds by stage, in the order in which stages first ran. Where stages run at once, on a GPU, their sum is more than the clock
+/// shows ([`Run::wall_ms`]).
 #[derive(Clone, Debug, Default)]
 pub struct Timing(Vec<(String, f64)>);
 

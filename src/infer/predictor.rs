@@ -1,76 +1,62 @@
 //! A bundle that answers.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Options;
 use super::features::{Features, Store};
 use super::memory::{self, Room};
-use super::opening::{chosen, room, stages, store};
-use super::prediction::{Memory, Prediction, Run, StageRun, Timing};
+use super::opening::{Opened, Taken, room, stages, store, taken};
+use super::prediction::{GpuMemory, Memory, Prediction, Run, Timing};
 use super::prepacked::Prepacked;
 use super::reader::{Content, Scan, ScanReader};
 use super::stage::{Stage, milliseconds};
 use super::verification::Verification;
+use super::{EncodedReport, Options};
 use crate::batch;
 use crate::bundle::Bundle;
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result};
 use crate::model::PARTS;
-use crate::runtime::Runtime;
-use crate::tensor::Tensor;
+use crate::runtime::{Chosen, Input, Leave, Placement};
+use crate::tensor::{Tensor, TensorView};
 use crate::text::Tokenizer;
 use crate::volume::{Grid, ReadOptions};
 
-/// A report, read by the language model.
-#[derive(Clone, Debug)]
-pub struct EncodedReport {
-    /// `text` f32 `[1, text.hidden]`.
-    text: Tensor,
-    /// `input_ids` and `attention_mask`, where tensors are kept.
-    inputs: Option<[Tensor; 2]>,
-    /// Number of tokens read.
-    pub tokens: usize,
-    cached: bool,
-    warnings: Vec<Warning>,
-    timing: Timing,
-}
-
-impl EncodedReport {
-    /// What the language model made of it: `text` f32 `[1, text.hidden]`.
-    pub fn features(&self) -> &Tensor {
-        &self.text
-    }
-
-    /// What is to be known of the reading.
-    pub fn warnings(&self) -> &[Warning] {
-        &self.warnings
-    }
-}
-
 /// A bundle ready to answer.
 pub struct Predictor {
-    bundle: Arc<Bundle>,
-    runtime: &'static Runtime,
-    options: Options,
-    device: &'static str,
-    stages: BTreeMap<&'static str, Stage>,
-    verification: Verification,
-    store: Option<Store>,
-    prepacked: Option<Prepacked>,
-    tokenizer: Option<Tokenizer>,
+    pub(super) bundle: Arc<Bundle>,
+    pub(super) taken: Taken,
+    pub(super) options: Options,
+    pub(super) stages: BTreeMap<&'static str, Stage>,
+    pub(super) verification: Verification,
+    pub(super) store: Option<Store>,
+    pub(super) prepacked: Option<Prepacked>,
+    pub(super) tokenizer: Option<Tokenizer>,
     room: Room,
     planned: u64,
+    gpu: Option<GpuMemory>,
     /// Whether there is room to load the image's graphs while the language model runs.
     ahead: bool,
-    opened: Instant,
+    /// Whether language model and image run at once.
+    pub(super) together: bool,
+    pub(super) opened: Instant,
     /// When the last answer was given, or the bundle opened.
     answered: Instant,
     /// Milliseconds that opening took, until a prediction tells them.
     opening: Option<f64>,
     /// Milliseconds from opening to the first run of a graph.
-    began: Option<f64>,
+    pub(super) began: Option<f64>,
+}
+
+/// A scan as the vision transformer sees it.
+pub(super) struct Seen {
+    path: PathBuf,
+    cached: bool,
+    features: Features,
+    /// The stages' tensors, where they are kept.
+    tensors: Vec<(String, Tensor)>,
+    timing: Timing,
 }
 
 impl Predictor {
@@ -82,20 +68,21 @@ impl Predictor {
     pub fn open(dir: &Path, options: Options) -> Result<Self> {
         let opened = Instant::now();
         let bundle = Arc::new(Bundle::open_quickly(dir)?);
-        let chosen = chosen(&bundle, &options)?;
-        let device = chosen.provider.name();
-        let runtime = Runtime::load(chosen.library.as_deref())?;
-        let store = options.cache.as_deref().map(|cache| store(cache, &bundle, runtime, device)).transpose()?;
-        let prepacked = options.cache.as_deref().filter(|_| options.prepacked);
-        let prepacked = prepacked.map(|cache| Prepacked::new(cache, &bundle.model_sha256, runtime));
-        let room = room(&bundle, &options);
-        let (stages, planned, ahead) = stages(&bundle, &options, chosen.provider, &room)?;
+        let taken = taken(&bundle, &options)?;
+        let store = options.cache.as_deref().map(|cache| store(cache, &bundle, &taken)).transpose()?;
+        let on_gpu = taken.chosen.provider.on_gpu();
+        if options.prepacked && on_gpu {
+            options.tell.say("weights are laid out for processors alone: --prepacked does nothing on a GPU");
+        }
+        let prepacked = options.cache.as_deref().filter(|_| options.prepacked && !on_gpu);
+        let prepacked = prepacked.map(|cache| Prepacked::new(cache, &bundle.model_sha256, taken.runtime));
+        let room = room(&bundle, &options, &taken);
+        let Opened { stages, planned, ahead, together, gpu } = stages(&bundle, &options, &taken, &room)?;
         let verification = Verification::new(&bundle, options.cache.clone(), options.threads != Some(1));
         Ok(Self {
             bundle,
-            runtime,
+            taken,
             options,
-            device,
             stages,
             verification,
             store,
@@ -103,7 +90,9 @@ impl Predictor {
             tokenizer: None,
             room,
             planned,
+            gpu,
             ahead,
+            together,
             opened,
             answered: opened,
             opening: Some(milliseconds(opened)),
@@ -118,7 +107,17 @@ impl Predictor {
 
     /// The device that really computes.
     pub fn device(&self) -> &'static str {
-        self.device
+        self.taken.chosen.provider.name()
+    }
+
+    /// The device that was chosen, and why.
+    pub fn chosen(&self) -> &Chosen {
+        &self.taken.chosen
+    }
+
+    /// Which provider computes which nodes of each graph that was loaded; always on a GPU, else where [`Options::placement`] asks.
+    pub fn placements(&self) -> impl Iterator<Item = (&'static str, Placement)> {
+        PARTS.iter().filter_map(|part| Some((*part, self.stages.get(part)?.placement()?)))
     }
 
     /// What reads scans for this bundle.
@@ -160,55 +159,10 @@ impl Predictor {
         for part in ["vision", "adapter", "heads"] {
             self.verification.start(part)?;
             if let Some(stage) = self.stages.get_mut(part) {
-                stage.load_ahead(self.runtime);
+                stage.load_ahead();
             }
         }
         Ok(())
-    }
-
-    /// Tokenizes a report and runs the language model on it, or finds what it made of it in the cache.
-    ///
-    /// # Errors
-    /// `tokenizer.invalid`, `bundle.checksum`, `bundle.replaced` or `runtime.*`.
-    pub fn encode_report(&mut self, report: &str) -> Result<EncodedReport> {
-        let key = self.store.as_ref().map(|store| store.report_key(report));
-        let known = self.store.as_ref().zip(key.as_ref()).filter(|_| !self.options.keep_tensors);
-        if let Some(Features { tensor, warnings, tokens }) = known.and_then(|(store, key)| store.get(key)) {
-            let timing = Timing::default();
-            return Ok(EncodedReport { text: tensor, inputs: None, tokens, cached: true, warnings, timing });
-        }
-        let tokens = self.tokenize(report)?;
-        let inputs = batch::report(&tokens);
-        let mut timing = Timing::default();
-        let feed = [("input_ids", &inputs[0]), ("attention_mask", &inputs[1])];
-        let text = one(self.run("text", &feed, &["text"], &mut timing)?);
-        self.verified(&["text"], &mut timing)?;
-        let warnings: Vec<Warning> = tokens.warning().into_iter().collect();
-        let tokens = tokens.ids.len();
-        if let (Some(store), Some(key)) = (&self.store, &key) {
-            store.put(key, &Features { tensor: text.clone(), warnings: warnings.clone(), tokens })?;
-        }
-        let inputs = self.options.keep_tensors.then_some(inputs);
-        Ok(EncodedReport { text, inputs, tokens, cached: false, warnings, timing })
-    }
-
-    fn tokenize(&mut self, report: &str) -> Result<crate::text::Tokens> {
-        let record = &self.bundle.manifest.tokenizer;
-        let tokenizer = match &mut self.tokenizer {
-            Some(tokenizer) => tokenizer,
-            slot => {
-                let tokenizer = Tokenizer::load(&self.bundle.file(&record.file), record.bos)?;
-                self.bundle.still_here()?;
-                slot.insert(tokenizer)
-            }
-        };
-        let tokens = tokenizer.encode(report, record.max_tokens)?;
-        let rows = self.bundle.manifest.text_model.vocab as i64;
-        if let Some(id) = tokens.ids.iter().find(|id| **id >= rows) {
-            let message = format!("the report gives token {id}, and the language model knows {rows}");
-            return Err(Error::new(Code::TOKENIZER_INVALID, message).at(self.bundle.file(&record.file)));
-        }
-        Ok(tokens)
     }
 
     /// Classifies a scan, with its report or by the image alone.
@@ -219,6 +173,12 @@ impl Predictor {
         if report.is_none() {
             self.needs_no_report()?;
         }
+        let seen = self.look(scan)?;
+        self.answer(seen, report)
+    }
+
+    /// A scan through the adapter and the vision transformer.
+    pub(super) fn look(&mut self, scan: Scan) -> Result<Seen> {
         let mut timing = Timing::default();
         if let Some(opening) = self.opening.take() {
             timing.add("open", opening);
@@ -226,7 +186,13 @@ impl Predictor {
         timing.add("scan", scan.milliseconds);
         let cached = matches!(scan.content, Content::Features(_));
         let path = scan.path.clone();
-        let (features, mut tensors) = self.see(scan, &mut timing)?;
+        let (features, tensors) = self.see(scan, &mut timing)?;
+        Ok(Seen { path, cached, features, tensors, timing })
+    }
+
+    /// The answer for a scan that was seen, with its report or without.
+    pub(super) fn answer(&mut self, seen: Seen, report: Option<&EncodedReport>) -> Result<Prediction> {
+        let Seen { path, cached, features, mut tensors, mut timing } = seen;
         let mut warnings = features.warnings;
         if let Some(report) = report {
             timing.merge(&report.timing);
@@ -234,7 +200,7 @@ impl Predictor {
         }
         let heads = self.heads(&features.tensor, report, &mut timing)?;
         self.verified(&["heads"], &mut timing)?;
-        let mut prediction = Prediction::new(&self.bundle, self.device, path, &heads, report.is_some())?;
+        let mut prediction = Prediction::new(&self.bundle, self.device(), path, &heads, report.is_some())?;
         if self.options.keep_tensors {
             if let Some((report, [ids, mask])) = report.and_then(|r| Some((r, r.inputs.clone()?))) {
                 let stages = [("input_ids", ids), ("attention_mask", mask), ("text", report.text.clone())];
@@ -265,20 +231,34 @@ impl Predictor {
         timing.add("scan", milliseconds(started));
         let warnings = volume.warnings.clone();
         let volume = batch::volume(volume);
-        let adapter = one(self.run("adapter", &[("volume", &volume)], &["adapter"], timing)?);
+        // From one graph to the next it stays where it is, unless all tensors are wanted.
+        let leaves = self.stages.get("adapter").map_or(Leave::Host, Stage::leave);
+        let leave = if self.options.keep_tensors { Leave::Host } else { leaves };
+        let given = [("volume", self.row_major(&volume)?)];
+        let adapter = one(self.flow("adapter", &given, &[("adapter", leave)], timing)?);
         // 67 MB that nobody reads again, unless all tensors are wanted.
         let volume = self.options.keep_tensors.then_some(volume);
-        let vision = one(self.run("vision", &[("adapter", &adapter)], &["vision"], timing)?);
+        let given = adapter.input().ok_or_else(|| self.broken())?;
+        let vision = one(self.flow("vision", &[("adapter", given)], &[("vision", Leave::Host)], timing)?);
+        let vision = vision.host().ok_or_else(|| self.broken())?;
         self.verified(&["adapter", "vision"], timing)?;
         let features = Features { tensor: vision, warnings, tokens: 0 };
         if let (Some(store), Some(key)) = (&self.store, &scan.key) {
             store.put(key, &features)?;
         }
-        let kept = volume.map(|volume| {
+        let kept = volume.zip(adapter.host()).map(|(volume, adapter)| {
             let stages = [("volume", volume), ("adapter", adapter), ("vision", features.tensor.clone())];
             stages.map(|(n, t)| (n.to_owned(), t)).to_vec()
         });
         Ok((features, kept.unwrap_or_default()))
+    }
+
+    pub(super) fn row_major<'a>(&self, tensor: &'a Tensor) -> Result<Input<'a>> {
+        TensorView::of(tensor).map(Input::Host).ok_or_else(|| self.broken())
+    }
+
+    fn broken(&self) -> Error {
+        Error::new(Code::RUNTIME_RUN, "a graph's result is not in row-major order").at(&self.bundle.dir)
     }
 
     /// The heads' outputs by name. Without a report zeros stand in for the text, and only what does not depend on
@@ -300,74 +280,11 @@ impl Predictor {
         Ok(names.into_iter().map(str::to_owned).zip(tensors).collect())
     }
 
-    fn run(
-        &mut self,
-        part: &'static str,
-        inputs: &[(&str, &Tensor)],
-        outputs: &[&str],
-        timing: &mut Timing,
-    ) -> Result<Vec<Tensor>> {
-        self.prepare(part, timing)?;
-        let (opened, began) = (self.opened, &mut self.began);
-        let stage = self.stages.get_mut(part).ok_or_else(|| {
-            let message = format!("no memory was planned for the graph `{part}`: the options expect no report");
-            Error::new(Code::MEMORY_LIMIT, message).at(&self.bundle.dir)
-        })?;
-        let results = stage.run(self.runtime, inputs, outputs, timing, &mut || {
-            began.get_or_insert_with(|| milliseconds(opened));
-        })?;
-        // Nothing is computed with parts of two bundles.
-        if stage.take_opened() {
-            self.bundle.still_here()?;
-        }
-        Ok(results)
-    }
-
-    /// What comes before a graph is loaded: its weights begin to be verified, or a laid-out copy of it is found or made.
-    fn prepare(&mut self, part: &'static str, timing: &mut Timing) -> Result<()> {
-        // Small weights are laid out in no time.
-        let large = !self.bundle.large_files(part).is_empty();
-        let stage = self.stages.get_mut(part).filter(|stage| large && stage.whole());
-        let (Some(prepacked), Some(stage)) = (&self.prepacked, stage) else { return self.verification.start(part) };
-        if stage.is_prepacked() {
-            return Ok(());
-        }
-        let path = match prepacked.find(part) {
-            Some(path) => path,
-            None => {
-                let started = Instant::now();
-                self.verification.start(part)?;
-                self.verification.wait(part)?;
-                let need = self.bundle.manifest.parts[part].bytes.saturating_mul(9) / 4;
-                let path = prepacked.make(part, stage.path(), need, self.runtime, &stage.options())?;
-                timing.add("prepack", milliseconds(started));
-                path
-            }
-        };
-        stage.take_prepacked(path);
-        Ok(())
-    }
-
-    /// Waits until the weights of these parts are verified.
-    fn verified(&mut self, parts: &[&str], timing: &mut Timing) -> Result<()> {
-        let started = Instant::now();
-        parts.iter().try_for_each(|part| self.verification.wait(part))?;
-        let waited = milliseconds(started);
-        if waited > 1.0 {
-            timing.add("verify", waited);
-        }
-        Ok(())
-    }
-
     /// How the run really went.
     fn told(&self, from_cache: Vec<&'static str>) -> Run {
-        let stage = |part: &&'static str| {
-            let stage = self.stages.get(part)?;
-            let planned = stage.planned();
-            let part = (*part).to_owned();
-            Some(StageRun { part, mode: planned.mode, groups: planned.groups.len(), prepacked: stage.is_prepacked() })
-        };
+        let stage = |part: &&'static str| self.stages.get(part).map(Stage::told);
         Run {
+            chosen: Some(self.taken.chosen.clone()),
             stages: PARTS.iter().filter_map(stage).collect(),
             from_cache,
             memory_bytes: Memory {
@@ -375,6 +292,7 @@ impl Predictor {
                 planned: self.planned,
                 peak: memory::peak(),
             },
+            gpu_memory_bytes: self.gpu,
             weights: self.verification.how(self.stages.values().any(Stage::is_prepacked)),
             started_ms: self.began,
             wall_ms: None,
@@ -383,6 +301,6 @@ impl Predictor {
 }
 
 /// The only result of a run with one output.
-fn one(results: Vec<Tensor>) -> Tensor {
-    results.into_iter().next().expect("a run gives one tensor an output")
+pub(super) fn one<T>(results: Vec<T>) -> T {
+    results.into_iter().next().expect("a run gives one value an output")
 }

@@ -16,9 +16,11 @@ mod training;
 mod write;
 
 pub use read::{external_files, external_files_in};
-pub use segments::{Extracted, SegmentInfo, SegmentedModel};
+pub use segments::{Extent, Extracted, SegmentInfo, SegmentedModel};
 pub use training::{optimizer_model, write_optimizer_model};
-pub use write::{Placed, Written, to_bytes, write, write_part_of, write_placed, write_scratch};
+#[cfg(test)]
+pub(crate) use write::without_data;
+pub use write::{Placed, Written, to_bytes, write, write_companion, write_part_of, write_placed, write_scratch};
 
 /// Large weights start at multiples of this many bytes: the page size, as ONNX Runtime's mapping wants it.
 pub const ALIGNMENT: u64 = 4096;

@@ -29,6 +29,17 @@ pub struct SegmentInfo {
     pub blocked: bool,
 }
 
+/// One extent of a value, as the graph declares it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// A number.
+    Known(u64),
+    /// A name that stands for one number a run, such as `batch`.
+    Named(String),
+    /// Neither.
+    Unknown,
+}
+
 /// A graph that can be run segment by segment.
 pub struct SegmentedModel {
     model: ModelProto,
@@ -91,6 +102,22 @@ impl SegmentedModel {
     /// Names of the whole graph's outputs.
     pub fn outputs(&self) -> Vec<&str> {
         self.graph().output.iter().filter_map(|v| v.name.as_deref()).collect()
+    }
+
+    /// Names of the whole graph's inputs.
+    pub fn inputs(&self) -> Vec<&str> {
+        self.graph().input.iter().filter_map(|v| v.name.as_deref()).collect()
+    }
+
+    /// The declared extents of an input, an output or a value inside; none where its type is not declared.
+    pub fn extents(&self, name: &str) -> Option<Vec<Extent>> {
+        let tensor = self.values.get(name)?.r#type.as_ref()?.tensor_type.as_ref()?;
+        let extent = |d: &DimensionProto| match (d.dim_value, d.dim_param.as_deref()) {
+            (Some(n), _) => u64::try_from(n).map_or(Extent::Unknown, Extent::Known),
+            (None, Some(name)) => Extent::Named(name.to_owned()),
+            (None, None) => Extent::Unknown,
+        };
+        Some(tensor.shape.as_ref()?.dim.iter().map(extent).collect())
     }
 
     /// These segments as a graph of their own.

@@ -51,15 +51,28 @@ pub fn write(graph: &Graph, dir: &Path, stem: &str, progress: &mut dyn FnMut(u64
 /// # Errors
 /// As [`write()`]; `onnx.invalid` when a large weight is not in the data file.
 pub fn write_part_of(graph: &Graph, dir: &Path, stem: &str, whole: &Placed) -> Result<()> {
+    write_over(graph, dir, stem, whole, Keep::Awhile).map(drop)
+}
+
+/// Writes another form of a graph as `STEM.onnx` into the folder where the first was written, to stay: its large weights are
+/// those of the first's data file.
+///
+/// # Errors
+/// As [`write_part_of`].
+pub fn write_companion(graph: &Graph, dir: &Path, stem: &str, first: &Placed) -> Result<Written> {
+    write_over(graph, dir, stem, first, Keep::ForGood)
+}
+
+fn write_over(graph: &Graph, dir: &Path, stem: &str, whole: &Placed, keep: Keep) -> Result<Written> {
     let initializers = initializers(graph, &mut |value, _| {
         let offset = whole.offsets.get(&value.name).copied().ok_or_else(|| {
             Error::new(Code::ONNX_INVALID, format!("weight `{}` is not in `{}`", value.name, whole.file))
         })?;
         Ok((whole.file.clone(), offset))
     })?;
-    let mut file = OutFile::create(dir, &format!("{stem}.onnx"), Keep::Awhile)?;
+    let mut file = OutFile::create(dir, &format!("{stem}.onnx"), keep)?;
     file.write(&encode::model(graph, initializers)?.encode_to_vec())?;
-    file.finish().map(drop)
+    file.finish()
 }
 
 /// The graph as the bytes of a file, with all weights in it.
@@ -77,6 +90,13 @@ pub fn to_bytes(graph: &Graph) -> Result<Vec<u8>> {
         }
         _ => Ok(model.encode_to_vec()),
     }
+}
+
+/// The graph's file as [`write()`] makes it, for planning with weights of a size that nobody wants to write.
+#[cfg(test)]
+pub(crate) fn without_data(graph: &Graph) -> Result<Vec<u8>> {
+    let initializers = initializers(graph, &mut |_, _| Ok(("none.data".to_owned(), 0)))?;
+    Ok(encode::model(graph, initializers)?.encode_to_vec())
 }
 
 /// As [`write()`], for a graph that is run here and removed again: nothing is hashed, nor made sure to be on the disk.

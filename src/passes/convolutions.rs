@@ -111,7 +111,7 @@ fn convolution(new: &mut Rewrite<'_>, graph: &Graph, node: &Node, x_scale: f32) 
     let (Some((weight_id, weight)), Some((bias_id, bias))) = (constant(1), constant(2)) else { return Ok(false) };
     let (shape, n) = (weight.shape().to_vec(), weight.shape()[0]);
     let matrix = weight.reshaped(&[n, weight.len() / n]);
-    let [integers, scales] = super::quantize::per_channel(&matrix);
+    let [integers, scales] = super::quantize::per_channel(&matrix, super::quantize::Scales::Single);
     // As a linear layer's: [k, n]. A convolution's weight has the outputs first.
     let integers = integers.transposed().bytes()?.into_owned();
     let scales: Vec<f32> = scales.to_f32()?.into_iter().map(|s| if s > 0.0 { s } else { 1.0 }).collect();

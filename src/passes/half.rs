@@ -156,9 +156,11 @@ fn wants_half(graph: &Graph, node: &Node, made: &HashSet<ValueId>, scores: &Hash
         node.inputs.iter().flatten().filter(float).filter(|id| !constant(id)).copied().collect();
     let all_half = !computed.is_empty() && computed.iter().all(|id| made.contains(id));
     match node.op.kind {
-        "Conv" | "Gemm" | "MultiHeadAttention" => true,
+        "Conv" | "Gemm" | "MultiHeadAttention" | "MatMulNBits" | "DequantizeLinear" => true,
         "MatMul" => {
-            let weight = node.inputs[1].as_ref().is_some_and(constant);
+            let integers =
+                |id: &ValueId| graph.producer(*id).is_some_and(|i| graph.nodes[i].op.kind == "DequantizeLinear");
+            let weight = node.inputs[1].as_ref().is_some_and(|id| constant(id) || integers(id));
             let attends = node.outputs.iter().chain(node.inputs[0].as_ref()).any(|id| scores.contains(id));
             weight || attends
         }
@@ -167,7 +169,7 @@ fn wants_half(graph: &Graph, node: &Node, made: &HashSet<ValueId>, scores: &Hash
             let vector = |id: &ValueId| graph.value(*id).ty.shape.len() == 1;
             all_half && node.inputs.iter().flatten().any(|id| constant(id) && vector(id))
         }
-        "Gelu" | "Sigmoid" | "Relu" | "Mul" => all_half,
+        "Gelu" | "Sigmoid" | "Relu" | "Mul" | "QuantizeLinear" => all_half,
         "Reshape" | "Transpose" | "Split" | "Concat" | "Slice" | "Squeeze" | "Unsqueeze" | "Pad" => all_half,
         _ => false,
     }

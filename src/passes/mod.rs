@@ -13,7 +13,7 @@ pub mod quantize;
 mod smooth;
 
 pub use convolutions::{quantizable, quantize_convolutions};
-pub use decompose::decompose_attention;
+pub use decompose::{Scores, decompose_attention};
 pub use fold::fold_batch_norm;
 pub use free::free_weights;
 pub use half::{HALF_RANGE, Rounded, beyond_range, half, half_nodes, rounding, unfit_for_half};

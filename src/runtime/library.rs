@@ -19,9 +19,25 @@ pub const LIBRARY_NAME: &str = if cfg!(target_os = "windows") {
 /// The environment variable that names the library.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
 
+/// The folder of the GPU's build beside the CPU's, where `make gpu` puts it.
+pub(super) const GPU_FOLDER: &str = "gpu";
+
 /// The files that are tried when no path is given, in order: beside the executable, `.ort/` in the current folder
-/// and in each folder above it, `.ort/` above the executable, an active Python environment's `onnxruntime`.
+/// and in each folder above it, `.ort/` above the executable, an active Python environment's `onnxruntime`; then the same
+/// places' `gpu/`.
 pub fn search_order() -> Vec<PathBuf> {
+    let places = places();
+    let gpu: Vec<PathBuf> = places.iter().map(|place| place.join(GPU_FOLDER)).collect();
+    let mut files: Vec<PathBuf> = Vec::new();
+    for file in places.into_iter().chain(gpu).flat_map(|folder| library_files(&folder)) {
+        if !files.contains(&file) {
+            files.push(file);
+        }
+    }
+    files
+}
+
+fn places() -> Vec<PathBuf> {
     let mut places = Vec::new();
     let executable = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
     places.extend(executable.clone());
@@ -30,13 +46,29 @@ pub fn search_order() -> Vec<PathBuf> {
         places.extend(start.ancestors().map(|folder| folder.join(".ort")));
     }
     places.extend(std::env::var_os("VIRTUAL_ENV").into_iter().flat_map(|venv| python_packages(Path::new(&venv))));
-    let mut files: Vec<PathBuf> = Vec::new();
-    for file in places.into_iter().flat_map(|folder| library_files(&folder)) {
-        if !files.contains(&file) {
-            files.push(file);
+    places
+}
+
+/// The folders in which a build with the GPU's providers may lie: `gpu/` in each place of [`search_order`], and the place
+/// itself.
+pub(super) fn folders() -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for folder in places().into_iter().flat_map(|place| [place.join(GPU_FOLDER), place]) {
+        if !folders.contains(&folder) {
+            folders.push(folder);
         }
     }
-    files
+    folders
+}
+
+/// ONNX Runtime's library in `folder`.
+pub(super) fn in_folder(folder: &Path) -> Option<PathBuf> {
+    library_files(folder).into_iter().find(|path| path.is_file())
+}
+
+/// The library that the environment names.
+pub(super) fn named() -> Option<PathBuf> {
+    std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
 /// `lib/python3.*/site-packages/onnxruntime/capi` of a virtual environment.
@@ -65,8 +97,7 @@ fn library_files(folder: &Path) -> Vec<PathBuf> {
 
 /// The library to load: the explicit path, else the variable's, else the first file of [`search_order`].
 pub(super) fn find(explicit: Option<&Path>) -> Result<PathBuf> {
-    let variable = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
-    if let Some(path) = explicit.map(Path::to_path_buf).or(variable) {
+    if let Some(path) = explicit.map(Path::to_path_buf).or_else(named) {
         // Only a regular file: opening a pipe would wait for ever.
         return match std::fs::metadata(&path) {
             Ok(meta) if meta.is_file() => Ok(std::path::absolute(&path).unwrap_or(path)),
@@ -108,7 +139,7 @@ pub(super) fn load_error(path: &Path, error: &ort::LoadDynamicError) -> Error {
 }
 
 /// The dynamic loader's own words lie in the source of the error, not in its message.
-fn loader_reason(error: &dyn std::error::Error) -> String {
+pub(super) fn loader_reason(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => format!("{error:?}"),

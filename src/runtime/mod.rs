@@ -4,19 +4,27 @@
 //! a missing, too old or unusable library is an error, never a panic. A [`Session`] takes and gives
 //! [`Tensor`](crate::tensor::Tensor)s by name. What ONNX Runtime logs is collected, not printed: [`take_log`].
 
+mod binding;
 mod device;
+mod engine;
+mod libraries;
 mod library;
 mod machine;
+mod placement;
 mod provider;
 mod session;
+mod visible;
 
 use std::sync::{Mutex, OnceLock};
 
+pub use binding::{DeviceTensor, Flowing, Input, Leave};
 pub use device::{Chosen, Device, PassedOver};
+pub use engine::{EngineOptions, ProfiledInput, compute_libraries, engine_libraries};
 pub use library::{LIBRARY_NAME, PINNED_VERSION, search_order};
 pub use machine::{Gpu, Machine, Nvidia};
+pub use placement::{Left, Placed, Placement, SHAPES};
 pub use provider::{CPU, Provider};
-pub use session::{EngineOptions, ProfiledInput, Session, SessionOptions};
+pub use session::{Session, SessionOptions, Source};
 
 use crate::error::{Code, Error, Result};
 
@@ -37,6 +45,11 @@ static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 const MAX_LOG_LINES: usize = 1000;
 
 impl Runtime {
+    /// What this process has loaded, if it has.
+    pub fn loaded() -> Option<&'static Self> {
+        RUNTIME.get()
+    }
+
     /// Finds and loads ONNX Runtime, or returns it where it was loaded before (`explicit` is then not looked at
     /// again: a process has one library).
     ///
@@ -58,6 +71,17 @@ impl Runtime {
         let environment = environment
             .map_err(|e| Error::new(Code::RUNTIME_MISSING, format!("ONNX Runtime does not start: {e}")).at(&library))?;
         Ok(RUNTIME.get_or_init(|| Self { environment, library, build: ort::info() }))
+    }
+}
+
+impl Runtime {
+    /// Has a provider taken as for a session, without a graph.
+    fn takes(&self, provider: &'static dyn Provider) -> Result<()> {
+        let refused =
+            |e: ort::Error| Error::new(Code::DEVICE_UNAVAILABLE, format!("ONNX Runtime takes no sessions: {e}"));
+        let builder = ort::session::Session::builder(&self.environment).map_err(refused)?;
+        let options = SessionOptions { provider, ..SessionOptions::DEFAULT };
+        provider.configure(self, builder, &options, &EngineOptions::default()).map(drop)
     }
 }
 

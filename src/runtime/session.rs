@@ -1,22 +1,23 @@
-//! A loaded graph that runs.
+//! A loaded graph. How it is run is [`super::binding`]'s.
 
 use std::path::{Path, PathBuf};
 
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::session::{OutputSelector, RunOptions, SessionInputValue};
-use ort::value::{DynValue, TensorRef};
 
-use super::{CPU, Provider, Runtime};
+use super::binding::code_of;
+use super::placement::{self, Placement};
+use super::{CPU, EngineOptions, Provider, Runtime};
 use crate::error::{Code, Error, Result};
-use crate::tensor::{Tensor, TensorView};
 
 /// How a graph is loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
     /// Who computes it.
     pub provider: &'static dyn Provider,
-    /// Whether a node that the provider leaves to the CPU is an error.
+    /// Whether a node that the provider leaves to the CPU is an error, unless it handles extents alone.
     pub strict: bool,
+    /// Whether it is recorded where each node is computed ([`Session::placement`]).
+    pub placement: bool,
     /// Threads within an operator; by default one a core.
     pub threads: Option<usize>,
     /// Whether ONNX Runtime may rewrite the graph. Without, it runs operator by operator, as written.
@@ -31,55 +32,59 @@ pub struct SessionOptions {
     pub shrink: bool,
 }
 
+impl SessionOptions {
+    /// On the CPU, as fast as it can.
+    pub const DEFAULT: Self = Self {
+        provider: CPU,
+        strict: false,
+        placement: false,
+        threads: None,
+        optimize: true,
+        prepack: true,
+        fold: true,
+        shrink: false,
+    };
+}
+
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { provider: CPU, strict: false, threads: None, optimize: true, prepack: true, fold: true, shrink: false }
+        Self::DEFAULT
     }
 }
 
-/// What providers need to know that compute by engines, which are made for certain extents of the inputs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EngineOptions {
-    /// The inputs that have dimensions without a number.
-    pub inputs: Vec<ProfiledInput>,
-    /// Where engines are kept; without, they are made anew by every process.
-    pub folder: Option<PathBuf>,
-}
-
-/// The extents that an input may have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProfiledInput {
-    /// The input's name.
-    pub name: String,
-    /// The least extent of each dimension.
-    pub min: Vec<u64>,
-    /// What the engine is made to be fastest for.
-    pub opt: Vec<u64>,
-    /// The largest.
-    pub max: Vec<u64>,
+/// Where a graph is.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// A file; its external data lies beside it.
+    File(&'a Path),
+    /// A part of the graph in a file, as an ONNX model; external data lies beside the whole.
+    Part {
+        /// The model.
+        model: &'a [u8],
+        /// The whole graph's file.
+        path: &'a Path,
+    },
+    /// An ONNX model that holds all its weights, under a name for messages.
+    Bytes(&'a [u8], &'a str),
 }
 
 /// A graph in ONNX Runtime's hands.
 pub struct Session {
-    inner: ort::session::Session,
-    path: PathBuf,
-    device: &'static str,
+    pub(super) inner: ort::session::Session,
+    pub(super) path: PathBuf,
+    provider: &'static dyn Provider,
+    /// Whether inputs and outputs are bound ([`super::binding`]).
+    pub(super) bind: bool,
+    placement: Option<Placement>,
 }
 
 impl Session {
     /// Loads the graph at `path`; its external data lies beside it.
     ///
     /// # Errors
-    /// `device.unavailable`, or `runtime.model` when ONNX Runtime refuses the graph.
+    /// `device.unavailable`, `device.fallback`, or `runtime.model` when ONNX Runtime refuses the graph.
     pub fn open(runtime: &Runtime, path: &Path, options: &SessionOptions) -> Result<Self> {
-        let refused = |e: &dyn std::fmt::Display| {
-            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime refuses the graph: {e}")).at(path)
-        };
-        let provider = options.provider;
-        let builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
-        let mut builder = provider.configure(runtime, builder, options, &EngineOptions::default())?;
-        let inner = builder.commit_from_file(path).map_err(|e| refused(&e))?;
-        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
+        Self::load(runtime, Source::File(path), options, &EngineOptions::default())
     }
 
     /// Loads a part of the graph at `path`, given as an ONNX model; external data lies beside the whole.
@@ -87,19 +92,7 @@ impl Session {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_part(runtime: &Runtime, model: &[u8], path: &Path, options: &SessionOptions) -> Result<Self> {
-        let refused = |e: &dyn std::fmt::Display| {
-            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime refuses a part of the graph: {e}")).at(path)
-        };
-        // A model in memory has no folder of its own.
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = folder.to_str().ok_or_else(|| refused(&"the folder's name is not Unicode"))?;
-        let provider = options.provider;
-        let builder = Self::configure(runtime, options)
-            .and_then(|b| Ok(b.with_config_entry("session.model_external_initializers_file_folder_path", folder)?));
-        let mut builder =
-            provider.configure(runtime, builder.map_err(|e| refused(&e))?, options, &EngineOptions::default())?;
-        let inner = builder.commit_from_memory(model).map_err(|e| refused(&e))?;
-        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
+        Self::load(runtime, Source::Part { model, path }, options, &EngineOptions::default())
     }
 
     /// Loads a graph from memory, which holds all its weights; `name` is for messages.
@@ -107,17 +100,47 @@ impl Session {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_bytes(runtime: &Runtime, model: &[u8], name: &str, options: &SessionOptions) -> Result<Self> {
-        let path = Path::new(name);
-        let refused = |e: &dyn std::fmt::Display| {
-            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime refuses the graph: {e}")).at(path)
+        Self::load(runtime, Source::Bytes(model, name), options, &EngineOptions::default())
+    }
+
+    /// Loads a graph, with what engines are to be made for where the provider makes any.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn load(
+        runtime: &Runtime,
+        source: Source<'_>,
+        options: &SessionOptions,
+        engines: &EngineOptions,
+    ) -> Result<Self> {
+        let (path, what) = match source {
+            Source::File(path) => (path, "the graph"),
+            Source::Part { path, .. } => (path, "a part of the graph"),
+            Source::Bytes(_, name) => (Path::new(name), "the graph"),
         };
-        let provider = options.provider;
-        let builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
-        let inner = provider
-            .configure(runtime, builder, options, &EngineOptions::default())?
-            .commit_from_memory(model)
-            .map_err(|e| refused(&e))?;
-        Ok(Self { inner, path: path.to_path_buf(), device: provider.name() })
+        let refused = |e: &dyn std::fmt::Display| {
+            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime refuses {what}: {e}")).at(path)
+        };
+        let mut builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
+        if let Source::Part { .. } = source {
+            // A model in memory has no folder of its own.
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let folder = folder.to_str().ok_or_else(|| refused(&"the folder's name is not Unicode"))?;
+            let entry = "session.model_external_initializers_file_folder_path";
+            builder = builder.with_config_entry(entry, folder).map_err(|e| refused(&e.to_string()))?;
+        }
+        let mut builder = options.provider.configure(runtime, builder, options, engines)?;
+        let inner = match source {
+            Source::File(path) => builder.commit_from_file(path),
+            Source::Part { model, .. } | Source::Bytes(model, _) => builder.commit_from_memory(model),
+        };
+        let inner = inner.map_err(|e| match code_of(options.provider, &e.to_string()) {
+            Code::DEVICE_MEMORY => Error::new(Code::DEVICE_MEMORY, format!("{what} cannot be loaded: {e}")).at(path),
+            _ => refused(&e),
+        })?;
+        let placement = placement::placed(&inner, options, path)?;
+        let (path, provider) = (path.to_path_buf(), options.provider);
+        Ok(Self { inner, path, provider, bind: provider.on_gpu(), placement })
     }
 
     /// Writes the graph at `path` to `target`, a new file, as it would be run: rewritten, its weights laid out for this
@@ -156,6 +179,7 @@ impl Session {
             (true, true) => GraphOptimizationLevel::All,
         };
         let builder = ort::session::Session::builder(&runtime.environment)?.with_optimization_level(level)?;
+        let builder = placement::record(builder, options)?;
         // A pattern is recorded in the first run and allocated as one more block from the second on, beside what the first
         // left in the arena: measured, it doubles the memory of activations and makes nothing faster.
         let mut builder = builder.with_memory_pattern(false)?;
@@ -169,15 +193,29 @@ impl Session {
             let folding = "ConstantFolding;ConstantFoldingDQ";
             builder = builder.with_config_entry("optimization.disable_specified_optimizers", folding)?;
         }
+        if options.provider.on_gpu() {
+            // Weights are allocated as they are: the arena would take the next power of two for them.
+            builder = builder.with_config_entry("session.use_device_allocator_for_initializers", "1")?;
+        }
         if let Some(threads) = options.threads {
             builder = builder.with_intra_threads(threads)?;
         }
         Ok(builder)
     }
 
-    /// The device that it really runs on.
+    /// Where each node is computed, if the options asked for it.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
+    }
+
+    /// The provider that it was loaded for.
+    pub fn provider(&self) -> &'static dyn Provider {
+        self.provider
+    }
+
+    /// That provider's name: the device.
     pub fn device(&self) -> &'static str {
-        self.device
+        self.provider.name()
     }
 
     /// Names of the inputs.
@@ -188,56 +226,6 @@ impl Session {
     /// Names of the outputs.
     pub fn outputs(&self) -> Vec<String> {
         self.inner.outputs().iter().map(|o| o.name().to_owned()).collect()
-    }
-
-    /// Runs the graph and returns the outputs of those names, in that order.
-    ///
-    /// # Errors
-    /// `runtime.run` when an input is missing, misshapen or empty, an output unknown, or the run fails.
-    pub fn run(&mut self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>> {
-        let mut views = Vec::with_capacity(inputs.len());
-        for (name, tensor) in inputs {
-            let message = || format!("input `{name}` is not in row-major order");
-            let view = TensorView::of(tensor);
-            views.push((*name, view.ok_or_else(|| Error::new(Code::RUNTIME_RUN, message()).at(&self.path))?));
-        }
-        self.run_views(&views, outputs)
-    }
-
-    /// As [`Self::run`], with inputs that may lie in a mapped file.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)], outputs: &[&str]) -> Result<Vec<Tensor>> {
-        let path = self.path.clone();
-        let failed = |message: String| Error::new(Code::RUNTIME_RUN, message).at(&path);
-        self.check_names(inputs, outputs).map_err(&failed)?;
-        let values = inputs.iter().map(|(name, view)| Ok(((*name).to_owned(), borrow(view)?)));
-        let values = values.collect::<ort::Result<Vec<_>>>().map_err(|e| failed(e.to_string()))?;
-        let selector = outputs.iter().fold(OutputSelector::no_default(), |s, name| s.with(*name));
-        let options = RunOptions::new().map_err(|e| failed(e.to_string()))?.with_outputs(selector);
-        let results = self.inner.run_with_options(values, &options).map_err(|e| failed(e.to_string()))?;
-        let take = |name: &&str| {
-            let value = results.get(name).ok_or_else(|| failed(format!("output `{name}` is missing")))?;
-            own(value).ok_or_else(|| failed(format!("output `{name}` has an unexpected type")))
-        };
-        outputs.iter().map(take).collect()
-    }
-
-    /// ONNX Runtime itself accepts an empty batch, and a missing input can crash it.
-    fn check_names(&self, inputs: &[(&str, TensorView<'_>)], outputs: &[&str]) -> std::result::Result<(), String> {
-        for input in self.inner.inputs() {
-            if !inputs.iter().any(|(name, _)| *name == input.name()) {
-                return Err(format!("input `{}` was not given", input.name()));
-            }
-        }
-        if let Some((name, _)) = inputs.iter().find(|(_, tensor)| tensor.shape().contains(&0)) {
-            return Err(format!("input `{name}` is empty"));
-        }
-        match outputs.iter().find(|name| !self.inner.outputs().iter().any(|o| o.name() == **name)) {
-            Some(name) => Err(format!("the graph has no output `{name}`")),
-            None => Ok(()),
-        }
     }
 }
 
@@ -251,21 +239,4 @@ fn products_overflow() -> bool {
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
-}
-
-fn borrow<'a>(view: &TensorView<'a>) -> ort::Result<SessionInputValue<'a>> {
-    let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
-    Ok(match view {
-        TensorView::F32(_, values) => TensorRef::from_array_view((shape, *values))?.into(),
-        TensorView::I64(_, values) => TensorRef::from_array_view((shape, *values))?.into(),
-    })
-}
-
-fn own(value: &DynValue) -> Option<Tensor> {
-    let dims = |shape: &ort::value::Shape| shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>();
-    if let Ok((shape, values)) = value.try_extract_tensor::<f32>() {
-        return Tensor::f32(&dims(shape)?, values.to_vec());
-    }
-    let (shape, values) = value.try_extract_tensor::<i64>().ok()?;
-    Tensor::i64(&dims(shape)?, values.to_vec())
 }

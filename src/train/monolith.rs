@@ -17,8 +17,11 @@ use crate::error::{Code, Error, Result};
 use crate::graph::{Builder, Dim, Graph, Op, ValueId};
 use crate::model::Mode;
 use crate::passes::autodiff::gradient_of;
-use crate::passes::decompose_attention;
+use crate::passes::{Scores, decompose_attention};
 use crate::tensor::{DType, LazyTensor};
+
+/// Rows of queries whose scores are held at once.
+const ROWS: usize = 512;
 
 /// A parameter of the checkpoint.
 #[derive(Clone, Debug)]
@@ -174,7 +177,7 @@ impl Assembly<'_> {
         block: usize,
         given: Option<&HashMap<String, ValueId>>,
     ) -> Result<HashMap<String, ValueId>> {
-        let graph = decompose_attention(graph)?;
+        let graph = decompose_attention(graph, Scores::Rows(ROWS))?;
         let mut inputs = Vec::with_capacity(graph.inputs.len());
         for &id in &graph.inputs {
             let name = &graph.value(id).name;

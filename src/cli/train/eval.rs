@@ -43,7 +43,7 @@ pub(super) struct Args {
     /// Write embedding.svg too: what the classifier saw, laid out by t-SNE
     #[arg(long, requires = "picture")]
     embedding: bool,
-    /// Where to compute: auto, cpu, cuda or tensorrt
+    /// Where to compute: auto, cpu, cuda, tensorrt or tensorrt-rtx
     #[arg(long, default_value = "auto")]
     device: Device,
     /// Most memory to use, such as 4G or 1500M [default: what the machine has left]

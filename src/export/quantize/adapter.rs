@@ -11,10 +11,11 @@ use crate::bundle::{FirstTry, LayerRecord, Precision};
 use crate::calibrate::{Feed, Fidelity, Inputs, Ranges, Role, Runner, Wanted, fidelity_of, walk};
 use crate::config::VolumeConfig;
 use crate::error::{Code, Error, Result};
+use crate::export::form::Form;
 use crate::export::{CalibrationInput, inputs};
 use crate::graph::Graph;
 use crate::passes::quantize::Scheme;
-use crate::passes::{beyond_range, half, quantizable, quantize_convolutions, unfit_for_half};
+use crate::passes::{beyond_range, half, quantize_convolutions, unfit_for_half};
 use crate::progress::{Progress, Silent};
 use crate::tensor::Tensor;
 
@@ -55,7 +56,7 @@ fn observe(graph: &Graph, volume: Tensor, ranges: &mut Ranges, runner: &Runner<'
 pub(in crate::export) fn calibrated(
     graph: &Graph,
     volume: &VolumeConfig,
-    limits: (Precision, Option<f64>),
+    limits: (Form, Option<f64>),
     all: &[CalibrationInput],
     runner: &Runner<'_>,
     progress: &mut dyn Progress,
@@ -72,14 +73,10 @@ pub(in crate::export) fn calibrated(
     if scans.is_empty() {
         return Ok((scans, None));
     }
-    let held_out = scans.iter().filter(|s| s.role.judges());
-    let mut pairs = held_out.filter_map(|s| match s.adapter.as_ref() {
-        Tensor::F32(expected) => Some(inputs::scan(volume, &s.path).map(|volume| (volume, expected))),
-        Tensor::I64(_) => None,
-    });
-    let (precision, max_error) = limits;
-    let limits = Limits::of_part(precision, &graph.name, max_error);
-    let adapter = choose(graph, precision, &ranges, &limits, &mut pairs, runner)?;
+    let (form, max_error) = limits;
+    let limit = Limits::of_part(form, &graph.name, max_error).layer;
+    let judge = |candidate: &Graph| judged(candidate, volume, &scans, runner);
+    let adapter = choose(graph, form, &ranges, limit, &judge)?;
     Ok((scans, Some(adapter)))
 }
 
@@ -103,32 +100,39 @@ impl Adapter {
     }
 }
 
-/// The adapter in the wanted precision, where it can be and comes close enough to float32 on the held-out scans; else in
-/// float32. `held_out` gives each scan and the float32 result.
+/// The adapter in the form's number format, where it comes close enough to float32 on the held-out scans, which `judge` tells;
+/// else in float32. GPUs get half precision: symmetric bytes would lose one of their bits behind each ReLU.
 fn choose(
     graph: &Graph,
-    precision: Precision,
+    form: Form,
     ranges: &Ranges,
-    limits: &Limits,
-    held_out: &mut dyn Iterator<Item = Result<(Tensor, &ArrayD<f32>)>>,
-    runner: &Runner<'_>,
+    limit: f64,
+    judge: &dyn Fn(&Graph) -> Result<Fidelity>,
 ) -> Result<Adapter> {
-    let (candidate, scheme) = match precision {
-        Precision::Fp16 => {
-            let keep = unfit_for_half(graph)?.0.into_iter().chain(beyond_range(graph, ranges)).collect();
-            (Some(half(graph, &keep)?), Scheme::Fp16)
-        }
-        Precision::Int8 | Precision::Int4 if quantizable(graph) => {
-            (quantize_convolutions(graph, &with_inputs(graph, ranges))?, Scheme::Int8Static)
-        }
-        _ => (None, Scheme::Fp32),
+    let (candidate, precision, scheme) = if form.halves() {
+        let keep = unfit_for_half(graph)?.0.into_iter().chain(beyond_range(graph, ranges)).collect();
+        (Some(half(graph, &keep)?), Precision::Fp16, Scheme::Fp16)
+    } else {
+        (quantize_convolutions(graph, &with_inputs(graph, ranges))?, Precision::Int8, Scheme::Int8Static)
     };
     let Some(candidate) = candidate else { return Ok(kept(graph, None)) };
-    let mut loaded = runner.open(&candidate)?;
+    let found = judge(&candidate)?;
+    let record = record(graph, scheme);
+    if found.error > limit {
+        let first = FirstTry { scheme, error: Some(found.error), bytes: record.bytes };
+        return Ok(kept(graph, Some(first)));
+    }
+    let record = LayerRecord { error: Some(found.error), cosine: Some(found.cosine), ..record };
+    Ok(Adapter { graph: candidate, precision, record })
+}
+
+/// How close a candidate comes to float32 on the held-out scans.
+fn judged(candidate: &Graph, volume: &VolumeConfig, scans: &[ScanReference], runner: &Runner<'_>) -> Result<Fidelity> {
+    let mut loaded = runner.open(candidate)?;
     let mut found = Fidelity::EXACT;
-    for pair in held_out {
-        let (volume, expected) = pair?;
-        let feed = Feed::from([("volume".to_owned(), Arc::new(volume))]);
+    for scan in scans.iter().filter(|s| s.role.judges()) {
+        let Tensor::F32(expected) = scan.adapter.as_ref() else { continue };
+        let feed = Feed::from([("volume".to_owned(), Arc::new(inputs::scan(volume, &scan.path)?))]);
         let Some(Tensor::F32(result)) = loaded.run(&feed, &["adapter"])?.into_iter().next() else { continue };
         // One figure over the whole map: it has no tokens.
         let whole = |a: &ArrayD<f32>| ArrayD::from_shape_vec(vec![1, a.len()], a.iter().copied().collect());
@@ -139,22 +143,16 @@ fn choose(
         let f = compared.map_err(|e| Error::new(Code::RUNTIME_RUN, format!("the adapter's result: {e}")))?;
         found = found.worst(&f);
     }
-    if found.error > limits.layer {
-        let first = FirstTry { scheme, error: Some(found.error), bytes: record(graph, scheme).bytes };
-        return Ok(kept(graph, Some(first)));
-    }
-    let record = LayerRecord { error: Some(found.error), cosine: Some(found.cosine), ..record(graph, scheme) };
-    let precision = if precision == Precision::Fp16 { precision } else { Precision::Int8 };
-    Ok(Adapter { graph: candidate, precision, record })
+    Ok(found)
 }
 
 /// Half precision without having seen an activation.
-pub(in crate::export) fn data_free(graph: &Graph, precision: Precision) -> Result<Adapter> {
-    if precision != Precision::Fp16 {
+pub(in crate::export) fn data_free(graph: &Graph, form: Form) -> Result<Adapter> {
+    if !form.halves() {
         return Ok(single(graph));
     }
     let graph_in_half = half(graph, &unfit_for_half(graph)?.0)?;
-    Ok(Adapter { graph: graph_in_half, precision, record: record(graph, Scheme::Fp16) })
+    Ok(Adapter { graph: graph_in_half, precision: Precision::Fp16, record: record(graph, Scheme::Fp16) })
 }
 
 /// The ranges with that of the input, which is exact: a volume is scaled to 0..=1.

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::trial::Trial;
+use crate::bundle::Target;
 use crate::calibrate::{Columns, Fidelity, Group, Runner};
 use crate::error::{Code, Error, Result};
+use crate::export::form::Form;
 use crate::graph::Graph;
 use crate::passes::quantize::Scheme;
 use crate::passes::{factors, rounding};
@@ -44,6 +46,7 @@ pub(super) struct Rules<'a> {
     pub start: usize,
     /// Largest relative error.
     pub limit: f64,
+    pub form: Form,
     /// Layers that start at the last rung: what they read or hold does not fit half precision.
     pub last: Vec<bool>,
 }
@@ -60,7 +63,7 @@ pub(super) fn choose(
     runner: &Runner<'_>,
 ) -> Result<Chosen> {
     let importance: Arc<[f32]> = columns.importance().into();
-    let trial = Trial { graph, group, importance: &importance, runner };
+    let trial = Trial { graph, group, importance: &importance, largest: &columns.largest, form: rules.form, runner };
     let mut chosen = climb(&trial, columns, rules)?;
     if let Some(i) = (0..chosen.found.len()).find(|&i| chosen.found[i].error > rules.limit) {
         let (name, error, limit) = (&group.linears[i].name, chosen.found[i].error, rules.limit);
@@ -71,7 +74,8 @@ pub(super) fn choose(
         return Err(Error::new(Code::QUANTIZE_ERROR, message));
     }
     let before: Vec<Scheme> = chosen.first.iter().map(|(s, _)| *s).collect();
-    if before != chosen.schemes {
+    // What a CPU takes for a GPU's form says nothing.
+    if before != chosen.schemes && rules.form.target == Target::Cpu {
         let after = trial.seconds(&chosen.schemes, chosen.factors.as_deref(), &group.held_out)?;
         chosen.slowdown = Some(after / trial.seconds(&before, None, &group.held_out)?);
     }
@@ -126,10 +130,21 @@ fn overflows(graph: &Graph, group: &Group, layer: usize) -> Result<bool> {
     }
 }
 
+/// Whether any layer's weight would hold values beyond half precision once its rows are multiplied.
+fn overflows_by(graph: &Graph, group: &Group, factors: &[f32]) -> Result<bool> {
+    let factors: Arc<[f32]> = factors.into();
+    for weight in group.linears.iter().filter_map(|l| graph.value(l.weight).init.as_ref()) {
+        if rounding(&weight.scaled_rows(&factors))?.overflowed > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Whether single columns may be why the layers are as far off as they are.
 fn worth_smoothing(schemes: &[Scheme], found: &[Fidelity], limit: f64) -> bool {
     schemes.iter().zip(found).any(|(scheme, found)| match scheme {
-        Scheme::Int8 { .. } => found.error > SUSPICIOUS.min(limit),
+        Scheme::Int8 { .. } | Scheme::Int8Tensor => found.error > SUSPICIOUS.min(limit),
         Scheme::Blocks { .. } => found.error > limit,
         _ => false,
     })
@@ -146,7 +161,12 @@ fn smoothing(
     let group = trial.group;
     let sample = if group.calibrating.x.view().is_empty() { &group.held_out } else { &group.calibrating };
     let plain = worst(&trial.run(schemes, None, sample)?);
-    let sizes: Vec<f32> = columns.importance().into_iter().map(f32::sqrt).collect();
+    // One scale for all tokens suffers from the largest of all values, one a token from what is large in each.
+    let sizes: Vec<f32> = if schemes.contains(&Scheme::Int8Tensor) {
+        columns.largest.clone()
+    } else {
+        columns.importance().into_iter().map(f32::sqrt).collect()
+    };
     // Relative to the typical column, whose factor is then 1.
     let mut sorted: Vec<f32> = sizes.iter().copied().filter(|s| *s > 0.0).collect();
     sorted.sort_by(f32::total_cmp);
@@ -156,6 +176,9 @@ fn smoothing(
         let wanted = sizes.iter().map(|s| if *s > 0.0 { (s / typical).powf(strength) } else { 1.0 });
         let wanted: Vec<f32> = wanted.collect();
         let Some(factors) = factors(trial.graph, group.input, &wanted) else { return Ok(None) };
+        if trial.form.halves() && overflows_by(trial.graph, group, &factors)? {
+            continue;
+        }
         let error = worst(&trial.run(schemes, Some(&factors), sample)?);
         if error < best.as_ref().map_or(plain * (1.0 - WORTHWHILE), |(least, _)| *least) {
             best = Some((error, factors));

@@ -1,6 +1,7 @@
 //! How far a reduced model may be from float32, and what a layer tries in turn.
 
-use crate::bundle::Precision;
+use crate::bundle::{Precision, Target};
+use crate::export::form::Form;
 use crate::passes::quantize::Scheme;
 
 /// What must hold on held-out inputs.
@@ -25,9 +26,15 @@ const FEW: usize = 3;
 
 impl Limits {
     /// The limits of a part: those of the export's precision, or of int8 where an int4 export has 8 bits.
-    pub fn of_part(precision: Precision, part: &str, max_error: Option<f64>) -> Self {
+    pub fn of_part(form: Form, part: &str, max_error: Option<f64>) -> Self {
+        let precision = form.precision;
         let own = if precision == Precision::Int4 && part != "text" { Precision::Int8 } else { precision };
-        Self { probability: Self::of(precision, None).probability, ..Self::of(own, max_error) }
+        let limits = Self { probability: Self::of(precision, None).probability, ..Self::of(own, max_error) };
+        match form.target {
+            // Static scales are those of the inputs that were seen: they suit one report less than another, as 4 bits do.
+            Target::TensorRt => Self { aim_of_few: 0.4, ..limits },
+            _ => limits,
+        }
     }
 
     /// The limits of a precision; `max_error` replaces that of layers.
@@ -54,8 +61,12 @@ impl Limits {
     }
 }
 
+/// 8 bits on CUDA: of the blocks that its kernel for half precision takes (32, 64 and 128; the smallest build takes 32 alone,
+/// and no zero points), the most exact.
+const CUDA8: Scheme = Scheme::Blocks { bits: 8, block: 32 };
+
 /// What a linear layer of `part` tries, from the smallest to the surest.
-pub(super) fn ladder(precision: Precision, part: &str) -> &'static [Scheme] {
+pub(super) fn ladder(form: Form, part: &str) -> &'static [Scheme] {
     const SURE: [Scheme; 2] = [Scheme::Fp16Weight, Scheme::Fp32];
     const INT8: [Scheme; 4] = [Scheme::INT8, Scheme::Blocks { bits: 8, block: 32 }, SURE[0], SURE[1]];
     const INT4: [Scheme; 6] = [
@@ -66,11 +77,14 @@ pub(super) fn ladder(precision: Precision, part: &str) -> &'static [Scheme] {
         SURE[0],
         SURE[1],
     ];
-    match (precision, part) {
-        (Precision::Fp32, _) => &[Scheme::Fp32],
-        (Precision::Fp16, _) => &[Scheme::Fp16, Scheme::Fp32],
-        (Precision::Int4, "text") => &INT4,
-        (Precision::Int8 | Precision::Int4, _) => &INT8,
+    match (form.precision, form.target, part) {
+        (Precision::Fp32, _, _) => &[Scheme::Fp32],
+        (Precision::Fp16, _, _) => &[Scheme::Fp16, Scheme::Fp32],
+        (Precision::Int4, Target::Cpu, "text") => &INT4,
+        (Precision::Int8 | Precision::Int4, Target::Cpu, _) => &INT8,
+        (Precision::Int4, Target::Cuda, "text") => &[INT4[0], INT4[1], CUDA8, Scheme::Fp16, Scheme::Fp32],
+        (Precision::Int8 | Precision::Int4, Target::Cuda, _) => &[CUDA8, Scheme::Fp16, Scheme::Fp32],
+        (Precision::Int8 | Precision::Int4, Target::TensorRt, _) => &[Scheme::Int8Tensor, Scheme::Fp16, Scheme::Fp32],
     }
 }
 

@@ -17,9 +17,10 @@ use limits::Limits;
 use part::{Choice, Decider, Starts};
 use references::{References, ReportReference, ScanReference};
 
+use super::form::Form;
 use super::sources::Loaded;
 use super::{CalibrationInput, Plan, space};
-use crate::bundle::{Calibration, LayerRecord, Precision, Quantization};
+use crate::bundle::{Calibration, LayerRecord, Precision, Quantization, Target};
 use crate::calibrate::{Feed, Inputs, Role, Runner, Statistics};
 use crate::error::{Code, Error, Result, Warning};
 use crate::graph::Graph;
@@ -75,8 +76,15 @@ impl<'a> Reducer<'a> {
     ) -> Result<Self> {
         let statistics = plan.statistics.as_deref().map(Statistics::load).transpose()?;
         let decider = Decider::new(plan, statistics.as_ref());
+        let form = Form::of(plan.precision, plan.target);
+        if form.target == Target::TensorRt {
+            let there = [all.iter().any(|i| i.scan.is_some()), all.iter().any(|i| i.report.is_some())];
+            let missing =
+                [VISION, TEXT].into_iter().zip(there).find(|(part, there)| !there && !decider.is_given(&graphs[*part]));
+            missing.map_or(Ok(()), |(part, _)| Err(no_ranges(part)))?;
+        }
         let choices = [decider.data_free(&graphs[VISION])?, decider.data_free(&graphs[TEXT])?];
-        let adapter = adapter::data_free(&graphs[ADAPTER], plan.precision)?;
+        let adapter = adapter::data_free(&graphs[ADAPTER], form)?;
         let mut reducer = Self {
             plan,
             loaded,
@@ -84,7 +92,7 @@ impl<'a> Reducer<'a> {
             runner,
             statistics,
             adapter,
-            single_heads: plan.precision != Precision::Fp16,
+            single_heads: !form.halves(),
             choices,
             starts: [Starts::new(), Starts::new()],
             inputs: [None, None],
@@ -106,9 +114,13 @@ impl<'a> Reducer<'a> {
         Ok(reducer)
     }
 
+    fn form(&self) -> Form {
+        Form::of(self.plan.precision, self.plan.target)
+    }
+
     /// Runs the adapter on each scan and decides about it.
     fn adapter(&mut self, all: &[CalibrationInput], runner: &Runner<'_>, progress: &mut dyn Progress) -> Result<()> {
-        let limits = (self.plan.precision, self.plan.max_error);
+        let limits = (self.form(), self.plan.max_error);
         let volume = &self.loaded.config.volume;
         let (scans, adapter) = adapter::calibrated(&self.graphs[ADAPTER], volume, limits, all, runner, progress)?;
         self.references.scans = scans;
@@ -271,6 +283,16 @@ impl<'a> Reducer<'a> {
             progress.warn(&Warning::new("calibration_few", message));
         }
     }
+}
+
+/// Static scales, and nothing to take them from.
+fn no_ranges(part: usize) -> Error {
+    let what = if part == VISION { "scan" } else { "report" };
+    let message = format!(
+        "int8 for TensorRT needs to know how large activations get, and there is no {what} to find it out on: give some with \
+         --calibration, or an earlier export's --statistics"
+    );
+    Error::new(Code::CALIBRATION_INPUT, message)
 }
 
 /// Bytes of the largest block's weights: what is written for a moment while it is calibrated.

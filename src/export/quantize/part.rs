@@ -7,14 +7,16 @@ use ndarray::ArrayD;
 
 use super::group::{Chosen, Rules, choose};
 use super::limits::{Limits, ladder, left as left_of, next_start};
-use super::trial::smoothed_importance;
-use crate::bundle::{BlockRecord, FirstTry, LayerRecord, Precision};
+use super::trial::{range, smoothed_importance};
+use crate::bundle::{BlockRecord, FirstTry, LayerRecord, Precision, Target};
 use crate::calibrate::{Columns, Feed, Fidelity, Group, Inputs, Runner, Statistics, Visit, Wanted, fidelity_of, walk};
 use crate::error::{Code, Error, Result};
+use crate::export::form::Form;
 use crate::graph::{Graph, ValueId};
 use crate::passes::quantize::{Plan, Scheme, quantize};
 use crate::passes::{
-    Linear, Rounded, Segment, beyond_range, half, linears, rounding, segments, smooth, unfit_for_half,
+    Linear, Rounded, Scores, Segment, beyond_range, decompose_attention, half, linears, rounding, segments, smooth,
+    unfit_for_half,
 };
 use crate::progress::Progress;
 use crate::tensor::{DType, Tensor};
@@ -22,7 +24,7 @@ use crate::tensor::{DType, Tensor};
 /// What was decided for one graph: what holds for all of it, and block by block, by the index of a block's first node.
 #[derive(Default)]
 pub(super) struct Choice {
-    precision: Option<Precision>,
+    form: Option<Form>,
     /// Element type of looked-up tables.
     tables: Option<DType>,
     /// Nodes whose weights do not fit half precision.
@@ -41,6 +43,8 @@ struct Block {
     judged: bool,
     schemes: BTreeMap<String, Scheme>,
     importance: BTreeMap<String, Arc<[f32]>>,
+    /// The largest magnitude of what a layer reads.
+    ranges: BTreeMap<String, f32>,
     /// Names of activations that are smoothed, with their factors.
     smoothed: Vec<(String, Vec<f32>)>,
     /// Nodes that stay in float32 in a half-precision graph.
@@ -61,10 +65,7 @@ impl Choice {
     }
 
     fn apply_blocks<'a>(&self, graph: &Graph, blocks: impl Iterator<Item = &'a Block> + Clone) -> Result<Graph> {
-        if self.precision == Some(Precision::Fp16) {
-            let keep = blocks.flat_map(|b| &b.keep).chain(&self.unfit).cloned().collect();
-            return half(graph, &keep);
-        }
+        let halves = self.form.is_some_and(Form::halves);
         let mut graph = graph.clone();
         for (name, factors) in blocks.clone().flat_map(|b| &b.smoothed) {
             let id = graph.values.iter().position(|v| v.name == *name).map(ValueId);
@@ -73,10 +74,21 @@ impl Choice {
         }
         let plan = Plan {
             schemes: blocks.clone().flat_map(|b| b.schemes.clone()).collect(),
-            importance: blocks.flat_map(|b| b.importance.clone()).collect(),
+            importance: blocks.clone().flat_map(|b| b.importance.clone()).collect(),
+            ranges: blocks.clone().flat_map(|b| b.ranges.clone()).collect(),
             tables: self.tables,
+            whole_activations: halves,
         };
-        quantize(&graph, &plan)
+        let graph = quantize(&graph, &plan)?;
+        if !halves {
+            return Ok(graph);
+        }
+        let keep = blocks.flat_map(|b| &b.keep).chain(&self.unfit).cloned().collect();
+        let graph = half(&graph, &keep)?;
+        match self.form.map(|f| f.target) {
+            Some(Target::TensorRt) => decompose_attention(&graph, Scores::Whole),
+            _ => Ok(graph),
+        }
     }
 
     /// A record a layer, in the order of the graph.
@@ -105,7 +117,7 @@ pub(super) type Starts = BTreeMap<String, usize>;
 
 /// What decides.
 pub(super) struct Decider<'a> {
-    pub precision: Precision,
+    pub form: Form,
     pub max_error: Option<f64>,
     /// Statistics of an earlier export, to be used instead of those gathered.
     pub statistics: Option<&'a Statistics>,
@@ -114,7 +126,7 @@ pub(super) struct Decider<'a> {
 impl<'a> Decider<'a> {
     /// What decides by `plan`.
     pub fn new(plan: &crate::export::Plan, statistics: Option<&'a Statistics>) -> Self {
-        Self { precision: plan.precision, max_error: plan.max_error, statistics }
+        Self { form: Form::of(plan.precision, plan.target), max_error: plan.max_error, statistics }
     }
 
     /// Every layer gets the first scheme of its ladder; nothing is run.
@@ -123,15 +135,18 @@ impl<'a> Decider<'a> {
     /// When weights cannot be read; `calibration.input` when given statistics do not fit.
     pub fn data_free(&self, graph: &Graph) -> Result<Choice> {
         let mut choice = self.begin(graph)?;
-        let scheme = ladder(self.precision, &graph.name)[0];
+        let scheme = ladder(self.form, &graph.name)[0];
         let mut block = Block::default();
         for linear in linears(graph, 0..graph.nodes.len()) {
             let kept = choice.unfit.contains(&graph.nodes[linear.node].name);
             let scheme = if kept { Scheme::Fp32 } else { scheme };
             block.schemes.insert(linear.name.clone(), scheme);
-            if let Some(columns) = self.given(graph, &linear)? {
+            let given = self.given(graph, &linear)?;
+            if let Some(columns) = given {
                 block.importance.insert(linear.name.clone(), columns.importance().into());
             }
+            // Where nothing is known the graph is not written: its size alone is asked for.
+            block.ranges.insert(linear.name.clone(), given.map_or(1.0, |columns| range(&columns.largest, None)));
             block.layers.push(record(graph, &linear, scheme));
         }
         choice.blocks.insert(0, block);
@@ -140,8 +155,8 @@ impl<'a> Decider<'a> {
 
     /// What holds before anything was run: tables, and weights that half precision cannot hold.
     fn begin(&self, graph: &Graph) -> Result<Choice> {
-        let mut choice = Choice { precision: Some(self.precision), ..Choice::default() };
-        if self.precision == Precision::Fp16 {
+        let mut choice = Choice { form: Some(self.form), ..Choice::default() };
+        if self.form.halves() {
             (choice.unfit, choice.flushed) = unfit_for_half(graph)?;
             return Ok(choice);
         }
@@ -161,7 +176,7 @@ impl<'a> Decider<'a> {
     pub fn is_given(&self, graph: &Graph) -> bool {
         let prefix = format!("{}/", graph.name);
         let given = self.statistics.is_some_and(|s| s.activations.keys().any(|k| k.starts_with(&prefix)));
-        given && self.precision != Precision::Fp16
+        given && self.form.precision != Precision::Fp16
     }
 
     /// The given statistics of the activation that a layer reads.
@@ -193,7 +208,7 @@ impl<'a> Decider<'a> {
         progress: &mut dyn Progress,
     ) -> Result<(Choice, Option<Vec<Feed>>)> {
         let mut choice = Choice {
-            precision: Some(self.precision),
+            form: Some(self.form),
             tables: before.tables,
             unfit: before.unfit.clone(),
             flushed: before.flushed,
@@ -209,7 +224,7 @@ impl<'a> Decider<'a> {
             }
         }
         let unknown = |segment: &Segment| known(segment).is_none();
-        let wanted = Wanted { ranges: self.precision == Precision::Fp16, blocks: &unknown };
+        let wanted = Wanted { ranges: self.form.halves(), blocks: &unknown };
         let outputs = walk(graph, inputs, &wanted, runner, progress, &mut |visit, _| {
             let block = self.block(&choice, &visit, start(visit.segment), runner)?;
             choice.blocks.insert(visit.segment.nodes.start, block);
@@ -223,7 +238,7 @@ impl<'a> Decider<'a> {
         let graph = visit.graph;
         let keep = beyond_range(visit.block, &visit.ranges);
         let mut block = Block { start, judged: true, keep, ..Block::default() };
-        let limit = Limits::of_part(self.precision, &graph.name, self.max_error).layer;
+        let limit = Limits::of_part(self.form, &graph.name, self.max_error).layer;
         for group in &visit.groups {
             let first = key(graph, &group.linears[0]);
             let columns = self.given(graph, &group.linears[0])?.unwrap_or(&group.columns);
@@ -232,8 +247,8 @@ impl<'a> Decider<'a> {
                 block.keep.contains(node) || choice.unfit.contains(node)
             };
             let last = group.linears.iter().map(kept).collect();
-            let ladder = ladder(self.precision, &graph.name);
-            let rules = Rules { ladder, start, limit, last };
+            let ladder = ladder(self.form, &graph.name);
+            let rules = Rules { ladder, start, limit, form: self.form, last };
             let chosen = choose(graph, group, columns, &rules, runner)?;
             block.add(graph, group, columns, chosen);
             block.statistics.insert(first, group.columns.clone());
@@ -249,6 +264,7 @@ impl<'a> Decider<'a> {
 impl Block {
     fn add(&mut self, graph: &Graph, group: &Group, columns: &Columns, chosen: Chosen) {
         let importance: Arc<[f32]> = columns.importance().into();
+        let range = range(&columns.largest, chosen.factors.as_deref());
         for (i, linear) in group.linears.iter().enumerate() {
             let (scheme, found, (first, before)) = (chosen.schemes[i], chosen.found[i], chosen.first[i]);
             if scheme == Scheme::Fp32 {
@@ -257,6 +273,7 @@ impl Block {
             self.schemes.insert(linear.name.clone(), scheme);
             let matters = smoothed_importance(&importance, chosen.factors.as_deref());
             self.importance.insert(linear.name.clone(), matters);
+            self.ranges.insert(linear.name.clone(), range);
             let treated = first != scheme || chosen.factors.is_some();
             let bytes = first.bytes(linear.k, linear.n);
             self.layers.push(LayerRecord {
@@ -308,7 +325,7 @@ fn judge(visit: &Visit<'_>, staged: &Graph, runner: &Runner<'_>) -> Result<Block
 impl Choice {
     /// The blocks that must start higher for the part's error to shrink `shortfall` times; false when none can.
     pub fn raise(&self, part: &str, shortfall: f64, starts: &mut Starts) -> bool {
-        let ladder = ladder(self.precision.unwrap_or(Precision::Fp32), part);
+        let Some(ladder) = self.form.map(|form| ladder(form, part)) else { return false };
         let mut blocks: Vec<(f64, &str)> = self.records().map(|b| (b.error * b.error, b.block.as_str())).collect();
         blocks.sort_by(|a, b| b.0.total_cmp(&a.0));
         let total: f64 = blocks.iter().map(|(e, _)| e).sum();

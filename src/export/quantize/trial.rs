@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::calibrate::{Feed, Fidelity, Group, Runner, Sample, fidelity};
 use crate::error::{Code, Error, Result};
+use crate::export::form::Form;
 use crate::graph::{Builder, Dim, Graph};
 use crate::passes::half;
 use crate::passes::quantize::{Plan, Scheme, quantize};
@@ -18,6 +19,9 @@ pub(super) struct Trial<'a> {
     pub group: &'a Group,
     /// How much each input's weights matter.
     pub importance: &'a Arc<[f32]>,
+    /// The largest magnitude of each of the activation's columns.
+    pub largest: &'a [f32],
+    pub form: Form,
     pub runner: &'a Runner<'a>,
 }
 
@@ -63,7 +67,8 @@ impl Trial<'_> {
             let inverse = g.weight("inverse", LazyTensor::from_f32(&[k], &inverse));
             x = g.mul(x, inverse)?;
         }
-        let mut plan = Plan::default();
+        let mut plan = Plan { whole_activations: self.form.halves(), ..Plan::default() };
+        let range = range(self.largest, factors);
         for i in which {
             let (linear, scheme) = (&self.group.linears[i], &schemes[i]);
             let init = self.graph.value(linear.weight).init.as_ref();
@@ -74,14 +79,23 @@ impl Trial<'_> {
             g.output(&output(i), y)?;
             plan.schemes.insert(linear.name.clone(), *scheme);
             plan.importance.insert(linear.name.clone(), smoothed_importance(self.importance, factors));
+            plan.ranges.insert(linear.name.clone(), range);
         }
-        let graph = g.finish()?;
-        if schemes.contains(&Scheme::Fp16) {
-            let single = self.group.linears.iter().zip(schemes).filter(|(_, s)| **s != Scheme::Fp16);
-            let keep: BTreeSet<String> = single.map(|(l, _)| format!("{}.MatMul", l.name)).collect();
-            return half(&graph, &keep);
+        let graph = quantize(&g.finish()?, &plan)?;
+        if !self.form.halves() {
+            return Ok(graph);
         }
-        quantize(&graph, &plan)
+        let single = self.group.linears.iter().zip(schemes).filter(|(_, s)| **s == Scheme::Fp32);
+        let keep: BTreeSet<String> = single.map(|(l, _)| format!("{}.MatMul", l.name)).collect();
+        half(&graph, &keep)
+    }
+}
+
+/// The largest magnitude of an activation whose columns are divided by `factors`.
+pub(super) fn range(largest: &[f32], factors: Option<&[f32]>) -> f32 {
+    match factors {
+        Some(factors) => largest.iter().zip(factors).map(|(l, f)| l / f).fold(0.0, f32::max),
+        None => largest.iter().copied().fold(0.0, f32::max),
     }
 }
 

@@ -14,6 +14,7 @@ mod single;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::form::Form;
 use super::quantize::{ADAPTER, HEADS};
 use super::reduced::{PICTURE, STATISTICS, listed};
 use super::stage::{self, Format};
@@ -97,10 +98,10 @@ pub(crate) fn retrained(
         let message = "no calibration inputs: adapter and heads are not compared with fp32";
         progress.warn(&Warning::new("calibration_none", message));
     }
-    let precision = task.precision();
-    let mut made = match precision {
+    let form = task.form();
+    let mut made = match form.precision {
         Precision::Fp32 => task.single(&graphs, features, progress)?,
-        _ => task.reduced(&graphs, precision, features, progress)?,
+        _ => task.reduced(&graphs, form, features, progress)?,
     };
     if let Some(record) = &mut made.quantization {
         task.told(record, &mut made.files)?;
@@ -109,9 +110,10 @@ pub(crate) fn retrained(
 }
 
 impl Bundled<'_> {
-    /// The precision that the bundle was exported in: that of the language model, for the others may have more exact ones.
-    fn precision(&self) -> Precision {
-        self.bundle.manifest.parts["text"].precision
+    /// The form that the bundle was exported in: its precision is that of the language model, for the others may have more exact
+    /// ones.
+    fn form(&self) -> Form {
+        Form::of(self.bundle.manifest.parts["text"].precision, self.bundle.manifest.target)
     }
 
     fn writes(

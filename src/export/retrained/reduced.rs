@@ -8,6 +8,7 @@ use crate::bundle::{FileRecord, Parity, Precision};
 use crate::calibrate::{Role, Runner};
 use crate::error::{Code, Error, Result, Warning};
 use crate::export::PartSummary;
+use crate::export::form::Form;
 use crate::export::gate::{Gate, Verdict, compare, one};
 use crate::export::quantize::adapter::{self, Adapter};
 use crate::export::quantize::limits::Limits;
@@ -25,21 +26,21 @@ impl Bundled<'_> {
     pub(super) fn reduced(
         &self,
         graphs: &[Graph; 2],
-        precision: Precision,
+        form: Form,
         features: &mut Features<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Retrained> {
         let manifest = &self.bundle.manifest;
         let max_error = manifest.quantization.as_ref().map(|q| q.max_error);
-        let limits = |part: usize| Limits::of_part(precision, PARTS[part], max_error);
+        let limits = |part: usize| Limits::of_part(form, PARTS[part], max_error);
         let runner = self.runner()?;
-        let (mut adapter, scans) = self.decided(&graphs[0], precision, max_error, runner.as_ref(), progress)?;
+        let (mut adapter, scans) = self.decided(&graphs[0], form, max_error, runner.as_ref(), progress)?;
         let mut references = References { scans, reports: Vec::new() };
         if runner.is_some() {
             progress.step("the bundle's own results on held-out inputs", None);
             self.see(&mut references, features)?;
         }
-        let mut single_heads = precision != Precision::Fp16;
+        let mut single_heads = !form.halves();
         let mut verdict = Verdict::default();
         loop {
             let (parts, files) = self.write_both(graphs, &adapter, single_heads, progress)?;
@@ -99,14 +100,14 @@ impl Bundled<'_> {
     fn decided(
         &self,
         graph: &Graph,
-        precision: Precision,
+        form: Form,
         max_error: Option<f64>,
         runner: Option<&Runner<'_>>,
         progress: &mut dyn Progress,
     ) -> Result<(Adapter, Vec<ScanReference>)> {
         let manifest = &self.bundle.manifest;
         if let Some(runner) = runner {
-            let limits = (precision, max_error);
+            let limits = (form, max_error);
             let (scans, adapter) =
                 adapter::calibrated(graph, &manifest.config.volume, limits, self.inputs, runner, progress)?;
             if let Some(adapter) = adapter {
@@ -118,7 +119,7 @@ impl Bundled<'_> {
                            --calibration, or leave the new adapter in fp32 with --adapter-fp32";
             return Err(Error::new(Code::CALIBRATION_INPUT, message).at(&self.bundle.dir));
         }
-        Ok((adapter::data_free(graph, precision)?, Vec::new()))
+        Ok((adapter::data_free(graph, form)?, Vec::new()))
     }
 
     /// The vision transformer on what the float32 adapter gave, and the language model on the reports that belong to these

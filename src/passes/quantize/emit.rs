@@ -1,4 +1,4 @@
-//! Schemes as operators for ONNX Runtime's CPU provider.
+//! Schemes as operators.
 //!
 //! int8 with one scale a token, once an activation and then once a layer:
 //!
@@ -11,14 +11,21 @@
 //! The activation must be uint8: on x86 int8 × int8 has no fast kernel and runs 11 to 15 times slower. The product in
 //! standard operators, `Cast(MatMulInteger(q, W, zero)) · w_scale`, gives the same numbers and was measured to take 2 %
 //! (LLaMA) to 4 % (ViT) longer: ONNX Runtime fuses it only where one scale serves all tokens.
+//!
+//! int8 with one scale for all tokens, as TensorRT wants it: symmetric, in standard operators, which it makes a product of
+//! bytes of by itself:
+//!
+//! ```text
+//! y = MatMul(DequantizeLinear(QuantizeLinear(x, s, 0), s, 0), DequantizeLinear(W, w_scale, 0, axis 1))
+//! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::linears::Linear;
-use super::Scheme;
-use super::weights::{in_blocks, per_channel};
-use crate::error::Result;
+use super::weights::{Scales, in_blocks, per_channel};
+use super::{Plan, Scheme};
+use crate::error::{Code, Error, Result};
 use crate::graph::{Builder, Graph, Node, Op, Rewrite, ValueId};
 use crate::tensor::{DType, LazyTensor};
 
@@ -28,6 +35,13 @@ pub(super) struct Integers {
     bytes: ValueId,
     scale: ValueId,
     zero: ValueId,
+}
+
+/// What layers that read the same activation share: its integers, and its rounded values by the bits of their scale.
+#[derive(Default)]
+pub(super) struct Shared {
+    integers: BTreeMap<(ValueId, u8), Integers>,
+    rounded: BTreeMap<(ValueId, u32), ValueId>,
 }
 
 /// Keeps the scale of a token of zeros from dividing by zero.
@@ -42,23 +56,23 @@ pub(super) fn linear(
     graph: &Graph,
     linear: &Linear,
     scheme: Scheme,
-    importance: Option<&Arc<[f32]>>,
-    integers: &mut BTreeMap<(ValueId, u8), Integers>,
+    plan: &Plan,
+    shared: &mut Shared,
 ) -> Result<ValueId> {
     let x = new.value(linear.input)?;
     let name = linear.name.as_str();
     let Some(weight) = &graph.value(linear.weight).init else { return new.value(linear.output) };
     match scheme {
         Scheme::Int8 { zero_point } => {
-            let input = match integers.get(&(linear.input, zero_point)) {
+            let input = match shared.integers.get(&(linear.input, zero_point)) {
                 Some(done) => *done,
                 None => {
                     let made = activation(&mut new.builder, x, &format!("{name}.input"), zero_point)?;
-                    integers.insert((linear.input, zero_point), made);
+                    shared.integers.insert((linear.input, zero_point), made);
                     made
                 }
             };
-            let [w, scale] = per_channel(&weight.transposed());
+            let [w, scale] = per_channel(&weight.transposed(), Scales::Single);
             let w = new.builder.weight(&format!("{name}.weight.int8"), w);
             let scale = new.builder.weight(&format!("{name}.weight.scale"), scale);
             new.builder.scope(name, |g| {
@@ -74,8 +88,8 @@ pub(super) fn linear(
                 .int("N", linear.n as i64)
                 .int("bits", bits.into())
                 .int("block_size", block.into())
-                .int("accuracy_level", ACCURACY_LEVEL);
-            let tensors = in_blocks(&weight.transposed(), bits, block.into(), importance);
+                .int("accuracy_level", if plan.whole_activations { 0 } else { ACCURACY_LEVEL });
+            let tensors = in_blocks(&weight.transposed(), bits, block.into(), plan.importance.get(name));
             let mut operands = vec![Some(x)];
             for (tensor, part) in tensors.into_iter().zip(["blocks", "scale", "zero"]) {
                 operands.push(Some(new.builder.weight(&format!("{name}.weight.{part}"), tensor)));
@@ -87,6 +101,31 @@ pub(super) fn linear(
             new.builder.scope(name, |g| {
                 let w = g.cast(w, DType::F32)?;
                 g.matmul(x, w)
+            })
+        }
+        Scheme::Int8Tensor => {
+            let largest = plan.ranges.get(name).copied();
+            let largest = largest.ok_or_else(|| {
+                Error::new(Code::GRAPH_INVALID, format!("the layer `{name}` has no range for its activations"))
+            })?;
+            let scale = Scales::Half.of(largest);
+            let input = match shared.rounded.get(&(linear.input, scale.to_bits())) {
+                Some(done) => *done,
+                None => {
+                    let made = rounded(&mut new.builder, x, &format!("{name}.input"), scale)?;
+                    shared.rounded.insert((linear.input, scale.to_bits()), made);
+                    made
+                }
+            };
+            let [w, scale] = per_channel(&weight.transposed(), Scales::Half);
+            let w = new.builder.weight(&format!("{name}.weight.int8"), w);
+            let scale = new.builder.weight(&format!("{name}.weight.scale"), scale);
+            let zero = LazyTensor::new(DType::I8, vec![linear.n], Arc::new(vec![0; linear.n]));
+            let zero = new.builder.weight(&format!("{name}.weight.zero_point"), zero);
+            new.builder.scope(name, |g| {
+                let op = Op::new("DequantizeLinear").int("axis", 1);
+                let w = g.node(op, &[Some(w), Some(scale), Some(zero)])?;
+                g.matmul(input, w)
             })
         }
         Scheme::Fp32 | Scheme::Fp16 | Scheme::Int8Static => {
@@ -115,6 +154,17 @@ fn activation(g: &mut Builder, x: ValueId, name: &str, zero_point: u8) -> Result
         let one = g.scalar(1.0);
         let bytes = g.node(Op::new("QuantizeLinear"), &[Some(scaled), Some(one), Some(zero)])?;
         Ok(Integers { bytes, scale, zero })
+    })
+}
+
+/// `x` rounded to multiples of `scale`: the pair of operators that says so.
+fn rounded(g: &mut Builder, x: ValueId, name: &str, scale: f32) -> Result<ValueId> {
+    let scale = g.weight(&format!("{name}.scale"), LazyTensor::from_f32(&[], &[scale]));
+    let zero = LazyTensor::new(DType::I8, vec![], Arc::new(vec![0]));
+    let zero = g.weight(&format!("{name}.zero_point"), zero);
+    g.scope(name, |g| {
+        let bytes = g.node(Op::new("QuantizeLinear"), &[Some(x), Some(scale), Some(zero)])?;
+        g.node(Op::new("DequantizeLinear"), &[Some(bytes), Some(scale), Some(zero)])
     })
 }
 

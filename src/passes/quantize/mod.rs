@@ -2,7 +2,8 @@
 //!
 //! A [`Plan`] says for each linear layer which [`Scheme`] it gets; [`quantize`] makes the graph that computes so. Who
 //! decides (statistics, measured errors) lies elsewhere: nothing here runs a model. The scheme is kept apart from the
-//! operators that emit it (`emit.rs`), so that another target can have others.
+//! operators that emit it (`emit.rs`): the same blocks of integers serve CPU and CUDA, the same symmetric integers (a scale an
+//! output) the CPU's product of bytes and TensorRT's pairs.
 //!
 //! Attention, norms and softmax stay in float: 8-bit attention was measured to gain nothing that stays accurate.
 
@@ -15,10 +16,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use scheme::Scheme;
-pub(super) use weights::per_channel;
+pub(super) use weights::{Scales, per_channel};
 
 use crate::error::Result;
-use crate::graph::{Graph, Rewrite, ValueId};
+use crate::graph::{Graph, Rewrite};
 use crate::tensor::DType;
 
 /// What becomes of each linear layer of a graph.
@@ -28,8 +29,13 @@ pub struct Plan {
     pub schemes: BTreeMap<String, Scheme>,
     /// How much an error in the weights of each input matters, by layer, where it is known: one number an input.
     pub importance: BTreeMap<String, Arc<[f32]>>,
+    /// The largest magnitude of what a layer with [`Scheme::Int8Tensor`] reads, by layer.
+    pub ranges: BTreeMap<String, f32>,
     /// Element type of tables that are gathered from (token embeddings).
     pub tables: Option<DType>,
+    /// Whether products with weights in blocks read activations as they are: the form of GPUs. A CPU's fast kernels round them
+    /// to 8 bits first.
+    pub whole_activations: bool,
 }
 
 /// The graph with its linear layers as the plan says.
@@ -41,8 +47,7 @@ pub struct Plan {
 pub fn quantize(graph: &Graph, plan: &Plan) -> Result<Graph> {
     let linears = super::linears(graph, 0..graph.nodes.len());
     let mut new = Rewrite::new(graph);
-    // Layers that read the same activation share its integers.
-    let mut integers: BTreeMap<(ValueId, u8), emit::Integers> = BTreeMap::new();
+    let mut shared = emit::Shared::default();
     for (i, node) in graph.nodes.iter().enumerate() {
         if let Some(dtype) = plan.tables.filter(|_| is_table(graph, node)) {
             emit::table(&mut new, graph, node, dtype)?;
@@ -53,8 +58,7 @@ pub fn quantize(graph: &Graph, plan: &Plan) -> Result<Graph> {
         match scheme {
             None | Some((_, Scheme::Fp32 | Scheme::Fp16 | Scheme::Int8Static)) => new.copy(node)?,
             Some((linear, scheme)) => {
-                let importance = plan.importance.get(&linear.name);
-                let y = emit::linear(&mut new, graph, linear, scheme, importance, &mut integers)?;
+                let y = emit::linear(&mut new, graph, linear, scheme, plan, &mut shared)?;
                 new.replace(node, y);
             }
         }

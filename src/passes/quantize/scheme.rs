@@ -20,6 +20,9 @@ pub enum Scheme {
     },
     /// A convolution with int8 weights and uint8 activations whose scales are those of calibration.
     Int8Static,
+    /// int8 weights with one scale an output, int8 activations with one scale for all, which is that of calibration; both
+    /// symmetric: what TensorRT takes.
+    Int8Tensor,
     /// Weights of `bits` bits in blocks along the inputs, each with a scale (and 4 bits with a zero point).
     Blocks {
         /// 4 or 8.
@@ -39,7 +42,7 @@ impl Scheme {
         match self {
             Self::Fp32 => 4 * k * n,
             Self::Fp16Weight | Self::Fp16 => 2 * k * n,
-            Self::Int8 { .. } | Self::Int8Static => k * n + 4 * n,
+            Self::Int8 { .. } | Self::Int8Static | Self::Int8Tensor => k * n + 4 * n,
             Self::Blocks { bits, block } => {
                 let (bits, block) = (u64::from(bits), u64::from(block));
                 let blocks = k.div_ceil(block);
@@ -59,6 +62,7 @@ impl std::fmt::Display for Scheme {
             Self::Int8 { zero_point: 128 } => f.write_str("int8"),
             Self::Int8 { .. } => f.write_str("int8 shifted"),
             Self::Int8Static => f.write_str("int8 static"),
+            Self::Int8Tensor => f.write_str("int8 tensor"),
             Self::Blocks { bits, block } => write!(f, "int{bits}/{block}"),
         }
     }

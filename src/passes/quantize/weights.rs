@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use half::f16;
 use rayon::prelude::*;
 
 use super::blocks::{self, Blocked};
@@ -61,9 +62,29 @@ fn together(types: &[Type], compute: impl Fn() -> Result<Vec<LazyTensor>> + Send
     types.iter().enumerate().map(part).collect()
 }
 
+/// In which numbers scales must be exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scales {
+    /// float32. A row of zeros gets the scale 0.
+    Single,
+    /// Normal numbers of float16: GPUs dequantize in half precision, and TensorRT wants scales above 0.
+    Half,
+}
+
+impl Scales {
+    /// The scale of symmetric int8 for values of at most this magnitude.
+    pub fn of(self, largest: f32) -> f32 {
+        let scale = largest / INT8_MAX;
+        match self {
+            Self::Single => scale,
+            Self::Half => f16::from_f32(scale).max(f16::MIN_POSITIVE).to_f32(),
+        }
+    }
+}
+
 /// The weight `[n, k]` as int8 `[k, n]` and a float32 scale `[n]` an output: `w ≈ q · scale`, symmetric, rounded to
-/// nearest (Jacob et al. 2018; Wu et al. 2020). A row of zeros gets the scale 0.
-pub fn per_channel(weight: &LazyTensor) -> [LazyTensor; 2] {
+/// nearest (Jacob et al. 2018; Wu et al. 2020).
+pub fn per_channel(weight: &LazyTensor, kind: Scales) -> [LazyTensor; 2] {
     let (n, k) = (weight.shape()[0], weight.shape()[1]);
     let weight = weight.clone();
     let all = together(&[(DType::I8, vec![k, n]), (DType::F32, vec![n])], move || {
@@ -72,7 +93,7 @@ pub fn per_channel(weight: &LazyTensor) -> [LazyTensor; 2] {
             let out = integers[first * k..][..band.len() * k].par_chunks_mut(k).enumerate();
             let rounded = out.map_init(Vec::new, |row, (i, out)| {
                 band.row(i, row);
-                int8_row(row, out)
+                int8_row(row, out, kind)
             });
             scales.extend(rounded.collect::<Vec<f32>>().into_iter().flat_map(f32::to_le_bytes));
             Ok(())
@@ -85,9 +106,12 @@ pub fn per_channel(weight: &LazyTensor) -> [LazyTensor; 2] {
 }
 
 /// Rounds one row; gives its scale.
-fn int8_row(row: &[f32], out: &mut [u8]) -> f32 {
+fn int8_row(row: &[f32], out: &mut [u8], kind: Scales) -> f32 {
     let largest = largest(row);
-    let inverse = INT8_MAX / largest;
+    let (inverse, scale) = match kind {
+        Scales::Single => (INT8_MAX / largest, largest / INT8_MAX),
+        Scales::Half => (1.0 / kind.of(largest), kind.of(largest)),
+    };
     // The reciprocal of a subnormal may be infinite: such a row is 0 for all that it matters.
     if !inverse.is_finite() || inverse == 0.0 {
         out.fill(0);
@@ -98,7 +122,7 @@ fn int8_row(row: &[f32], out: &mut [u8]) -> f32 {
         // what does not fit, element by element.
         *q = ((w * inverse).clamp(-INT8_MAX, INT8_MAX) + SHIFT).to_bits() as u8;
     }
-    largest / INT8_MAX
+    scale
 }
 
 /// The largest magnitude. Sixteen maxima side by side, which the compiler can keep in vectors: their order does not matter.

@@ -40,6 +40,6 @@ impl Provider for Cpu {
         }
         // The arena keeps what it once had, and whole regions of it for a result that is still there.
         let cpu = ort::ep::CPU::default().with_arena_allocator(false).build();
-        super::with_provider(builder, cpu, self)
+        super::with_providers(builder, [cpu], self)
     }
 }

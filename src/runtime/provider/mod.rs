@@ -5,8 +5,12 @@
 
 mod cpu;
 mod cuda;
+mod gpu;
+mod profile;
 mod tensorrt;
 mod tensorrt_rtx;
+
+use std::path::PathBuf;
 
 use ort::session::builder::SessionBuilder;
 
@@ -30,7 +34,14 @@ pub trait Provider: Sync + std::fmt::Debug {
     }
 
     /// Why it cannot be used on this machine, if it cannot: what is missing, in which version, and what to install.
+    ///
+    /// Where nothing is missing, the GPU's libraries are loaded, so that ONNX Runtime finds them.
     fn unavailable(&self, machine: &Machine) -> Option<String>;
+
+    /// The library of ONNX Runtime to load for it; none where any will do and it is to be searched for.
+    fn library(&self, machine: &Machine) -> Option<PathBuf> {
+        machine.library.clone()
+    }
 
     /// Sets a session up to use it. Providers that compute by engines take their inputs' extents and where engines are kept
     /// from `engines`.
@@ -52,14 +63,20 @@ pub const CPU: &dyn Provider = &cpu::Cpu;
 /// Providers in the order in which `auto` tries them.
 pub(super) const PROVIDERS: [&dyn Provider; 4] = [&tensorrt::TensorRt, &tensorrt_rtx::TensorRtRtx, &cuda::Cuda, CPU];
 
-/// The builder with one more provider, which must be taken.
-fn with_provider(
+/// The builder with providers that must be taken, the first first.
+fn with_providers<const N: usize>(
     builder: SessionBuilder,
-    dispatch: ort::ep::ExecutionProviderDispatch,
+    all: [ort::ep::ExecutionProviderDispatch; N],
     provider: &dyn Provider,
 ) -> Result<SessionBuilder> {
-    builder.with_execution_providers([dispatch.error_on_failure()]).map_err(|e| {
-        let message = format!("ONNX Runtime does not take the device `{}`: {e}", provider.name());
-        Error::new(Code::DEVICE_UNAVAILABLE, message)
-    })
+    let all = all.map(ort::ep::ExecutionProviderDispatch::error_on_failure);
+    builder.with_execution_providers(all).map_err(|e| refused(provider, &e.to_string()))
+}
+
+/// The error of a provider that ONNX Runtime, or what it loads, does not take.
+fn refused(provider: &dyn Provider, reason: &str) -> Error {
+    // ONNX Runtime's own words are many lines, with places in its source.
+    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    let message = format!("ONNX Runtime does not take the device `{}`: {reason}", provider.name());
+    Error::new(Code::DEVICE_UNAVAILABLE, message)
 }

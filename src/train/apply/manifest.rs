@@ -30,6 +30,7 @@ pub(super) fn next(
         image_head: trained.image_head,
         parts,
         quantization: made.quantization,
+        target: was.target,
         files,
         sources: sources(&was.sources, applied),
         skipped: skipped(&was.skipped, trained),

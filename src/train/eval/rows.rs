@@ -113,6 +113,7 @@ pub(super) fn answer(
     let expected = Expected { scans: subjects.len(), reports: reports.len() };
     let options = Options { expected, keep_tensors: false, voxels: false, ..plan.options.clone() };
     let mut predictor = Predictor::open(&plan.bundle, options)?;
+    predictor.chosen().told(false).iter().for_each(|line| progress.line(line));
     let manifest = &predictor.bundle().manifest;
     if manifest.labels != labels {
         return Err(Error::new(Code::BUNDLE_MANIFEST, "the bundle was replaced meanwhile").at(&plan.bundle));
@@ -143,10 +144,11 @@ pub(super) fn answer(
 
 /// One row: its report is read and encoded while its scan is read.
 fn one(predictor: &mut Predictor, subject: &Subject, reading: Reading<'_>) -> Result<Prediction> {
-    let report = subject.report.as_deref().map(read_report).transpose()?;
-    if report.is_none() {
-        predictor.needs_no_report()?;
+    match &subject.report {
+        Some(path) => predictor.predict_both(&read_report(path)?, &mut None, || reading.finish()),
+        None => {
+            predictor.needs_no_report()?;
+            predictor.predict(reading.finish()?, None)
+        }
     }
-    let encoded = report.map(|text| predictor.encode_report(&text)).transpose()?;
-    predictor.predict(reading.finish()?, encoded.as_ref())
 }

@@ -1,0 +1,107 @@
+//! Loads a graph's sessions: engines first where the provider makes them, then the session, then one run to warm it up.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::engines::{EngineKey, Engines};
+use super::prediction::Timing;
+use super::stage::milliseconds;
+use crate::error::Result;
+use crate::runtime::{EngineOptions, ProfiledInput, Runtime, Session, SessionOptions, Source};
+
+/// How the graphs of a run are loaded.
+#[derive(Clone)]
+pub(super) struct Setting {
+    /// ONNX Runtime.
+    pub runtime: &'static Runtime,
+    /// Who computes, and with how many threads.
+    pub options: SessionOptions,
+    /// Whether runs go the way of a device: values bound, results left where they are made.
+    pub bound: bool,
+    /// Whether a session is run once when it is loaded.
+    pub warm_up: bool,
+    /// Where engines are kept, and what they depend on but for the graph; none where none are made, or kept.
+    pub engines: Option<(Engines, EngineKey)>,
+    /// Whether sessions may be let go on another thread.
+    pub beside: bool,
+}
+
+/// What a session is loaded from.
+#[derive(Clone)]
+pub(super) struct Graph {
+    /// Its name, for messages.
+    pub name: &'static str,
+    /// The whole graph's file.
+    pub path: PathBuf,
+    /// A group of it as a graph, which it is of how many, and its segments; none for the whole.
+    pub group: Option<(std::sync::Arc<Vec<u8>>, usize, usize)>,
+    /// Its segments.
+    pub segments: [usize; 2],
+    /// The extents of its inputs.
+    pub profiled: Vec<ProfiledInput>,
+}
+
+impl Setting {
+    /// Loads it, and warms it up where it is wanted and `stays`; tells the milliseconds of each step.
+    ///
+    /// # Errors
+    /// `device.unavailable`, `device.memory`, `runtime.*`; `io` and `disk.full` where engines are kept.
+    pub fn load(&self, graph: &Graph, options: &SessionOptions, stays: bool) -> Result<(Session, Timing)> {
+        let mut timing = Timing::default();
+        let mut engines = EngineOptions { inputs: graph.profiled.clone(), folder: None };
+        if let Some((kept, key)) = &self.engines {
+            let started = Instant::now();
+            let key = key.of(graph);
+            let made = kept.folder(&key, &graph.what(), &mut |folder| {
+                let engines = EngineOptions { folder: Some(folder.to_path_buf()), ..engines.clone() };
+                // Made when the graph is loaded or first run; on the disk when the session is gone.
+                self.open(graph, options, &engines)?.warm_up(&graph.profiled)
+            })?;
+            engines.folder = Some(made);
+            timing.add("engines", milliseconds(started));
+        }
+        let started = Instant::now();
+        let mut session = self.open(graph, options, &engines)?;
+        timing.add("load", milliseconds(started));
+        if self.bound {
+            session.always_bind();
+        }
+        if self.warm_up && stays {
+            let started = Instant::now();
+            session.warm_up(&graph.profiled)?;
+            timing.add("warm_up", milliseconds(started));
+        }
+        Ok((session, timing))
+    }
+
+    fn open(&self, graph: &Graph, options: &SessionOptions, engines: &EngineOptions) -> Result<Session> {
+        let source = match &graph.group {
+            Some((model, ..)) => Source::Part { model, path: &graph.path },
+            None => Source::File(&graph.path),
+        };
+        Session::load(self.runtime, source, options, engines)
+    }
+}
+
+impl Graph {
+    /// It in words.
+    fn what(&self) -> String {
+        match &self.group {
+            Some((_, number, of)) => format!("the graph `{}`, part {number} of {of},", self.name),
+            None => format!("the graph `{}`", self.name),
+        }
+    }
+}
+
+impl EngineKey {
+    /// The same for a graph.
+    fn of(&self, graph: &Graph) -> Self {
+        let file = Path::new(&graph.path).file_name().unwrap_or_default();
+        Self {
+            graph: file.to_string_lossy().into_owned(),
+            segments: graph.segments,
+            inputs: graph.profiled.clone(),
+            ..self.clone()
+        }
+    }
+}

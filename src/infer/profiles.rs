@@ -1,0 +1,51 @@
+//! For which extents engines are made: batch 1, and reports from one token to the most that the bundle reads.
+//!
+//! An engine is tuned for one extent (`opt`) and runs all between `min` and `max`. Every input is told that has a dimension without a
+//! number, also what flows between groups of blocks: a provider that is told only some of them would make the others' engines
+//! anew for each new extent.
+
+use crate::error::{Code, Error, Result};
+use crate::onnx::{Extent, SegmentedModel};
+use crate::runtime::ProfiledInput;
+
+/// Tokens that engines are fastest for. A clinical note of 150 to 250 words, the usual length of a report in such cohorts, gives
+/// 200 to 350 tokens of LLaMA's vocabulary (1.3 to 1.4 a word of English).
+const TYPICAL_TOKENS: u64 = 256;
+
+/// The extents of those of the graph's values that have a dimension without a number; `names` are a graph's or a group's inputs.
+///
+/// # Errors
+/// `onnx.invalid` when a value's dimension is neither a number nor `batch` nor `tokens`: then no engine can be made for it.
+pub(super) fn profiles<'a>(
+    model: &SegmentedModel,
+    names: impl IntoIterator<Item = &'a str>,
+    max_tokens: u64,
+) -> Result<Vec<ProfiledInput>> {
+    let most = max_tokens.max(1);
+    let mut all = Vec::new();
+    for name in names {
+        let unknown = |what: &str| {
+            let message = format!("input `{name}` has {what}: no engine can be made for it");
+            Error::new(Code::ONNX_INVALID, message)
+        };
+        let extents = model.extents(name).ok_or_else(|| unknown("no declared shape"))?;
+        if extents.iter().all(|extent| matches!(extent, Extent::Known(_))) {
+            continue;
+        }
+        let mut input = ProfiledInput { name: name.to_owned(), min: Vec::new(), opt: Vec::new(), max: Vec::new() };
+        for extent in extents {
+            let [min, opt, max] = match extent {
+                Extent::Known(n) => [n; 3],
+                Extent::Named(name) if name == "batch" => [1; 3],
+                Extent::Named(name) if name == "tokens" => [1, most.min(TYPICAL_TOKENS), most],
+                Extent::Named(name) => return Err(unknown(&format!("a dimension `{name}`"))),
+                Extent::Unknown => return Err(unknown("a dimension without a name")),
+            };
+            input.min.push(min);
+            input.opt.push(opt);
+            input.max.push(max);
+        }
+        all.push(input);
+    }
+    Ok(all)
+}

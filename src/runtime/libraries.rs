@@ -1,0 +1,171 @@
+//! The GPU's libraries: what each provider needs, in which version, where it is found, and how its absence is told.
+//!
+//! What a provider's library is linked with is what `readelf -d` says of the one in the wheel of ONNX Runtime 1.31.1 (the
+//! plugin: 0.5.0); what it opens later is what its strings and its own messages name. cuFFT is not in the tables: the CUDA
+//! provider opens it for Fourier transforms alone, of which the model has none. cuDNN it opens for convolutions.
+//!
+//! Libraries beside ONNX Runtime's GPU build are loaded by path before ONNX Runtime asks for them by name, each after those
+//! that it needs: so no variable such as `LD_LIBRARY_PATH` has to be set, and what `make gpu` fetched is what is used.
+
+use std::path::Path;
+
+use super::library::loader_reason;
+
+/// The oldest driver that serves CUDA 13.
+pub(super) const DRIVER: u32 = 580;
+/// The CUDA whose libraries are used, (major, minor).
+pub(super) const CUDA_VERSION: (u32, u32) = (13, 0);
+/// The oldest compute capability that CUDA 13 serves.
+pub(super) const CAPABILITY: (u32, u32) = (7, 5);
+
+/// The file of ONNX Runtime's CUDA provider.
+pub(super) const CUDA_PROVIDER: &str = "libonnxruntime_providers_cuda.so";
+/// The file of ONNX Runtime's TensorRT provider.
+pub(super) const TENSORRT_PROVIDER: &str = "libonnxruntime_providers_tensorrt.so";
+/// The file of the plugin for TensorRT for RTX.
+pub(super) const RTX_PROVIDER: &str = "libonnxruntime_providers_nv_tensorrt_rtx.so";
+
+/// A library that a provider needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Needed {
+    /// The name by which it is asked for.
+    pub file: &'static str,
+    /// What it is, with its version.
+    what: &'static str,
+    /// Where it comes from.
+    from: From,
+}
+
+/// Where a library comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    /// NVIDIA's driver.
+    Driver,
+    /// `make gpu`; with the name of the package on PyPI.
+    PyPi(&'static str),
+    /// NVIDIA's TensorRT, which is not on PyPI.
+    TensorRt,
+}
+
+const DRIVERS: Needed = Needed { file: "libcuda.so.1", what: "the driver's CUDA", from: From::Driver };
+const RUNTIME: Needed =
+    Needed { file: "libcudart.so.13", what: "CUDA runtime 13", from: From::PyPi("nvidia-cuda-runtime") };
+const CUBLAS_LT: Needed = Needed { file: "libcublasLt.so.13", what: "cuBLAS 13", from: From::PyPi("nvidia-cublas") };
+const CUBLAS: Needed = Needed { file: "libcublas.so.13", what: "cuBLAS 13", from: From::PyPi("nvidia-cublas") };
+const CURAND: Needed = Needed { file: "libcurand.so.10", what: "cuRAND 10", from: From::PyPi("nvidia-curand") };
+const NVRTC: Needed =
+    Needed { file: "libnvrtc.so.13", what: "CUDA's compiler 13", from: From::PyPi("nvidia-cuda-nvrtc") };
+const fn cudnn(file: &'static str) -> Needed {
+    Needed { file, what: "cuDNN 9", from: From::PyPi("nvidia-cudnn-cu13") }
+}
+
+/// What the CUDA provider needs, each after those that it needs itself.
+pub(super) const CUDA: &[Needed] = &[
+    DRIVERS,
+    RUNTIME,
+    CUBLAS_LT,
+    CUBLAS,
+    CURAND,
+    NVRTC,
+    cudnn("libcudnn.so.9"),
+    // These cuDNN opens by itself, when the first convolution is set up.
+    cudnn("libcudnn_graph.so.9"),
+    cudnn("libcudnn_ops.so.9"),
+    cudnn("libcudnn_cnn.so.9"),
+    cudnn("libcudnn_heuristic.so.9"),
+    cudnn("libcudnn_engines_precompiled.so.9"),
+    cudnn("libcudnn_engines_runtime_compiled.so.9"),
+];
+
+/// What the TensorRT provider needs beside [`CUDA`], whose provider computes what it leaves.
+pub(super) const TENSORRT: &[Needed] = &[
+    Needed { file: "libnvinfer.so.10", what: "TensorRT 10", from: From::TensorRt },
+    Needed { file: "libnvonnxparser.so.10", what: "TensorRT 10's ONNX parser", from: From::TensorRt },
+];
+
+/// What the plugin for TensorRT for RTX needs.
+pub(super) const RTX: &[Needed] = &[
+    DRIVERS,
+    Needed { file: "libnvidia-ml.so.1", what: "the driver's NVML", from: From::Driver },
+    RUNTIME,
+    Needed {
+        file: "libtensorrt_rtx.so.1",
+        what: "TensorRT for RTX 1",
+        from: From::PyPi("onnxruntime-ep-nv-tensorrt-rtx-cu13"),
+    },
+    Needed {
+        file: "libtensorrt_onnxparser_rtx.so.1",
+        what: "TensorRT for RTX 1's ONNX parser",
+        from: From::PyPi("onnxruntime-ep-nv-tensorrt-rtx-cu13"),
+    },
+];
+
+/// Loads `needed`: from `folder`, else from where the system's loader finds it, if it is to be asked.
+///
+/// # Errors
+/// One line: every library that is missing, with its version and what to install; or the first that is there and does not load,
+/// with the loader's reason. Nothing of `folder` is loaded before all is there.
+pub(super) fn load<'a>(
+    needed: impl Iterator<Item = &'a Needed> + Clone,
+    folder: &Path,
+    system: bool,
+) -> Result<(), String> {
+    let mut missing = Vec::new();
+    for library in needed.clone().filter(|library| !folder.join(library.file).exists()) {
+        match system.then(|| ort::util::preload_dylib(library.file)) {
+            Some(Ok(())) => {}
+            Some(Err(e)) if !absent(&loader_reason(&e), library.file) => return Err(broken(library, library.file, &e)),
+            _ => missing.push(library),
+        }
+    }
+    if !missing.is_empty() {
+        return Err(tell_missing(&missing, folder));
+    }
+    for library in needed {
+        let path = folder.join(library.file);
+        if path.exists() {
+            ort::util::preload_dylib(&path).map_err(|e| broken(library, &path.display().to_string(), &e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the loader says that it found no such file; otherwise it found one that does not load.
+fn absent(reason: &str, file: &str) -> bool {
+    reason.contains(&format!("{file}: cannot open shared object file: No such file"))
+}
+
+fn broken(library: &Needed, place: &str, error: &dyn std::error::Error) -> String {
+    format!("{place} ({}) does not load: {}; fetch or install it again", library.what, loader_reason(error))
+}
+
+fn tell_missing(missing: &[&Needed], folder: &Path) -> String {
+    let names: Vec<String> = missing.iter().map(|library| library.named()).collect();
+    let place = format!("{} {} missing", names.join(", "), if missing.len() == 1 { "is" } else { "are" });
+    let mut advice = Vec::new();
+    if missing.iter().any(|library| library.from == From::Driver) {
+        advice.push(format!(
+            "install all of NVIDIA's driver, {DRIVER} or later (a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
+        ));
+    }
+    if missing.iter().any(|library| matches!(library.from, From::PyPi(_))) {
+        advice.push(format!("run `make gpu`, or put them into {}", folder.display()));
+    }
+    if missing.iter().any(|library| library.from == From::TensorRt) {
+        advice.push(format!(
+            "install TensorRT 10 for CUDA 13 from NVIDIA (it is not on PyPI), or put its libraries into {}",
+            folder.display()
+        ));
+    }
+    format!("{place}: {}", advice.join("; "))
+}
+
+impl Needed {
+    /// File, version and package.
+    fn named(&self) -> String {
+        match self.from {
+            From::PyPi(package) => format!("{} ({}; on PyPI {package})", self.file, self.what),
+            From::Driver | From::TensorRt => format!("{} ({})", self.file, self.what),
+        }
+    }
+}
