@@ -13,6 +13,8 @@ BENCH_VENV := .venv-bench
 BENCH_PYTHON ?= $(CURDIR)/$(BENCH_VENV)/bin/python
 # Groups and options, such as BENCH='text vision --rounds 5'; all groups by default.
 BENCH ?=
+# Options of benches/gpu.sh, such as GPU='--layers 4' or GPU=--dry-run.
+GPU ?=
 
 DEMO := examples/demo
 # Not in onnx/: that folder is where the commands look by default, and random weights must not lie there by accident.
@@ -28,7 +30,7 @@ ABLATION ?= --seeds 1,2,3 --epochs 12 --lr 3e-3 --batch 16 --embed 1,4,8,12 --jo
 PROFILE := --release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ablation test check build ort gpu venv ort119 trt bench bench-venv clean-ablation clean-demo clean
+.PHONY: help demo ablation test check build ort gpu venv ort119 trt bench bench-gpu bench-venv clean-ablation clean-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -104,6 +106,10 @@ $(TRT_VENV)/ready: scripts/trt-requirements.txt
 
 bench: ort bench-venv ## the benchmarks beside PyTorch, llama.cpp and others, into docs/benchmarks.md (BENCH='text scan': some groups)
 	BA_BENCH_PYTHON='$(BENCH_PYTHON)' $(CARGO) bench --bench suite -- $(BENCH)
+
+bench-gpu: $(if $(findstring --dry-run,$(GPU)),ort,gpu) bench-venv ## the measurements on an NVIDIA GPU beside PyTorch, into docs/gpu.md (GPU=--dry-run: every step without a GPU)
+	$(CARGO) build $(PROFILE) --bins --example synthesize_checkpoint
+	BENCH_PYTHON='$(BENCH_PYTHON)' benches/gpu.sh $(GPU)
 
 # Another interpreter given as BENCH_PYTHON is used as it is.
 bench-venv: $(if $(filter $(CURDIR)/$(BENCH_VENV)/%,$(BENCH_PYTHON)),$(BENCH_VENV)/ready) ## the benchmarks' Python environment into .venv-bench/

@@ -26,15 +26,15 @@ def nibabel():
     return read
 
 
-def monai():
+def monai(size=256, voxel_mm=1):
     from monai import transforms as t
 
     return t.Compose([
         t.LoadImage(reader="NibabelReader", image_only=True),
         t.EnsureChannelFirst(),
         t.Orientation(axcodes="RAS"),
-        t.Spacing(pixdim=(1, 1, 1), mode="bilinear", padding_mode="zeros"),
-        t.ResizeWithPadOrCrop((256,) * 3),
+        t.Spacing(pixdim=(voxel_mm,) * 3, mode="bilinear", padding_mode="zeros"),
+        t.ResizeWithPadOrCrop((size,) * 3),
         t.ScaleIntensity(),
     ])
 
