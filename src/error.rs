@@ -103,7 +103,7 @@ codes! {
     RUNTIME_RUN = "runtime.run", "ONNX Runtime failed while running a graph";
     DEVICE_UNAVAILABLE = "device.unavailable", "the device asked for cannot be used";
     DEVICE_PRECISION = "device.precision", "the bundle's number format was not made for the device";
-    DEVICE_FALLBACK = "device.fallback", "the device left nodes to the CPU, and that was not allowed";
+    DEVICE_FALLBACK = "device.fallback", "the device left nodes to another, and that was not allowed";
     DEVICE_MEMORY = "device.memory", "the device has not enough free memory";
 
     VERIFY_MISMATCH = "verify.mismatch", "a stage differs from the recorded PyTorch output";

@@ -232,32 +232,30 @@ fn predictors_answer_alike() {
     for (bundle, report) in
         [(commands::tiny_bundle().to_path_buf(), REPORT.to_owned()), (large::bundle(Precision::Fp32), REPORT.repeat(4))]
     {
-        let mut planned = 0;
         // Weights that are laid out anew are added up in another order.
-        let mut expected_of = |mode| {
+        let expected_of = |mode| {
             let mut plain = Predictor::open(&bundle, Options { mode: Some(mode), ..options(false) }).unwrap();
             let encoded = plain.encode_report(&report).unwrap();
             let scan = plain.reader().read(&commands::scan()).unwrap();
             let prediction = plain.predict(scan, Some(&encoded)).unwrap();
-            planned = prediction.run.memory_bytes.planned;
             said(&prediction)
         };
-        let [resident, one_shot] = [Mode::Resident, Mode::OneShot].map(&mut expected_of);
+        let [resident, one_shot] = [Mode::Resident, Mode::OneShot].map(expected_of);
         let large = bundle != commands::tiny_bundle();
-        let tight = large.then_some(planned.saturating_sub(large::SINGLE / 4));
-        for (mode, limit) in [(Mode::OneShot, None), (Mode::Resident, None), (Mode::OneShot, tight)] {
+        for (mode, tight) in [(Mode::OneShot, false), (Mode::Resident, false), (Mode::OneShot, large)] {
             let expected = if mode == Mode::Resident { &resident } else { &one_shot };
-            let options = Options { mode: Some(mode), max_memory: limit, ..options(true) };
-            let mut predictor = Predictor::open(&bundle, options).unwrap();
+            let options = Options { mode: Some(mode), ..options(true) };
+            let mut predictor =
+                if tight { large::tightest(&bundle, &options) } else { Predictor::open(&bundle, options).unwrap() };
             for round in 0..2 {
                 let prediction = both(&mut predictor, &report, &mut None, &commands::scan()).unwrap();
-                let what = format!("{mode} {limit:?} {:?}", prediction.timing_ms);
+                let what = format!("{mode} {tight} {:?}", prediction.timing_ms);
                 assert_eq!(said(&prediction), *expected, "{what}");
                 let warmed = prediction.timing_ms.iter().any(|(name, _)| name == "warm_up");
                 assert_eq!(warmed, round == 0 || mode == Mode::OneShot, "{what}");
                 let text = prediction.run.stages.iter().find(|s| s.part == "text").unwrap();
                 assert_eq!(text.provider, "cpu");
-                assert!(limit.is_none() || text.groups > 1, "{what}");
+                assert!(!tight || text.groups > 1, "{what}");
             }
         }
         let cold = Options { warm_up: false, ..options(true) };

@@ -77,8 +77,8 @@ impl Bundle {
 
     /// The files of a part that [`Self::open_quickly`] has not hashed.
     pub fn large_files(&self, part: &str) -> Vec<&FileRecord> {
-        let graph = self.manifest.parts.get(part).map(|p| &p.file);
-        let files = self.beside.get(part).into_iter().flatten().chain(graph);
+        let graphs = self.manifest.parts.get(part).into_iter().flat_map(PartRecord::graphs);
+        let files = self.beside.get(part).into_iter().flatten().chain(graphs);
         let record = |name: &String| self.manifest.files.iter().find(|file| file.name == *name);
         files.filter_map(record).filter(|file| file.bytes > verify::LARGE_BYTES).collect()
     }

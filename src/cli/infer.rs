@@ -1,18 +1,17 @@
 //! `ba-infer`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 
-use super::{Common, complain, finish, print, render, tell};
+use super::{Common, complain, finish, print, render, tell, telling};
 use crate::checkpoint::write_safetensors;
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::cohort::{self, Results, Row, error_json};
-use crate::infer::{EncodedReport, Expected, Mode, Options, Prediction, Predictor, Reading, Tell, ahead};
+use crate::infer::{EncodedReport, Expected, Mode, Options, Prediction, Predictor, Reading, ahead};
 use crate::runtime::{Device, take_log};
 use crate::tensor::{LazyTensor, Tensor};
 use crate::text::read_report;
@@ -159,16 +158,6 @@ fn lines_beside(output: &Path) -> Option<PathBuf> {
     csv.then(|| output.with_extension("jsonl"))
 }
 
-/// Tells lines on stderr, from whatever thread.
-fn telling(args: &Args) -> Tell {
-    if args.common.quiet {
-        return Tell::default();
-    }
-    Tell::new(|line| {
-        let _ = writeln!(std::io::stderr(), "{line}");
-    })
-}
-
 fn open(args: &Args, expected: Expected) -> Result<Predictor> {
     let options = Options {
         device: args.device,
@@ -184,7 +173,7 @@ fn open(args: &Args, expected: Expected) -> Result<Predictor> {
         prepacked: args.prepacked,
         voxels: args.save_conformed.is_some() || args.save_preview.is_some(),
         keep_tensors: args.save_tensors.is_some(),
-        tell: telling(args),
+        tell: telling(&args.common),
         ..Options::default()
     };
     let predictor = Predictor::open(&args.bundle, options)?;

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::error::{Code, Error, Result};
+use crate::infer::Tell;
 use crate::infer::cohort::error_json;
 
 /// Printed by every command that gives an answer.
@@ -106,4 +107,14 @@ fn tell(common: &Common, lines: impl IntoIterator<Item = String>) {
             let _ = writeln!(std::io::stderr(), "{line}");
         }
     }
+}
+
+/// Tells lines on stderr, from whatever thread.
+fn telling(common: &Common) -> Tell {
+    if common.quiet {
+        return Tell::default();
+    }
+    Tell::new(|line| {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    })
 }

@@ -116,8 +116,10 @@ fn attempt(parts: &[Part<'_>], modes: &[Mode], card: &Card, room: &Room) -> Resu
         }
     }
     let planned: Vec<Planned> = planned.into_iter().flatten().collect();
-    let host = parts.iter().zip(&planned).map(|(part, p)| on_host(part, p, card)).max().unwrap_or(0);
-    let host = room.taken.saturating_add(host);
+    let hosts: Vec<u64> = parts.iter().zip(&planned).map(|(part, p)| on_host(part, p, card)).collect();
+    let host = room.taken.saturating_add(hosts.iter().copied().max().unwrap_or(0));
+    // Read at once, all are loaded at once.
+    let all_hosts = hosts.iter().copied().fold(room.taken, u64::saturating_add);
     if host > room.limit {
         return Err(too_much("on the GPU", host, room));
     }
@@ -126,7 +128,8 @@ fn attempt(parts: &[Part<'_>], modes: &[Mode], card: &Card, room: &Room) -> Resu
     if one > budget {
         return Err(no_room("the graphs of the image", one.saturating_add(CONTEXT), card));
     }
-    let together = both <= budget;
+    let together = both <= budget && all_hosts <= room.limit;
+    let host = if together { all_hosts } else { host };
     Ok(OnCard { planned, peak: if together { both } else { one }.saturating_add(CONTEXT), host, together })
 }
 

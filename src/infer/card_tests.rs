@@ -108,8 +108,10 @@ fn graphs_are_cut_to_the_card() {
             assert!(groups.len() as u64 <= 1 + all / ((free - CONTEXT) / 2), "{what}");
             // Only where the language model leaves room does the image run beside it.
             assert_eq!(plan.together, fits, "{what}");
-            // Weights pass through the process's memory a block at a time.
-            let block = full.text().segments().iter().map(|s| s.weights).max().unwrap();
+            // Weights pass through the process's memory a block at a time, of all graphs that are loaded at once.
+            let largest = |model: &SegmentedModel| model.segments().iter().map(|s| s.weights).max().unwrap();
+            let blocks = full.models.iter().map(|(_, model)| largest(model));
+            let block: u64 = if plan.together { blocks.sum() } else { blocks.max().unwrap() };
             assert_eq!(plan.host, ROOMY.taken + block, "{what}");
         }
     }
@@ -179,7 +181,10 @@ fn a_limit_of_the_process_bounds_what_passes_through_it() {
     // Engines are made of smaller groups.
     let groups = |limit| plan(&parts, &card(80 * GB, true), &room(limit), false).unwrap().planned[2].groups.len();
     assert!(groups(3 * GB) > groups(16 * GB));
-    assert!(plan(&parts, &card(80 * GB, true), &room(3 * GB), false).unwrap().host <= 3 * GB);
+    let tight = plan(&parts, &card(80 * GB, true), &room(3 * GB), false).unwrap();
+    assert!(tight.host <= 3 * GB);
+    // Beside the language model's engines there is no room to make others.
+    assert!(!tight.together && plan(&parts, &card(80 * GB, true), &room(16 * GB), false).unwrap().together);
     let error = plan(&parts, &card(80 * GB, true), &room(GB), false).unwrap_err();
     assert_eq!(error.code(), Code::MEMORY_LIMIT);
     assert!(error.message().contains("--max-memory"), "{error}");

@@ -6,7 +6,6 @@ use super::features::Features;
 use super::prediction::{Prediction, Timing};
 use super::predictor::{Predictor, one};
 use super::reader::Scan;
-use super::stage::Stage;
 use crate::batch;
 use crate::error::{Code, Error, Result, Warning};
 use crate::tensor::Tensor;
@@ -48,7 +47,6 @@ struct Waiting {
 
 /// What the language model gave on a thread of its own.
 struct Ran {
-    stage: Stage,
     outcome: Result<Vec<Tensor>>,
     timing: Timing,
     began: Option<Instant>,
@@ -102,25 +100,29 @@ impl Predictor {
         let mut stage = self.take_stage("text")?;
         let inputs = &waiting.inputs;
         let (ran, seen) = std::thread::scope(|scope| {
+            let stage = &mut stage;
             let thread = scope.spawn(move || {
                 let mut began = None;
                 let outcome = stage.run(&feed(inputs), &["text"], &mut timing, &mut || {
                     began.get_or_insert_with(Instant::now);
                 });
-                Ran { stage, outcome, timing, began }
+                Ran { outcome, timing, began }
             });
             let seen = scan().and_then(|scan| self.look(scan));
             (thread.join(), seen)
         });
-        let Ok(Ran { mut stage, outcome, timing, began }) = ran else {
+        let opened = ran.as_ref().is_ok_and(|ran| ran.outcome.is_ok()) && stage.take_opened();
+        self.stages.insert("text", stage);
+        let Ok(Ran { outcome, timing, began }) = ran else {
             return Err(Error::new(Code::RUNTIME_RUN, "reading the report stopped unexpectedly").at(&self.bundle.dir));
         };
-        let opened = stage.take_opened();
-        self.stages.insert("text", stage);
         if let Some(began) = began {
             self.begins(began);
         }
-        let text = one(outcome?);
+        let text = match outcome {
+            Ok(results) => one(results),
+            Err(report) => return Err(graver(report, seen.err())),
+        };
         if opened {
             self.bundle.still_here()?;
         }
@@ -178,6 +180,12 @@ impl Predictor {
         }
         Ok(tokens)
     }
+}
+
+/// Of two errors the report's, unless the other is the bundle's, with which there is no going on.
+fn graver(report: Error, scan: Option<Error>) -> Error {
+    let bundle = |e: &Error| [Code::BUNDLE_CHECKSUM, Code::BUNDLE_REPLACED].contains(&e.code());
+    scan.filter(bundle).unwrap_or(report)
 }
 
 fn feed(inputs: &[Tensor; 2]) -> [(&'static str, &Tensor); 2] {

@@ -78,6 +78,8 @@ pub(super) struct Made<'a> {
     pub what: &'a str,
     /// Bytes of its weights, which go into the engines.
     pub weights: u64,
+    /// The model that must lie beside them to be loaded in place of the graph, where the provider wants one.
+    pub context: Option<&'static str>,
 }
 
 /// A folder of engines.
@@ -126,7 +128,7 @@ impl Engines {
             key.gpu,
             self.others(key, &name)
         ));
-        match build(&building).and_then(|()| finish(&building, key)) {
+        match build(&building).and_then(|()| finish(&building, key, made.context)) {
             Ok(true) => {
                 fs::rename(&building, &place).map_err(|e| Error::io(&place, "cannot put the engines into place", e))?;
                 Ok(Some(place))
@@ -181,7 +183,7 @@ fn finished(folder: &Path) -> Option<EngineKey> {
 }
 
 /// Makes sure that what was built is on the disk, and says last what it is. False where nothing was built.
-fn finish(folder: &Path, key: &EngineKey) -> Result<bool> {
+fn finish(folder: &Path, key: &EngineKey, context: Option<&str>) -> Result<bool> {
     let failed = |e| Error::io(folder, "cannot keep the engines", e);
     let mut files = 0;
     for entry in fs::read_dir(folder).map_err(failed)? {
@@ -191,7 +193,7 @@ fn finish(folder: &Path, key: &EngineKey) -> Result<bool> {
             files += 1;
         }
     }
-    if files == 0 {
+    if files == 0 || context.is_some_and(|name| !folder.join(name).is_file()) {
         return Ok(false);
     }
     replace(&folder.join(KEY_FILE), &key.json()?).map(|()| true)

@@ -32,7 +32,7 @@ fn engines(dir: &Path) -> (Engines, Arc<Mutex<Vec<String>>>) {
 }
 
 fn of(what: &str) -> Made<'_> {
-    Made { what, weights: 1000 }
+    Made { what, weights: 1000, context: None }
 }
 
 fn write(folder: &Path) -> Result<()> {
@@ -125,8 +125,17 @@ fn what_is_not_whole_is_made_anew() {
         assert_eq!(engines.folder(&empty, &of("nothing"), &mut |_| Ok(())).unwrap(), None);
     }
     assert_eq!(lines.lock().unwrap().iter().filter(|l| l.contains("kept no engine for nothing")).count(), 2);
+    // Nor one that leaves kernels and not the model that is to be loaded.
+    let context = || Made { context: Some("context.onnx"), ..of("kernels") };
+    assert_eq!(engines.folder(&empty, &context(), &mut |folder| write(folder)).unwrap(), None);
+    let whole = engines.folder(&empty, &context(), &mut |folder| {
+        fs::write(folder.join("context.onnx"), b"model").map_err(|e| Error::io(folder, "cannot write", e))?;
+        write(folder)
+    });
+    assert!(whole.unwrap().unwrap().join("context.onnx").is_file());
+    let empty = EngineKey { bundle: "none".into(), ..key() };
     if cfg!(unix) {
-        let huge = Made { what: "all", weights: u64::MAX };
+        let huge = Made { what: "all", weights: u64::MAX, context: None };
         let refused = engines.folder(&empty, &huge, &mut |_| panic!("it was begun")).unwrap_err();
         assert_eq!(refused.code(), Code::DISK_FULL);
     }

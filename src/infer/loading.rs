@@ -50,13 +50,13 @@ impl Setting {
     /// `device.unavailable`, `device.memory`, `runtime.*`; `io` and `disk.full` where engines are kept.
     pub fn load(&self, graph: &Graph, options: &SessionOptions, stays: bool) -> Result<(Session, Timing)> {
         let mut timing = Timing::default();
-        let mut engines = EngineOptions { inputs: graph.profiled.clone(), folder: None };
+        let mut engines = EngineOptions { inputs: graph.profiled.clone(), ..EngineOptions::default() };
         if let Some((kept, key)) = &self.engines {
             let started = Instant::now();
             let key = key.of(graph);
-            let made = Made { what: &graph.what(), weights: graph.weights };
+            let made = Made { what: &graph.what(), weights: graph.weights, context: options.provider.context() };
             engines.folder = kept.folder(&key, &made, &mut |folder| {
-                let engines = EngineOptions { folder: Some(folder.to_path_buf()), ..engines.clone() };
+                let engines = EngineOptions { folder: Some(folder.to_path_buf()), make: true, ..engines.clone() };
                 // Made when the graph is loaded or first run; on the disk when the session is gone.
                 self.open(graph, options, &engines)?.warm_up(&graph.profiled)
             })?;
@@ -77,9 +77,13 @@ impl Setting {
     }
 
     fn open(&self, graph: &Graph, options: &SessionOptions, engines: &EngineOptions) -> Result<Session> {
-        let source = match &graph.group {
-            Some((model, ..)) => Source::Part { model, path: &graph.path },
-            None => Source::File(&graph.path),
+        // Where engines come with a model of their own, that is loaded in place of the graph.
+        let kept = engines.folder.as_deref().filter(|_| !engines.make);
+        let context = kept.zip(options.provider.context()).map(|(folder, name)| folder.join(name));
+        let source = match (&context, &graph.group) {
+            (Some(context), _) => Source::File(context),
+            (None, Some((model, ..))) => Source::Part { model, path: &graph.path },
+            (None, None) => Source::File(&graph.path),
         };
         Session::load(self.runtime, source, options, engines)
     }

@@ -38,7 +38,7 @@ impl Predictor {
         let results = stage.flow(inputs, outputs, timing, &mut || {
             began.get_or_insert_with(Instant::now);
         });
-        let opened = stage.take_opened();
+        let opened = results.is_ok() && stage.take_opened();
         self.stages.insert(part, stage);
         if let Some(began) = began {
             self.begins(began);

@@ -238,8 +238,15 @@ impl Session {
             let info = MemoryInfo::new(AllocationDevice::CUDA_PINNED, 0, AllocatorType::Device, MemoryType::CPUInput)?;
             Allocator::new(&self.inner, info)
         };
-        let pinned = self.provider().on_gpu().then(pinned).and_then(ort::Result::ok);
-        pinned.unwrap_or_default()
+        match self.provider().on_gpu().then(pinned) {
+            Some(Ok(allocator)) => allocator,
+            Some(Err(e)) => {
+                let message = format!("no pinned memory, copies to the GPU are slower: {e}");
+                super::log(ort::logging::LogLevel::Warning, &message);
+                Allocator::default()
+            }
+            None => Allocator::default(),
+        }
     }
 
     /// Where results that stay are put. All NVIDIA providers find their allocator under CUDA's name: what is compared is the kind

@@ -155,9 +155,13 @@ impl Device {
         let mut unsuited = None;
         for &provider in PROVIDERS.iter().filter(|p| self.may_be(p.name())) {
             let refused = machine.refused.iter().find(|refused| refused.device == provider.name());
-            let reason = match refused.map(|r| r.reason.clone()).or_else(|| provider.unavailable(machine)) {
+            let suited = suits(provider.name());
+            // Whoever asks for any device is not to load a GPU's libraries for a bundle that will not run there.
+            let asks = self != Self::Auto || suited.is_ok();
+            let unavailable = || asks.then(|| provider.unavailable(machine)).flatten();
+            let reason = match refused.map(|r| r.reason.clone()).or_else(unavailable) {
                 Some(reason) => reason,
-                None => match suits(provider.name()) {
+                None => match suited {
                     Ok(()) => return Ok(self.chosen(provider, machine, passed_over)),
                     Err(reason) => unsuited.insert(reason).clone(),
                 },

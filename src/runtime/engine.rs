@@ -12,6 +12,8 @@ pub struct EngineOptions {
     pub inputs: Vec<ProfiledInput>,
     /// Where engines are kept; without, they are made anew by every process.
     pub folder: Option<PathBuf>,
+    /// Whether this session is to put them there, for later ones.
+    pub make: bool,
 }
 
 /// The extents that an input may have.
@@ -27,15 +29,24 @@ pub struct ProfiledInput {
     pub max: Vec<u64>,
 }
 
+/// What the names of libraries begin with that decide what engines are made: TensorRT, its readers of ONNX, the plugin.
+const ENGINES: [&str; 5] = [
+    "libnvinfer.so",
+    "libnvonnxparser",
+    "libtensorrt_rtx",
+    "libtensorrt_onnxparser",
+    "libonnxruntime_providers_nv_tensorrt",
+];
+
 /// The libraries that make engines, as this process has them loaded: file names, which hold versions, and sizes. `unknown` where the
 /// system does not say (it is Linux that does) or none is loaded.
 pub fn engine_libraries() -> String {
-    loaded(&["libnvinfer.so", "libtensorrt_rtx"])
+    loaded(&ENGINES)
 }
 
 /// As [`engine_libraries`], with CUDA's libraries of kernels: what results on a GPU depend on.
 pub fn compute_libraries() -> String {
-    loaded(&["libnvinfer.so", "libtensorrt_rtx", "libcudnn.so", "libcublas.so"])
+    loaded(&[&ENGINES[..], &["libcudnn", "libcublas"]].concat())
 }
 
 /// The loaded libraries whose names begin so.

@@ -110,11 +110,12 @@ pub(super) fn load<'a>(
     folder: &Path,
     system: bool,
 ) -> Result<(), String> {
-    let mut missing = Vec::new();
+    let (mut missing, mut later) = (Vec::new(), Vec::new());
     for library in needed.clone().filter(|library| !folder.join(library.file).exists()) {
         match system.then(|| ort::util::preload_dylib(library.file)) {
             Some(Ok(())) => {}
-            Some(Err(e)) if !absent(&loader_reason(&e), library.file) => return Err(broken(library, library.file, &e)),
+            // It may want one of `folder`.
+            Some(Err(e)) if !absent(&loader_reason(&e), library.file) => later.push(library.file),
             _ => missing.push(library),
         }
     }
@@ -125,6 +126,8 @@ pub(super) fn load<'a>(
         let path = folder.join(library.file);
         if path.exists() {
             ort::util::preload_dylib(&path).map_err(|e| broken(library, &path.display().to_string(), &e))?;
+        } else if later.contains(&library.file) {
+            ort::util::preload_dylib(library.file).map_err(|e| broken(library, library.file, &e))?;
         }
     }
     Ok(())

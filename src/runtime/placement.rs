@@ -5,8 +5,8 @@
 //! of. A node that was fused before has the name of one of its parts (seen: `MatMulIntegerToFloat` of `MatMulInteger`). Copies
 //! between devices, which are put in afterwards, are not counted. It is recorded on GPUs always and on the CPU when asked for.
 //!
-//! A provider of the GPU that leaves nodes to the CPU pays a copy for each crossing: those nodes are named. Strict sessions refuse
-//! them, but for [`SHAPES`]: kinds that handle extents and not values, which ONNX Runtime keeps on the CPU by design, because
+//! A provider of the GPU that leaves nodes to the CPU pays a copy for each crossing, and TensorRT leaves what it cannot take to
+//! CUDA's: those nodes are named. Strict sessions refuse them, but for [`SHAPES`]: kinds that handle extents and not values, which ONNX Runtime keeps on the CPU by design, because
 //! that is where a kernel is launched (seen: the `Squeeze` between `Shape` and `Range` of the text graph, in
 //! `tests/cuda_partition.rs`). Its own `session.disable_cpu_ep_fallback` refuses these too, and with them every graph whose
 //! extents are not all constants.
@@ -22,7 +22,7 @@ use ort::session::builder::SessionBuilder;
 use ort::{AsPointer, ortsys, sys};
 use serde::Serialize;
 
-use super::{CPU, Provider, SessionOptions};
+use super::{Provider, SessionOptions};
 use crate::error::{Code, Error, Result};
 
 /// Kinds of nodes that may stay on the CPU in a strict session: they handle extents.
@@ -47,12 +47,12 @@ pub struct Placed {
     pub nodes: usize,
     /// Number of nodes of each kind of operator; `domain:Kind` outside of ONNX's own domain.
     pub kinds: BTreeMap<String, usize>,
-    /// Names of the nodes, in the graph's order, where another provider left them to the CPU.
+    /// Names of the nodes, in the graph's order, where the GPU provider that was chosen left them to this one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<Left>,
 }
 
-/// A node that was left to the CPU.
+/// A node that was left to another provider.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Left {
     /// The node's name in the graph.
@@ -62,13 +62,13 @@ pub struct Left {
 }
 
 impl Placement {
-    /// The nodes that a GPU provider left to the CPU; none where the CPU was asked for.
+    /// The nodes that a GPU provider left to others; none where the CPU was asked for.
     pub fn left(&self) -> impl Iterator<Item = &Left> {
         self.providers.iter().flat_map(|placed| &placed.left)
     }
 
-    /// Where the nodes of a part are computed, in a line; without `verbose` only where nodes were left to the CPU that handle
-    /// values.
+    /// Where the nodes of a part are computed, in a line; without `verbose` only where nodes were left to another provider that
+    /// handle values.
     pub fn told(&self, part: &str, verbose: bool) -> Option<String> {
         if !verbose && self.values().next().is_none() {
             return None;
@@ -81,7 +81,7 @@ impl Placement {
         Some(format!("placement: {part}: {}", all.join("; ")))
     }
 
-    /// The nodes left to the CPU that handle values.
+    /// The nodes left to others that handle values.
     fn values(&self) -> impl Iterator<Item = &Left> + Clone {
         self.providers.iter().flat_map(|placed| &placed.left).filter(|node| !SHAPES.contains(&node.kind.as_str()))
     }
@@ -122,16 +122,23 @@ impl Placement {
         }
     }
 
-    /// Fails when nodes were left to the CPU that handle values.
+    /// Who computes nodes that were left and handle values.
+    fn takers(&self) -> Vec<&str> {
+        let values = |placed: &&Placed| placed.left.iter().any(|node| !SHAPES.contains(&node.kind.as_str()));
+        self.providers.iter().filter(values).map(|placed| placed.provider.as_str()).collect()
+    }
+
+    /// Fails when nodes were left to another provider that handle values.
     fn check(&self, provider: &dyn Provider) -> Result<()> {
         let left = self.values().count();
         if left == 0 {
             return Ok(());
         }
         let message = format!(
-            "device `{}` leaves {left} of {} nodes to the CPU: {}; without --strict-device they run there",
+            "device `{}` leaves {left} of {} nodes to {}: {}; without --strict-device they run there",
             provider.name(),
             self.providers.iter().map(|placed| placed.nodes).sum::<usize>(),
+            self.takers().join(" and "),
             names(self.values())
         );
         Err(Error::new(Code::DEVICE_FALLBACK, message))
@@ -191,7 +198,7 @@ fn ask(session: &ort::session::Session, provider: &dyn Provider) -> ort::Result<
         let (mut nodes, mut count) = (std::ptr::null::<*const sys::OrtEpAssignedNode>(), 0);
         // SAFETY: as for the groups.
         ortsys![unsafe EpAssignedSubgraph_GetNodes(group, &mut nodes, &mut count)?];
-        let named = provider.on_gpu() && ep == CPU.ep();
+        let named = provider.on_gpu() && ep != provider.ep();
         // SAFETY: as for the groups.
         for &node in unsafe { array(nodes, count) } {
             // SAFETY: a pointer of the group's array; names are zero-terminated and the session's.
@@ -256,12 +263,28 @@ mod tests {
         let error = error.check(cuda).unwrap_err();
         assert_eq!(error.code(), Code::DEVICE_FALLBACK);
         let message = error.to_string();
-        assert!(message.contains("`cuda` leaves 2 of 5 nodes") && !message.contains("Shape"), "{message}");
+        assert!(
+            message.contains("`cuda` leaves 2 of 5 nodes to CPUExecutionProvider:") && !message.contains("Shape"),
+            "{message}"
+        );
         assert!(message.contains("a.Conv (Conv), b.Gelu (com.microsoft:Gelu);"), "{message}");
         let many: Vec<(String, &str)> = (0..20).map(|i| (format!("n{i}"), "Conv")).collect();
         let many: Vec<(&str, &str)> = many.iter().map(|(n, k)| (n.as_str(), *k)).collect();
         let message = placement(&many).check(cuda).unwrap_err().to_string();
         assert!(message.contains("20 of 22") && message.contains("n7 (Conv), …"), "{message}");
+    }
+
+    /// What TensorRT leaves to CUDA is computed on the GPU and was still asked of TensorRT.
+    #[test]
+    fn what_goes_to_another_gpu_provider_is_left_too() {
+        let trt = *PROVIDERS.iter().find(|p| p.name() == "tensorrt").unwrap();
+        let mut placement = Placement::default();
+        let node = |name: &str| Left { name: name.to_owned(), kind: "MatMul".to_owned() };
+        placement.add("TensorrtExecutionProvider", node("a"), false);
+        placement.add("CUDAExecutionProvider", node("b"), true);
+        let message = placement.check(trt).unwrap_err().to_string();
+        assert!(message.contains("leaves 1 of 2 nodes to CUDAExecutionProvider: b (MatMul)"), "{message}");
+        assert!(placement.told("text", false).unwrap().contains("1 nodes on CUDAExecutionProvider: b (MatMul)"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use brain_adapter::bundle::{Precision, Target};
 use brain_adapter::export::{self, Plan, Sources};
+use brain_adapter::infer::{Options, Predictor};
 use brain_adapter::progress::Silent;
 use brain_adapter::tensor::{DType, LazyTensor};
 
@@ -104,4 +105,11 @@ pub fn bundle_for(precision: Precision, target: Target) -> PathBuf {
         export::run(&Plan { precision, target, ..Plan::new(sources, &made) }, &mut Silent).unwrap();
     }
     made
+}
+
+/// In the least memory that is enough: what the process has already, which counts, changes from test to test.
+pub fn tightest(bundle: &Path, options: &Options) -> Predictor {
+    let limits = (1..1000).map(|i| i * SINGLE / 16);
+    let open = |limit| Predictor::open(bundle, Options { max_memory: Some(limit), ..options.clone() }).ok();
+    limits.into_iter().find_map(open).expect("some memory is enough")
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::report;
 use crate::cli::progress::Bar;
-use crate::cli::{Common, infer, print, tell};
+use crate::cli::{Common, infer, print, tell, telling};
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::Options;
@@ -88,6 +88,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
             library: common.ort_lib.clone(),
             max_memory: args.max_memory,
             cache: args.cache.clone(),
+            tell: telling(common),
             ..Options::default()
         },
         ..Plan::new(&args.data, &args.bundle)

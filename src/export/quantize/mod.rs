@@ -278,7 +278,11 @@ impl<'a> Reducer<'a> {
         if scans < FEW_SCANS || tokens < FEW_TOKENS {
             let message = format!(
                 "calibrated and judged on {scans} scans and {reports} reports ({tokens} tokens): little to trust. \
-                 {FEW_SCANS} scans and {FEW_TOKENS} tokens of reports are a beginning"
+                 {FEW_SCANS} scans and {FEW_TOKENS} tokens of reports are a beginning{}",
+                match self.plan.target {
+                    Target::TensorRt => ". TensorRT's scales are fixed: reports unlike these are read less exactly",
+                    _ => "",
+                }
             );
             progress.warn(&Warning::new("calibration_few", message));
         }

@@ -33,6 +33,12 @@ pub trait Provider: Sync + std::fmt::Debug {
         false
     }
 
+    /// The model that a session leaves in the folder of engines and that later ones load in place of the graph; none where the
+    /// graph is loaded again and the provider finds its engines by itself.
+    fn context(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Why it cannot be used on this machine, if it cannot: what is missing, in which version, and what to install.
     ///
     /// Where nothing is missing, the GPU's libraries are loaded, so that ONNX Runtime finds them.

@@ -40,7 +40,7 @@ const CAPABILITIES: [(u32, u32); 2] = [(8, 6), (8, 9)];
 /// How the plugin is set up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct RtxOptions {
-    /// Where kernels that were compiled for this card are kept; without, every session compiles them anew.
+    /// Where kernels that were compiled for this card are kept, beside the engines; without, every session compiles them anew.
     pub folder: Option<PathBuf>,
     /// The extents that engines are made for; without, the plugin goes by those of the first run.
     pub profile: Profile,
@@ -66,6 +66,9 @@ impl RtxOptions {
     }
 }
 
+/// The model that stands for a graph whose engines lie beside it (ONNX Runtime's "EP context").
+const CONTEXT: &str = "context.onnx";
+
 /// Whether the plugin was registered, or why not. A process does it once.
 static REGISTERED: OnceLock<Result<(), String>> = OnceLock::new();
 
@@ -84,6 +87,10 @@ impl Provider for TensorRtRtx {
 
     fn makes_engines(&self) -> bool {
         true
+    }
+
+    fn context(&self) -> Option<&'static str> {
+        Some(CONTEXT)
     }
 
     fn unavailable(&self, machine: &Machine) -> Option<String> {
@@ -128,7 +135,18 @@ impl Provider for TensorRtRtx {
         let device = device.ok_or_else(|| {
             refused("its plugin finds no GPU that it serves, or no access to one (in a container: was it started with the GPU?)".into())
         })?;
-        builder.with_devices([device], Some(&options)).map_err(|e| refused(e.to_string()))
+        let builder = builder.with_devices([device], Some(&options)).map_err(|e| refused(e.to_string()))?;
+        let Some(folder) = engines.folder.as_deref().filter(|_| engines.make) else { return Ok(builder) };
+        let context = folder.join(CONTEXT);
+        let context = tensorrt::name(&context).map_err(refused)?.to_owned();
+        // Mode 0: engines are files of their own; within the model they could pass protobuf's 2 GB.
+        let entries =
+            [("ep.context_enable", "1"), ("ep.context_embed_mode", "0"), ("ep.context_file_path", context.as_str())];
+        let mut builder = builder;
+        for (key, value) in entries {
+            builder = builder.with_config_entry(key, value).map_err(|e| refused(e.to_string()))?;
+        }
+        Ok(builder)
     }
 }
 

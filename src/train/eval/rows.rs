@@ -139,6 +139,8 @@ pub(super) fn answer(
         }
         Ok(())
     })?;
+    let left = predictor.placements().filter_map(|(part, placement)| placement.told(part, false));
+    left.for_each(|line| progress.line(&line));
     Ok(Answers { rows, failures, bundle, temperature, device: predictor.device().to_owned() })
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::infer::features::{Features, Store};
 use crate::infer::{Expected, Options, Predictor};
 use crate::progress::Progress;
-use crate::runtime::Runtime;
+use crate::runtime::{Device, Runtime};
 use crate::tensor::Tensor;
 use crate::text::read_report;
 use crate::train::artifacts::Artifacts;
@@ -40,6 +40,7 @@ pub(super) fn of_reports(plan: &Plan, config: &Config, cases: &Cases, progress: 
     paths.dedup();
     progress.step("encoding reports", None);
     let options = Options {
+        device: Device::Cpu,
         threads: plan.threads,
         library: plan.library.clone(),
         expected: Expected { scans: 0, reports: paths.len() },
