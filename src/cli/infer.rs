@@ -44,7 +44,7 @@ struct Args {
     /// Where to compute: auto, cpu, cuda, tensorrt or tensorrt-rtx. auto takes the best that can be used
     #[arg(long, default_value = "auto")]
     device: Device,
-    /// Fail when the device leaves parts of a graph to the processor [default: they run there; -v names them]
+    /// Fail when the device leaves parts of a graph to the processor, or TensorRT to CUDA [default: they run there; -v names them]
     #[arg(long)]
     strict_device: bool,
     /// Volume of a 4-D scan, from 0
