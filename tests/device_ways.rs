@@ -321,43 +321,6 @@ fn errors_of_either_side_are_told_once() {
     }
 }
 
-/// Threads of this process, and of what it has loaded.
-#[cfg(target_os = "linux")]
-fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").unwrap().count()
-}
-
-/// A predictor that goes takes all sessions and their threads with it, whatever it was doing: what is left when the process ends
-/// would be torn down in the wrong order.
-#[cfg(target_os = "linux")]
-#[test]
-fn nothing_runs_when_a_predictor_is_gone() {
-    let _alone = alone();
-    let before = threads();
-    for mode in [Mode::Resident, Mode::OneShot] {
-        for work in 0..4 {
-            let options = Options { mode: Some(mode), ..options(true) };
-            let mut predictor = Predictor::open(commands::tiny_bundle(), options).unwrap();
-            if work > 0 {
-                predictor.load_ahead().unwrap();
-            }
-            match work {
-                2 => drop(both(&mut predictor, REPORT, &mut None, &commands::scan()).unwrap()),
-                3 => drop(both(&mut predictor, REPORT, &mut None, Path::new("none.nii")).unwrap_err()),
-                _ => {}
-            }
-            drop(predictor);
-            // A joined thread's entry goes a moment later.
-            let mut rounds = 0;
-            while threads() > before && rounds < 400 {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-                rounds += 1;
-            }
-            assert!(threads() <= before, "{mode} {work}: {} threads, {before} before", threads());
-        }
-    }
-}
-
 /// Many rows, at once and one after the other; also what the cache knows.
 #[test]
 fn cohorts_answer_alike() {
