@@ -14,7 +14,7 @@ use crate::error::{Code, Error, Result};
 pub struct SessionOptions {
     /// Who computes it.
     pub provider: &'static dyn Provider,
-    /// Whether a node that the provider leaves to the CPU is an error, unless it handles extents alone.
+    /// Whether a node that the provider leaves to another is an error, unless it handles extents alone.
     pub strict: bool,
     /// Whether it is recorded where each node is computed ([`Session::placement`]).
     pub placement: bool,
