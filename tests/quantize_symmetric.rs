@@ -105,7 +105,7 @@ fn pairs_in_half_precision() {
         ..Plan::default()
     };
     let single = quantize(&graph, &plan).unwrap();
-    let reduced = half(&single, &Default::default()).unwrap();
+    let reduced = to_fp16(&single, &Default::default()).unwrap();
     for node in &reduced.nodes {
         let made = reduced.value(node.outputs[0]).ty.dtype;
         let expected = match node.op.kind {
