@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use brain_adapter::Code;
 use brain_adapter::bundle::{Bundle, Precision};
-use brain_adapter::infer::{EncodedReport, Mode, Options, Prediction, Predictor, Tell};
+use brain_adapter::infer::{EncodedReport, Mode, Options, Prediction, Predictor};
 use brain_adapter::onnx::SegmentedModel;
+use brain_adapter::progress::Tell;
 use brain_adapter::runtime::{
     DeviceTensor, EngineOptions, Input, OutputPlacement, ProfiledInput, RuntimeValue, Session, SessionOptions, Source,
 };

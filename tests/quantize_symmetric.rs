@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use brain_adapter::graph::{Builder, Dim, Graph, Op};
 use brain_adapter::passes::quantize::{Plan, Scheme, quantize};
-use brain_adapter::passes::{Scores, decompose_attention, half};
+use brain_adapter::passes::{Scores, decompose_attention, to_fp16};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor, cosine};
 use half::f16;
