@@ -12,7 +12,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use brain_adapter::calibrate::{Columns, Statistics};
+use brain_adapter::calibrate::{ChannelStats, Statistics};
 use brain_adapter::tensor::cosine;
 use clap::Parser;
 
@@ -52,10 +52,10 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn alike(a: &Columns, b: &Columns) -> f64 {
+fn alike(a: &ChannelStats, b: &ChannelStats) -> f64 {
     cosine(a.importance().into_iter(), b.importance().into_iter())
 }
 
-fn peak(columns: &Columns) -> f32 {
+fn peak(columns: &ChannelStats) -> f32 {
     columns.largest.iter().copied().fold(f32::MIN_POSITIVE, f32::max)
 }

@@ -35,10 +35,10 @@
 //! |---|---|
 //! | 0 | [`error`] |
 //! | 1 | [`tensor`], [`progress`], [`files`], [`metrics`] |
-//! | 2 | [`config`], [`checkpoint`], [`volume`], [`text`], [`graph`] |
+//! | 2 | [`config`], [`checkpoint`], [`volume`], [`text`], [`graph`], [`cohort`] |
 //! | 3 | [`model`], [`passes`], [`onnx`], [`batch`] |
 //! | 4 | [`bundle`], [`runtime`] |
-//! | 5 | [`calibrate`] |
+//! | 5 | [`execute`], [`calibrate`] |
 //! | 6 | [`export`], [`infer`] |
 //! | 7 | [`train`] |
 //! | 8 | [`cli`] |
@@ -53,8 +53,11 @@ pub mod calibrate;
 pub mod checkpoint;
 #[cfg(all(feature = "cli", feature = "runtime"))]
 pub mod cli;
+pub mod cohort;
 pub mod config;
 pub mod error;
+#[cfg(feature = "runtime")]
+pub mod execute;
 pub mod export;
 pub mod files;
 pub mod graph;
@@ -73,4 +76,4 @@ pub mod text;
 pub mod train;
 pub mod volume;
 
-pub use error::{Code, Error, Result, Warning};
+pub use error::{Code, Error, Result, Warning, WarningCode};

@@ -1,5 +1,7 @@
 //! How long work tells what it is doing. Layer 1.
 
+use std::sync::Arc;
+
 use crate::error::Warning;
 
 /// Hears of work as it goes on. All methods do nothing unless they are written.
@@ -34,3 +36,29 @@ pub trait Progress {
 pub struct Silent;
 
 impl Progress for Silent {}
+
+type Listener = dyn Fn(&str) + Send + Sync;
+
+/// Who is told lines; by default nobody.
+#[derive(Clone, Default)]
+pub struct Tell(Option<Arc<Listener>>);
+
+impl Tell {
+    /// Tells `to`, on whatever thread the work is done.
+    pub fn new(to: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(to)))
+    }
+
+    /// Tells a line.
+    pub fn say(&self, line: &str) {
+        if let Some(to) = &self.0 {
+            to(line);
+        }
+    }
+}
+
+impl std::fmt::Debug for Tell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Tell(somebody)" } else { "Tell(nobody)" })
+    }
+}

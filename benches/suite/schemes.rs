@@ -4,7 +4,7 @@ use anyhow::Result;
 use brain_adapter::config::{LlamaConfig, TextPool};
 use brain_adapter::model::{self, Stages};
 use brain_adapter::passes::quantize::{Plan, Scheme, quantize};
-use brain_adapter::passes::{half, linears};
+use brain_adapter::passes::{linears, to_fp16};
 use brain_adapter::tensor::DType;
 
 use super::floors::{self, GEOMETRY, operations};
@@ -51,7 +51,7 @@ pub fn run(suite: &mut Suite) -> Result<()> {
         progress(&format!("writing the text in {name}"));
         let graph = match scheme {
             None => fp32.clone(),
-            Some(Scheme::Fp16) => half(&fp32, &Default::default())?,
+            Some(Scheme::Fp16) => to_fp16(&fp32, &Default::default())?,
             Some(scheme) => {
                 let schemes = names.iter().map(|n| (n.clone(), scheme)).collect();
                 quantize(&fp32, &Plan { schemes, tables: Some(DType::F16), ..Plan::default() })?

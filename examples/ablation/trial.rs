@@ -173,9 +173,6 @@ impl Progress for Announced {
     }
 
     fn warn(&mut self, warning: &Warning) {
-        // What the optimizer's graph for other runtimes lacks matters to nobody here.
-        if warning.code != "optimizer_decay" {
-            eprintln!("{}: warning: {}", self.0, warning.message);
-        }
+        eprintln!("{}: warning: {}", self.0, warning.message);
     }
 }

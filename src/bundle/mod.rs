@@ -7,9 +7,9 @@
 mod install;
 mod manifest;
 mod quantization;
-mod remembered;
 mod target;
 mod temperature;
+mod verified_cache;
 mod verify;
 mod versions;
 
@@ -24,13 +24,14 @@ pub use manifest::{
     TokenizerRecord, Tool, VersionRecord,
 };
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
-pub use remembered::{Candidate, Remembered};
 pub use target::Target;
 pub use temperature::{Temperature, set_temperature};
+pub use verified_cache::{PendingEntry, VerifiedCache};
 pub use verify::sha256_of;
 pub use versions::{Version, Versions};
 
 use crate::error::{Code, Error, Result};
+use crate::model::Part;
 
 /// A bundle whose files are what `bundle.json` says.
 #[derive(Clone, Debug)]
@@ -76,9 +77,9 @@ impl Bundle {
     }
 
     /// The files of a part that [`Self::open_quickly`] has not hashed.
-    pub fn large_files(&self, part: &str) -> Vec<&FileRecord> {
-        let graphs = self.manifest.parts.get(part).into_iter().flat_map(PartRecord::graphs);
-        let files = self.beside.get(part).into_iter().flatten().chain(graphs);
+    pub fn large_files(&self, part: Part) -> Vec<&FileRecord> {
+        let graphs = self.manifest.parts.get(part.as_str()).into_iter().flat_map(PartRecord::graphs);
+        let files = self.beside.get(part.as_str()).into_iter().flatten().chain(graphs);
         let record = |name: &String| self.manifest.files.iter().find(|file| file.name == *name);
         files.filter_map(record).filter(|file| file.bytes > verify::LARGE_BYTES).collect()
     }

@@ -15,6 +15,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Manifest, PartRecord, Precision};
+use crate::model::Part;
 
 /// The kind of device that integer weights and arithmetic are made for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +52,7 @@ impl std::fmt::Display for Target {
 }
 
 /// The graph that is written in ONNX Runtime's own operators where it is not for TensorRT: it has a companion, or cannot go there.
-const OWN_OPERATORS: &str = "vision";
+const OWN_OPERATORS: Part = Part::Vision;
 
 impl PartRecord {
     /// Its graph's files: the one that every bundle has, and the one for TensorRT.
@@ -91,14 +92,15 @@ impl Manifest {
         }
     }
 
-    /// The file of a part's graph for an execution provider that the bundle suits; none where it does not, or has no such part.
-    pub fn graph(&self, part: &str, provider: &str) -> Option<&str> {
-        let record = self.parts.get(part).filter(|_| self.suits(provider).is_ok())?;
+    /// The file of a part's graph for an execution provider that the bundle suits; none where it does not.
+    pub fn graph(&self, part: Part, provider: &str) -> Option<&str> {
+        let record = self.parts.get(part.as_str()).filter(|_| self.suits(provider).is_ok())?;
         let companion = record.tensorrt.as_ref().filter(|_| provider.starts_with("tensorrt"));
         Some(companion.unwrap_or(&record.file))
     }
 
     fn has_companion(&self) -> bool {
-        self.target == Target::TensorRt || self.parts.get(OWN_OPERATORS).is_some_and(|part| part.tensorrt.is_some())
+        self.target == Target::TensorRt
+            || self.parts.get(OWN_OPERATORS.as_str()).is_some_and(|part| part.tensorrt.is_some())
     }
 }

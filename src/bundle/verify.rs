@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::{FORMAT, FileRecord, Manifest, PartRecord};
 use crate::error::{Code, Error, Result};
-use crate::model::PARTS;
+use crate::model::Part;
 use crate::tensor::hex;
 
 /// Largest `bundle.json` that is read.
@@ -47,7 +47,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest> {
     if manifest.labels != manifest.config.labels.0 {
         return Err(invalid("its labels differ from its configuration's".into()));
     }
-    if let Some(part) = PARTS.iter().find(|part| !manifest.parts.contains_key(**part)) {
+    if let Some(part) = Part::ALL.iter().find(|part| !manifest.parts.contains_key(part.as_str())) {
         return Err(invalid(format!("the graph `{part}` is missing")));
     }
     if manifest.tokenizer.max_tokens == 0 {

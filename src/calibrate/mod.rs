@@ -20,7 +20,7 @@ use ndarray::ArrayD;
 
 pub use inputs::Inputs;
 pub use sample::{Fidelity, Rows, Sample, fidelity, fidelity_of};
-pub use statistics::{Columns, Statistics, ZERO_POINTS};
+pub use statistics::{ChannelStats, Statistics, ZERO_POINTS};
 
 use crate::error::{Code, Error, Result};
 use crate::graph::{Graph, Rewrite, ValueId};
@@ -152,7 +152,7 @@ pub struct Group {
     /// The layers, in the order of the graph.
     pub linears: Vec<Linear>,
     /// Statistics over all tokens of the inputs that calibrate.
-    pub columns: Columns,
+    pub columns: ChannelStats,
     /// Some tokens of the inputs that calibrate.
     pub calibrating: Sample,
     /// Some tokens of the inputs that are held out.
@@ -266,7 +266,7 @@ struct Observer {
     taps: Vec<String>,
     /// Names of the outputs that are ranges, and of the values that they are of.
     ranges: Vec<([String; 2], String)>,
-    columns: Vec<Columns>,
+    columns: Vec<ChannelStats>,
     samples: Vec<[Sample; 2]>,
     /// How many inputs calibrate, and how many are held out.
     inputs: [usize; 2],
@@ -311,7 +311,7 @@ impl Observer {
             ranges.push((names, value));
         }
         let graph = rewrite.finish_with(&outputs)?;
-        let columns = groups.iter().map(|(_, l)| Columns::new(l[0].k)).collect();
+        let columns = groups.iter().map(|(_, l)| ChannelStats::new(l[0].k)).collect();
         let sample = |(_, l): &(ValueId, Vec<Linear>)| std::array::from_fn(|_| Sample::new(l[0].k, l));
         Ok(Self {
             graph,

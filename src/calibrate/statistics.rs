@@ -17,7 +17,7 @@ pub const ZERO_POINTS: [u8; 7] = [128, 96, 64, 40, 24, 12, 6];
 /// Each token counts alike, whatever its size: a BOS token hundreds of times as large as the others would else be all
 /// that the statistics know of.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Columns {
+pub struct ChannelStats {
     /// Largest magnitude a column.
     pub largest: Vec<f32>,
     /// Mean over tokens of `x_j² / mean_k(x_k²)`, a column: how large it is for a typical token.
@@ -29,7 +29,7 @@ pub struct Columns {
     pub tokens: u64,
 }
 
-impl Columns {
+impl ChannelStats {
     pub(super) fn new(k: usize) -> Self {
         Self { largest: vec![0.0; k], moment: vec![0.0; k], steps: [0.0; ZERO_POINTS.len()], tokens: 0 }
     }
@@ -76,7 +76,7 @@ impl Columns {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Statistics {
     /// By part and the name of the first layer that reads the activation: `text/layers.0.mlp.gate_proj`.
-    pub activations: BTreeMap<String, Columns>,
+    pub activations: BTreeMap<String, ChannelStats>,
     /// Number of scans they were taken from.
     pub scans: usize,
     /// Number of reports they were taken from.
@@ -148,7 +148,7 @@ impl Statistics {
             };
             let sum = |mean: f32| f64::from(mean) * tokens as f64;
             let columns =
-                Columns { largest, moment: moment.into_iter().map(sum).collect(), steps: steps.map(sum), tokens };
+                ChannelStats { largest, moment: moment.into_iter().map(sum).collect(), steps: steps.map(sum), tokens };
             all.activations.insert(name, columns);
         }
         Ok(all)

@@ -8,9 +8,11 @@ use clap::{ArgGroup, Parser};
 
 use super::{Common, complain, finish, print, render, tell, telling};
 use crate::checkpoint::write_safetensors;
+use crate::cohort;
+use crate::cohort::Row;
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
-use crate::infer::cohort::{self, Results, Row, error_json};
+use crate::infer::results::{self, Results, error_json};
 use crate::infer::{EncodedReport, Expected, Mode, Options, Prediction, Predictor, Reading, ahead};
 use crate::runtime::{Device, take_log};
 use crate::tensor::{LazyTensor, Tensor};
@@ -280,7 +282,7 @@ fn lazy(tensor: &Tensor) -> LazyTensor {
 /// Where nodes were computed, on stderr.
 fn tell_placement(args: &Args, predictor: &Predictor) {
     let verbose = args.common.verbose;
-    tell(&args.common, predictor.placements().filter_map(|(part, placement)| placement.told(part, verbose)));
+    tell(&args.common, predictor.placements().filter_map(|(part, placement)| placement.told(part.as_str(), verbose)));
 }
 
 fn to_json(prediction: &Prediction) -> Result<String> {
@@ -315,7 +317,7 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
                 let done = rows.len() - next.len();
                 tell(&args.common, [format!("{done} of {}: {}", rows.len(), row.scan)]);
             }
-            (None, true, _) => print(&format!("{}\n", cohort::line(row, &outcome)))?,
+            (None, true, _) => print(&format!("{}\n", results::line(row, &outcome)))?,
             (None, false, Ok(prediction)) => print(&format!("{}\n", short_line(row, prediction)))?,
             (None, false, Err(_)) => {}
         }
@@ -328,7 +330,7 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
     }
     if let (Some(csv), Some(lines)) = (csv, &lines) {
         let labels = &predictor.bundle().manifest.labels;
-        replace(csv, &cohort::to_csv(lines, &rows, labels)?)?;
+        replace(csv, &results::to_csv(lines, &rows, labels)?)?;
     }
     if failed > 0 {
         let message = format!("{failed} of {} rows failed; the others have their results", rows.len());

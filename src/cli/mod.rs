@@ -18,8 +18,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::error::{Code, Error, Result};
-use crate::infer::Tell;
-use crate::infer::cohort::error_json;
+use crate::infer::results::error_json;
+use crate::progress::Tell;
 
 /// Printed by every command that gives an answer.
 const RESEARCH_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";

@@ -14,11 +14,12 @@
 //! ```
 
 mod calibration;
-mod form;
+mod disk_space;
 #[cfg(feature = "runtime")]
 mod gate;
 #[cfg(feature = "runtime")]
 mod inputs;
+mod numeric_format;
 #[cfg(feature = "runtime")]
 mod parity;
 #[cfg(feature = "runtime")]
@@ -30,7 +31,6 @@ mod reduced;
 #[cfg(feature = "runtime")]
 mod retrained;
 mod sources;
-mod space;
 mod stage;
 mod tokenizer;
 #[cfg(feature = "runtime")]
@@ -48,7 +48,7 @@ pub use calibration::{CalibrationInput, MAX_CALIBRATION_INPUTS, MAX_CALIBRATION_
 pub(crate) use retrained::{Bundled, Retrained, is_remade, retrained, sources_of};
 pub use sources::Sources;
 
-use form::Form;
+use numeric_format::NumericFormat;
 
 use crate::bundle::{
     FORMAT, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Target, Temperature,
@@ -179,7 +179,7 @@ pub struct StageCheck {
 /// `calibration.input`, `device.precision` when the target has no form of the precision, and `runtime.*` when a check needs ONNX Runtime.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let started = Instant::now();
-    let form = Form::of(plan.precision, plan.target);
+    let form = NumericFormat::of(plan.precision, plan.target);
     if form.precision == Precision::Int4 && form.target == Target::TensorRt {
         let message =
             "TensorRT takes no 4-bit weights in a form that is written here: export int8 for it, or int4 for cuda";
@@ -191,7 +191,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let graphs = stage::build(&loaded, &models)?;
     let staging = Staging::new(&plan.output, plan.force)?;
     // Found out after an hour of calibration, a full disk would cost the hour.
-    space::check(staging.path(), space::at_least(&graphs, plan.precision))?;
+    disk_space::check(staging.path(), disk_space::at_least(&graphs, plan.precision))?;
     // The sources are hashed while the graphs are made: both need the bytes from the disk.
     let stop = AtomicBool::new(false);
     let (made, sources) = std::thread::scope(|scope| {

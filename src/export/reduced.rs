@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::form::Form;
 use super::gate::{Gate, Verdict};
+use super::numeric_format::NumericFormat;
 use super::quantize::limits::Limits;
 use super::quantize::{HEADS, Reducer, TEXT};
 use super::sources::Loaded;
@@ -109,7 +109,8 @@ fn judge(
     runner: Runner<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Verdict> {
-    let limits = |part: usize| Limits::of_part(Form::of(plan.precision, plan.target), PARTS[part], plan.max_error);
+    let limits =
+        |part: usize| Limits::of_part(NumericFormat::of(plan.precision, plan.target), PARTS[part], plan.max_error);
     let (mut verdict, mut written) = (Verdict::default(), [true; 4]);
     for attempt in 1.. {
         progress.step("comparing with fp32 on held-out inputs", None);

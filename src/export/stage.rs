@@ -9,7 +9,7 @@ use std::time::Instant;
 use sha2::{Digest, Sha256};
 
 use super::sources::Loaded;
-use super::{PartSummary, space};
+use super::{PartSummary, disk_space};
 use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging};
 use crate::error::{Code, Error, Result};
 use crate::graph::{Domain, Graph};
@@ -74,7 +74,7 @@ pub(super) fn write(
     staging: &Staging,
     progress: &mut dyn Progress,
 ) -> Result<Made> {
-    space::check(staging.path(), space::of_bundle(graphs))?;
+    disk_space::check(staging.path(), disk_space::of_bundle(graphs))?;
     progress.step("writing the bundle", Some(graphs.iter().map(weight_bytes).sum()));
     let (mut parts, mut placed, mut files) = (Vec::new(), Vec::new(), Vec::new());
     for (i, (graph, part)) in graphs.iter().zip(PARTS).enumerate() {

@@ -2,12 +2,14 @@
 
 use std::time::Instant;
 
-use super::features::Features;
-use super::prediction::{Prediction, Timing};
+use super::prediction::Prediction;
 use super::predictor::{Predictor, one};
 use super::reader::Scan;
 use crate::batch;
 use crate::error::{Code, Error, Result, Warning};
+use crate::execute::Timing;
+use crate::execute::cache::features::Features;
+use crate::model::Part;
 use crate::tensor::Tensor;
 use crate::text::{Tokenizer, Tokens};
 
@@ -96,8 +98,8 @@ impl Predictor {
         scan: impl FnOnce() -> Result<Scan>,
     ) -> Result<Prediction> {
         let mut timing = waiting.timing.clone();
-        self.prepare("text", &mut timing)?;
-        let mut stage = self.take_stage("text")?;
+        self.prepare(Part::Text, &mut timing)?;
+        let mut stage = self.take_stage(Part::Text)?;
         let inputs = &waiting.inputs;
         let (ran, seen) = std::thread::scope(|scope| {
             let stage = &mut stage;
@@ -112,7 +114,7 @@ impl Predictor {
             (thread.join(), seen)
         });
         let opened = ran.as_ref().is_ok_and(|ran| ran.outcome.is_ok()) && stage.take_opened();
-        self.stages.insert("text", stage);
+        self.stages.insert(Part::Text, stage);
         let Ok(Ran { outcome, timing, began }) = ran else {
             return Err(Error::new(Code::RUNTIME_RUN, "reading the report stopped unexpectedly").at(&self.bundle.dir));
         };
@@ -145,14 +147,14 @@ impl Predictor {
 
     fn encode(&mut self, mut waiting: Waiting) -> Result<EncodedReport> {
         let mut timing = std::mem::take(&mut waiting.timing);
-        let text = one(self.run("text", &feed(&waiting.inputs), &["text"], &mut timing)?);
+        let text = one(self.run(Part::Text, &feed(&waiting.inputs), &["text"], &mut timing)?);
         self.encoded(waiting, text, timing)
     }
 
     /// What the language model made of a report: told and stored once its weights are verified.
     fn encoded(&mut self, waiting: Waiting, text: Tensor, mut timing: Timing) -> Result<EncodedReport> {
         let Waiting { key, tokens, inputs, .. } = waiting;
-        self.verified(&["text"], &mut timing)?;
+        self.verified(&[Part::Text], &mut timing)?;
         let warnings: Vec<Warning> = tokens.warning().into_iter().collect();
         let tokens = tokens.ids.len();
         if let (Some(store), Some(key)) = (&self.store, &key) {

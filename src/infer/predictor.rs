@@ -5,20 +5,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::features::{Features, Store};
-use super::memory::{self, Room};
-use super::opening::{Opened, Taken, room, stages, store, taken};
-use super::prediction::{GpuMemory, Memory, Prediction, Run, Timing};
-use super::prepacked::Prepacked;
+use super::prediction::Prediction;
 use super::reader::{Content, Scan, ScanReader};
-use super::stage::{Stage, milliseconds};
-use super::verification::Verification;
 use super::{EncodedReport, Options};
 use crate::batch;
 use crate::bundle::Bundle;
 use crate::error::{Code, Error, Result};
-use crate::model::PARTS;
-use crate::runtime::{Chosen, Input, Leave, Placement};
+use crate::execute::Verification;
+use crate::execute::cache::features::{Features, Store};
+use crate::execute::cache::prepacked::Prepacked;
+use crate::execute::{self, MemoryBudget};
+use crate::execute::{Backend, Opened, room, stages, store, taken};
+use crate::execute::{GpuMemory, Memory, Run, Timing};
+use crate::execute::{Stage, milliseconds};
+use crate::model::Part;
+use crate::runtime::{Chosen, Input, OutputPlacement, Placement};
 use crate::tensor::{Tensor, TensorView};
 use crate::text::Tokenizer;
 use crate::volume::{Grid, ReadOptions};
@@ -26,14 +27,14 @@ use crate::volume::{Grid, ReadOptions};
 /// A bundle ready to answer.
 pub struct Predictor {
     pub(super) bundle: Arc<Bundle>,
-    pub(super) taken: Taken,
+    pub(super) taken: Backend,
     pub(super) options: Options,
-    pub(super) stages: BTreeMap<&'static str, Stage>,
+    pub(super) stages: BTreeMap<Part, Stage>,
     pub(super) verification: Verification,
     pub(super) store: Option<Store>,
     pub(super) prepacked: Option<Prepacked>,
     pub(super) tokenizer: Option<Tokenizer>,
-    room: Room,
+    room: MemoryBudget,
     planned: u64,
     gpu: Option<GpuMemory>,
     /// Whether there is room to load the image's graphs while the language model runs.
@@ -116,8 +117,8 @@ impl Predictor {
     }
 
     /// Which provider computes which nodes of each graph that was loaded; always on a GPU, else where [`Options::placement`] asks.
-    pub fn placements(&self) -> impl Iterator<Item = (&'static str, Placement)> {
-        PARTS.iter().filter_map(|part| Some((*part, self.stages.get(part)?.placement()?)))
+    pub fn placements(&self) -> impl Iterator<Item = (Part, Placement)> {
+        Part::ALL.iter().filter_map(|part| Some((*part, self.stages.get(part)?.placement()?)))
     }
 
     /// What reads scans for this bundle.
@@ -156,9 +157,9 @@ impl Predictor {
         if !self.ahead || !self.reads_beside() || self.prepacked.is_some() {
             return Ok(());
         }
-        for part in ["vision", "adapter", "heads"] {
+        for part in [Part::Vision, Part::Adapter, Part::Heads] {
             self.verification.start(part)?;
-            if let Some(stage) = self.stages.get_mut(part) {
+            if let Some(stage) = self.stages.get_mut(&part) {
                 stage.load_ahead();
             }
         }
@@ -199,7 +200,7 @@ impl Predictor {
             warnings.extend(report.warnings.iter().cloned());
         }
         let heads = self.heads(&features.tensor, report, &mut timing)?;
-        self.verified(&["heads"], &mut timing)?;
+        self.verified(&[Part::Heads], &mut timing)?;
         let mut prediction = Prediction::new(&self.bundle, self.device(), path, &heads, report.is_some())?;
         if self.options.keep_tensors {
             if let Some((report, [ids, mask])) = report.and_then(|r| Some((r, r.inputs.clone()?))) {
@@ -232,16 +233,17 @@ impl Predictor {
         let warnings = volume.warnings.clone();
         let volume = batch::volume(volume);
         // From one graph to the next it stays where it is, unless all tensors are wanted.
-        let leaves = self.stages.get("adapter").map_or(Leave::Host, Stage::leave);
-        let leave = if self.options.keep_tensors { Leave::Host } else { leaves };
+        let leaves = self.stages.get(&Part::Adapter).map_or(OutputPlacement::Host, Stage::leave);
+        let leave = if self.options.keep_tensors { OutputPlacement::Host } else { leaves };
         let given = [("volume", self.row_major(&volume)?)];
-        let adapter = one(self.flow("adapter", &given, &[("adapter", leave)], timing)?);
+        let adapter = one(self.flow(Part::Adapter, &given, &[("adapter", leave)], timing)?);
         // 67 MB that nobody reads again, unless all tensors are wanted.
         let volume = self.options.keep_tensors.then_some(volume);
         let given = adapter.input().ok_or_else(|| self.broken())?;
-        let vision = one(self.flow("vision", &[("adapter", given)], &[("vision", Leave::Host)], timing)?);
+        let vision =
+            one(self.flow(Part::Vision, &[("adapter", given)], &[("vision", OutputPlacement::Host)], timing)?);
         let vision = vision.host().ok_or_else(|| self.broken())?;
-        self.verified(&["adapter", "vision"], timing)?;
+        self.verified(&[Part::Adapter, Part::Vision], timing)?;
         let features = Features { tensor: vision, warnings, tokens: 0 };
         if let (Some(store), Some(key)) = (&self.store, &scan.key) {
             store.put(key, &features)?;
@@ -276,21 +278,21 @@ impl Predictor {
         };
         names.extend(self.bundle.manifest.image_head.then_some("image_logits"));
         let feed = [("vision", vision), ("text", report.map_or(&absent, |r| &r.text))];
-        let tensors = self.run("heads", &feed, &names, timing)?;
+        let tensors = self.run(Part::Heads, &feed, &names, timing)?;
         Ok(names.into_iter().map(str::to_owned).zip(tensors).collect())
     }
 
     /// How the run really went.
     fn told(&self, from_cache: Vec<&'static str>) -> Run {
-        let stage = |part: &&'static str| self.stages.get(part).map(Stage::told);
+        let stage = |part: &Part| self.stages.get(part).map(Stage::told);
         Run {
             chosen: Some(self.taken.chosen.clone()),
-            stages: PARTS.iter().filter_map(stage).collect(),
+            stages: Part::ALL.iter().filter_map(stage).collect(),
             from_cache,
             memory_bytes: Memory {
-                limit: self.room.asked.then_some(self.room.limit),
+                limit: self.room.explicit.then_some(self.room.limit),
                 planned: self.planned,
-                peak: memory::peak(),
+                peak: execute::peak(),
             },
             gpu_memory_bytes: self.gpu,
             weights: self.verification.how(self.stages.values().any(Stage::is_prepacked)),

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Instant, SystemTime};
 
-use super::features::{Features, Store};
-use super::stage::milliseconds;
 use crate::error::{Code, Error, Result};
+use crate::execute::cache::features::{Features, Store};
+use crate::execute::milliseconds;
 use crate::volume::{self, Conformed, ReadOptions, Volume};
 
 /// A scan as it was read.

@@ -43,17 +43,17 @@ pub struct Answer {
 impl Answer {
     /// An answer whose class is the most probable one.
     pub fn new(truth: usize, probabilities: Vec<f64>) -> Self {
-        Self { truth, predicted: largest(&probabilities), probabilities }
+        Self { truth, predicted: argmax(&probabilities), probabilities }
     }
 
     /// The answer that logits give at a temperature: probabilities softmax(logits / T), and the class of the largest logit.
     pub fn at(truth: usize, logits: &[f32], temperature: f64) -> Self {
-        Self { truth, predicted: largest(logits), probabilities: softmax(logits, temperature) }
+        Self { truth, predicted: argmax(logits), probabilities: softmax(logits, temperature) }
     }
 }
 
 /// The place of the largest value, the first of equal ones (as `numpy.argmax`); 0 of none.
-pub fn largest<T: PartialOrd>(values: &[T]) -> usize {
+pub fn argmax<T: PartialOrd>(values: &[T]) -> usize {
     (1..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
 }
 
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn ties_go_to_the_first() {
-        assert_eq!([largest(&[1, 3, 3]), largest(&[2, 2]), largest::<i32>(&[])], [1, 0, 0]);
+        assert_eq!([argmax(&[1, 3, 3]), argmax(&[2, 2]), argmax::<i32>(&[])], [1, 0, 0]);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use serde::Serialize;
 
-use super::{Answer, Reliability, largest, softmax};
+use super::{Answer, Reliability, argmax, softmax};
 
 /// Temperatures that are fitted, and that a bundle may hold. Beyond them a model is not to be repaired by a temperature.
 pub const RANGE: std::ops::RangeInclusive<f64> = 0.05..=20.0;
@@ -56,7 +56,7 @@ pub fn fit(answers: &[(usize, &[f32])]) -> Fit {
     let (low, high) = (RANGE.start().ln(), RANGE.end().ln());
     let (temperature, outcome) = if answers.is_empty() {
         (1.0, Outcome::NoAnswers)
-    } else if answers.iter().all(|(truth, z)| largest(z) == *truth) {
+    } else if answers.iter().all(|(truth, z)| argmax(z) == *truth) {
         (1.0, Outcome::AllRight)
     } else if slope(answers, (-low).exp()) < 0.0 {
         (*RANGE.start(), Outcome::LowerEnd)

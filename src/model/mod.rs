@@ -19,11 +19,13 @@ pub mod llama;
 mod load;
 pub mod loss;
 pub mod optimizer;
+mod part;
 pub mod vit;
 mod weights;
 
 pub use load::{Models, Trained, is_trained, trained, vision};
 pub use loss::Mode;
+pub use part::{Part, PartMap};
 pub use weights::Weights;
 
 /// Names of the four graphs, in the order in which they run.

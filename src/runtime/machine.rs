@@ -10,8 +10,8 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use serde::{Serialize, Serializer};
 
-use super::visible::{Enumeration, visible};
-use super::{Device, PassedOver, library};
+use super::visible_devices::{Enumeration, visible};
+use super::{Device, PassedOver, ort_library};
 
 /// One GPU, as the driver tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -83,9 +83,9 @@ impl Machine {
         Self {
             nvidia,
             installed,
-            library: library.map(Path::to_path_buf).or_else(library::named),
+            library: library.map(Path::to_path_buf).or_else(ort_library::named),
             loaded: super::Runtime::loaded().map(|runtime| runtime.library.clone()),
-            folders: library::folders(),
+            folders: ort_library::folders(),
             system_loader: true,
             refused: Vec::new(),
             notes,
@@ -104,7 +104,7 @@ fn ask(nvml: &Nvml, enumeration: &Enumeration, notes: &mut Vec<String>) -> Resul
     let cuda = nvml.sys_cuda_driver_version().map_err(told("which CUDA it supports"))?;
     let part = |number: i32| u32::try_from(number).unwrap_or(0);
     let cuda = (part(cuda / 1000), part(cuda % 1000 / 10));
-    if cuda < super::libraries::CUDA_VERSION {
+    if cuda < super::gpu_libraries::CUDA_VERSION {
         // Too old to be used, and maybe to be asked more.
         return Ok(Nvidia { driver, cuda, gpus: Vec::new() });
     }
@@ -133,7 +133,7 @@ fn gpu(nvml: &Nvml, index: u32) -> Result<Gpu, NvmlError> {
 
 /// Why NVML does not answer, and what to do; and whether it is there.
 fn no_driver(error: &NvmlError, installed: &mut bool) -> String {
-    let install = format!("install the driver {} or later", super::libraries::DRIVER);
+    let install = format!("install the driver {} or later", super::gpu_libraries::DRIVER);
     *installed = true;
     match error {
         NvmlError::LibloadingError(e) => {

@@ -4,27 +4,27 @@
 //! a missing, too old or unusable library is an error, never a panic. A [`Session`] takes and gives
 //! [`Tensor`](crate::tensor::Tensor)s by name. What ONNX Runtime logs is collected, not printed: [`take_log`].
 
-mod binding;
 mod device;
-mod engine;
-mod libraries;
-mod library;
+mod gpu_libraries;
 mod machine;
+mod ort_library;
 mod placement;
 mod provider;
 mod session;
-mod visible;
+mod trt_options;
+mod value;
+mod visible_devices;
 
 use std::sync::{Mutex, OnceLock};
 
-pub use binding::{DeviceTensor, Flowing, Input, Leave};
 pub use device::{Chosen, Device, PassedOver};
-pub use engine::{EngineOptions, ProfiledInput, compute_libraries, engine_libraries};
-pub use library::{LIBRARY_NAME, PINNED_VERSION, search_order};
 pub use machine::{Gpu, Machine, Nvidia};
-pub use placement::{Left, Placed, Placement, SHAPES};
+pub use ort_library::{LIBRARY_NAME, PINNED_VERSION, search_order};
+pub use placement::{FallbackNode, Placed, Placement, SHAPE_OPS};
 pub use provider::{CPU, Provider};
 pub use session::{Session, SessionOptions, Source};
+pub use trt_options::{EngineOptions, ProfiledInput, compute_libraries, engine_libraries};
+pub use value::{DeviceTensor, Input, OutputPlacement, RuntimeValue};
 
 use crate::error::{Code, Error, Result};
 
@@ -62,8 +62,8 @@ impl Runtime {
         if let Some(runtime) = RUNTIME.get() {
             return Ok(runtime);
         }
-        let library = library::find(explicit)?;
-        let builder = ort::init_from(&library).map_err(|e| library::load_error(&library, &e))?;
+        let library = ort_library::find(explicit)?;
+        let builder = ort::init_from(&library).map_err(|e| ort_library::load_error(&library, &e))?;
         let logger = std::sync::Arc::new(|level: ort::logging::LogLevel, _: &str, _: &str, _: &str, message: &str| {
             log(level, message);
         });

@@ -6,7 +6,7 @@
 //! between devices, which are put in afterwards, are not counted. It is recorded on GPUs always and on the CPU when asked for.
 //!
 //! A provider of the GPU that leaves nodes to the CPU pays a copy for each crossing, and TensorRT leaves what it cannot take to
-//! CUDA's: those nodes are named. Strict sessions refuse them, but for [`SHAPES`]: kinds that handle extents and not values, which ONNX Runtime keeps on the CPU by design, because
+//! CUDA's: those nodes are named. Strict sessions refuse them, but for [`SHAPE_OPS`]: kinds that handle extents and not values, which ONNX Runtime keeps on the CPU by design, because
 //! that is where a kernel is launched (seen: the `Squeeze` between `Shape` and `Range` of the text graph, in
 //! `tests/cuda_partition.rs`). Its own `session.disable_cpu_ep_fallback` refuses these too, and with them every graph whose
 //! extents are not all constants.
@@ -26,7 +26,7 @@ use super::{Provider, SessionOptions};
 use crate::error::{Code, Error, Result};
 
 /// Kinds of nodes that may stay on the CPU in a strict session: they handle extents.
-pub const SHAPES: [&str; 5] = ["Range", "Shape", "Size", "Squeeze", "Unsqueeze"];
+pub const SHAPE_OPS: [&str; 5] = ["Range", "Shape", "Size", "Squeeze", "Unsqueeze"];
 
 /// Most nodes that an error names.
 const NAMED: usize = 8;
@@ -49,12 +49,12 @@ pub struct Placed {
     pub kinds: BTreeMap<String, usize>,
     /// Names of the nodes, in the graph's order, where the GPU provider that was chosen left them to this one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub left: Vec<Left>,
+    pub left: Vec<FallbackNode>,
 }
 
 /// A node that was left to another provider.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Left {
+pub struct FallbackNode {
     /// The node's name in the graph.
     pub name: String,
     /// Its operator.
@@ -63,7 +63,7 @@ pub struct Left {
 
 impl Placement {
     /// The nodes that a GPU provider left to others; none where the CPU was asked for.
-    pub fn left(&self) -> impl Iterator<Item = &Left> {
+    pub fn left(&self) -> impl Iterator<Item = &FallbackNode> {
         self.providers.iter().flat_map(|placed| &placed.left)
     }
 
@@ -82,8 +82,8 @@ impl Placement {
     }
 
     /// The nodes left to others that handle values.
-    fn values(&self) -> impl Iterator<Item = &Left> + Clone {
-        self.providers.iter().flat_map(|placed| &placed.left).filter(|node| !SHAPES.contains(&node.kind.as_str()))
+    fn values(&self) -> impl Iterator<Item = &FallbackNode> + Clone {
+        self.providers.iter().flat_map(|placed| &placed.left).filter(|node| !SHAPE_OPS.contains(&node.kind.as_str()))
     }
 
     /// This and what another graph's nodes are computed by.
@@ -102,7 +102,7 @@ impl Placement {
         self
     }
 
-    fn add(&mut self, ep: &str, node: Left, named: bool) {
+    fn add(&mut self, ep: &str, node: FallbackNode, named: bool) {
         let placed = match self.providers.iter_mut().position(|placed| placed.provider == ep) {
             Some(at) => &mut self.providers[at],
             None => {
@@ -124,7 +124,7 @@ impl Placement {
 
     /// Who computes nodes that were left and handle values.
     fn takers(&self) -> Vec<&str> {
-        let values = |placed: &&Placed| placed.left.iter().any(|node| !SHAPES.contains(&node.kind.as_str()));
+        let values = |placed: &&Placed| placed.left.iter().any(|node| !SHAPE_OPS.contains(&node.kind.as_str()));
         self.providers.iter().filter(values).map(|placed| placed.provider.as_str()).collect()
     }
 
@@ -146,7 +146,7 @@ impl Placement {
 }
 
 /// The first nodes by name.
-fn names<'a>(nodes: impl Iterator<Item = &'a Left> + Clone) -> String {
+fn names<'a>(nodes: impl Iterator<Item = &'a FallbackNode> + Clone) -> String {
     let named: Vec<String> = nodes.clone().take(NAMED).map(|node| format!("{} ({})", node.name, node.kind)).collect();
     format!("{}{}", named.join(", "), if nodes.count() > NAMED { ", …" } else { "" })
 }
@@ -210,7 +210,7 @@ fn ask(session: &ort::session::Session, provider: &dyn Provider) -> ort::Result<
                 )
             };
             let kind = if domain.is_empty() { kind } else { format!("{domain}:{kind}") };
-            placement.add(&ep, Left { name, kind }, named);
+            placement.add(&ep, FallbackNode { name, kind }, named);
         }
     }
     Ok(placement)
@@ -247,7 +247,7 @@ mod tests {
 
     fn placement(left: &[(&str, &str)]) -> Placement {
         let mut placement = Placement::default();
-        let node = |name: &str, kind: &str| Left { name: name.to_owned(), kind: kind.to_owned() };
+        let node = |name: &str, kind: &str| FallbackNode { name: name.to_owned(), kind: kind.to_owned() };
         placement.add("CUDAExecutionProvider", node("fc.MatMul", "MatMul"), false);
         placement.add("CUDAExecutionProvider", node("fc.Add", "Add"), false);
         left.iter().for_each(|(name, kind)| placement.add("CPUExecutionProvider", node(name, kind), true));
@@ -279,7 +279,7 @@ mod tests {
     fn what_goes_to_another_gpu_provider_is_left_too() {
         let trt = *PROVIDERS.iter().find(|p| p.name() == "tensorrt").unwrap();
         let mut placement = Placement::default();
-        let node = |name: &str| Left { name: name.to_owned(), kind: "MatMul".to_owned() };
+        let node = |name: &str| FallbackNode { name: name.to_owned(), kind: "MatMul".to_owned() };
         placement.add("TensorrtExecutionProvider", node("a"), false);
         placement.add("CUDAExecutionProvider", node("b"), true);
         let message = placement.check(trt).unwrap_err().to_string();

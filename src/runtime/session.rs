@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
-use super::binding::code_of;
 use super::placement::{self, Placement};
+use super::value::code_of;
 use super::{CPU, EngineOptions, Provider, Runtime};
 use crate::error::{Code, Error, Result};
 

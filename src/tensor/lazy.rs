@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::decode::Band;
-use super::views::{Cast, Columns, Concat, FiniteCheck, Rows, Scaled, Transposed};
+use super::views::{Cast, Concat, ConcatColumns, FiniteCheck, Rows, Scaled, Transposed};
 use super::{DType, numel, show};
 use crate::error::{Code, Error, Result};
 
@@ -338,7 +338,7 @@ impl LazyTensor {
         let fits = |p: &Self| p.dtype == first.dtype && p.shape.len() == 2 && p.shape[0] == first.shape[0];
         assert!(parts.iter().all(fits), "parts agree");
         let cols = parts.iter().map(|p| p.shape[1]).sum();
-        Self::new(first.dtype, vec![first.shape[0], cols], Arc::new(Columns { parts: parts.to_vec() }))
+        Self::new(first.dtype, vec![first.shape[0], cols], Arc::new(ConcatColumns { parts: parts.to_vec() }))
     }
 
     /// The same tensor, which fails with `checkpoint.nonfinite` when a NaN or an infinity streams by.

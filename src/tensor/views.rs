@@ -146,11 +146,11 @@ impl Source for Concat {
     }
 }
 
-pub(super) struct Columns {
+pub(super) struct ConcatColumns {
     pub parts: Vec<LazyTensor>,
 }
 
-impl Source for Columns {
+impl Source for ConcatColumns {
     fn stream(&self, sink: &mut Sink<'_>) -> Result<()> {
         let parts: Vec<_> = self.parts.iter().map(LazyTensor::bytes).collect::<Result<_>>()?;
         let rows = self.parts.first().map_or(0, |p| p.shape()[0]);

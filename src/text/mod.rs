@@ -4,13 +4,13 @@
 //! tokenizer is Hugging Face's `tokenizer.json`, or a SentencePiece `tokenizer.model`, which [`Tokenizer::load`]
 //! turns into the former. BOS is put in front here, once, whatever the tokenizer's own template says.
 
-mod checked;
 mod sentencepiece;
+mod tokenizer_check;
 
 use std::io::Read;
 use std::path::Path;
 
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result, Warning, WarningCode};
 
 /// Largest report that is read, in bytes. A long discharge letter has 50 kB.
 pub const MAX_REPORT_BYTES: u64 = 1 << 20;
@@ -85,7 +85,7 @@ impl Tokens {
     pub fn warning(&self) -> Option<Warning> {
         let (kept, lost) = (self.ids.len(), self.lost);
         let message = format!("the report was cut to {kept} tokens: its last {lost} tokens were not read");
-        (lost > 0).then(|| Warning::new("report_truncated", message))
+        (lost > 0).then(|| Warning::new(WarningCode::REPORT_TRUNCATED, message))
     }
 }
 
@@ -118,7 +118,7 @@ impl Tokenizer {
     pub fn from_bytes(bytes: &[u8], bos: u32) -> Result<Self> {
         let invalid = |message: String| Error::new(Code::TOKENIZER_INVALID, message);
         let json = bytes.trim_ascii_start().starts_with(b"{");
-        let mut inner = if json { checked::read(bytes)? } else { sentencepiece::convert(bytes)? };
+        let mut inner = if json { tokenizer_check::read(bytes)? } else { sentencepiece::convert(bytes)? };
         let no_change = |e| invalid(format!("{e}"));
         inner.with_truncation(None).map_err(no_change)?;
         inner.with_padding(None);

@@ -17,8 +17,8 @@ use std::path::{Component, Path, PathBuf};
 use csv::StringRecord;
 use sha2::{Digest, Sha256};
 
+use crate::cohort::read_rows;
 use crate::error::{Code, Error, Result};
-use crate::infer::cohort::read_rows;
 
 /// What a subject is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

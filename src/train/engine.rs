@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::graphs::{Graphs, Part, numbered};
-use super::stash::Stash;
+use super::saved_tensor::Stash;
 use super::tensors::{first, rows, stack};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;

@@ -18,7 +18,7 @@ use crate::graph::{Graph, Node};
 use crate::model::adapter::{self, Statistics};
 use crate::model::{Attention, Mode, Stages, Weights, keys, loss, vit};
 use crate::passes::autodiff::{Differentiated, differentiate, joint};
-use crate::passes::{free_weights, segments};
+use crate::passes::{segments, weights_to_inputs};
 
 /// What is kept of a stage until its way back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -106,7 +106,7 @@ impl Graphs {
         let (in_adapter, in_heads): (Vec<&str>, Vec<&str>) = (of(true), of(false));
         let adapter = |statistics| {
             let graph = adapter::build_with(config, &weights, statistics)?;
-            free_weights(&graph, &is_weight).map(|(graph, _)| graph)
+            weights_to_inputs(&graph, &is_weight).map(|(graph, _)| graph)
         };
         let back = (!in_adapter.is_empty()).then(|| {
             let statistics = if config.adapter.norm == Norm::Batch { options.statistics } else { Statistics::Running };
@@ -115,7 +115,7 @@ impl Graphs {
         let adapter_eval = adapter(Statistics::Running)?;
         let loss = |class_weights| {
             let graph = loss::build(config, &weights, options.mode, class_weights)?;
-            free_weights(&graph, &is_weight).map(|(graph, _)| graph)
+            weights_to_inputs(&graph, &is_weight).map(|(graph, _)| graph)
         };
         let loss_eval = loss(options.class_weights.as_deref())?;
         let mut wrt = in_heads;
@@ -157,7 +157,7 @@ impl Part {
             _ => Err(Error::new(Code::GRAPH_INVALID, "a stage has more than one input or result")),
         };
         let (input, output) = (name(&part.inputs)?, name(&part.outputs)?);
-        let (graph, freed) = free_weights(&part, &is_weight)?;
+        let (graph, freed) = weights_to_inputs(&part, &is_weight)?;
         let graphs = differentiate(&graph, &[&output], &[&input], save)?;
         Ok(Self { graphs, input, output, weights: freed.into_iter().map(|(name, _)| name).collect() })
     }

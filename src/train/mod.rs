@@ -23,7 +23,7 @@ mod monolith;
 mod optimizer;
 pub mod picture;
 pub mod prepare;
-mod stash;
+mod saved_tensor;
 mod tensors;
 
 pub use engine::{Batch, Engine, Frozen, Outcome, Parameters, Step};

@@ -25,7 +25,7 @@ use crate::files;
 use crate::model::adapter::Statistics;
 use crate::model::{self, Attention, Mode, Stages, loss, vit};
 use crate::onnx::{Placed, write_optimizer_model, write_part_of};
-use crate::passes::free_weights;
+use crate::passes::weights_to_inputs;
 use crate::progress::Progress;
 use crate::tensor::LazyTensor;
 
@@ -80,7 +80,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     skipped.sort();
     skipped.dedup();
     let graph = vit::build(&config, &weights, Attention::Fused, Stages::Output).map_err(|e| e.at(vision.path()))?;
-    let frozen: BTreeMap<String, LazyTensor> = free_weights(&graph, &is_weight)?.1.into_iter().collect();
+    let frozen: BTreeMap<String, LazyTensor> = weights_to_inputs(&graph, &is_weight)?.1.into_iter().collect();
     let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
         let message = "the output must be a folder with a name: choose another -o";
         return Err(Error::new(Code::OUTPUT_EXISTS, message).at(&plan.output));

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::header::{self, Header, MAX_OFFSET};
 use super::sniff;
 use super::stream::{Input, Stream, Tail};
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result, Warning, WarningCode};
 
 /// Bytes unpacked at most to reach a later volume: four times the longest functional runs in use.
 const MAX_SKIP: u64 = 16 << 30;
@@ -132,11 +132,11 @@ fn read_header<'a>(mut stream: Stream<'a>, warnings: &mut Vec<Warning>) -> Resul
     if i64::from(header.bitpix) != bits as i64 {
         let text =
             format!("bitpix is {}, but {} has {bits} bits; bitpix is ignored", header.bitpix, header.datatype.name());
-        warnings.push(Warning::new("bitpix", text));
+        warnings.push(Warning::new(WarningCode::BITPIX, text));
     }
     if !header.pair && !extensions_are_sound(&mut stream, &header)? {
         warnings.push(Warning::new(
-            "extension",
+            WarningCode::EXTENSION,
             format!("the header's extensions contradict vox_offset {}; they are skipped unread", header.offset),
         ));
     }
@@ -183,7 +183,10 @@ fn finish_header(mut stream: Stream<'_>, warnings: &mut Vec<Warning>) -> Result<
     if stream.is_gzip() {
         stream.skip(MAX_OFFSET)?;
         if stream.finish()? != Tail::Clean {
-            warnings.push(Warning::new("trailing_data", "the .hdr file goes on after the header; the rest is ignored"));
+            warnings.push(Warning::new(
+                WarningCode::TRAILING_DATA,
+                "the .hdr file goes on after the header; the rest is ignored",
+            ));
         }
     }
     Ok(())

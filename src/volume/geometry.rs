@@ -6,7 +6,7 @@
 //! nibabel's `conform` does. A transform that cannot be used is `nifti.affine`.
 
 use super::header::Header;
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result, Warning, WarningCode};
 
 /// Row-major 4×4 matrix, millimetres.
 pub(super) type Affine = [[f64; 4]; 4];
@@ -42,15 +42,14 @@ pub(super) fn transform(header: &Header, warnings: &mut Vec<Warning>) -> Result<
     } else if header.qform_code > 0 {
         ("qform", header.qform_code, qform(header)?)
     } else {
-        warnings.push(Warning::new(
-            "no_orientation",
+        warnings.push(Warning::new(WarningCode::NO_ORIENTATION,
             "the header holds no orientation: axes are taken as left, anterior, superior, so left and right are a guess",
         ));
         ("none", 0, base(header)?)
     };
     if code > LAST_XFORM_CODE {
         warnings.push(Warning::new(
-            "xform_code",
+            WarningCode::XFORM_CODE,
             format!("{kind}_code is {code}, which NIfTI does not define; the {kind} is used all the same"),
         ));
     }

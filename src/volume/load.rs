@@ -14,7 +14,7 @@ use super::geometry::{Orientation, Transform, orientation, transform};
 use super::header::Header;
 use super::stream::{Stream, TAIL_LIMIT, Tail};
 use super::{Conformed, Grid, SourceInfo};
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result, Warning, WarningCode};
 
 /// Decoded bytes that travel together: large enough to make hand-over cheap, small enough for the cache.
 const BLOCK: usize = 256 * 1024;
@@ -49,7 +49,7 @@ pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Re
     let count = header.shape.iter().product::<usize>();
     if nonfinite > 0 {
         let text = format!("{nonfinite} of {count} voxels are NaN or infinite; they are taken as 0");
-        warnings.push(Warning::new("nonfinite", text));
+        warnings.push(Warning::new(WarningCode::NONFINITE, text));
     }
     refuse_constant(source, "scan", nonfinite == count as u64)?;
     refuse_constant(range, "conformed volume", false)?;
@@ -116,7 +116,7 @@ fn field_of_view(axes: &[AxisMap; 3], orientation: &Orientation, grid: &Grid) ->
     (!cuts.is_empty()).then(|| {
         let cuts = cuts.join(", ");
         let text = format!("the scan reaches beyond the {x} × {y} × {z} mm grid and is cut there, air or not: {cuts}");
-        Warning::new("fov_cut", text)
+        Warning::new(WarningCode::FOV_CUT, text)
     })
 }
 
@@ -211,7 +211,7 @@ fn consume(full: &Receiver<Vec<u8>>, empty: &Sender<Vec<u8>>, consumer: &mut Con
 
 /// Reads what follows the volume: other volumes, a checksum, surplus.
 fn finish(stream: &mut Stream<'_>, following: u64) -> Result<Option<Warning>> {
-    let warning = |text: String| Some(Warning::new("trailing_data", text));
+    let warning = |text: String| Some(Warning::new(WarningCode::TRAILING_DATA, text));
     if following > 0 {
         let within = stream.length().map_or(FOLLOWING_LIMIT, |_| u64::MAX);
         let skipped = stream.skip(following.min(within))?;

@@ -17,6 +17,7 @@ use brain_adapter::Code;
 use brain_adapter::bundle::{Bundle, Manifest, Parity, PartRecord, Precision, Target};
 use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::export::{self, Plan, Sources};
+use brain_adapter::model::Part;
 use brain_adapter::passes::quantize::Scheme;
 use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
@@ -40,7 +41,7 @@ type Values = BTreeMap<String, Tensor>;
 /// One part's graph for a provider, on these inputs.
 fn run(bundle: &Bundle, provider: &str, part: usize, values: &Values) -> Values {
     let (name, inputs, outputs) = RUNS[part];
-    let path = bundle.file(bundle.manifest.graph(name, provider).unwrap());
+    let path = bundle.file(bundle.manifest.graph(name.parse().unwrap(), provider).unwrap());
     let options = SessionOptions { threads: Some(1), ..SessionOptions::default() };
     let mut session = Session::open(common::runtime(), &path, &options).unwrap();
     let feed: Vec<(&str, &Tensor)> = inputs.iter().map(|n| (*n, &values[*n])).collect();
@@ -174,7 +175,7 @@ fn integers_for_gpus_keep_the_limits() {
         {
             let bundle = forms::export(dir.path(), precision, target);
             let record = bundle.manifest.quantization.as_ref().unwrap();
-            assert_eq!((bundle.manifest.target, bundle.manifest.graph("text", "cpu")), (target, Some("text.onnx")));
+            assert_eq!((bundle.manifest.target, bundle.manifest.graph(Part::Text, "cpu")), (target, Some("text.onnx")));
             for layer in &record.layers {
                 assert!(layer.error.unwrap() <= record.max_error, "{fixture:?} {precision} for {target}: {layer:?}");
             }
@@ -295,16 +296,16 @@ fn a_manifest_says_what_it_is_good_for() {
         for (provider, expected) in providers.into_iter().zip(expected) {
             let found = manifest.suits(provider);
             assert_eq!(found.is_ok(), expected, "{precision} for {target} on {provider}: {found:?}");
-            assert_eq!(manifest.graph("text", provider), expected.then_some("text.onnx"));
+            assert_eq!(manifest.graph(Part::Text, provider), expected.then_some("text.onnx"));
             let second = companion && provider.starts_with("tensorrt");
             let vision = if second { "vision.tensorrt.onnx" } else { "vision.onnx" };
-            assert_eq!(manifest.graph("vision", provider), expected.then_some(vision));
+            assert_eq!(manifest.graph(Part::Vision, provider), expected.then_some(vision));
             if let Err(why) = found {
                 let whole = why.contains(provider) && why.contains("export it anew") && !why.contains('\n');
                 assert!(whole, "{why}");
             }
         }
-        assert!(manifest.suits("rocm").unwrap_err().contains("rocm") && manifest.graph("ears", "cpu").is_none());
+        assert!(manifest.suits("rocm").unwrap_err().contains("rocm"));
         // What old bundles do not say is not written either.
         let text = String::from_utf8(manifest.to_bytes().unwrap()).unwrap();
         assert_eq!(text.contains("\"target\""), target != Cpu);

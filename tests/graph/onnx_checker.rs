@@ -133,9 +133,9 @@ fn reduced_graphs() {
         if let Some(graph) = passes::quantize_convolutions(&adapter, &ranges).unwrap() {
             graphs.insert(format!("{seed}-adapter-int8"), graph);
         }
-        graphs.insert(format!("{seed}-adapter-fp16"), passes::half(&adapter, &Default::default()).unwrap());
+        graphs.insert(format!("{seed}-adapter-fp16"), passes::to_fp16(&adapter, &Default::default()).unwrap());
         for graph in [text.unwrap(), vision.unwrap()] {
-            let half = passes::half(&graph, &Default::default()).unwrap();
+            let half = passes::to_fp16(&graph, &Default::default()).unwrap();
             graphs.insert(format!("{seed}-{}-fp16", graph.name), half);
             let layers = passes::linears(&graph, 0..graph.nodes.len());
             let blocks = |bits| Scheme::Blocks { bits, block: 32 };
@@ -154,7 +154,7 @@ fn reduced_graphs() {
                 let reduced = quantize::quantize(&graph, &plan).unwrap();
                 if matches!(scheme, Scheme::Int8Tensor | Scheme::Blocks { .. }) {
                     // As GPUs get it.
-                    let half = passes::half(&reduced, &Default::default()).unwrap();
+                    let half = passes::to_fp16(&reduced, &Default::default()).unwrap();
                     let half = passes::decompose_attention(&half, passes::Scores::Whole).unwrap();
                     graphs.insert(format!("{name}-half"), half);
                 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use brain_adapter::config::Config;
 use brain_adapter::model::adapter::Statistics;
 use brain_adapter::model::{Attention, Mode, Stages, Weights, loss, vit};
-use brain_adapter::passes::{autodiff, free_weights};
+use brain_adapter::passes::{autodiff, weights_to_inputs};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{LazyTensor, Tensor};
 use brain_adapter::train::{Activations, Batch, Engine, Frozen, Graphs, Options, Parameters};
@@ -77,7 +77,7 @@ fn model(case: &Value, activations: Activations) -> f64 {
     config.validate().unwrap();
     let (mode, frozen) = (mode(case), part("models", case, "vit"));
     let graph = vit::build(&config, &lazy_weights(&frozen), Attention::Fused, Stages::Output).unwrap();
-    let frozen = Frozen::new(free_weights(&graph, &|name| !name.starts_with("const.")).unwrap().1).unwrap();
+    let frozen = Frozen::new(weights_to_inputs(&graph, &|name| !name.starts_with("const.")).unwrap().1).unwrap();
     let statistics: Statistics = serde_json::from_value(case["statistics"].clone()).unwrap();
     let options = Options { mode, statistics, activations, class_weights: None };
     let graphs = Graphs::new(&config, &options, &|name| mode.trains(name)).unwrap();
@@ -123,7 +123,7 @@ fn loss_alone(case: &Value) -> f64 {
     let weights = part("losses", case, "heads");
     let graph = loss::build(&config, &lazy_weights(&weights), mode, class_weights.as_deref()).unwrap();
     let free = |name: &str| !name.starts_with("const.") && name != "class_weights";
-    let graph = free_weights(&graph, &free).unwrap().0;
+    let graph = weights_to_inputs(&graph, &free).unwrap().0;
     let expected = part("losses", case, "grad");
     let wrt: Vec<&str> = expected.keys().map(String::as_str).collect();
     let graph = autodiff::joint(&graph, &["loss"], &wrt).unwrap();

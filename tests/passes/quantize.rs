@@ -15,8 +15,8 @@ use brain_adapter::model::{self, Attention, Stages, Weights};
 use brain_adapter::onnx;
 use brain_adapter::passes::quantize::{Plan, Scheme, quantize};
 use brain_adapter::passes::{
-    Segment, beyond_range, factors, fold_batch_norm, half, half_nodes, linears, quantizable, quantize_convolutions,
-    rounding, segments, smooth,
+    Segment, exceeds_fp16, factors, fold_batch_norm, half_nodes, linears, quantizable, quantize_convolutions, rounding,
+    segments, smooth, to_fp16,
 };
 use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
@@ -277,7 +277,7 @@ fn blocks_run_over_the_weights_of_the_whole() {
         let schemes = all.iter().map(|l| (l.name.clone(), scheme)).collect();
         let plan = Plan { schemes, tables: Some(DType::F16), ..Plan::default() };
         let reduced =
-            if scheme == Scheme::Fp16 { half(&graph, &BTreeSet::new()) } else { quantize(&graph, &plan) }.unwrap();
+            if scheme == Scheme::Fp16 { to_fp16(&graph, &BTreeSet::new()) } else { quantize(&graph, &plan) }.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let (_, placed) = onnx::write_placed(&reduced, dir.path(), "text", &mut |_| {}).unwrap();
         assert!(placed.offsets.len() > 14, "{placed:?}");
@@ -315,7 +315,7 @@ fn half_precision_keeps_what_needs_the_range() {
     assert!(!halves.iter().any(|n| n.starts_with("pool.")), "pooling sums over tokens: {halves:?}");
     // The residual stream: sums of two activations. Blocks do with them what the whole does.
     for graph in [&graph, &vit(&case)] {
-        let whole = half(graph, &BTreeSet::new()).unwrap();
+        let whole = to_fp16(graph, &BTreeSet::new()).unwrap();
         let sums = |g: &Graph| -> BTreeMap<String, DType> {
             let computed = |id: &Option<_>| id.is_some_and(|id| g.value(id).init.is_none());
             let sums = g.nodes.iter().filter(|n| n.op.kind == "Add" && n.inputs.iter().all(computed));
@@ -333,11 +333,11 @@ fn half_precision_keeps_what_needs_the_range() {
             }
         }
         for segment in segments(graph) {
-            let block = half(&graph.extract(segment.nodes).unwrap(), &BTreeSet::new()).unwrap();
+            let block = to_fp16(&graph.extract(segment.nodes).unwrap(), &BTreeSet::new()).unwrap();
             sums(&block).iter().for_each(|(name, dtype)| assert_eq!(all[name], *dtype, "{name}"));
         }
     }
-    let reduced = half(&graph, &BTreeSet::new()).unwrap();
+    let reduced = to_fp16(&graph, &BTreeSet::new()).unwrap();
     let weights = reduced.initializers().into_iter().filter_map(|id| reduced.value(id).init.as_ref());
     let wide = weights.filter(|t| t.dtype() == DType::F32 && t.shape().len() == 2).count();
     // The frequencies of the rotary embedding are computed with in float32.
@@ -346,11 +346,11 @@ fn half_precision_keeps_what_needs_the_range() {
     let product = graph.nodes.iter().rfind(|n| n.op.kind == "Mul" && halves.contains(&n.name)).unwrap();
     let value = graph.value(product.outputs[0]).name.clone();
     for range in [(0.0, 40_000.0), (-1e9, 0.0), (0.0, f32::INFINITY), (f32::MIN, f32::MAX)] {
-        let keep = beyond_range(&graph, &BTreeMap::from([(value.clone(), range)]));
+        let keep = exceeds_fp16(&graph, &BTreeMap::from([(value.clone(), range)]));
         assert!(keep.contains(&product.name) && keep.len() >= 2, "{range:?}: {keep:?}");
         assert!(!half_nodes(&graph, &keep).contains(&product.name));
     }
-    assert!(beyond_range(&graph, &BTreeMap::from([(value, (-30_000.0, 30_000.0))])).is_empty());
+    assert!(exceeds_fp16(&graph, &BTreeMap::from([(value, (-30_000.0, 30_000.0))])).is_empty());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use brain_adapter::graph::{Builder, Dim, Graph, Op};
 use brain_adapter::passes::quantize::{Plan, Scheme, quantize};
-use brain_adapter::passes::{Scores, decompose_attention, half};
+use brain_adapter::passes::{Scores, decompose_attention, to_fp16};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor, cosine};
 use half::f16;
@@ -105,7 +105,7 @@ fn pairs_in_half_precision() {
         ..Plan::default()
     };
     let single = quantize(&graph, &plan).unwrap();
-    let reduced = half(&single, &Default::default()).unwrap();
+    let reduced = to_fp16(&single, &Default::default()).unwrap();
     for node in &reduced.nodes {
         let made = reduced.value(node.outputs[0]).ty.dtype;
         let expected = match node.op.kind {

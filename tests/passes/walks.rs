@@ -7,7 +7,7 @@ use support::reference;
 
 use std::sync::Arc;
 
-use brain_adapter::calibrate::{Columns, Feed, Inputs, Role, Runner, Wanted, walk};
+use brain_adapter::calibrate::{ChannelStats, Feed, Inputs, Role, Runner, Wanted, walk};
 use brain_adapter::config::{LlamaConfig, TextPool};
 use brain_adapter::graph::Graph;
 use brain_adapter::model::{self, Stages, Weights};
@@ -64,7 +64,7 @@ impl Progress for Ran {
 #[derive(Debug, PartialEq)]
 struct Seen {
     block: String,
-    columns: Vec<Columns>,
+    columns: Vec<ChannelStats>,
     samples: Vec<Vec<u32>>,
     held_out: Vec<(String, Vec<u32>)>,
 }

@@ -6,16 +6,16 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use brain_adapter::Code;
+use brain_adapter::{Code, WarningCode};
 
 /// The modules by layer. A module imports from lower layers only, never from another of its own.
 const LAYERS: [&[&str]; 10] = [
     &["error"],
     &["tensor", "progress", "files", "metrics"],
-    &["volume", "text", "checkpoint", "graph", "config"],
+    &["volume", "text", "checkpoint", "graph", "config", "cohort"],
     &["model", "passes", "onnx", "batch"],
     &["bundle", "runtime"],
-    &["calibrate"],
+    &["execute", "calibrate"],
     &["export", "infer"],
     &["train"],
     &["cli"],
@@ -282,7 +282,7 @@ fn no_file_names_a_folder_of_some_machine() {
 #[test]
 fn docs_list_every_error_code() {
     let text = std::fs::read_to_string(root().join("docs/errors.md")).unwrap();
-    let (errors, _warnings) = text.split_once("## Warnings").unwrap();
+    let (errors, warnings) = text.split_once("## Warnings").unwrap();
     let rows = errors.lines().filter(|l| l.starts_with("| `")).map(|l| {
         let cells: Vec<&str> = l.trim_matches('|').split(" | ").map(str::trim).collect();
         assert!(cells.len() == 3 && cells.iter().all(|c| !c.is_empty()), "three cells: {l}");
@@ -298,4 +298,11 @@ fn docs_list_every_error_code() {
     }
     assert!(difference.is_empty(), "{difference}");
     assert_eq!(found, expected, "the order");
+
+    let rows = warnings.lines().filter(|l| l.starts_with("| `")).map(|l| {
+        let (code, meaning) = l.trim_matches('|').split_once(" | ").unwrap();
+        (code.trim().trim_matches('`').to_owned(), meaning.trim().to_owned())
+    });
+    let expected = WarningCode::ALL.iter().map(|(code, text)| (code.to_string(), (*text).to_owned()));
+    assert_eq!(rows.collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "the table of warnings");
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::export::{self, Plan, Sources};
+use brain_adapter::model::Part;
 use brain_adapter::progress::Silent;
 use reference::generate::random_case;
 use reference::write::write_case;
@@ -158,7 +159,7 @@ fn the_form_for_cpus_has_none() {
     let dir = tempfile::tempdir().unwrap();
     forms::write(dir.path(), forms::FIXTURES[0]);
     let bundle = forms::export(dir.path(), Precision::Int8, Target::Cpu);
-    assert!(bundle.manifest.suits("cuda").is_err() && bundle.manifest.graph("text", "cuda").is_none());
+    assert!(bundle.manifest.suits("cuda").is_err() && bundle.manifest.graph(Part::Text, "cuda").is_none());
     let files: Vec<PathBuf> = ["vision.onnx", "text.onnx"].map(|f| bundle.file(f)).into();
     for file in forms::nodes(&files).into_iter().flatten() {
         let missing = missing(&kernels(), &file);

@@ -16,7 +16,7 @@ use brain_adapter::Code;
 use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::export;
 use brain_adapter::progress::Silent;
-use brain_adapter::runtime::{Device, Gpu, Machine, Nvidia, Runtime, SHAPES, Session, SessionOptions};
+use brain_adapter::runtime::{Device, Gpu, Machine, Nvidia, Runtime, SHAPE_OPS, Session, SessionOptions};
 
 const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
@@ -91,7 +91,10 @@ fn place_on_cuda() {
             let placement = session.placement().unwrap();
             let cuda = &placement.providers.iter().find(|placed| placed.provider == "CUDAExecutionProvider").unwrap();
             let left: Vec<&str> = placement.left().map(|node| node.kind.as_str()).collect();
-            assert!(left.iter().all(|kind| SHAPES.contains(kind)) && left.len() <= 1, "{precision} {part}: {left:?}");
+            assert!(
+                left.iter().all(|kind| SHAPE_OPS.contains(kind)) && left.len() <= 1,
+                "{precision} {part}: {left:?}"
+            );
             assert!(cuda.nodes >= 5, "{precision} {part}");
             eprintln!("{precision} for {target}, {part}: {} nodes on CUDA, on the processor {left:?}", cuda.nodes);
         }

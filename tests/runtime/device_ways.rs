@@ -16,10 +16,11 @@ use std::sync::{Arc, Mutex};
 
 use brain_adapter::Code;
 use brain_adapter::bundle::{Bundle, Precision};
-use brain_adapter::infer::{EncodedReport, Mode, Options, Prediction, Predictor, Tell};
+use brain_adapter::infer::{EncodedReport, Mode, Options, Prediction, Predictor};
 use brain_adapter::onnx::SegmentedModel;
+use brain_adapter::progress::Tell;
 use brain_adapter::runtime::{
-    DeviceTensor, EngineOptions, Flowing, Input, Leave, ProfiledInput, Session, SessionOptions, Source,
+    DeviceTensor, EngineOptions, Input, OutputPlacement, ProfiledInput, RuntimeValue, Session, SessionOptions, Source,
 };
 use brain_adapter::tensor::{Tensor, TensorView};
 use reference::generate::Case;
@@ -32,10 +33,10 @@ fn host(tensor: &Tensor) -> Input<'_> {
     Input::Host(TensorView::of(tensor).unwrap())
 }
 
-fn device(flowing: Flowing) -> DeviceTensor {
+fn device(flowing: RuntimeValue) -> DeviceTensor {
     match flowing {
-        Flowing::Device(tensor) => tensor,
-        Flowing::Host(_) => panic!("it was to stay"),
+        RuntimeValue::Device(tensor) => tensor,
+        RuntimeValue::Host(_) => panic!("it was to stay"),
     }
 }
 
@@ -55,12 +56,12 @@ fn bound_in_groups(path: &Path, inputs: &[(&str, &Tensor)], output: &str) -> (Te
         let given = inputs.iter().map(|(n, t)| (*n, host(t)));
         let given = given.chain(flowing.iter().map(|(n, t)| (n.as_str(), Input::Device(t))));
         let feed: Vec<_> = given.filter(|(n, _)| part.inputs.iter().any(|name| name == n)).collect();
-        let leave = |name: &String| if name == output { Leave::Host } else { Leave::Device };
+        let leave = |name: &String| if name == output { OutputPlacement::Host } else { OutputPlacement::Device };
         let wanted: Vec<_> = part.outputs.iter().map(|name| (name.as_str(), leave(name))).collect();
         let made = session.run_bound(&feed, &wanted).unwrap();
         drop(session);
         if i == last {
-            return (made.into_iter().find_map(Flowing::host).unwrap(), kinds);
+            return (made.into_iter().find_map(RuntimeValue::host).unwrap(), kinds);
         }
         for tensor in made.into_iter().map(device) {
             assert!(tensor.on_host() && !tensor.shape().contains(&0), "{tensor:?}");
@@ -100,12 +101,17 @@ fn bound_values_give_the_same_bits() {
                 first.always_bind();
                 second.always_bind();
             }
-            let left = first.run_bound(&[("volume", host(&volume))], &[("adapter", Leave::Device)]).unwrap().remove(0);
+            let left = first
+                .run_bound(&[("volume", host(&volume))], &[("adapter", OutputPlacement::Device)])
+                .unwrap()
+                .remove(0);
             drop(first);
             let left = device(left);
             assert_eq!((left.name(), left.shape(), left.dtype()), ("adapter", adapter.shape().to_vec(), "f32".into()));
             for _ in 0..2 {
-                let seen = second.run_bound(&[("adapter", Input::Device(&left))], &[("vision", Leave::Host)]).unwrap();
+                let seen = second
+                    .run_bound(&[("adapter", Input::Device(&left))], &[("vision", OutputPlacement::Host)])
+                    .unwrap();
                 let seen = seen.into_iter().next().unwrap().host().unwrap();
                 assert!(bits(&seen) == bits(&vision), "{precision} bind {bind}");
             }
@@ -137,12 +143,12 @@ fn results_that_stay_are_not_written_over() {
     let mut run = |scale: f32, leave| {
         let vision = features(config.vision.hidden, scale);
         let inputs = [("vision", host(&vision)), ("text", host(&text))];
-        session.run_bound(&inputs, &[("v", leave), ("logits", Leave::Host)]).unwrap().remove(0)
+        session.run_bound(&inputs, &[("v", leave), ("logits", OutputPlacement::Host)]).unwrap().remove(0)
     };
-    let first = run(1.0, Leave::Host).host().unwrap();
-    let kept = device(run(1.0, Leave::Device));
-    let other = run(-2.0, Leave::Host).host().unwrap();
-    let again = device(run(-2.0, Leave::Device));
+    let first = run(1.0, OutputPlacement::Host).host().unwrap();
+    let kept = device(run(1.0, OutputPlacement::Device));
+    let other = run(-2.0, OutputPlacement::Host).host().unwrap();
+    let again = device(run(-2.0, OutputPlacement::Device));
     assert!(bits(&first) != bits(&other));
     let read = |tensor: &DeviceTensor| bits(&tensor.to_host().unwrap());
     assert!(read(&kept) == bits(&first) && read(&again) == bits(&other));
@@ -162,7 +168,7 @@ fn wrong_inputs_are_refused_alike() {
         }
         let mut refused = |inputs: &[(&str, &Tensor)], output: &str, words: &str| {
             let inputs: Vec<_> = inputs.iter().map(|(n, t)| (*n, host(t))).collect();
-            let error = session.run_bound(&inputs, &[(output, Leave::Device)]).unwrap_err();
+            let error = session.run_bound(&inputs, &[(output, OutputPlacement::Device)]).unwrap_err();
             assert_eq!(error.code(), Code::RUNTIME_RUN, "bind {bind}: {error}");
             assert!(error.message().contains(words), "bind {bind}: {error}");
         };
@@ -173,7 +179,7 @@ fn wrong_inputs_are_refused_alike() {
         refused(&[("input_ids", &floats), ("attention_mask", &ids)], "text", "");
         // And it goes on.
         let good = [("input_ids", host(&ids)), ("attention_mask", host(&ids))];
-        session.run_bound(&good, &[("text", Leave::Host)]).unwrap();
+        session.run_bound(&good, &[("text", OutputPlacement::Host)]).unwrap();
     }
 }
 

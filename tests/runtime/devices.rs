@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use brain_adapter::Code;
-use brain_adapter::runtime::{Chosen, Device, Gpu, Machine, Nvidia, Runtime, SHAPES, Session, SessionOptions};
+use brain_adapter::runtime::{Chosen, Device, Gpu, Machine, Nvidia, Runtime, SHAPE_OPS, Session, SessionOptions};
 use commands::tiny_bundle;
 use fake::{CUDA, CUDA_PROVIDER, RTX, RTX_PROVIDER, TENSORRT, TENSORRT_PROVIDER, gpu_build, put_back, take};
 use prost::Message;
@@ -292,5 +292,5 @@ fn placement_is_that_of_the_graph() {
         let options = SessionOptions { placement: false, ..options };
         assert!(Session::open(runtime, &path, &options).unwrap().placement().is_none());
     }
-    assert!(SHAPES.is_sorted());
+    assert!(SHAPE_OPS.is_sorted());
 }

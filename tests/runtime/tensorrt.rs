@@ -134,7 +134,7 @@ fn groups_of_blocks_build() {
     {
         let bundle = forms::export(dir.path(), precision, target);
         for part in ["text", "vision"] {
-            let file = bundle.manifest.graph(part, "tensorrt-rtx").unwrap();
+            let file = bundle.manifest.graph(part.parse().unwrap(), "tensorrt-rtx").unwrap();
             let model = SegmentedModel::read(&bundle.file(file)).unwrap();
             // One block each, and once all of them in two halves.
             let n = model.segments().len();

@@ -44,12 +44,12 @@ fn check(folder: &Path, case: &Value) -> Result<(f64, usize), String> {
     }
     let got = result.map_err(|e| format!("{}: {e}", e.code()))?;
     for warning in strings(&case["warnings"]) {
-        if !got.warnings.iter().any(|w| w.code == warning) {
+        if !got.warnings.iter().any(|w| w.code.as_str() == warning) {
             return Err(format!("no warning {warning}, only {:?}", got.warnings));
         }
     }
     let unexpected = |code: &str| code != "fov_cut" && !strings(&case["warnings"]).contains(&code);
-    if let Some(w) = got.warnings.iter().find(|w| unexpected(&w.code)) {
+    if let Some(w) = got.warnings.iter().find(|w| unexpected(w.code.as_str())) {
         return Err(format!("unexpected warning {}: {}", w.code, w.message));
     }
     check_report(case, &got)?;

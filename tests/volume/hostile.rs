@@ -127,7 +127,7 @@ fn child_reads_one_scan() {
     let mut report = match result {
         Ok(got) => json!({
             "ok": true,
-            "warnings": got.warnings.iter().map(|w| w.code.clone()).collect::<Vec<_>>(),
+            "warnings": got.warnings.iter().map(|w| w.code).collect::<Vec<_>>(),
             "difference": compare(&folder, base, &got).0,
             "axcodes": got.source.axcodes,
         }),

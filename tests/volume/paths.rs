@@ -4,6 +4,7 @@ use support::nifti_writer;
 
 use std::path::Path;
 
+use brain_adapter::WarningCode;
 use brain_adapter::volume::{self, Conformed, Grid, ReadOptions};
 use brain_adapter::{Code, Error};
 use nifti_writer::{Scan, gzip};
@@ -123,7 +124,7 @@ fn a_damaged_container_explains_odd_voxels() {
 #[test]
 fn a_cut_field_of_view_is_told_side_by_side() {
     let got = volume::read_bytes(&scan(), &ReadOptions { grid: Grid::cube(10, 2.0), volume: None }).unwrap();
-    let warning = got.warnings.iter().find(|w| w.code == "fov_cut").unwrap();
+    let warning = got.warnings.iter().find(|w| w.code == WarningCode::FOV_CUT).unwrap();
     // 24 mm left–right about voxel 4 of 9, kept: 8 mm to the left and 10 to the right of it; 24 mm along S about 3 of 7
     assert!(warning.message.contains("left 4.0 mm, right 2.0 mm, inferior 4.0 mm, superior 2.0 mm"), "{warning:?}");
     assert!(volume::read_bytes(&scan(), &ReadOptions::default()).unwrap().warnings.is_empty());

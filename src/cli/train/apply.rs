@@ -10,7 +10,7 @@ use crate::cli::progress::Bar;
 use crate::cli::render::{self, short, shown, table};
 use crate::cli::{Common, calibration_folder, print, print_json, tell};
 use crate::error::Result;
-use crate::infer::cohort::error_json;
+use crate::infer::results::error_json;
 use crate::train::apply::{self, Plan, Summary};
 
 const EXAMPLES: &str = "\
@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// Scans and reports to calibrate a reduced adapter on, and to compare with fp32 [default: ./calibration]
     #[arg(long, value_name = "DIR")]
     calibration: Option<PathBuf>,
-    /// Leave the adapter of an int8 or int4 bundle in fp32 where there is no scan to calibrate it on
+    /// OutputPlacement the adapter of an int8 or int4 bundle in fp32 where there is no scan to calibrate it on
     #[arg(long)]
     adapter_fp32: bool,
     /// Write the trained tensors as safetensors for PyTorch too

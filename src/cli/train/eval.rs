@@ -8,7 +8,7 @@ use crate::cli::{Common, infer, print, tell, telling};
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::Options;
-use crate::infer::cohort::error_json;
+use crate::infer::results::error_json;
 use crate::runtime::{Device, take_log};
 use crate::train::eval::{self, Choice, Evaluation, Plan};
 use crate::train::picture;
@@ -28,7 +28,7 @@ pub(super) struct Args {
     /// Fit a temperature on the validation rows and put it into the bundle: probabilities change, labels do not
     #[arg(long)]
     fit_temperature: bool,
-    /// Leave reports out: the image-only classifier answers every row, as prepare --mode mri trains it
+    /// OutputPlacement reports out: the image-only classifier answers every row, as prepare --mode mri trains it
     #[arg(long)]
     image_only: bool,
     /// Draws of the bootstrap that gives the 95 % intervals; 0: none

@@ -11,11 +11,11 @@ use crate::bundle::{FirstTry, LayerRecord, Precision};
 use crate::calibrate::{Feed, Fidelity, Inputs, Ranges, Role, Runner, Wanted, fidelity_of, walk};
 use crate::config::VolumeConfig;
 use crate::error::{Code, Error, Result};
-use crate::export::form::Form;
+use crate::export::numeric_format::NumericFormat;
 use crate::export::{CalibrationInput, inputs};
 use crate::graph::Graph;
 use crate::passes::quantize::Scheme;
-use crate::passes::{beyond_range, half, quantize_convolutions, unfit_for_half};
+use crate::passes::{exceeds_fp16, quantize_convolutions, to_fp16, unfit_for_fp16};
 use crate::progress::{Progress, Silent};
 use crate::tensor::Tensor;
 
@@ -56,7 +56,7 @@ fn observe(graph: &Graph, volume: Tensor, ranges: &mut Ranges, runner: &Runner<'
 pub(in crate::export) fn calibrated(
     graph: &Graph,
     volume: &VolumeConfig,
-    limits: (Form, Option<f64>),
+    limits: (NumericFormat, Option<f64>),
     all: &[CalibrationInput],
     runner: &Runner<'_>,
     progress: &mut dyn Progress,
@@ -104,14 +104,14 @@ impl Adapter {
 /// else in float32. GPUs get half precision: symmetric bytes would lose one of their bits behind each ReLU.
 fn choose(
     graph: &Graph,
-    form: Form,
+    form: NumericFormat,
     ranges: &Ranges,
     limit: f64,
     judge: &dyn Fn(&Graph) -> Result<Fidelity>,
 ) -> Result<Adapter> {
     let (candidate, precision, scheme) = if form.halves() {
-        let keep = unfit_for_half(graph)?.0.into_iter().chain(beyond_range(graph, ranges)).collect();
-        (Some(half(graph, &keep)?), Precision::Fp16, Scheme::Fp16)
+        let keep = unfit_for_fp16(graph)?.0.into_iter().chain(exceeds_fp16(graph, ranges)).collect();
+        (Some(to_fp16(graph, &keep)?), Precision::Fp16, Scheme::Fp16)
     } else {
         (quantize_convolutions(graph, &with_inputs(graph, ranges))?, Precision::Int8, Scheme::Int8Static)
     };
@@ -147,11 +147,11 @@ fn judged(candidate: &Graph, volume: &VolumeConfig, scans: &[ScanReference], run
 }
 
 /// Half precision without having seen an activation.
-pub(in crate::export) fn data_free(graph: &Graph, form: Form) -> Result<Adapter> {
+pub(in crate::export) fn data_free(graph: &Graph, form: NumericFormat) -> Result<Adapter> {
     if !form.halves() {
         return Ok(single(graph));
     }
-    let graph_in_half = half(graph, &unfit_for_half(graph)?.0)?;
+    let graph_in_half = to_fp16(graph, &unfit_for_fp16(graph)?.0)?;
     Ok(Adapter { graph: graph_in_half, precision: Precision::Fp16, record: record(graph, Scheme::Fp16) })
 }
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::trial::Trial;
 use crate::bundle::Target;
-use crate::calibrate::{Columns, Fidelity, Group, Runner};
+use crate::calibrate::{ChannelStats, Fidelity, Group, Runner};
 use crate::error::{Code, Error, Result};
-use crate::export::form::Form;
+use crate::export::numeric_format::NumericFormat;
 use crate::graph::Graph;
 use crate::passes::quantize::Scheme;
 use crate::passes::{factors, rounding};
@@ -46,7 +46,7 @@ pub(super) struct Rules<'a> {
     pub start: usize,
     /// Largest relative error.
     pub limit: f64,
-    pub form: Form,
+    pub form: NumericFormat,
     /// Layers that start at the last rung: what they read or hold does not fit half precision.
     pub last: Vec<bool>,
 }
@@ -58,7 +58,7 @@ pub(super) struct Rules<'a> {
 pub(super) fn choose(
     graph: &Graph,
     group: &Group,
-    columns: &Columns,
+    columns: &ChannelStats,
     rules: &Rules<'_>,
     runner: &Runner<'_>,
 ) -> Result<Chosen> {
@@ -83,7 +83,7 @@ pub(super) fn choose(
 }
 
 /// Tries rungs until every layer meets the limit or is at the top.
-fn climb(trial: &Trial<'_>, columns: &Columns, rules: &Rules<'_>) -> Result<Chosen> {
+fn climb(trial: &Trial<'_>, columns: &ChannelStats, rules: &Rules<'_>) -> Result<Chosen> {
     let (group, zero_point, top) = (trial.group, columns.zero_point(), rules.ladder.len() - 1);
     let at = |rung: usize| match rules.ladder[rung] {
         Scheme::Int8 { .. } => Scheme::Int8 { zero_point },
@@ -154,7 +154,7 @@ fn worth_smoothing(schemes: &[Scheme], found: &[Fidelity], limit: f64) -> bool {
 /// nothing can take them or they do not help there.
 fn smoothing(
     trial: &Trial<'_>,
-    columns: &Columns,
+    columns: &ChannelStats,
     schemes: &[Scheme],
     found: &[Fidelity],
 ) -> Result<Option<(Vec<f32>, Vec<Fidelity>)>> {

@@ -1,7 +1,7 @@
 //! How far a reduced model may be from float32, and what a layer tries in turn.
 
 use crate::bundle::{Precision, Target};
-use crate::export::form::Form;
+use crate::export::numeric_format::NumericFormat;
 use crate::passes::quantize::Scheme;
 
 /// What must hold on held-out inputs.
@@ -26,7 +26,7 @@ const FEW: usize = 3;
 
 impl Limits {
     /// The limits of a part: those of the export's precision, or of int8 where an int4 export has 8 bits.
-    pub fn of_part(form: Form, part: &str, max_error: Option<f64>) -> Self {
+    pub fn of_part(form: NumericFormat, part: &str, max_error: Option<f64>) -> Self {
         let precision = form.precision;
         let own = if precision == Precision::Int4 && part != "text" { Precision::Int8 } else { precision };
         let limits = Self { probability: Self::of(precision, None).probability, ..Self::of(own, max_error) };
@@ -66,7 +66,7 @@ impl Limits {
 const CUDA8: Scheme = Scheme::Blocks { bits: 8, block: 32 };
 
 /// What a linear layer of `part` tries, from the smallest to the surest.
-pub(super) fn ladder(form: Form, part: &str) -> &'static [Scheme] {
+pub(super) fn ladder(form: NumericFormat, part: &str) -> &'static [Scheme] {
     const SURE: [Scheme; 2] = [Scheme::Fp16Weight, Scheme::Fp32];
     const INT8: [Scheme; 4] = [Scheme::INT8, Scheme::Blocks { bits: 8, block: 32 }, SURE[0], SURE[1]];
     const INT4: [Scheme; 6] = [

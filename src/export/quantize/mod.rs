@@ -17,14 +17,14 @@ use limits::Limits;
 use part::{Choice, Decider, Starts};
 use references::{References, ReportReference, ScanReference};
 
-use super::form::Form;
+use super::numeric_format::NumericFormat;
 use super::sources::Loaded;
-use super::{CalibrationInput, Plan, space};
+use super::{CalibrationInput, Plan, disk_space};
 use crate::bundle::{Calibration, LayerRecord, Precision, Quantization, Target};
 use crate::calibrate::{Feed, Inputs, Role, Runner, Statistics};
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::graph::Graph;
-use crate::passes::{Segment, half, segments, unfit_for_half};
+use crate::passes::{Segment, segments, to_fp16, unfit_for_fp16};
 use crate::progress::Progress;
 
 /// Fewer tokens of reports than this, or fewer scans than [`FEW_SCANS`], are too few to trust a range.
@@ -76,7 +76,7 @@ impl<'a> Reducer<'a> {
     ) -> Result<Self> {
         let statistics = plan.statistics.as_deref().map(Statistics::load).transpose()?;
         let decider = Decider::new(plan, statistics.as_ref());
-        let form = Form::of(plan.precision, plan.target);
+        let form = NumericFormat::of(plan.precision, plan.target);
         if form.target == Target::TensorRt {
             let there = [all.iter().any(|i| i.scan.is_some()), all.iter().any(|i| i.report.is_some())];
             let missing =
@@ -101,7 +101,7 @@ impl<'a> Reducer<'a> {
         if let Some(runner) = reducer.runner {
             // Found out after an hour of calibration, a full disk would cost the hour.
             let block = graphs.iter().map(largest_block).max().unwrap_or(0);
-            space::check(runner.scratch, space::of_bundle(&reducer.graphs()?).saturating_add(block))?;
+            disk_space::check(runner.scratch, disk_space::of_bundle(&reducer.graphs()?).saturating_add(block))?;
             reducer.adapter(all, &runner, progress)?;
             let reports = references::reports(loaded, all)?.into_iter();
             let reports =
@@ -114,8 +114,8 @@ impl<'a> Reducer<'a> {
         Ok(reducer)
     }
 
-    fn form(&self) -> Form {
-        Form::of(self.plan.precision, self.plan.target)
+    fn form(&self) -> NumericFormat {
+        NumericFormat::of(self.plan.precision, self.plan.target)
     }
 
     /// Runs the adapter on each scan and decides about it.
@@ -204,7 +204,7 @@ impl<'a> Reducer<'a> {
         let heads = if self.single_heads {
             self.graphs[HEADS].clone()
         } else {
-            half(&self.graphs[HEADS], &unfit_for_half(&self.graphs[HEADS])?.0)?
+            to_fp16(&self.graphs[HEADS], &unfit_for_fp16(&self.graphs[HEADS])?.0)?
         };
         let [vision, text] = &self.choices;
         Ok([self.adapter.graph.clone(), vision.apply(&self.graphs[VISION])?, text.apply(&self.graphs[TEXT])?, heads])
@@ -265,12 +265,12 @@ impl<'a> Reducer<'a> {
         let flushed: u64 = self.choices.iter().map(|c| c.flushed).sum();
         if flushed > 0 {
             let message = format!("{flushed} weights other than 0 are too small for half precision and become 0");
-            progress.warn(&Warning::new("weights_flushed", message));
+            progress.warn(&Warning::new(WarningCode::WEIGHTS_FLUSHED, message));
         }
         let Some(_) = self.runner else {
             let message = "no calibration inputs: what needs to know activations is left out (the adapter stays in fp32 \
                            unless it is exported in fp16), and nothing is compared with fp32";
-            return progress.warn(&Warning::new("calibration_none", message));
+            return progress.warn(&Warning::new(WarningCode::CALIBRATION_NONE, message));
         };
         let (scans, reports) = (self.references.scans.len(), self.references.reports.len());
         let tokens = self.references.reports.iter().filter_map(|r| Some(r.tokens.get("input_ids")?.shape()[1] as u64));
@@ -284,7 +284,7 @@ impl<'a> Reducer<'a> {
                     _ => "",
                 }
             );
-            progress.warn(&Warning::new("calibration_few", message));
+            progress.warn(&Warning::new(WarningCode::CALIBRATION_FEW, message));
         }
     }
 }

@@ -9,14 +9,16 @@ use super::group::{Chosen, Rules, choose};
 use super::limits::{Limits, ladder, left as left_of, next_start};
 use super::trial::{range, smoothed_importance};
 use crate::bundle::{BlockRecord, FirstTry, LayerRecord, Precision, Target};
-use crate::calibrate::{Columns, Feed, Fidelity, Group, Inputs, Runner, Statistics, Visit, Wanted, fidelity_of, walk};
+use crate::calibrate::{
+    ChannelStats, Feed, Fidelity, Group, Inputs, Runner, Statistics, Visit, Wanted, fidelity_of, walk,
+};
 use crate::error::{Code, Error, Result};
-use crate::export::form::Form;
+use crate::export::numeric_format::NumericFormat;
 use crate::graph::{Graph, ValueId};
 use crate::passes::quantize::{Plan, Scheme, quantize};
 use crate::passes::{
-    Linear, Rounded, Scores, Segment, beyond_range, decompose_attention, half, linears, rounding, segments, smooth,
-    unfit_for_half,
+    Linear, Rounded, Scores, Segment, decompose_attention, exceeds_fp16, linears, rounding, segments, smooth, to_fp16,
+    unfit_for_fp16,
 };
 use crate::progress::Progress;
 use crate::tensor::{DType, Tensor};
@@ -24,7 +26,7 @@ use crate::tensor::{DType, Tensor};
 /// What was decided for one graph: what holds for all of it, and block by block, by the index of a block's first node.
 #[derive(Default)]
 pub(super) struct Choice {
-    form: Option<Form>,
+    form: Option<NumericFormat>,
     /// Element type of looked-up tables.
     tables: Option<DType>,
     /// Nodes whose weights do not fit half precision.
@@ -52,7 +54,7 @@ struct Block {
     layers: Vec<LayerRecord>,
     slowdowns: BTreeMap<String, f64>,
     record: Option<BlockRecord>,
-    statistics: BTreeMap<String, Columns>,
+    statistics: BTreeMap<String, ChannelStats>,
 }
 
 impl Choice {
@@ -65,7 +67,7 @@ impl Choice {
     }
 
     fn apply_blocks<'a>(&self, graph: &Graph, blocks: impl Iterator<Item = &'a Block> + Clone) -> Result<Graph> {
-        let halves = self.form.is_some_and(Form::halves);
+        let halves = self.form.is_some_and(NumericFormat::halves);
         let mut graph = graph.clone();
         for (name, factors) in blocks.clone().flat_map(|b| &b.smoothed) {
             let id = graph.values.iter().position(|v| v.name == *name).map(ValueId);
@@ -84,7 +86,7 @@ impl Choice {
             return Ok(graph);
         }
         let keep = blocks.flat_map(|b| &b.keep).chain(&self.unfit).cloned().collect();
-        let graph = half(&graph, &keep)?;
+        let graph = to_fp16(&graph, &keep)?;
         match self.form.map(|f| f.target) {
             Some(Target::TensorRt) => decompose_attention(&graph, Scores::Whole),
             _ => Ok(graph),
@@ -107,7 +109,7 @@ impl Choice {
     }
 
     /// Statistics that were gathered.
-    pub fn statistics(&self) -> impl Iterator<Item = (String, Columns)> {
+    pub fn statistics(&self) -> impl Iterator<Item = (String, ChannelStats)> {
         self.blocks.values().flat_map(|b| b.statistics.clone())
     }
 }
@@ -117,7 +119,7 @@ pub(super) type Starts = BTreeMap<String, usize>;
 
 /// What decides.
 pub(super) struct Decider<'a> {
-    pub form: Form,
+    pub form: NumericFormat,
     pub max_error: Option<f64>,
     /// Statistics of an earlier export, to be used instead of those gathered.
     pub statistics: Option<&'a Statistics>,
@@ -126,7 +128,7 @@ pub(super) struct Decider<'a> {
 impl<'a> Decider<'a> {
     /// What decides by `plan`.
     pub fn new(plan: &crate::export::Plan, statistics: Option<&'a Statistics>) -> Self {
-        Self { form: Form::of(plan.precision, plan.target), max_error: plan.max_error, statistics }
+        Self { form: NumericFormat::of(plan.precision, plan.target), max_error: plan.max_error, statistics }
     }
 
     /// Every layer gets the first scheme of its ladder; nothing is run.
@@ -157,7 +159,7 @@ impl<'a> Decider<'a> {
     fn begin(&self, graph: &Graph) -> Result<Choice> {
         let mut choice = Choice { form: Some(self.form), ..Choice::default() };
         if self.form.halves() {
-            (choice.unfit, choice.flushed) = unfit_for_half(graph)?;
+            (choice.unfit, choice.flushed) = unfit_for_fp16(graph)?;
             return Ok(choice);
         }
         let mut fits = true;
@@ -180,7 +182,7 @@ impl<'a> Decider<'a> {
     }
 
     /// The given statistics of the activation that a layer reads.
-    fn given(&self, graph: &Graph, linear: &Linear) -> Result<Option<&Columns>> {
+    fn given(&self, graph: &Graph, linear: &Linear) -> Result<Option<&ChannelStats>> {
         let Some(statistics) = self.statistics.filter(|_| self.is_given(graph)) else { return Ok(None) };
         let wrong =
             |what: String| Error::new(Code::CALIBRATION_INPUT, format!("the statistics are another model's: {what}"));
@@ -236,7 +238,7 @@ impl<'a> Decider<'a> {
     /// Decides for one block.
     fn block(&self, choice: &Choice, visit: &Visit<'_>, start: usize, runner: &Runner<'_>) -> Result<Block> {
         let graph = visit.graph;
-        let keep = beyond_range(visit.block, &visit.ranges);
+        let keep = exceeds_fp16(visit.block, &visit.ranges);
         let mut block = Block { start, judged: true, keep, ..Block::default() };
         let limit = Limits::of_part(self.form, &graph.name, self.max_error).layer;
         for group in &visit.groups {
@@ -262,7 +264,7 @@ impl<'a> Decider<'a> {
 }
 
 impl Block {
-    fn add(&mut self, graph: &Graph, group: &Group, columns: &Columns, chosen: Chosen) {
+    fn add(&mut self, graph: &Graph, group: &Group, columns: &ChannelStats, chosen: Chosen) {
         let importance: Arc<[f32]> = columns.importance().into();
         let range = range(&columns.largest, chosen.factors.as_deref());
         for (i, linear) in group.linears.iter().enumerate() {

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use crate::calibrate::{Feed, Fidelity, Group, Runner, Sample, fidelity};
 use crate::error::{Code, Error, Result};
-use crate::export::form::Form;
+use crate::export::numeric_format::NumericFormat;
 use crate::graph::{Builder, Dim, Graph};
-use crate::passes::half;
 use crate::passes::quantize::{Plan, Scheme, quantize};
+use crate::passes::to_fp16;
 use crate::tensor::{DType, LazyTensor, Tensor};
 
 /// The layers that read one activation.
@@ -21,7 +21,7 @@ pub(super) struct Trial<'a> {
     pub importance: &'a Arc<[f32]>,
     /// The largest magnitude of each of the activation's columns.
     pub largest: &'a [f32],
-    pub form: Form,
+    pub form: NumericFormat,
     pub runner: &'a Runner<'a>,
 }
 
@@ -87,7 +87,7 @@ impl Trial<'_> {
         }
         let single = self.group.linears.iter().zip(schemes).filter(|(_, s)| **s == Scheme::Fp32);
         let keep: BTreeSet<String> = single.map(|(l, _)| format!("{}.MatMul", l.name)).collect();
-        half(&graph, &keep)
+        to_fp16(&graph, &keep)
     }
 }
 

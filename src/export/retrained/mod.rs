@@ -8,13 +8,13 @@
 //! In float32 both parts are exactly what an export of the same weights writes, bit for bit; so are the heads in every
 //! precision, and the adapter where the calibration inputs are the same.
 
+mod fp32;
 mod reduced;
-mod single;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use super::form::Form;
+use super::numeric_format::NumericFormat;
 use super::quantize::{ADAPTER, HEADS};
 use super::reduced::{PICTURE, STATISTICS, listed};
 use super::stage::{self, Format};
@@ -22,17 +22,17 @@ use super::{CalibrationInput, PartSummary, inputs, picture};
 use crate::bundle::{Bundle, FileRecord, Precision, Quantization, SourceRecord, Staging};
 use crate::calibrate::{Feed, Statistics};
 use crate::checkpoint::SourceFile;
-use crate::error::{Error, Result, Warning};
+use crate::error::{Error, Result, Warning, WarningCode};
 use crate::files::check_room;
 use crate::graph::Graph;
-use crate::model::{self, PARTS, Trained};
+use crate::model::{self, PARTS, Part, Trained};
 use crate::passes::fold_batch_norm;
 use crate::progress::Progress;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 
 /// Runs a graph of the bundle: its name, inputs, and the outputs that are wanted.
-pub(crate) type Features<'a> = dyn FnMut(&'static str, &[(&str, &Tensor)], &[&str]) -> Result<Vec<Tensor>> + 'a;
+pub(crate) type Features<'a> = dyn FnMut(Part, &[(&str, &Tensor)], &[&str]) -> Result<Vec<Tensor>> + 'a;
 
 /// What is to be done: a bundle, and the weights that go into it.
 pub(crate) struct Bundled<'a> {
@@ -96,7 +96,7 @@ pub(crate) fn retrained(
     check_room(task.staging.path(), 2 * graphs.iter().map(stage::weight_bytes).sum::<u64>(), "the new version")?;
     if task.inputs.is_empty() {
         let message = "no calibration inputs: adapter and heads are not compared with fp32";
-        progress.warn(&Warning::new("calibration_none", message));
+        progress.warn(&Warning::new(WarningCode::CALIBRATION_NONE, message));
     }
     let form = task.form();
     let mut made = match form.precision {
@@ -112,8 +112,8 @@ pub(crate) fn retrained(
 impl Bundled<'_> {
     /// The form that the bundle was exported in: its precision is that of the language model, for the others may have more exact
     /// ones.
-    fn form(&self) -> Form {
-        Form::of(self.bundle.manifest.parts["text"].precision, self.bundle.manifest.target)
+    fn form(&self) -> NumericFormat {
+        NumericFormat::of(self.bundle.manifest.parts["text"].precision, self.bundle.manifest.target)
     }
 
     fn writes(
@@ -133,7 +133,8 @@ impl Bundled<'_> {
         let record = &self.bundle.manifest.tokenizer;
         let tokenizer = Tokenizer::load(&self.bundle.file(&record.file), record.bos)?;
         let [ids, mask] = inputs::report(record.max_tokens, &tokenizer, report)?;
-        let text = super::gate::one(features("text", &[("input_ids", &ids), ("attention_mask", &mask)], &["text"])?);
+        let text =
+            super::gate::one(features(Part::Text, &[("input_ids", &ids), ("attention_mask", &mask)], &["text"])?);
         let tokens = [("input_ids", ids), ("attention_mask", mask)];
         Ok((tokens.map(|(n, t)| (n.to_owned(), Arc::new(t))).into(), text))
     }

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use super::{Bundled, Features, Retrained};
 use crate::bundle::{FileRecord, Parity, Precision};
 use crate::calibrate::{Role, Runner};
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::export::PartSummary;
-use crate::export::form::Form;
 use crate::export::gate::{Gate, Verdict, compare, one};
+use crate::export::numeric_format::NumericFormat;
 use crate::export::quantize::adapter::{self, Adapter};
 use crate::export::quantize::limits::Limits;
 use crate::export::quantize::references::{References, ReportReference, ScanReference};
 use crate::export::quantize::{ADAPTER, HEADS, VISION};
 use crate::export::stage::Format;
 use crate::graph::Graph;
-use crate::model::PARTS;
-use crate::passes::{half, unfit_for_half};
+use crate::model::{PARTS, Part};
+use crate::passes::{to_fp16, unfit_for_fp16};
 use crate::progress::Progress;
 use crate::runtime::Runtime;
 
@@ -26,7 +26,7 @@ impl Bundled<'_> {
     pub(super) fn reduced(
         &self,
         graphs: &[Graph; 2],
-        form: Form,
+        form: NumericFormat,
         features: &mut Features<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Retrained> {
@@ -83,7 +83,7 @@ impl Bundled<'_> {
         let [_, heads] = graphs;
         let (heads, heads_precision) = match single_heads {
             true => (heads.clone(), Precision::Fp32),
-            false => (half(heads, &unfit_for_half(heads)?.0)?, Precision::Fp16),
+            false => (to_fp16(heads, &unfit_for_fp16(heads)?.0)?, Precision::Fp16),
         };
         let (mut parts, mut files) = (Vec::new(), Vec::new());
         let decided = [(&adapter.graph, adapter.precision, ADAPTER), (&heads, heads_precision, HEADS)];
@@ -100,7 +100,7 @@ impl Bundled<'_> {
     fn decided(
         &self,
         graph: &Graph,
-        form: Form,
+        form: NumericFormat,
         max_error: Option<f64>,
         runner: Option<&Runner<'_>>,
         progress: &mut dyn Progress,
@@ -126,7 +126,7 @@ impl Bundled<'_> {
     /// scans.
     fn see(&self, references: &mut References, features: &mut Features<'_>) -> Result<()> {
         for scan in references.scans.iter_mut().filter(|s| s.role.judges()) {
-            scan.vision = Arc::new(one(features(PARTS[VISION], &[("adapter", &scan.adapter)], &["vision"])?));
+            scan.vision = Arc::new(one(features(Part::Vision, &[("adapter", &scan.adapter)], &["vision"])?));
             let input = self.inputs.iter().find(|i| i.name == scan.name);
             let Some(path) = input.and_then(|i| i.report.as_deref()) else { continue };
             let (tokens, text) = self.text(path, features)?;
@@ -150,7 +150,7 @@ impl Bundled<'_> {
         gate.judge_adapter(verdict)?;
         (verdict.chain, verdict.visions) = (None, Vec::new());
         for (i, map) in &verdict.maps {
-            let vision = one(features(PARTS[VISION], &[("adapter", map)], &["vision"])?);
+            let vision = one(features(Part::Vision, &[("adapter", map)], &["vision"])?);
             let comparison = compare(VISION, &vision, &references.scans[*i].vision)?;
             verdict.chain = Some(verdict.chain.map_or(comparison, |c| c.worst(&comparison)));
             verdict.visions.push((*i, vision));
@@ -187,7 +187,7 @@ impl Bundled<'_> {
             let (old, new) = (self.bundle.manifest.parts[&summary.part].precision, summary.record.precision);
             if old != new {
                 let message = format!("the bundle's `{}` was {old}; the new one is {new}", summary.part);
-                progress.warn(&Warning::new("part_precision", message));
+                progress.warn(&Warning::new(WarningCode::PART_PRECISION, message));
             }
         }
         let quantization = self.bundle.manifest.quantization.clone().map(|mut record| {

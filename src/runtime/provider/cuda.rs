@@ -8,7 +8,7 @@ use ort::session::builder::SessionBuilder;
 
 use super::{Provider, gpu, with_providers};
 use crate::error::Result;
-use crate::runtime::libraries::{self, CUDA, CUDA_PROVIDER};
+use crate::runtime::gpu_libraries::{self, CUDA, CUDA_PROVIDER};
 use crate::runtime::{EngineOptions, Machine, Runtime, SessionOptions};
 
 /// NVIDIA GPUs through CUDA, cuBLAS and cuDNN.
@@ -99,7 +99,7 @@ impl Provider for Cuda {
         let check = || {
             gpu::capable(machine)?;
             let folder = gpu::build(machine, CUDA_PROVIDER)?;
-            libraries::load(CUDA.iter(), &folder, machine.system_loader)
+            gpu_libraries::load(CUDA.iter(), &folder, machine.system_loader)
         };
         check().err()
     }

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::runtime::libraries::{CAPABILITY, CUDA_VERSION, DRIVER};
-use crate::runtime::{Gpu, Machine, library};
+use crate::runtime::gpu_libraries::{CAPABILITY, CUDA_VERSION, DRIVER};
+use crate::runtime::{Gpu, Machine, ort_library};
 
 /// The GPU that is used, where the driver serves CUDA 13.
 ///
@@ -73,12 +73,12 @@ pub(super) fn build(machine: &Machine, provider: &str) -> Result<PathBuf, String
             )
         });
     }
-    let whole = |folder: &&PathBuf| folder.join(provider).is_file() && library::in_folder(folder).is_some();
+    let whole = |folder: &&PathBuf| folder.join(provider).is_file() && ort_library::in_folder(folder).is_some();
     machine.folders.iter().find(whole).cloned().ok_or_else(|| {
         format!(
             "there is no GPU's build of ONNX Runtime {} ({provider}) beside the program or in a folder .ort/gpu here or above: \
              run `make gpu`",
-            library::PINNED_VERSION
+            ort_library::PINNED_VERSION
         )
     })
 }
@@ -86,5 +86,5 @@ pub(super) fn build(machine: &Machine, provider: &str) -> Result<PathBuf, String
 /// The library to load for a build that [`build`] found, unless the process has one already.
 pub(super) fn library_of(machine: &Machine, provider: &str) -> Option<PathBuf> {
     let named = machine.loaded.clone().or_else(|| machine.library.clone());
-    named.or_else(|| library::in_folder(&build(machine, provider).ok()?))
+    named.or_else(|| ort_library::in_folder(&build(machine, provider).ok()?))
 }

@@ -16,7 +16,7 @@ use super::cuda::CudaOptions;
 use super::profile::Profile;
 use super::{Provider, gpu, refused, with_providers};
 use crate::error::Result;
-use crate::runtime::libraries::{self, CUDA, TENSORRT, TENSORRT_PROVIDER};
+use crate::runtime::gpu_libraries::{self, CUDA, TENSORRT, TENSORRT_PROVIDER};
 use crate::runtime::{EngineOptions, Machine, Runtime, SessionOptions};
 
 /// NVIDIA GPUs through TensorRT, for data-centre cards and wherever the user installed it.
@@ -85,7 +85,7 @@ impl Provider for TensorRt {
         let check = || {
             gpu::capable(machine)?;
             let folder = gpu::build(machine, TENSORRT_PROVIDER)?;
-            libraries::load(CUDA.iter().chain(TENSORRT), &folder, machine.system_loader)
+            gpu_libraries::load(CUDA.iter().chain(TENSORRT), &folder, machine.system_loader)
         };
         check().err()
     }

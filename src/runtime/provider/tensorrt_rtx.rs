@@ -23,8 +23,8 @@ use ort::session::builder::SessionBuilder;
 use super::profile::Profile;
 use super::{Provider, gpu, refused, tensorrt};
 use crate::error::Result;
-use crate::runtime::libraries::{self, RTX, RTX_PROVIDER};
-use crate::runtime::{EngineOptions, Machine, Runtime, SessionOptions, library};
+use crate::runtime::gpu_libraries::{self, RTX, RTX_PROVIDER};
+use crate::runtime::{EngineOptions, Machine, Runtime, SessionOptions, ort_library};
 
 /// NVIDIA RTX cards through TensorRT for RTX, a library of its own that ONNX Runtime takes as a plugin.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl Provider for TensorRtRtx {
                 ));
             }
             let folder = plugin(machine.loaded.as_ref().or(machine.library.as_ref()), &machine.folders)?;
-            libraries::load(RTX.iter(), &folder, machine.system_loader)
+            gpu_libraries::load(RTX.iter(), &folder, machine.system_loader)
         };
         check().err()
     }
@@ -112,7 +112,7 @@ impl Provider for TensorRtRtx {
     fn library(&self, machine: &Machine) -> Option<PathBuf> {
         let named = machine.loaded.clone().or_else(|| machine.library.clone());
         // The build beside the plugin; without one, whatever the search finds.
-        named.or_else(|| library::in_folder(&plugin(None, &machine.folders).ok()?))
+        named.or_else(|| ort_library::in_folder(&plugin(None, &machine.folders).ok()?))
     }
 
     fn configure(
@@ -124,7 +124,7 @@ impl Provider for TensorRtRtx {
     ) -> Result<SessionBuilder> {
         let refused = |reason: String| refused(self, &reason);
         let register = || {
-            let folder = plugin(Some(&runtime.library), &library::folders())?;
+            let folder = plugin(Some(&runtime.library), &ort_library::folders())?;
             let path = folder.join(RTX_PROVIDER);
             runtime.environment.register_ep_library(EP, &path).map_err(|e| e.to_string())
         };
@@ -153,7 +153,7 @@ impl Provider for TensorRtRtx {
 /// The folder of the plugin: beside a library that was named or loaded, in `gpu/` there, or in one of `folders`.
 fn plugin(library: Option<&PathBuf>, folders: &[PathBuf]) -> Result<PathBuf, String> {
     let beside = library.and_then(|path| path.parent()).map(Path::to_path_buf);
-    let beside = beside.into_iter().flat_map(|folder| [folder.join(library::GPU_FOLDER), folder]);
+    let beside = beside.into_iter().flat_map(|folder| [folder.join(ort_library::GPU_FOLDER), folder]);
     beside.chain(folders.iter().cloned()).find(|folder| folder.join(RTX_PROVIDER).is_file()).ok_or_else(|| {
         format!(
             "TensorRT for RTX's plugin {RTX_PROVIDER} is not beside the program or in a folder .ort/gpu here or above: run \

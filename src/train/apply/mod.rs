@@ -26,9 +26,9 @@ pub use state_dict::save as save_state_dict;
 use crate::bundle::{Bundle, Manifest, SourceRecord, Staging, Version, Versions};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Code, Error, Result};
+use crate::execute::{Expected, Graphs, Options};
 use crate::export::{self, Bundled, CalibrationInput, PartSummary, Retrained, calibration_inputs};
-use crate::infer::{Expected, Graphs, Options};
-use crate::model::{self, Trained};
+use crate::model::{self, Part, Trained};
 use crate::progress::Progress;
 use crate::runtime::Device;
 
@@ -208,7 +208,7 @@ fn make(
     if scans == 0 {
         progress.step("verifying the bundle", None);
         Bundle::open(&plan.bundle)?;
-        let nothing = |_: &str, _: &[(&str, &_)], _: &[&str]| {
+        let nothing = |_: Part, _: &[(&str, &_)], _: &[&str]| {
             Err(Error::new(Code::CALIBRATION_INPUT, "without a scan no graph of the bundle is run"))
         };
         return export::retrained(&task, &mut { nothing }, progress);

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::RowResult;
 use crate::bundle::{Temperature, set_temperature};
-use crate::error::{Result, Warning};
+use crate::error::{Result, Warning, WarningCode};
 use crate::metrics::temperature::{self, Fit};
 
 /// Rows below which a temperature is called uncertain. A convention.
@@ -44,7 +44,7 @@ fn few(fit: &Option<Fit>, with: &str) -> Option<Warning> {
         "the temperature for scans {with} a report is fitted on {answers} validation rows: with fewer than {FEW} it says \
          little"
     );
-    Some(Warning::new("validation_few", message))
+    Some(Warning::new(WarningCode::VALIDATION_FEW, message))
 }
 
 impl Fitted {

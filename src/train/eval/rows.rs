@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::Plan;
 use crate::bundle::Temperature;
 use crate::error::{Code, Error, Result, Warning};
-use crate::infer::cohort::error_json;
+use crate::infer::results::error_json;
 use crate::infer::{BundleIdentity, Expected, Options, Prediction, Predictor, Reading, ahead};
 use crate::progress::Progress;
 use crate::text::read_report;
@@ -139,7 +139,7 @@ pub(super) fn answer(
         }
         Ok(())
     })?;
-    let left = predictor.placements().filter_map(|(part, placement)| placement.told(part, false));
+    let left = predictor.placements().filter_map(|(part, placement)| placement.told(part.as_str(), false));
     left.for_each(|line| progress.line(&line));
     Ok(Answers { rows, failures, bundle, temperature, device: predictor.device().to_owned() })
 }

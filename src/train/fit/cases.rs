@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::Plan;
 use crate::config::Config;
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::model::Mode;
 use crate::progress::Progress;
 use crate::tensor::hex;
@@ -58,7 +58,7 @@ pub(super) fn choose(plan: &Plan, config: &Config, mode: Mode, progress: &mut dy
         cohort::split(&mut subjects, FRACTIONS, plan.seed)?;
         let message =
             format!("{undecided} rows have no split: four fifths train, one validates, by the seed {}", plan.seed);
-        progress.warn(&Warning::new("split_made", message));
+        progress.warn(&Warning::new(WarningCode::SPLIT_MADE, message));
     }
     if mode.reads_reports()
         && let Some(row) = subjects.iter().find(|s| s.report.is_none() && s.split != Some(Split::Test))

@@ -8,7 +8,7 @@ use super::scans::{Scans, named};
 use super::{Plan, threads};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::infer::features::{Features, Store};
+use crate::execute::cache::features::{Features, Store};
 use crate::infer::{Expected, Options, Predictor};
 use crate::progress::Progress;
 use crate::runtime::{Device, Runtime};

@@ -82,7 +82,7 @@ impl Scans {
 
 /// A warning that names what it is about.
 pub(super) fn named(path: &Path, warning: &Warning) -> Warning {
-    Warning::new(&warning.code, format!("{}: {}", path.display(), warning.message))
+    warning.at(path)
 }
 
 #[cfg(test)]

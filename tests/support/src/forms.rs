@@ -8,6 +8,7 @@ use std::process::Command;
 
 use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::export::{self, Plan, Sources};
+use brain_adapter::model::Part;
 use brain_adapter::progress::Silent;
 use serde_json::Value;
 
@@ -18,7 +19,7 @@ pub const FIXTURES: [(&str, &str); 3] =
     [("tiny", "tiny"), ("tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded"), ("tiny-bottleneck3d", "tiny")];
 
 /// The parts, in the order in which they run.
-pub const PARTS: [&str; 4] = ["adapter", "vision", "text", "heads"];
+pub const PARTS: [&str; 4] = brain_adapter::model::PARTS;
 
 /// A fixture as a model folder `model` and calibration inputs `calibration` in `dir`.
 pub fn write(dir: &Path, (name, towers): (&str, &str)) {
@@ -53,7 +54,7 @@ pub fn export(dir: &Path, precision: Precision, target: Target) -> Bundle {
 /// The graph files of a bundle for a provider, by part.
 pub fn graphs(bundle: &Bundle, provider: &str) -> Vec<(&'static str, PathBuf)> {
     let path = |part| bundle.file(bundle.manifest.graph(part, provider).unwrap_or_else(|| panic!("no {part}")));
-    PARTS.map(|part| (part, path(part))).into()
+    Part::ALL.map(|part| (part.as_str(), path(part))).into()
 }
 
 /// What `onnx_nodes.py` says of the files; none without a Python that has the onnx package, which is told.

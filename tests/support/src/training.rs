@@ -7,7 +7,7 @@ use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::config::Config;
 use brain_adapter::model::adapter::Statistics;
 use brain_adapter::model::{Attention, Mode, Stages, Weights, vit};
-use brain_adapter::passes::free_weights;
+use brain_adapter::passes::weights_to_inputs;
 use brain_adapter::runtime::SessionOptions;
 use brain_adapter::tensor::{LazyTensor, Tensor};
 use brain_adapter::train::{Activations, Batch, Engine, Frozen, Graphs, Options, Parameters};
@@ -65,7 +65,7 @@ impl Fixture {
     pub fn frozen(&self) -> Frozen {
         let weights: Weights = lazy("tiny/weights.safetensors", "vit/").into_iter().collect();
         let graph = vit::build(&self.config, &weights, Attention::Fused, Stages::Output).unwrap();
-        Frozen::new(free_weights(&graph, &|name| !name.starts_with("const.")).unwrap().1).unwrap()
+        Frozen::new(weights_to_inputs(&graph, &|name| !name.starts_with("const.")).unwrap().1).unwrap()
     }
 
     pub fn engine(&self, mode: Mode, statistics: Statistics, activations: Activations) -> Engine {

@@ -1,6 +1,6 @@
 //! How much of a GPU's memory a run will take, and in how many groups of blocks each graph is therefore run.
 //!
-//! As [`super::memory`] for the processor, with what differs on a card: weights are as they are stored (half precision is computed
+//! As [`super::memory_plan`] for the processor, with what differs on a card: weights are as they are stored (half precision is computed
 //! with as it is, and nothing is laid out anew), each session keeps its activations as long as it is loaded, and what CUDA
 //! itself needs comes off first. Providers that make engines take no graph of 2 GB or more, whatever memory there is: ONNX
 //! Runtime hands each over as one protobuf message.
@@ -11,8 +11,9 @@
 
 use std::ops::Range;
 
-use super::memory::{Group, Mode, Part, Planned, Room, activations, attempts, too_much};
+use super::memory_plan::{Group, MemoryBudget, Mode, Planned, PlannedPart, activations, attempts, too_much};
 use crate::error::{Code, Error, Result};
+use crate::model::Part;
 
 /// What the process takes on the card whatever it runs: the CUDA context with its kernels' code (300 to 500 MB on cards since
 /// Ampere), cuBLAS and cuDNN with their workspaces, and room for other programs' windows.
@@ -35,7 +36,7 @@ const ENGINE_PERCENT: u64 = 125;
 
 /// A GPU that a run is planned for.
 #[derive(Clone, Debug)]
-pub(super) struct Card {
+pub(crate) struct GpuBudget {
     /// Its name, for messages.
     pub name: String,
     /// Bytes that are free on it before anything is loaded.
@@ -46,7 +47,7 @@ pub(super) struct Card {
 
 /// A plan for a card.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct OnCard {
+pub(crate) struct GpuPlan {
     /// How each part is run.
     pub planned: Vec<Planned>,
     /// The expected peak on the card.
@@ -59,7 +60,7 @@ pub(super) struct OnCard {
 
 /// What loaded graphs take.
 #[derive(Clone, Copy, Default)]
-struct Taken {
+struct Footprint {
     /// All that stays.
     resident: u64,
     /// What the language model takes beyond that while it is loaded and run.
@@ -73,7 +74,7 @@ struct Taken {
 /// # Errors
 /// `device.memory`, naming the part, what is needed and what is free; `memory.limit` when the process's own memory does not
 /// do; `runtime.model` when a block is too large to make an engine of.
-pub(super) fn plan(parts: &[Part<'_>], card: &Card, room: &Room, fixed: bool) -> Result<OnCard> {
+pub(crate) fn plan(parts: &[PlannedPart<'_>], card: &GpuBudget, room: &MemoryBudget, fixed: bool) -> Result<GpuPlan> {
     let mut last = Err(Error::new(Code::DEVICE_MEMORY, "nothing is to be run"));
     for modes in attempts(parts, fixed) {
         last = attempt(parts, &modes, card, room);
@@ -84,10 +85,10 @@ pub(super) fn plan(parts: &[Part<'_>], card: &Card, room: &Room, fixed: bool) ->
     last
 }
 
-fn attempt(parts: &[Part<'_>], modes: &[Mode], card: &Card, room: &Room) -> Result<OnCard> {
+fn attempt(parts: &[PlannedPart<'_>], modes: &[Mode], card: &GpuBudget, room: &MemoryBudget) -> Result<GpuPlan> {
     let budget = card.free.saturating_sub(CONTEXT);
     let most = largest_group(card, room);
-    let mut taken = Taken::default();
+    let mut taken = Footprint::default();
     let mut planned: Vec<Option<Planned>> = vec![None; parts.len()];
     // What stays is there when the others run.
     for stays in [true, false] {
@@ -104,7 +105,7 @@ fn attempt(parts: &[Part<'_>], modes: &[Mode], card: &Card, room: &Room) -> Resu
                 taken.resident = loaded.fold(taken.resident, u64::saturating_add);
             }
             match part.name {
-                "text" => taken.text = passing,
+                Part::Text => taken.text = passing,
                 _ => taken.image = taken.image.saturating_add(passing),
             }
             let need = taken.resident.saturating_add(passing);
@@ -117,9 +118,9 @@ fn attempt(parts: &[Part<'_>], modes: &[Mode], card: &Card, room: &Room) -> Resu
     }
     let planned: Vec<Planned> = planned.into_iter().flatten().collect();
     let hosts: Vec<u64> = parts.iter().zip(&planned).map(|(part, p)| on_host(part, p, card)).collect();
-    let host = room.taken.saturating_add(hosts.iter().copied().max().unwrap_or(0));
+    let host = room.in_use.saturating_add(hosts.iter().copied().max().unwrap_or(0));
     // Read at once, all are loaded at once.
-    let all_hosts = hosts.iter().copied().fold(room.taken, u64::saturating_add);
+    let all_hosts = hosts.iter().copied().fold(room.in_use, u64::saturating_add);
     if host > room.limit {
         return Err(too_much("on the GPU", host, room));
     }
@@ -130,12 +131,12 @@ fn attempt(parts: &[Part<'_>], modes: &[Mode], card: &Card, room: &Room) -> Resu
     }
     let together = both <= budget && all_hosts <= room.limit;
     let host = if together { all_hosts } else { host };
-    Ok(OnCard { planned, peak: if together { both } else { one }.saturating_add(CONTEXT), host, together })
+    Ok(GpuPlan { planned, peak: if together { both } else { one }.saturating_add(CONTEXT), host, together })
 }
 
 /// The most that a part takes beyond what stays loaded: a group at a time, with what the one before still holds for its results
 /// (a released session's arena lives as long as they do); making an engine has the weights there twice.
-fn passing(part: &Part<'_>, groups: &[Range<usize>], stays: bool, engines: bool) -> u64 {
+fn passing(part: &PlannedPart<'_>, groups: &[Range<usize>], stays: bool, engines: bool) -> u64 {
     let (mut most, mut before) = (0, 0u64);
     for group in groups {
         let building = if engines { weights(part, group) } else { 0 };
@@ -147,16 +148,16 @@ fn passing(part: &Part<'_>, groups: &[Range<usize>], stays: bool, engines: bool)
 }
 
 /// Most bytes of weights in a group.
-fn largest_group(card: &Card, room: &Room) -> u64 {
+fn largest_group(card: &GpuBudget, room: &MemoryBudget) -> u64 {
     match card.engines {
-        true => ENGINE_WEIGHTS.min(room.limit.saturating_sub(room.taken) / ENGINE_COPIES),
+        true => ENGINE_WEIGHTS.min(room.limit.saturating_sub(room.in_use) / ENGINE_COPIES),
         false => u64::MAX,
     }
 }
 
 /// The fewest groups of consecutive segments with at most `most` bytes of weights that each fit into `left`. A segment that does
 /// not stands alone.
-fn cut(part: &Part<'_>, most: u64, left: u64, engines: bool) -> Vec<Range<usize>> {
+fn cut(part: &PlannedPart<'_>, most: u64, left: u64, engines: bool) -> Vec<Range<usize>> {
     let all = 0..part.model.segments().len();
     let takes = |range: &Range<usize>| {
         loaded(part, range, engines).saturating_add(if engines { weights(part, range) } else { 0 })
@@ -178,7 +179,13 @@ fn cut(part: &Part<'_>, most: u64, left: u64, engines: bool) -> Vec<Range<usize>
 }
 
 /// A block of more weights than a group may have cannot be cut further.
-fn fits_a_group(part: &Part<'_>, range: &Range<usize>, most: u64, card: &Card, room: &Room) -> Result<()> {
+fn fits_a_group(
+    part: &PlannedPart<'_>,
+    range: &Range<usize>,
+    most: u64,
+    card: &GpuBudget,
+    room: &MemoryBudget,
+) -> Result<()> {
     let bytes = weights(part, range);
     if bytes <= most {
         return Ok(());
@@ -193,16 +200,16 @@ fn fits_a_group(part: &Part<'_>, range: &Range<usize>, most: u64, card: &Card, r
         );
         return Err(Error::new(Code::RUNTIME_MODEL, message));
     }
-    Err(too_much(part.name, room.taken.saturating_add(bytes.saturating_mul(ENGINE_COPIES)), room))
+    Err(too_much(part.name.as_str(), room.in_use.saturating_add(bytes.saturating_mul(ENGINE_COPIES)), room))
 }
 
 /// What a group takes on the card as long as it is loaded.
-fn loaded(part: &Part<'_>, range: &Range<usize>, engines: bool) -> u64 {
+fn loaded(part: &PlannedPart<'_>, range: &Range<usize>, engines: bool) -> u64 {
     weights(part, range).saturating_add(live(part, range, engines)).saturating_add(SESSION)
 }
 
 /// What activations take.
-fn live(part: &Part<'_>, range: &Range<usize>, engines: bool) -> u64 {
+fn live(part: &PlannedPart<'_>, range: &Range<usize>, engines: bool) -> u64 {
     match engines {
         true => part.model.live_bytes(range.clone(), &part.extents).saturating_mul(ENGINE_PERCENT) / 100,
         false => activations(part, range.clone()),
@@ -210,14 +217,14 @@ fn live(part: &Part<'_>, range: &Range<usize>, engines: bool) -> u64 {
 }
 
 /// Weights as they are stored, and a thirty-second for what each is rounded up to.
-fn weights(part: &Part<'_>, range: &Range<usize>) -> u64 {
+fn weights(part: &PlannedPart<'_>, range: &Range<usize>) -> u64 {
     let bytes = part.model.segments()[range.clone()].iter().map(|s| s.weights).fold(0, u64::saturating_add);
     bytes.saturating_add(bytes / 32)
 }
 
 /// What loading takes of the process's own memory: weights pass through it one after the other, each mapped and let go again, in
 /// a block at most; for engines whole groups lie there.
-fn on_host(part: &Part<'_>, planned: &Planned, card: &Card) -> u64 {
+fn on_host(part: &PlannedPart<'_>, planned: &Planned, card: &GpuBudget) -> u64 {
     let most = match card.engines {
         true => planned.groups.iter().map(|g| weights(part, &g.segments).saturating_mul(ENGINE_COPIES)).max(),
         false => part.model.segments().iter().map(|s| s.weights).max(),
@@ -225,7 +232,7 @@ fn on_host(part: &Part<'_>, planned: &Planned, card: &Card) -> u64 {
     most.unwrap_or(0)
 }
 
-fn no_room(what: &str, need: u64, card: &Card) -> Error {
+fn no_room(what: &str, need: u64, card: &GpuBudget) -> Error {
     let (need, free) = (need.div_ceil(1_000_000), card.free / 1_000_000);
     let message = format!(
         "running {what} takes {need} MB of the GPU's memory at least, and {free} MB are free on the {}: close what \
@@ -236,5 +243,5 @@ fn no_room(what: &str, need: u64, card: &Card) -> Error {
 }
 
 #[cfg(test)]
-#[path = "card_tests.rs"]
+#[path = "gpu_plan_tests.rs"]
 mod tests;

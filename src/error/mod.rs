@@ -4,8 +4,12 @@
 //! expected and, where there is something to do, what to do. Programs match on [`Error::code`]: codes are
 //! stable between releases, messages are not.
 
+mod warning;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+pub use warning::{Warning, WarningCode};
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -44,6 +48,7 @@ macro_rules! codes {
 }
 
 codes! {
+    INTERNAL = "internal", "a defect of this program, not of its input";
     IO = "io", "the operating system refused a file operation";
     MEMORY_LIMIT = "memory.limit", "the run would take more memory than is allowed or there is";
     DISK_FULL = "disk.full", "not enough free space for what is to be written";
@@ -135,6 +140,17 @@ impl Error {
         Self { code, path: None, message: message.into(), source: None }
     }
 
+    /// A defect of this program: something that no input should bring about. `message` says where it was noticed and what was
+    /// expected there.
+    #[track_caller]
+    pub fn internal(message: impl fmt::Display) -> Self {
+        let place = std::panic::Location::caller();
+        let (file, line) = (place.file(), place.line());
+        let message =
+            format!("internal error: {message} ({file}:{line}); this is a defect of the program: please report it");
+        Self::new(Code::INTERNAL, message)
+    }
+
     /// An [`Code::IO`] error of an operation on `path`; a full disk becomes [`Code::DISK_FULL`].
     pub fn io(path: impl Into<PathBuf>, doing: &str, source: std::io::Error) -> Self {
         let code = match source.kind() {
@@ -191,23 +207,6 @@ impl std::error::Error for Error {
     }
 }
 
-/// Something the user should know that does not stop the work, with a stable short code
-/// (`nonfinite`, `no_orientation`, `report_truncated`, …).
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Warning {
-    /// Stable short code.
-    pub code: String,
-    /// One line for a person.
-    pub message: String,
-}
-
-impl Warning {
-    /// A warning of class `code`.
-    pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), message: message.into() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,6 +218,26 @@ mod tests {
             assert!(seen.insert(*code), "{code} twice");
             assert!(code.as_str().chars().all(|c| c.is_ascii_lowercase() || "._-0123456789".contains(c)), "{code}");
         }
+    }
+
+    #[test]
+    fn warning_codes_are_distinct_and_survive_json() {
+        let mut seen = std::collections::BTreeSet::new();
+        for (code, _) in WarningCode::ALL {
+            assert!(seen.insert(*code), "{code} twice");
+            let warning = Warning::new(*code, "a");
+            let json = serde_json::to_string(&warning).unwrap();
+            assert_eq!(json, format!(r#"{{"code":"{code}","message":"a"}}"#));
+            assert_eq!(serde_json::from_str::<Warning>(&json).unwrap(), warning);
+        }
+        assert!(serde_json::from_str::<Warning>(r#"{"code":"unheard_of","message":"a"}"#).is_err());
+    }
+
+    #[test]
+    fn a_defect_names_the_line_that_noticed_it() {
+        let e = Error::internal("vision: output missing");
+        assert_eq!(e.code(), Code::INTERNAL);
+        assert!(e.message().contains(file!()) && e.message().ends_with("please report it"), "{e}");
     }
 
     #[test]

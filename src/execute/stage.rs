@@ -9,18 +9,19 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::loading::{Graph, Setting};
-use super::memory::{Mode, Planned};
-use super::prediction::{StageRun, Timing};
+use super::loader::{Graph, Setting};
+use super::memory_plan::{Mode, Planned};
 use super::profiles::profiles;
+use super::run_report::{StageRun, Timing, milliseconds};
 use crate::error::{Code, Error, Result};
+use crate::model::Part;
 use crate::onnx::{Extracted, SegmentedModel};
-use crate::runtime::{Flowing, Input, Leave, Placement, Session, SessionOptions};
+use crate::runtime::{Input, OutputPlacement, Placement, RuntimeValue, Session, SessionOptions};
 use crate::tensor::{Tensor, TensorView};
 
 /// A graph with the plan by which it is run.
-pub(super) struct Stage {
-    name: &'static str,
+pub(crate) struct Stage {
+    name: Part,
     setting: Setting,
     planned: Planned,
     /// What is loaded for each group; one for the whole.
@@ -46,7 +47,7 @@ impl Stage {
     /// # Errors
     /// `onnx.invalid` when the graph cannot be taken apart, or has inputs that no engine can be made for.
     pub fn new(
-        name: &'static str,
+        name: Part,
         path: PathBuf,
         model: &SegmentedModel,
         planned: Planned,
@@ -106,7 +107,7 @@ impl Stage {
     /// How it is run, for a prediction.
     pub fn told(&self) -> StageRun {
         StageRun {
-            part: self.name.to_owned(),
+            part: self.name.to_string(),
             provider: self.setting.options.provider.name(),
             mode: self.planned.mode,
             groups: self.planned.groups.len(),
@@ -150,8 +151,8 @@ impl Stage {
     }
 
     /// What another graph may be given as it is: left on the device, where there is one.
-    pub fn leave(&self) -> Leave {
-        if self.setting.bound { Leave::Device } else { Leave::Host }
+    pub fn leave(&self) -> OutputPlacement {
+        if self.setting.bound { OutputPlacement::Device } else { OutputPlacement::Host }
     }
 
     /// Runs the graph on tensors and gives the outputs of those names, in that order. `began` is called when all that comes before
@@ -168,9 +169,9 @@ impl Stage {
     ) -> Result<Vec<Tensor>> {
         let inputs = inputs.iter().map(|(name, tensor)| Ok((*name, self.borrowed(name, tensor)?)));
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
-        let outputs: Vec<_> = outputs.iter().map(|name| (*name, Leave::Host)).collect();
+        let outputs: Vec<_> = outputs.iter().map(|name| (*name, OutputPlacement::Host)).collect();
         let results = self.flow(&inputs, &outputs, timing, began)?;
-        Ok(results.into_iter().filter_map(Flowing::host).collect())
+        Ok(results.into_iter().filter_map(RuntimeValue::host).collect())
     }
 
     fn borrowed<'a>(&self, name: &str, tensor: &'a Tensor) -> Result<Input<'a>> {
@@ -186,20 +187,20 @@ impl Stage {
     pub fn flow(
         &mut self,
         inputs: &[(&str, Input<'_>)],
-        outputs: &[(&str, Leave)],
+        outputs: &[(&str, OutputPlacement)],
         timing: &mut Timing,
         began: &mut dyn FnMut(),
-    ) -> Result<Vec<Flowing>> {
+    ) -> Result<Vec<RuntimeValue>> {
         if self.whole() {
             let mut session = self.session(0, timing)?;
             began();
             let started = Instant::now();
             let results = session.run_bound(inputs, outputs)?;
-            timing.add(self.name, milliseconds(started));
+            timing.add(self.name.as_str(), milliseconds(started));
             self.keep(0, session, timing);
             return Ok(results);
         }
-        let mut flowing: BTreeMap<String, Flowing> = BTreeMap::new();
+        let mut flowing: BTreeMap<String, RuntimeValue> = BTreeMap::new();
         for i in 0..self.graphs.len() {
             let mut session = self.session(i, timing)?;
             let (takes, gives) = &self.flows[i];
@@ -213,7 +214,7 @@ impl Stage {
             began();
             let started = Instant::now();
             let results = session.run_bound(&feed, &wanted)?;
-            timing.add(self.name, milliseconds(started));
+            timing.add(self.name.as_str(), milliseconds(started));
             let made: Vec<_> = wanted.iter().map(|(n, _)| (*n).to_owned()).zip(results).collect();
             flowing.extend(made);
             flowing.retain(|name, _| later.contains(name.as_str()) || asked(name).is_some());
@@ -277,9 +278,4 @@ impl Drop for Stage {
         let _ = self.leaving.take().map(JoinHandle::join);
         self.sessions.clear();
     }
-}
-
-/// Milliseconds that have passed.
-pub(super) fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
 }

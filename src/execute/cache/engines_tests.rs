@@ -189,7 +189,7 @@ fn builds_for_ever() {
 fn killed_builders_leave_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "infer::engines::tests::builds_for_ever"]).env(CHILD, dir.path());
+    child.args(["--exact", "execute::cache::engines::tests::builds_for_ever"]).env(CHILD, dir.path());
     let mut child = child.stdout(std::process::Stdio::null()).spawn().unwrap();
     while !dir.path().join("begun").exists() {
         assert!(child.try_wait().unwrap().is_none(), "the child ended before it built");

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::config::{Config, LlamaConfig};
-use crate::model::{Attention, Stages, Weights, adapter, keys, llama, vit};
+use crate::model::{Attention, Part, Stages, Weights, adapter, keys, llama, vit};
 use crate::onnx::{SegmentedModel, without_data};
 
 const GB: u64 = 1_000_000_000;
 
 /// Adapter, vision transformer and a language model of 7B's sizes, in the form that goes to CUDA or into engines.
 struct Full {
-    models: Vec<(&'static str, SegmentedModel)>,
+    models: Vec<(Part, SegmentedModel)>,
 }
 
 impl Full {
@@ -34,17 +34,20 @@ impl Full {
         let vision = vit::build(&config, &weights, form, Stages::Output).unwrap();
         let weights = Weights::placeholders(keys::text(&text));
         let llama = llama::build(&text, config.text.pool, &weights, Stages::Output).unwrap();
-        let graphs = [("adapter", adapter), ("vision", vision), ("text", llama)];
+        let graphs = [(Part::Adapter, adapter), (Part::Vision, vision), (Part::Text, llama)];
         let read = |(name, graph)| {
-            let graph = if half { crate::passes::half(&graph, &BTreeSet::new()).unwrap() } else { graph };
+            let graph = if half { crate::passes::to_fp16(&graph, &BTreeSet::new()).unwrap() } else { graph };
             (name, SegmentedModel::from_bytes(&without_data(&graph).unwrap()).unwrap())
         };
         Self { models: graphs.into_iter().map(read).collect() }
     }
 
-    fn parts(&self, mode: Mode) -> Vec<Part<'_>> {
+    fn parts(&self, mode: Mode) -> Vec<PlannedPart<'_>> {
         let extents = BTreeMap::from([("batch", 1), ("tokens", 512)]);
-        self.models.iter().map(|(name, model)| Part { name, model, mode, extents: extents.clone() }).collect()
+        self.models
+            .iter()
+            .map(|(name, model)| PlannedPart { name: *name, model, mode, extents: extents.clone() })
+            .collect()
     }
 
     fn text(&self) -> &SegmentedModel {
@@ -52,11 +55,11 @@ impl Full {
     }
 }
 
-fn card(free: u64, engines: bool) -> Card {
-    Card { name: "NVIDIA Test 4090".into(), free, engines }
+fn card(free: u64, engines: bool) -> GpuBudget {
+    GpuBudget { name: "NVIDIA Test 4090".into(), free, engines }
 }
 
-const ROOMY: Room = Room { limit: 256 * GB, asked: false, taken: 200_000_000 };
+const ROOMY: MemoryBudget = MemoryBudget { limit: 256 * GB, explicit: false, in_use: 200_000_000 };
 
 /// Bytes of the weights of a group, as the graph declares them.
 fn declared(model: &SegmentedModel, group: &Group) -> u64 {
@@ -112,7 +115,7 @@ fn graphs_are_cut_to_the_card() {
             let largest = |model: &SegmentedModel| model.segments().iter().map(|s| s.weights).max().unwrap();
             let blocks = full.models.iter().map(|(_, model)| largest(model));
             let block: u64 = if plan.together { blocks.sum() } else { blocks.max().unwrap() };
-            assert_eq!(plan.host, ROOMY.taken + block, "{what}");
+            assert_eq!(plan.host, ROOMY.in_use + block, "{what}");
         }
     }
 }
@@ -148,7 +151,7 @@ fn engines_are_made_of_less_than_two_gigabytes() {
             assert!((groups.len() as u64).abs_diff(all.div_ceil(ENGINE_WEIGHTS)) <= 3, "{} groups", groups.len());
             assert_eq!((plan.planned[0].groups.len(), plan.planned[1].groups.len()), (1, 1));
             // While one is made, the process holds it several times.
-            assert!(plan.host >= ROOMY.taken + ENGINE_COPIES * largest && plan.host < 8 * GB);
+            assert!(plan.host >= ROOMY.in_use + ENGINE_COPIES * largest && plan.host < 8 * GB);
         }
     }
 }
@@ -172,7 +175,7 @@ fn what_does_not_fit_is_said_in_numbers() {
 #[test]
 fn a_limit_of_the_process_bounds_what_passes_through_it() {
     let full = Full::new(true, false);
-    let room = |limit| Room { limit, asked: true, taken: 200_000_000 };
+    let room = |limit| MemoryBudget { limit, explicit: true, in_use: 200_000_000 };
     let parts = full.parts(Mode::OneShot);
     // A block of 405 MB at a time.
     assert!(plan(&parts, &card(80 * GB, false), &room(GB), false).unwrap().host <= GB);
@@ -193,7 +196,7 @@ fn a_limit_of_the_process_bounds_what_passes_through_it() {
 /// Profiles of real graphs' groups: batch 1, reports of any length, also for what flows between blocks.
 #[test]
 fn engines_are_told_every_extent() {
-    use crate::infer::profiles::profiles;
+    use crate::execute::profiles::profiles;
     let full = Full::new(true, true);
     let text = full.text();
     let whole = profiles(text, text.inputs(), 512).unwrap();

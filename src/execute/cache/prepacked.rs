@@ -11,18 +11,19 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use crate::bundle::{FileRecord, Remembered};
+use crate::bundle::{FileRecord, VerifiedCache};
 use crate::error::{Error, Result};
 use crate::files::check_room;
+use crate::model::Part;
 use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::hex;
 
-/// Files that were written less than this before are not remembered; see [`Remembered`].
+/// Files that were written less than this before are not remembered; see [`VerifiedCache`].
 const SETTLING: Duration = Duration::from_millis(2500);
 
 /// The copies of one bundle's graphs.
 #[derive(Clone, Debug)]
-pub(super) struct Prepacked {
+pub(crate) struct Prepacked {
     cache: PathBuf,
     context: String,
 }
@@ -35,10 +36,10 @@ impl Prepacked {
     }
 
     /// The copy of a graph, where there is a sound one.
-    pub fn find(&self, part: &str) -> Option<PathBuf> {
+    pub fn find(&self, part: Part) -> Option<PathBuf> {
         let key = self.key(part);
         let graph = self.folder(&key).join(format!("{part}.onnx"));
-        let memory = Remembered::load(&self.cache, &key);
+        let memory = VerifiedCache::load(&self.cache, &key);
         let sound = |path: &Path| memory.knows(path, &record(path));
         (sound(&graph) && sound(&graph.with_extension("onnx.data"))).then_some(graph)
     }
@@ -50,7 +51,7 @@ impl Prepacked {
     /// `io`, `disk.full`, `runtime.model`.
     pub fn make(
         &self,
-        part: &str,
+        part: Part,
         source: &Path,
         need: u64,
         runtime: &Runtime,
@@ -72,12 +73,12 @@ impl Prepacked {
         std::thread::sleep(SETTLING);
         let graph = folder.join(name);
         let files = [graph.clone(), graph.with_extension("onnx.data")];
-        let candidates = files.iter().map(|path| Remembered::candidate(path, &record(path))).collect();
-        Remembered::load(&self.cache, &key).remember(candidates)?;
+        let candidates = files.iter().map(|path| VerifiedCache::candidate(path, &record(path))).collect();
+        VerifiedCache::load(&self.cache, &key).remember(candidates)?;
         Ok(graph)
     }
 
-    fn key(&self, part: &str) -> String {
+    fn key(&self, part: Part) -> String {
         hex(&Sha256::digest(format!("{}\n{part}", self.context)))
     }
 

@@ -9,16 +9,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::bundle::{Bundle, Candidate, Remembered};
+use crate::bundle::{Bundle, PendingEntry, VerifiedCache};
 use crate::error::{Code, Error, Result};
+use crate::model::Part;
 
 /// What is known of the large files.
-pub(super) struct Verification {
+pub(crate) struct Verification {
     bundle: Arc<Bundle>,
     cache: Option<PathBuf>,
     beside: bool,
     running: BTreeMap<String, JoinHandle<Result<()>>>,
-    candidates: BTreeMap<String, Candidate>,
+    candidates: BTreeMap<String, PendingEntry>,
     hashed: usize,
     /// Files that are right, hashed now or before.
     right: BTreeSet<String>,
@@ -42,7 +43,7 @@ impl Verification {
     ///
     /// # Errors
     /// `bundle.checksum` where files are hashed at once.
-    pub fn start(&mut self, part: &str) -> Result<()> {
+    pub fn start(&mut self, part: Part) -> Result<()> {
         let bundle = Arc::clone(&self.bundle);
         for file in bundle.large_files(part) {
             if self.right.contains(&file.name) || self.running.contains_key(&file.name) {
@@ -50,11 +51,11 @@ impl Verification {
             }
             let path = bundle.file(&file.name);
             if let Some(cache) = &self.cache {
-                if Remembered::load(cache, &bundle.model_sha256).knows(&path, file) {
+                if VerifiedCache::load(cache, &bundle.model_sha256).knows(&path, file) {
                     self.right.insert(file.name.clone());
                     continue;
                 }
-                self.candidates.insert(file.name.clone(), Remembered::candidate(&path, file));
+                self.candidates.insert(file.name.clone(), VerifiedCache::candidate(&path, file));
             }
             if self.beside {
                 let (bundle, file) = (Arc::clone(&bundle), file.clone());
@@ -71,7 +72,7 @@ impl Verification {
     ///
     /// # Errors
     /// `bundle.checksum`, naming the file.
-    pub fn wait(&mut self, part: &str) -> Result<()> {
+    pub fn wait(&mut self, part: Part) -> Result<()> {
         let bundle = Arc::clone(&self.bundle);
         for file in bundle.large_files(part) {
             if let Some(handle) = self.running.remove(&file.name) {
@@ -98,7 +99,7 @@ impl Verification {
             return Ok(());
         }
         let candidates = right.iter().filter_map(|name| self.candidates.remove(name)).collect();
-        Remembered::load(cache, &self.bundle.model_sha256).remember(candidates)
+        VerifiedCache::load(cache, &self.bundle.model_sha256).remember(candidates)
     }
 
     /// How large weights were verified, in a word for the results. `laid_out`: copies of the cache stood for some.

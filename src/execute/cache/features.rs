@@ -146,12 +146,13 @@ fn sha256(values: &[f32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::WarningCode;
 
     fn features() -> Features {
         let values = vec![0.1, -1.0 / 3.0, f32::MIN_POSITIVE / 4.0, 3.4e38, -0.0];
         Features {
             tensor: Tensor::f32(&[1, 5], values).unwrap(),
-            warnings: vec![Warning::new("fov_cut", "cut")],
+            warnings: vec![Warning::new(WarningCode::FOV_CUT, "cut")],
             tokens: 7,
         }
     }

@@ -16,7 +16,7 @@ const TYPICAL_TOKENS: u64 = 256;
 ///
 /// # Errors
 /// `onnx.invalid` when a value's dimension is neither a number nor `batch` nor `tokens`: then no engine can be made for it.
-pub(super) fn profiles<'a>(
+pub(crate) fn profiles<'a>(
     model: &SegmentedModel,
     names: impl IntoIterator<Item = &'a str>,
     max_tokens: u64,

@@ -59,7 +59,7 @@ impl Identity {
 }
 
 /// A file on its way to be remembered: what was known of it before it was hashed.
-pub struct Candidate {
+pub struct PendingEntry {
     name: String,
     path: PathBuf,
     record: FileRecord,
@@ -67,12 +67,12 @@ pub struct Candidate {
 }
 
 /// The memory of one bundle.
-pub struct Remembered {
+pub struct VerifiedCache {
     place: PathBuf,
     files: BTreeMap<String, Identity>,
 }
 
-impl Remembered {
+impl VerifiedCache {
     /// What `cache` remembers of the bundle with this hash. An unreadable record is none.
     pub fn load(cache: &Path, bundle: &str) -> Self {
         let place = cache.join("verified").join(format!("{bundle}.json"));
@@ -90,16 +90,16 @@ impl Remembered {
     }
 
     /// To be called before a file is hashed.
-    pub fn candidate(path: &Path, record: &FileRecord) -> Candidate {
+    pub fn candidate(path: &Path, record: &FileRecord) -> PendingEntry {
         let before = Identity::of(path, record).filter(|i| i.settled(SystemTime::now()));
-        Candidate { name: record.name.clone(), path: path.to_path_buf(), record: record.clone(), before }
+        PendingEntry { name: record.name.clone(), path: path.to_path_buf(), record: record.clone(), before }
     }
 
     /// Remembers files that were hashed and found right, if they are what they were before.
     ///
     /// # Errors
     /// `io` or `disk.full` when the record cannot be written.
-    pub fn remember(&mut self, hashed: Vec<Candidate>) -> crate::Result<()> {
+    pub fn remember(&mut self, hashed: Vec<PendingEntry>) -> crate::Result<()> {
         let before = self.files.clone();
         for file in hashed {
             if let Some(identity) = file.before.filter(|i| Identity::of(&file.path, &file.record).as_ref() == Some(i)) {
@@ -129,16 +129,16 @@ mod tests {
         let record = FileRecord { name: "w.data".into(), bytes: 3, sha256: "ab".into() };
         std::fs::write(&path, "abc").unwrap();
         // Just written: too fresh to be remembered.
-        let mut memory = Remembered::load(dir.path(), "b");
-        memory.remember(vec![Remembered::candidate(&path, &record)]).unwrap();
+        let mut memory = VerifiedCache::load(dir.path(), "b");
+        memory.remember(vec![VerifiedCache::candidate(&path, &record)]).unwrap();
         assert!(!memory.knows(&path, &record));
 
         std::thread::sleep(SETTLED + Duration::from_millis(200));
-        let candidate = Remembered::candidate(&path, &record);
+        let candidate = VerifiedCache::candidate(&path, &record);
         memory.remember(vec![candidate]).unwrap();
-        let memory = Remembered::load(dir.path(), "b");
+        let memory = VerifiedCache::load(dir.path(), "b");
         assert!(memory.knows(&path, &record));
-        assert!(!Remembered::load(dir.path(), "c").knows(&path, &record));
+        assert!(!VerifiedCache::load(dir.path(), "c").knows(&path, &record));
         assert!(!memory.knows(&path, &FileRecord { sha256: "cd".into(), ..record.clone() }));
 
         // Other bytes with the old length and the old time of modification.
@@ -148,6 +148,6 @@ mod tests {
         assert!(!memory.knows(&path, &record));
 
         std::fs::write(dir.path().join("verified/b.json"), "{").unwrap();
-        assert!(!Remembered::load(dir.path(), "b").knows(&path, &record));
+        assert!(!VerifiedCache::load(dir.path(), "b").knows(&path, &record));
     }
 }

@@ -8,10 +8,10 @@ use crate::error::Result;
 use crate::export::gate::one;
 use crate::export::inputs;
 use crate::export::parity::{Checker, feeds};
-use crate::export::quantize::{ADAPTER, HEADS, VISION};
+use crate::export::quantize::{ADAPTER, HEADS};
 use crate::export::stage::Format;
 use crate::graph::Graph;
-use crate::model::{self, PARTS};
+use crate::model::{self, Part};
 use crate::progress::Progress;
 use crate::runtime::Runtime;
 use crate::tensor::Tensor;
@@ -45,7 +45,7 @@ impl Bundled<'_> {
             for ((input, _), map) in scans.iter().zip(feeds("adapter", maps)) {
                 let Some(report) = &input.report else { continue };
                 let map: Vec<(&str, &Tensor)> = map.iter().map(|(n, t)| (*n, t)).collect();
-                let vision = one(features(PARTS[VISION], &map, &["vision"])?);
+                let vision = one(features(Part::Vision, &map, &["vision"])?);
                 both.push(vec![("vision", vision), ("text", self.text(report, features)?.1)]);
             }
             checker.part(

@@ -13,6 +13,7 @@ use std::ops::Range;
 use serde::Serialize;
 
 use crate::error::{Code, Error, Result};
+use crate::model::Part;
 use crate::onnx::SegmentedModel;
 
 /// What ONNX Runtime itself takes for a loaded graph, and what planning leaves to chance.
@@ -47,7 +48,7 @@ impl std::fmt::Display for Mode {
 
 /// Blocks that are loaded together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Group {
+pub(crate) struct Group {
     /// Which segments of the graph.
     pub segments: Range<usize>,
     /// Whether weights are laid out anew at loading.
@@ -55,8 +56,8 @@ pub(super) struct Group {
 }
 
 /// One graph that will be run.
-pub(super) struct Part<'a> {
-    pub name: &'static str,
+pub(crate) struct PlannedPart<'a> {
+    pub name: Part,
     pub model: &'a SegmentedModel,
     /// What would suit it.
     pub mode: Mode,
@@ -66,30 +67,30 @@ pub(super) struct Part<'a> {
 
 /// How one graph is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Planned {
+pub(crate) struct Planned {
     pub mode: Mode,
     pub groups: Vec<Group>,
 }
 
 /// The room that there is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Room {
+pub(crate) struct MemoryBudget {
     /// Most resident memory of the whole process.
     pub limit: u64,
     /// Whether a user named it; else it is what the machine has left.
-    pub asked: bool,
+    pub explicit: bool,
     /// What is taken whatever is run: the process as it is, and scans.
-    pub taken: u64,
+    pub in_use: u64,
 }
 
 /// Plans all parts; gives a plan each and the expected peak.
 ///
 /// Where not all can stay resident, the language model goes first, then the others, unless `fixed` says that the modes
-/// were asked for.
+/// were explicit for.
 ///
 /// # Errors
 /// `memory.limit`, naming the part, what it needs at least and what there is.
-pub(super) fn plan(parts: &[Part<'_>], room: &Room, fixed: bool) -> Result<(Vec<Planned>, u64)> {
+pub(crate) fn plan(parts: &[PlannedPart<'_>], room: &MemoryBudget, fixed: bool) -> Result<(Vec<Planned>, u64)> {
     let mut last = Err(Error::new(Code::MEMORY_LIMIT, "nothing is to be run"));
     for modes in attempts(parts, fixed) {
         last = attempt(parts, &modes, room);
@@ -101,9 +102,9 @@ pub(super) fn plan(parts: &[Part<'_>], room: &Room, fixed: bool) -> Result<(Vec<
 }
 
 /// The modes to try, in order.
-pub(super) fn attempts(parts: &[Part<'_>], fixed: bool) -> Vec<Vec<Mode>> {
+pub(crate) fn attempts(parts: &[PlannedPart<'_>], fixed: bool) -> Vec<Vec<Mode>> {
     let wanted: Vec<Mode> = parts.iter().map(|p| p.mode).collect();
-    let without_text = parts.iter().map(|p| if p.name == "text" { Mode::OneShot } else { p.mode }).collect();
+    let without_text = parts.iter().map(|p| if p.name == Part::Text { Mode::OneShot } else { p.mode }).collect();
     let mut attempts = vec![wanted];
     if !fixed {
         attempts.extend([without_text, vec![Mode::OneShot; parts.len()]]);
@@ -113,9 +114,9 @@ pub(super) fn attempts(parts: &[Part<'_>], fixed: bool) -> Vec<Vec<Mode>> {
 
 /// The peak when the graphs that the image goes through are loaded while the language model runs, where there is room for
 /// that.
-pub(super) fn ahead(parts: &[Part<'_>], planned: &[Planned], peak: u64, room: &Room) -> Option<u64> {
+pub(crate) fn ahead(parts: &[PlannedPart<'_>], planned: &[Planned], peak: u64, room: &MemoryBudget) -> Option<u64> {
     // What stays resident is part of the peak already.
-    let loaded = parts.iter().zip(planned).filter(|(part, p)| part.name != "text" && p.mode == Mode::OneShot);
+    let loaded = parts.iter().zip(planned).filter(|(part, p)| part.name != Part::Text && p.mode == Mode::OneShot);
     let bytes = loaded.map(|(part, p)| match p.groups.as_slice() {
         [one] => weights(part.model, one.segments.clone(), one.prepack),
         _ => 0,
@@ -125,12 +126,13 @@ pub(super) fn ahead(parts: &[Part<'_>], planned: &[Planned], peak: u64, room: &R
 }
 
 /// Plans under these modes.
-fn attempt(parts: &[Part<'_>], modes: &[Mode], room: &Room) -> Result<(Vec<Planned>, u64)> {
-    let whole = |p: &Part<'_>| 0..p.model.segments().len();
-    let stays =
-        |(p, mode): (&Part<'_>, &Mode)| if *mode == Mode::Resident { weights(p.model, whole(p), true) } else { 0 };
+fn attempt(parts: &[PlannedPart<'_>], modes: &[Mode], room: &MemoryBudget) -> Result<(Vec<Planned>, u64)> {
+    let whole = |p: &PlannedPart<'_>| 0..p.model.segments().len();
+    let stays = |(p, mode): (&PlannedPart<'_>, &Mode)| {
+        if *mode == Mode::Resident { weights(p.model, whole(p), true) } else { 0 }
+    };
     let resident: u64 = parts.iter().zip(modes).map(stays).sum();
-    let taken = room.taken.saturating_add(resident);
+    let taken = room.in_use.saturating_add(resident);
     let (mut planned, mut peak) = (Vec::new(), taken);
     for (part, &mode) in parts.iter().zip(modes) {
         let groups = match mode {
@@ -145,7 +147,7 @@ fn attempt(parts: &[Part<'_>], modes: &[Mode], room: &Room) -> Result<(Vec<Plann
             };
             let need = taken.saturating_add(weights).saturating_add(live).saturating_add(SLACK);
             if need > room.limit {
-                return Err(too_much(part.name, need, room));
+                return Err(too_much(part.name.as_str(), need, room));
             }
             peak = peak.max(need);
         }
@@ -155,7 +157,7 @@ fn attempt(parts: &[Part<'_>], modes: &[Mode], room: &Room) -> Result<(Vec<Plann
 }
 
 /// The fewest groups that each fit into `budget`; a segment that does not fit alone stands alone.
-fn groups(part: &Part<'_>, budget: u64) -> Vec<Group> {
+fn groups(part: &PlannedPart<'_>, budget: u64) -> Vec<Group> {
     let segments = part.model.segments();
     let need = |range: Range<usize>, prepack| {
         let live = activations(part, range.clone());
@@ -185,7 +187,7 @@ fn groups(part: &Part<'_>, budget: u64) -> Vec<Group> {
 }
 
 /// What activations take while these segments run.
-pub(super) fn activations(part: &Part<'_>, range: Range<usize>) -> u64 {
+pub(crate) fn activations(part: &PlannedPart<'_>, range: Range<usize>) -> u64 {
     part.model.live_bytes(range, &part.extents).saturating_mul(ALLOCATED_PERCENT) / 100
 }
 
@@ -204,10 +206,10 @@ fn weights(model: &SegmentedModel, range: Range<usize>, prepack: bool) -> u64 {
     bytes.saturating_add(more)
 }
 
-pub(super) fn too_much(part: &str, need: u64, room: &Room) -> Error {
+pub(crate) fn too_much(part: &str, need: u64, room: &MemoryBudget) -> Error {
     let mb = |bytes: u64| bytes.div_ceil(1_000_000);
     let (need, limit) = (mb(need), room.limit / 1_000_000);
-    let message = if room.asked {
+    let message = if room.explicit {
         format!(
             "running the graph `{part}` takes {need} MB at least, and {limit} MB are allowed: allow more with --max-memory"
         )
@@ -220,19 +222,19 @@ pub(super) fn too_much(part: &str, need: u64, room: &Room) -> Error {
 }
 
 /// Resident memory of this process; 0 where the system does not say.
-pub(super) fn resident() -> u64 {
+pub(crate) fn resident() -> u64 {
     status("VmRSS:").unwrap_or(0)
 }
 
 /// The most that was resident since the process began, where the system says.
-pub(super) fn peak() -> Option<u64> {
+pub(crate) fn peak() -> Option<u64> {
     status("VmHWM:")
 }
 
 /// What more can be had without pushing others out: of the machine, of the process's control group, and of the process's own
 /// limits (`ulimit -v`, `ulimit -d`; ONNX Runtime maps weights privately and writable, which counts for both). Where the
 /// system does not say it is taken for boundless.
-pub(super) fn available() -> u64 {
+pub(crate) fn available() -> u64 {
     let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| kilobytes(&text, "MemAvailable:"));
     let own =
         [("Max address space", "VmSize:"), ("Max data size", "VmData:")].map(|(limit, used)| own_room(limit, used));

@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::engines::{EngineKey, Engines, Made};
-use super::prediction::Timing;
-use super::stage::milliseconds;
+use super::cache::engines::{EngineKey, Engines, Made};
+use super::run_report::Timing;
+use super::run_report::milliseconds;
 use crate::error::{Error, Result};
+use crate::model::Part;
 use crate::runtime::{EngineOptions, ProfiledInput, Runtime, Session, SessionOptions, Source};
 
 /// How the graphs of a run are loaded.
 #[derive(Clone)]
-pub(super) struct Setting {
+pub(crate) struct Setting {
     /// ONNX Runtime.
     pub runtime: &'static Runtime,
     /// Who computes, and with how many threads.
@@ -28,9 +29,9 @@ pub(super) struct Setting {
 
 /// What a session is loaded from.
 #[derive(Clone)]
-pub(super) struct Graph {
+pub(crate) struct Graph {
     /// Its name, for messages.
-    pub name: &'static str,
+    pub name: Part,
     /// The whole graph's file.
     pub path: PathBuf,
     /// A group of it as a graph, which it is of how many, and its segments; none for the whole.

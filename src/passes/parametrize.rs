@@ -9,7 +9,7 @@ use crate::tensor::{DType, LazyTensor};
 ///
 /// # Errors
 /// `graph.invalid`.
-pub fn free_weights(graph: &Graph, choose: &dyn Fn(&str) -> bool) -> Result<(Graph, Vec<(String, LazyTensor)>)> {
+pub fn weights_to_inputs(graph: &Graph, choose: &dyn Fn(&str) -> bool) -> Result<(Graph, Vec<(String, LazyTensor)>)> {
     let mut rewrite = Rewrite::new(graph);
     let mut freed = Vec::new();
     for id in graph.initializers() {

@@ -4,12 +4,12 @@ use crate::bundle::{Precision, Target};
 
 /// A precision in the form of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::export) struct Form {
+pub(in crate::export) struct NumericFormat {
     pub precision: Precision,
     pub target: Target,
 }
 
-impl Form {
+impl NumericFormat {
     /// The form of an export. Floats have one form for all devices: that in which the CPU takes them too.
     pub fn of(precision: Precision, target: Target) -> Self {
         let integers = matches!(precision, Precision::Int8 | Precision::Int4);

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Options;
-use super::card::{self, Card};
-use super::engines::{EngineKey, Engines};
-use super::features::Store;
-use super::loading::Setting;
-use super::memory::{self, Part, Planned, Room, ahead, plan};
-use super::prediction::GpuMemory;
+use super::cache::engines::{EngineKey, Engines};
+use super::cache::features::Store;
+use super::gpu_plan::{self, GpuBudget};
+use super::loader::Setting;
+use super::memory_plan::{self, MemoryBudget, Planned, PlannedPart, ahead, plan};
+use super::run_report::GpuMemory;
 use super::stage::Stage;
 use crate::bundle::{Bundle, Tool};
 use crate::error::{Code, Error, Result};
-use crate::model::PARTS;
+use crate::model::Part;
 use crate::onnx::SegmentedModel;
 use crate::runtime::{Chosen, Gpu, Runtime, SessionOptions, compute_libraries, engine_libraries};
 
@@ -21,7 +21,7 @@ use crate::runtime::{Chosen, Gpu, Runtime, SessionOptions, compute_libraries, en
 const READING: u64 = 24 << 20;
 
 /// The device that is taken for a bundle.
-pub(super) struct Taken {
+pub(crate) struct Backend {
     /// It.
     pub chosen: Chosen,
     /// ONNX Runtime, as the device needs it.
@@ -29,8 +29,8 @@ pub(super) struct Taken {
 }
 
 /// The graphs of a run.
-pub(super) struct Opened {
-    pub stages: BTreeMap<&'static str, Stage>,
+pub(crate) struct Opened {
+    pub stages: BTreeMap<Part, Stage>,
     /// The peak of the process's memory that is expected.
     pub planned: u64,
     /// Whether there is room to load the image's graphs while the language model runs.
@@ -42,17 +42,17 @@ pub(super) struct Opened {
 }
 
 /// The device that is taken for this bundle, and ONNX Runtime for it.
-pub(super) fn taken(bundle: &Bundle, options: &Options) -> Result<Taken> {
+pub(crate) fn taken(bundle: &Bundle, options: &Options) -> Result<Backend> {
     let suits = |name: &str| bundle.manifest.suits(name);
     let (chosen, runtime) = options.device.open(options.library.as_deref(), &suits)?;
-    Ok(Taken { chosen, runtime })
+    Ok(Backend { chosen, runtime })
 }
 
-impl Taken {
+impl Backend {
     /// The GPU that is planned for.
-    fn card(&self) -> Option<Card> {
+    fn card(&self) -> Option<GpuBudget> {
         let gpu = self.chosen.gpu.as_ref().filter(|_| self.chosen.provider.on_gpu())?;
-        Some(Card { name: gpu.name.clone(), free: gpu.free, engines: self.chosen.provider.makes_engines() })
+        Some(GpuBudget { name: gpu.name.clone(), free: gpu.free, engines: self.chosen.provider.makes_engines() })
     }
 
     /// What results depend on, beside bundle and ONNX Runtime.
@@ -64,7 +64,7 @@ impl Taken {
     }
 
     /// How graphs are loaded on it.
-    fn setting(&self, bundle: &Bundle, options: &Options, room: &Room) -> Setting {
+    fn setting(&self, bundle: &Bundle, options: &Options, room: &MemoryBudget) -> Setting {
         let provider = self.chosen.provider;
         let bound = provider.on_gpu() || options.as_on_gpu;
         let session = SessionOptions {
@@ -86,7 +86,7 @@ impl Taken {
             warm_up: bound && options.warm_up,
             engines: cache.map(|cache| (Engines::new(cache, options.tell.clone()), self.engine_key(bundle))),
             // Under a limit that was named, memory is to be back before more is taken.
-            beside: options.threads != Some(1) && !room.asked,
+            beside: options.threads != Some(1) && !room.explicit,
         }
     }
 
@@ -120,23 +120,23 @@ fn identity(provider: &str, gpu: Option<&Gpu>, driver: &str, libraries: &str) ->
 }
 
 /// What there is to run in.
-pub(super) fn room(bundle: &Bundle, options: &Options, taken: &Taken) -> Room {
-    let resident = memory::resident();
+pub(crate) fn room(bundle: &Bundle, options: &Options, backend: &Backend) -> MemoryBudget {
+    let resident = memory_plan::resident();
     let voxels = (bundle.manifest.config.volume.size as u64).saturating_pow(3);
     // With several scans the next is read while one is computed; on its way to a device one lies in pinned memory too.
     let next = u64::from(options.expected.scans > 1 && options.threads != Some(1));
-    let staged = u64::from(taken.chosen.provider.on_gpu() || options.as_on_gpu);
+    let staged = u64::from(backend.chosen.provider.on_gpu() || options.as_on_gpu);
     let scans = 1 + next + staged;
-    let taken = resident.saturating_add(voxels.saturating_mul(4 * scans)).saturating_add(READING);
-    let left = || memory::available().saturating_add(resident);
-    Room { limit: options.max_memory.unwrap_or_else(left), asked: options.max_memory.is_some(), taken }
+    let in_use = resident.saturating_add(voxels.saturating_mul(4 * scans)).saturating_add(READING);
+    let left = || memory_plan::available().saturating_add(resident);
+    MemoryBudget { limit: options.max_memory.unwrap_or_else(left), explicit: options.max_memory.is_some(), in_use }
 }
 
 /// The graphs that will be needed, planned.
-pub(super) fn stages(bundle: &Bundle, options: &Options, taken: &Taken, room: &Room) -> Result<Opened> {
+pub(crate) fn stages(bundle: &Bundle, options: &Options, taken: &Backend, room: &MemoryBudget) -> Result<Opened> {
     let provider = taken.chosen.provider;
-    let needed = PARTS.iter().copied().filter(|part| *part != "text" || options.expected.reports > 0);
-    let read = |part: &'static str| {
+    let needed = Part::ALL.into_iter().filter(|part| *part != Part::Text || options.expected.reports > 0);
+    let read = |part: Part| {
         let file = bundle.manifest.graph(part, provider.name()).ok_or_else(|| {
             let message = format!("the bundle has no graph `{part}` for the device `{}`", provider.name());
             Error::new(Code::DEVICE_PRECISION, message).at(&bundle.dir)
@@ -146,29 +146,34 @@ pub(super) fn stages(bundle: &Bundle, options: &Options, taken: &Taken, room: &R
     };
     let models = needed.map(read).collect::<Result<Vec<_>>>()?;
     let tokens = bundle.manifest.tokenizer.max_tokens as u64;
-    let parts: Vec<Part<'_>> = models
+    let parts: Vec<PlannedPart<'_>> = models
         .iter()
-        .map(|(name, model, _)| Part {
-            name,
+        .map(|(name, model, _)| PlannedPart {
+            name: *name,
             model,
-            mode: options.mode_of(name, provider.on_gpu()),
+            mode: options.mode_of(*name, provider.on_gpu()),
             extents: BTreeMap::from([("batch", 1), ("tokens", tokens)]),
         })
         .collect();
     let (planned, mut opened) = plans(&parts, options, taken, room).map_err(|e| e.at(&bundle.dir))?;
     let setting = taken.setting(bundle, options, room);
     for ((name, model, path), planned) in models.iter().zip(planned) {
-        let stage = Stage::new(name, path.clone(), model, planned, tokens, setting.clone())?;
-        opened.stages.insert(name, stage);
+        let stage = Stage::new(*name, path.clone(), model, planned, tokens, setting.clone())?;
+        opened.stages.insert(*name, stage);
     }
     Ok(opened)
 }
 
 /// The plan of each part, and of the whole without its stages.
-fn plans(parts: &[Part<'_>], options: &Options, taken: &Taken, room: &Room) -> Result<(Vec<Planned>, Opened)> {
+fn plans(
+    parts: &[PlannedPart<'_>],
+    options: &Options,
+    taken: &Backend,
+    room: &MemoryBudget,
+) -> Result<(Vec<Planned>, Opened)> {
     let (stages, fixed) = (BTreeMap::new(), options.mode.is_some());
     if let Some(card) = taken.card() {
-        let on_card = card::plan(parts, &card, room, fixed)?;
+        let on_card = gpu_plan::plan(parts, &card, room, fixed)?;
         let gpu = Some(GpuMemory { free: card.free, planned: on_card.peak });
         let (planned, together) = (on_card.host, on_card.together && options.threads != Some(1));
         return Ok((on_card.planned, Opened { stages, planned, ahead: together, together, gpu }));
@@ -180,7 +185,7 @@ fn plans(parts: &[Part<'_>], options: &Options, taken: &Taken, room: &Room) -> R
 }
 
 /// The store of features: what they depend on beside the input.
-pub(super) fn store(cache: &Path, bundle: &Bundle, taken: &Taken) -> Result<Store> {
+pub(crate) fn store(cache: &Path, bundle: &Bundle, taken: &Backend) -> Result<Store> {
     let preprocessing = serde_json::to_string(&bundle.manifest.preprocessing);
     let preprocessing = preprocessing.map_err(|e| Error::new(Code::IO, e.to_string()).at(cache))?;
     let tool = Tool::this();
@@ -191,7 +196,7 @@ pub(super) fn store(cache: &Path, bundle: &Bundle, taken: &Taken) -> Result<Stor
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::infer::{Expected, Mode};
+    use crate::execute::{Expected, Mode};
 
     /// Features of one card are not taken for another's; those of a processor are where they always were.
     #[test]
@@ -223,18 +228,18 @@ mod tests {
     /// On a GPU what runs twice stays: its weights would have to be brought there again.
     #[test]
     fn modes_follow_what_is_expected() {
-        let mode = |scans, reports, part: &str, on_gpu| {
+        let mode = |scans, reports, part: Part, on_gpu| {
             Options { expected: Expected { scans, reports }, ..Options::default() }.mode_of(part, on_gpu)
         };
         for on_gpu in [false, true] {
-            assert_eq!(mode(1, 1, "text", on_gpu), Mode::OneShot);
-            assert_eq!(mode(1, 1, "vision", on_gpu), Mode::OneShot);
-            assert_eq!(mode(2, 1, "vision", on_gpu), Mode::Resident);
-            assert_eq!(mode(2, 1, "text", on_gpu), Mode::OneShot);
-            assert_eq!(mode(20, 20, "text", on_gpu), Mode::Resident);
+            assert_eq!(mode(1, 1, Part::Text, on_gpu), Mode::OneShot);
+            assert_eq!(mode(1, 1, Part::Vision, on_gpu), Mode::OneShot);
+            assert_eq!(mode(2, 1, Part::Vision, on_gpu), Mode::Resident);
+            assert_eq!(mode(2, 1, Part::Text, on_gpu), Mode::OneShot);
+            assert_eq!(mode(20, 20, Part::Text, on_gpu), Mode::Resident);
         }
-        assert_eq!((mode(2, 2, "text", false), mode(2, 2, "text", true)), (Mode::OneShot, Mode::Resident));
-        let asked = Options { mode: Some(Mode::OneShot), ..Options::default() };
-        assert_eq!(asked.mode_of("vision", true), Mode::OneShot);
+        assert_eq!((mode(2, 2, Part::Text, false), mode(2, 2, Part::Text, true)), (Mode::OneShot, Mode::Resident));
+        let explicit = Options { mode: Some(Mode::OneShot), ..Options::default() };
+        assert_eq!(explicit.mode_of(Part::Vision, true), Mode::OneShot);
     }
 }

@@ -9,7 +9,7 @@
 
 use std::path::Path;
 
-use super::library::loader_reason;
+use super::ort_library::loader_reason;
 
 /// The oldest driver that serves CUDA 13.
 pub(super) const DRIVER: u32 = 580;

@@ -80,7 +80,7 @@ impl Input<'_> {
 
 /// Where a result is to be left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leave {
+pub enum OutputPlacement {
     /// In a [`Tensor`] of the process.
     Host,
     /// Where it is made.
@@ -89,14 +89,14 @@ pub enum Leave {
 
 /// What a run gives.
 #[derive(Debug)]
-pub enum Flowing {
+pub enum RuntimeValue {
     /// A tensor of the process.
     Host(Tensor),
     /// A value where it was made.
     Device(DeviceTensor),
 }
 
-impl Flowing {
+impl RuntimeValue {
     /// It as an input.
     pub fn input(&self) -> Option<Input<'_>> {
         match self {
@@ -136,16 +136,20 @@ impl Session {
     /// As [`Self::run`].
     pub fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)], outputs: &[&str]) -> Result<Vec<Tensor>> {
         let inputs: Vec<_> = inputs.iter().map(|(name, view)| (*name, Input::Host(*view))).collect();
-        let outputs: Vec<_> = outputs.iter().map(|name| (*name, Leave::Host)).collect();
+        let outputs: Vec<_> = outputs.iter().map(|name| (*name, OutputPlacement::Host)).collect();
         let results = self.run_bound(&inputs, &outputs)?;
-        Ok(results.into_iter().filter_map(Flowing::host).collect())
+        Ok(results.into_iter().filter_map(RuntimeValue::host).collect())
     }
 
     /// As [`Self::run`], with inputs that may be another session's results, and results that stay where they are made.
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn run_bound(&mut self, inputs: &[(&str, Input<'_>)], outputs: &[(&str, Leave)]) -> Result<Vec<Flowing>> {
+    pub fn run_bound(
+        &mut self,
+        inputs: &[(&str, Input<'_>)],
+        outputs: &[(&str, OutputPlacement)],
+    ) -> Result<Vec<RuntimeValue>> {
         let path = self.path.clone();
         let provider = self.provider();
         let failed = |message: String| Error::new(code_of(provider, &message), message).at(&path);
@@ -155,13 +159,13 @@ impl Session {
             false => self.borrowed(inputs, outputs),
         };
         let results = results.map_err(|e| failed(e.to_string()))?;
-        let take = |((name, leave), value): (&(&str, Leave), Option<DynValue>)| {
+        let take = |((name, leave), value): (&(&str, OutputPlacement), Option<DynValue>)| {
             let value = value.ok_or_else(|| failed(format!("output `{name}` is missing")))?;
             Ok(match leave {
-                Leave::Device => Flowing::Device(DeviceTensor { name: (*name).to_owned(), value }),
-                Leave::Host => {
+                OutputPlacement::Device => RuntimeValue::Device(DeviceTensor { name: (*name).to_owned(), value }),
+                OutputPlacement::Host => {
                     let tensor = own(&value);
-                    Flowing::Host(tensor.ok_or_else(|| failed(format!("output `{name}` has an unexpected type")))?)
+                    RuntimeValue::Host(tensor.ok_or_else(|| failed(format!("output `{name}` has an unexpected type")))?)
                 }
             })
         };
@@ -194,7 +198,7 @@ impl Session {
         }
         let outputs = self.outputs();
         let inputs: Vec<_> = made.iter().map(|tensor| (tensor.name(), Input::Device(tensor))).collect();
-        let outputs: Vec<_> = outputs.iter().map(|name| (name.as_str(), Leave::Device)).collect();
+        let outputs: Vec<_> = outputs.iter().map(|name| (name.as_str(), OutputPlacement::Device)).collect();
         self.run_bound(&inputs, &outputs).map(drop)
     }
 
@@ -202,7 +206,7 @@ impl Session {
     fn borrowed(
         &mut self,
         inputs: &[(&str, Input<'_>)],
-        outputs: &[(&str, Leave)],
+        outputs: &[(&str, OutputPlacement)],
     ) -> ort::Result<Vec<Option<DynValue>>> {
         let values = inputs.iter().map(|(name, input)| Ok(((*name).to_owned(), borrow(input)?)));
         let values = values.collect::<ort::Result<Vec<_>>>()?;
@@ -212,7 +216,11 @@ impl Session {
     }
 
     /// The device's way: everything is bound. A binding serves one run: another would write over its results.
-    fn bound(&mut self, inputs: &[(&str, Input<'_>)], outputs: &[(&str, Leave)]) -> ort::Result<Vec<Option<DynValue>>> {
+    fn bound(
+        &mut self,
+        inputs: &[(&str, Input<'_>)],
+        outputs: &[(&str, OutputPlacement)],
+    ) -> ort::Result<Vec<Option<DynValue>>> {
         let staging = self.staging();
         let mut binding = self.inner.create_binding()?;
         for (name, input) in inputs {
@@ -223,7 +231,7 @@ impl Session {
         }
         let (device, host) = (self.device_memory()?, MemoryInfo::default());
         for (name, leave) in outputs {
-            binding.bind_output_to_device(*name, if *leave == Leave::Device { &device } else { &host })?;
+            binding.bind_output_to_device(*name, if *leave == OutputPlacement::Device { &device } else { &host })?;
         }
         // Copies out of pinned memory are only begun by then.
         binding.synchronize_inputs()?;
@@ -259,7 +267,11 @@ impl Session {
     }
 
     /// ONNX Runtime itself accepts an empty batch, and a missing input can crash it.
-    fn check_names(&self, inputs: &[(&str, Input<'_>)], outputs: &[(&str, Leave)]) -> std::result::Result<(), String> {
+    fn check_names(
+        &self,
+        inputs: &[(&str, Input<'_>)],
+        outputs: &[(&str, OutputPlacement)],
+    ) -> std::result::Result<(), String> {
         for input in self.inner.inputs() {
             if !inputs.iter().any(|(name, _)| *name == input.name()) {
                 return Err(format!("input `{}` was not given", input.name()));
@@ -285,7 +297,7 @@ pub(super) fn code_of(provider: &dyn Provider, message: &str) -> Code {
     }
 }
 
-fn in_order(mut results: SessionOutputs<'_>, outputs: &[(&str, Leave)]) -> Vec<Option<DynValue>> {
+fn in_order(mut results: SessionOutputs<'_>, outputs: &[(&str, OutputPlacement)]) -> Vec<Option<DynValue>> {
     outputs.iter().map(|(name, _)| results.remove(name)).collect()
 }
 

@@ -4,20 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Options;
-use super::opening::{room, stages, taken};
-use super::prediction::Timing;
+use super::backend::{room, stages, taken};
+use super::run_report::Timing;
 use super::stage::Stage;
 use super::verification::Verification;
 use crate::bundle::Bundle;
 use crate::error::{Code, Error, Result};
-use crate::model::PARTS;
+use crate::model::Part;
 use crate::tensor::Tensor;
 
 /// The graphs of a bundle, planned for the memory that there is, loaded when they are first run, and verified before what they
 /// give is told.
 pub struct Graphs {
     bundle: Arc<Bundle>,
-    stages: BTreeMap<&'static str, Stage>,
+    stages: BTreeMap<Part, Stage>,
     verification: Verification,
 }
 
@@ -39,9 +39,9 @@ impl Graphs {
     ///
     /// # Errors
     /// `bundle.checksum`, `runtime.*`, `memory.limit` when no memory was planned for it.
-    pub fn run(&mut self, part: &str, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>> {
+    pub fn run(&mut self, part: Part, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>> {
         self.verification.start(part)?;
-        let stage = self.stages.get_mut(part).ok_or_else(|| {
+        let stage = self.stages.get_mut(&part).ok_or_else(|| {
             Error::new(Code::MEMORY_LIMIT, format!("no memory was planned for the graph `{part}`")).at(&self.bundle.dir)
         })?;
         let results = stage.run(inputs, outputs, &mut Timing::default(), &mut || {})?;
@@ -54,7 +54,7 @@ impl Graphs {
     /// # Errors
     /// `bundle.checksum`, naming the file.
     pub fn verify(&mut self) -> Result<()> {
-        PARTS.iter().try_for_each(|part| self.verification.start(part))?;
-        PARTS.iter().try_for_each(|part| self.verification.wait(part))
+        Part::ALL.into_iter().try_for_each(|part| self.verification.start(part))?;
+        Part::ALL.into_iter().try_for_each(|part| self.verification.wait(part))
     }
 }

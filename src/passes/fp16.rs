@@ -51,7 +51,7 @@ pub fn rounding(weight: &LazyTensor) -> Result<Rounded> {
 ///
 /// # Errors
 /// When a weight cannot be read.
-pub fn unfit_for_half(graph: &Graph) -> Result<(BTreeSet<String>, u64)> {
+pub fn unfit_for_fp16(graph: &Graph) -> Result<(BTreeSet<String>, u64)> {
     let halves = choose(graph, &BTreeSet::new());
     let (mut unfit, mut flushed) = (BTreeSet::new(), 0);
     for (node, half) in graph.nodes.iter().zip(halves) {
@@ -77,7 +77,7 @@ pub fn half_nodes(graph: &Graph, keep: &BTreeSet<String>) -> BTreeSet<String> {
 }
 
 /// Nodes whose operands or results were seen beyond [`HALF_RANGE`], by the least and largest value of each.
-pub fn beyond_range(graph: &Graph, ranges: &BTreeMap<String, (f32, f32)>) -> BTreeSet<String> {
+pub fn exceeds_fp16(graph: &Graph, ranges: &BTreeMap<String, (f32, f32)>) -> BTreeSet<String> {
     let beyond = |id: &ValueId| {
         let range = ranges.get(&graph.value(*id).name);
         range.is_some_and(|(low, high)| !(low.abs() <= HALF_RANGE && high.abs() <= HALF_RANGE))
@@ -91,7 +91,7 @@ pub fn beyond_range(graph: &Graph, ranges: &BTreeMap<String, (f32, f32)>) -> BTr
 ///
 /// # Errors
 /// `graph.invalid`.
-pub fn half(graph: &Graph, keep: &BTreeSet<String>) -> Result<Graph> {
+pub fn to_fp16(graph: &Graph, keep: &BTreeSet<String>) -> Result<Graph> {
     let halves = choose(graph, keep);
     let mut pass = Pass { graph, new: Rewrite::new(graph), casts: HashMap::new(), scope: String::new() };
     let starts: BTreeSet<usize> = super::segments(graph).into_iter().map(|s| s.nodes.start).collect();

@@ -6,131 +6,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use csv::StringRecord;
 use serde_json::Value;
 
 use super::Prediction;
+use crate::cohort::Row;
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
-
-/// Largest list that is read, in bytes.
-const MAX_LIST_BYTES: u64 = 256 << 20;
-
-/// A row of a cohort list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
-    /// Line in the list, from 1.
-    pub line: u64,
-    /// The scan as the list names it.
-    pub scan: String,
-    /// The report as the list names it; none where the field is empty.
-    pub report: Option<String>,
-    folder: PathBuf,
-}
-
-impl Row {
-    /// The scan's path.
-    pub fn scan_path(&self) -> PathBuf {
-        self.folder.join(&self.scan)
-    }
-
-    /// The report's path.
-    pub fn report_path(&self) -> Option<PathBuf> {
-        self.report.as_ref().map(|r| self.folder.join(r))
-    }
-
-    /// What tells rows apart in the results.
-    fn key(&self) -> (String, Option<String>) {
-        (self.scan.clone(), self.report.clone())
-    }
-}
-
-/// Reads a list: CSV with a header, spaces about cells trimmed. `columns` finds the cells in the header, `row` takes them
-/// out of a record; what they refuse becomes an error with the line. Rows come with their line, from 1.
-///
-/// # Errors
-/// `list.invalid`: no file, too large a file, no text, a row of another length than the header, and what is refused.
-pub(crate) fn read_rows<C, R>(
-    path: &Path,
-    columns: impl FnOnce(&StringRecord) -> Result<C, String>,
-    row: impl Fn(&C, &StringRecord) -> Result<R, String>,
-) -> Result<Vec<(u64, R)>> {
-    let invalid = |message: String| Error::new(Code::LIST_INVALID, message).at(path);
-    let meta = std::fs::metadata(path).map_err(|e| invalid(format!("cannot find the list: {e}")))?;
-    if !meta.is_file() || meta.len() > MAX_LIST_BYTES {
-        return Err(invalid(format!("expected a file of at most {MAX_LIST_BYTES} bytes")));
-    }
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_LIST_BYTES).read_to_end(&mut bytes));
-    read.map_err(|e| invalid(format!("cannot read the list: {e}")))?;
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes.as_slice());
-    let mut lines = Lines { bytes: &bytes, at: 0, line: 1 };
-    let header = reader.headers().map_err(|e| invalid(refused(&e, &mut lines)))?.clone();
-    let columns = columns(&header).map_err(invalid)?;
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let record = record.map_err(|e| invalid(refused(&e, &mut lines)))?;
-        let line = lines.of(record.position());
-        rows.push((line, row(&columns, &record).map_err(|what| invalid(format!("line {line}: {what}")))?));
-    }
-    Ok(rows)
-}
-
-/// Counts lines. The CSV reader's own count lags where lines end in CR LF, or are empty.
-struct Lines<'a> {
-    bytes: &'a [u8],
-    at: usize,
-    line: u64,
-}
-
-impl Lines<'_> {
-    /// The line of a record that is not before the last one.
-    fn of(&mut self, position: Option<&csv::Position>) -> u64 {
-        let start = position.and_then(|p| usize::try_from(p.byte()).ok()).unwrap_or(self.at);
-        let rest = self.bytes.get(start..).unwrap_or_default();
-        let end = start + rest.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-        let passed = self.bytes.get(self.at..end).unwrap_or_default();
-        self.line += passed.iter().map(|b| u64::from(*b == b'\n')).sum::<u64>();
-        self.at = self.at.max(end);
-        self.line
-    }
-}
-
-/// The CSV reader's refusal, with the line as a person counts it.
-fn refused(e: &csv::Error, lines: &mut Lines<'_>) -> String {
-    match e.kind() {
-        csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
-            let line = lines.of(pos.as_ref());
-            format!("line {line}: has {len} cells and the header {expected_len}: is a comma or a quote missing?")
-        }
-        csv::ErrorKind::Utf8 { pos, .. } => format!("line {}: is not UTF-8 text", lines.of(pos.as_ref())),
-        _ => e.to_string(),
-    }
-}
-
-/// Reads a cohort list.
-///
-/// # Errors
-/// `list.invalid`, naming the line.
-pub fn read_list(path: &Path) -> Result<Vec<Row>> {
-    let columns = |header: &StringRecord| {
-        let column = |name: &str| header.iter().position(|h| h.trim_start_matches('\u{feff}') == name);
-        let scan = column("scan").ok_or_else(|| {
-            format!("the header has no column `scan`; it has {}", header.iter().collect::<Vec<_>>().join(", "))
-        })?;
-        Ok((scan, column("report")))
-    };
-    let rows = read_rows(path, columns, |(scan, report), record| {
-        let cell = |i: usize| record.get(i).filter(|cell| !cell.is_empty()).map(str::to_owned);
-        Ok((cell(*scan).ok_or("names no scan")?, report.and_then(cell)))
-    })?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let row = |(line, (scan, report))| Row { line, scan, report, folder: folder.to_path_buf() };
-    Ok(rows.into_iter().map(row).collect())
-}
 
 /// A results file that grows line by line.
 pub struct Results {
@@ -255,26 +139,6 @@ fn finished(path: &Path, line: &str, bundle: &str) -> Result<Option<(String, Opt
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lists_are_read_with_paths_beside_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let list = dir.path().join("cohort.csv");
-        std::fs::write(&list, "\u{feff}id, scan ,report\n1,a.nii,r.txt\n2,\"b,1.nii\",\n").unwrap();
-        let rows = read_list(&list).unwrap();
-        assert_eq!(rows.len(), 2);
-        assert_eq!(rows[0].report_path().unwrap(), dir.path().join("r.txt"));
-        assert_eq!((rows[1].scan.as_str(), rows[1].report.as_deref(), rows[1].line), ("b,1.nii", None, 3));
-        // Lines are those that an editor shows: CR LF, empty lines, line breaks in cells.
-        std::fs::write(&list, "scan,note\r\na,\r\n\r\nb,\"1\r\n2\"\r\nc,\r\n").unwrap();
-        assert_eq!(read_list(&list).unwrap().iter().map(|r| r.line).collect::<Vec<_>>(), [2, 4, 6]);
-        std::fs::write(&list, "scan,note\r\na,\r\nb\r\n").unwrap();
-        assert!(read_list(&list).unwrap_err().message().contains("line 3: has 1 cells and the header 2"));
-        std::fs::write(&list, "id,report\n1,r.txt\n").unwrap();
-        assert_eq!(read_list(&list).unwrap_err().code(), Code::LIST_INVALID);
-        std::fs::write(&list, "scan,report\n,r.txt\n").unwrap();
-        assert!(read_list(&list).unwrap_err().message().contains("line 2"));
-    }
 
     #[test]
     fn results_go_on_after_an_interruption() {

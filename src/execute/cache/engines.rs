@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::Tell;
 use crate::error::{Error, Result};
 use crate::files::{check_room, replace};
+use crate::progress::Tell;
 use crate::runtime::ProfiledInput;
 use crate::tensor::hex;
 
@@ -30,7 +30,7 @@ const MAX_KEY_BYTES: u64 = 1 << 20;
 /// Everything that engines depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct EngineKey {
+pub(crate) struct EngineKey {
     /// Version of this meaning of the folder.
     pub format: u32,
     /// [`crate::bundle::Bundle::model_sha256`].
@@ -73,7 +73,7 @@ impl EngineKey {
 }
 
 /// What engines are made of.
-pub(super) struct Made<'a> {
+pub(crate) struct Made<'a> {
     /// The graph, in words.
     pub what: &'a str,
     /// Bytes of its weights, which go into the engines.
@@ -84,7 +84,7 @@ pub(super) struct Made<'a> {
 
 /// A folder of engines.
 #[derive(Clone, Debug)]
-pub(super) struct Engines {
+pub(crate) struct Engines {
     folder: PathBuf,
     tell: Tell,
 }

@@ -1,0 +1,75 @@
+//! The one CSV reader of cohort lists: a header, a record a row, errors with the line that an editor shows.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use csv::StringRecord;
+
+use crate::error::{Code, Error, Result};
+
+/// Largest list that is read, in bytes.
+const MAX_LIST_BYTES: u64 = 256 << 20;
+
+/// Reads a list: CSV with a header, spaces about cells trimmed. `columns` finds the cells in the header, `row` takes them
+/// out of a record; what they refuse becomes an error with the line. Rows come with their line, from 1.
+///
+/// # Errors
+/// `list.invalid`: no file, too large a file, no text, a row of another length than the header, and what is refused.
+pub(crate) fn read_rows<C, R>(
+    path: &Path,
+    columns: impl FnOnce(&StringRecord) -> Result<C, String>,
+    row: impl Fn(&C, &StringRecord) -> Result<R, String>,
+) -> Result<Vec<(u64, R)>> {
+    let invalid = |message: String| Error::new(Code::LIST_INVALID, message).at(path);
+    let meta = std::fs::metadata(path).map_err(|e| invalid(format!("cannot find the list: {e}")))?;
+    if !meta.is_file() || meta.len() > MAX_LIST_BYTES {
+        return Err(invalid(format!("expected a file of at most {MAX_LIST_BYTES} bytes")));
+    }
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_LIST_BYTES).read_to_end(&mut bytes));
+    read.map_err(|e| invalid(format!("cannot read the list: {e}")))?;
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes.as_slice());
+    let mut lines = Lines { bytes: &bytes, at: 0, line: 1 };
+    let header = reader.headers().map_err(|e| invalid(refused(&e, &mut lines)))?.clone();
+    let columns = columns(&header).map_err(invalid)?;
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|e| invalid(refused(&e, &mut lines)))?;
+        let line = lines.of(record.position());
+        rows.push((line, row(&columns, &record).map_err(|what| invalid(format!("line {line}: {what}")))?));
+    }
+    Ok(rows)
+}
+
+/// Counts lines. The CSV reader's own count lags where lines end in CR LF, or are empty.
+struct Lines<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    line: u64,
+}
+
+impl Lines<'_> {
+    /// The line of a record that is not before the last one.
+    fn of(&mut self, position: Option<&csv::Position>) -> u64 {
+        let start = position.and_then(|p| usize::try_from(p.byte()).ok()).unwrap_or(self.at);
+        let rest = self.bytes.get(start..).unwrap_or_default();
+        let end = start + rest.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+        let passed = self.bytes.get(self.at..end).unwrap_or_default();
+        self.line += passed.iter().map(|b| u64::from(*b == b'\n')).sum::<u64>();
+        self.at = self.at.max(end);
+        self.line
+    }
+}
+
+/// The CSV reader's refusal, with the line as a person counts it.
+fn refused(e: &csv::Error, lines: &mut Lines<'_>) -> String {
+    match e.kind() {
+        csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
+            let line = lines.of(pos.as_ref());
+            format!("line {line}: has {len} cells and the header {expected_len}: is a comma or a quote missing?")
+        }
+        csv::ErrorKind::Utf8 { pos, .. } => format!("line {}: is not UTF-8 text", lines.of(pos.as_ref())),
+        _ => e.to_string(),
+    }
+}
