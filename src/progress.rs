@@ -1,6 +1,6 @@
 //! How long work tells what it is doing. Layer 1.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Warning;
 
@@ -37,28 +37,26 @@ pub struct Silent;
 
 impl Progress for Silent {}
 
-type Listener = dyn Fn(&str) + Send + Sync;
-
-/// Who is told lines; by default nobody.
+/// A progress that several threads report to: cheap to clone, silent by default.
 #[derive(Clone, Default)]
-pub struct Tell(Option<Arc<Listener>>);
+pub struct Shared(Option<Arc<Mutex<dyn Progress + Send>>>);
 
-impl Tell {
-    /// Tells `to`, on whatever thread the work is done.
-    pub fn new(to: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(to)))
+impl Shared {
+    /// Reports to `progress`, from whatever thread the work is done on.
+    pub fn new(progress: impl Progress + Send + 'static) -> Self {
+        Self(Some(Arc::new(Mutex::new(progress))))
     }
 
-    /// Tells a line.
-    pub fn say(&self, line: &str) {
-        if let Some(to) = &self.0 {
-            to(line);
+    /// A note, as [`Progress::line`].
+    pub fn note(&self, text: &str) {
+        if let Some(progress) = &self.0 {
+            progress.lock().unwrap_or_else(PoisonError::into_inner).line(text);
         }
     }
 }
 
-impl std::fmt::Debug for Tell {
+impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "Tell(somebody)" } else { "Tell(nobody)" })
+        f.write_str(if self.0.is_some() { "Shared(a progress)" } else { "Shared(silent)" })
     }
 }

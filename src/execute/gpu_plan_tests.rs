@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::super::host_memory::LimitedBy;
 use super::*;
 use crate::config::{Config, LlamaConfig};
 use crate::model::{Attention, Part, Stages, Weights, adapter, keys, llama, vit};
@@ -43,10 +44,10 @@ impl Full {
     }
 
     fn parts(&self, mode: Mode) -> Vec<PlannedPart<'_>> {
-        let extents = BTreeMap::from([("batch", 1), ("tokens", 512)]);
+        let dimensions = BTreeMap::from([("batch", 1), ("tokens", 512)]);
         self.models
             .iter()
-            .map(|(name, model)| PlannedPart { name: *name, model, mode, extents: extents.clone() })
+            .map(|(name, model)| PlannedPart { part: *name, model, mode, dimensions: dimensions.clone() })
             .collect()
     }
 
@@ -59,7 +60,7 @@ fn card(free: u64, engines: bool) -> GpuBudget {
     GpuBudget { name: "NVIDIA Test 4090".into(), free, engines }
 }
 
-const ROOMY: MemoryBudget = MemoryBudget { limit: 256 * GB, explicit: false, in_use: 200_000_000 };
+const ROOMY: MemoryBudget = MemoryBudget { limit: 256 * GB, limited_by: LimitedBy::Machine, in_use: 200_000_000 };
 
 /// Bytes of the weights of a group, as the graph declares them.
 fn declared(model: &SegmentedModel, group: &Group) -> u64 {
@@ -110,11 +111,11 @@ fn graphs_are_cut_to_the_card() {
             assert!(largest + CONTEXT < plan.peak, "{what}");
             assert!(groups.len() as u64 <= 1 + all / ((free - CONTEXT) / 2), "{what}");
             // Only where the language model leaves room does the image run beside it.
-            assert_eq!(plan.together, fits, "{what}");
+            assert_eq!(plan.concurrent, fits, "{what}");
             // Weights pass through the process's memory a block at a time, of all graphs that are loaded at once.
             let largest = |model: &SegmentedModel| model.segments().iter().map(|s| s.weights).max().unwrap();
             let blocks = full.models.iter().map(|(_, model)| largest(model));
-            let block: u64 = if plan.together { blocks.sum() } else { blocks.max().unwrap() };
+            let block: u64 = if plan.concurrent { blocks.sum() } else { blocks.max().unwrap() };
             assert_eq!(plan.host, ROOMY.in_use + block, "{what}");
         }
     }
@@ -175,7 +176,7 @@ fn what_does_not_fit_is_said_in_numbers() {
 #[test]
 fn a_limit_of_the_process_bounds_what_passes_through_it() {
     let full = Full::new(true, false);
-    let room = |limit| MemoryBudget { limit, explicit: true, in_use: 200_000_000 };
+    let room = |limit| MemoryBudget { limit, limited_by: LimitedBy::Request, in_use: 200_000_000 };
     let parts = full.parts(Mode::OneShot);
     // A block of 405 MB at a time.
     assert!(plan(&parts, &card(80 * GB, false), &room(GB), false).unwrap().host <= GB);
@@ -187,7 +188,7 @@ fn a_limit_of_the_process_bounds_what_passes_through_it() {
     let tight = plan(&parts, &card(80 * GB, true), &room(3 * GB), false).unwrap();
     assert!(tight.host <= 3 * GB);
     // Beside the language model's engines there is no room to make others.
-    assert!(!tight.together && plan(&parts, &card(80 * GB, true), &room(16 * GB), false).unwrap().together);
+    assert!(!tight.concurrent && plan(&parts, &card(80 * GB, true), &room(16 * GB), false).unwrap().concurrent);
     let error = plan(&parts, &card(80 * GB, true), &room(GB), false).unwrap_err();
     assert_eq!(error.code(), Code::MEMORY_LIMIT);
     assert!(error.message().contains("--max-memory"), "{error}");
@@ -200,13 +201,13 @@ fn engines_are_told_every_extent() {
     let full = Full::new(true, true);
     let text = full.text();
     let whole = profiles(text, text.inputs(), 512).unwrap();
-    let extents = |all: &[crate::runtime::ProfiledInput], name: &str| {
+    let dimensions = |all: &[crate::runtime::ProfiledInput], name: &str| {
         let input = all.iter().find(|p| p.name == name).unwrap_or_else(|| panic!("no {name} in {all:?}"));
         (input.min.clone(), input.opt.clone(), input.max.clone())
     };
     assert_eq!(whole.len(), 2);
-    assert_eq!(extents(&whole, "input_ids"), (vec![1, 1], vec![1, 256], vec![1, 512]));
-    assert_eq!(extents(&whole, "attention_mask"), (vec![1, 1], vec![1, 256], vec![1, 512]));
+    assert_eq!(dimensions(&whole, "input_ids"), (vec![1, 1], vec![1, 256], vec![1, 512]));
+    assert_eq!(dimensions(&whole, "attention_mask"), (vec![1, 1], vec![1, 256], vec![1, 512]));
     let parts = full.parts(Mode::OneShot);
     let planned = plan(&parts, &card(80 * GB, true), &ROOMY, false).unwrap().planned.remove(2);
     for group in &planned.groups[1..] {
@@ -228,7 +229,7 @@ fn engines_are_told_every_extent() {
     }
     // A short report is not typical of more than the bundle reads.
     assert_eq!(
-        extents(&profiles(text, text.inputs(), 64).unwrap(), "input_ids"),
+        dimensions(&profiles(text, text.inputs(), 64).unwrap(), "input_ids"),
         (vec![1, 1], vec![1, 64], vec![1, 64])
     );
     // What has no shape has no engine.
