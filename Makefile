@@ -33,8 +33,8 @@ PROFILE := --release
 .PHONY: help demo ablation test check build ort gpu venv ort119 trt bench bench-gpu bench-venv clean-ablation clean-demo clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
-	  || sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1: \2/p' Makefile
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1: \2/p' Makefile
 
 demo: ort build ## export a small model with random weights to int8, check it against fp32 and PyTorch, run it on a real brain
 	@mkdir -p $(DEMO_OUT)
@@ -55,8 +55,8 @@ ablation: ort ## train the demo model in three modes on a simulated cohort and c
 	$(CARGO) run $(PROFILE) --quiet --example ablation -- --cohort $(ABLATION_OUT)/cohort/cohort.csv \
 	  --model $(DEMO)/checkpoint -o $(ABLATION_OUT)/runs $(ABLATION)
 
-test: ort venv ort119 trt ## every test (sets itself up: ONNX Runtime, Python environments for the checks by other readers)
-	BA_PYTHON='$(BA_PYTHON)' $(CARGO) test $(PROFILE)
+test: ort venv ort119 trt ## every test, and at the end a list of those that were skipped (sets itself up: ONNX Runtime, Python environments)
+	@BA_PYTHON='$(BA_PYTHON)' scripts/test.sh $(CARGO) test $(PROFILE) --no-fail-fast
 
 check: ## everything that CI runs: format, lints, docs, licences, tests, demo
 	.ci/run
@@ -86,23 +86,23 @@ $(VENV)/ready: scripts/test-requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/test-requirements.txt
 	@touch $@
 
-# Not for every Python and platform: tests say where it is missing and go on.
+# Not for every Python and platform: where it cannot be installed, scripts/test.sh skips the tests that need it and lists them.
 ort119: $(if $(BA_ORT119_PYTHON),,$(ORT119_VENV)/ready) ## Microsoft's training runtime into .venv-ort119/, where it can be installed
 
 $(ORT119_VENV)/ready: scripts/ort119-requirements.txt
 	@rm -rf $(ORT119_VENV)
 	@$(PYTHON) -m venv $(ORT119_VENV) \
 	  && $(ORT119_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ \
-	  || { rm -rf $(ORT119_VENV); echo 'onnxruntime-training-cpu cannot be installed here (there are wheels for Python 3.9 to 3.12 on Linux): the comparisons with it will not run' >&2; }
+	  || { rm -rf $(ORT119_VENV); echo 'onnxruntime-training-cpu cannot be installed here (there are wheels for Python 3.9 to 3.12 on Linux): the comparisons with it are skipped' >&2; }
 
-# The compiler alone, which runs without a GPU. Not for every platform: tests say where it is missing and go on.
+# The compiler alone, which runs without a GPU. Not for every platform, as above.
 trt: $(if $(BA_TRT_PYTHON),,$(TRT_VENV)/ready) ## TensorRT for RTX into .venv-trt/, where it can be installed: the tests build engines, on any machine
 
 $(TRT_VENV)/ready: scripts/trt-requirements.txt
 	@rm -rf $(TRT_VENV)
 	@$(PYTHON) -m venv $(TRT_VENV) \
 	  && $(TRT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ \
-	  || { rm -rf $(TRT_VENV); echo 'tensorrt-rtx-cu13 cannot be installed here (there are wheels for x86-64 Linux): no TensorRT engine will be built' >&2; }
+	  || { rm -rf $(TRT_VENV); echo 'tensorrt-rtx-cu13 cannot be installed here (there are wheels for x86-64 Linux): the tests that build engines are skipped' >&2; }
 
 bench: ort bench-venv ## the benchmarks beside PyTorch, llama.cpp and others, into docs/benchmarks.md (BENCH='text scan': some groups)
 	BA_BENCH_PYTHON='$(BENCH_PYTHON)' $(CARGO) bench --bench suite -- $(BENCH)
