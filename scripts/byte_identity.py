@@ -141,7 +141,7 @@ def train(run: Run, name: str, model: list, bundle: Path, quick: bool):
         run.call(f"{name}/{mode}/eval", "ba-train", "eval", "--data", cohort, "--bundle", at / "bundle", "--json")
         if not quick:
             run.call(f"{name}/{mode}/temperature", "ba-train", "eval", "--data", cohort, "--bundle", at / "bundle",
-                     "--fit-temperature", "--json")
+                     "--fit-temperature", "--split", "train", "--json")
             run.files(f"{name}/{mode}/calibrated", at / "bundle")
             run.files(f"{name}/{mode}/versions", at / "bundle.versions")
 

@@ -3,4 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod architecture;
+mod circles;
 mod gpu_bench;
+mod oracles;
+mod sizes;
+mod source;
