@@ -1,10 +1,10 @@
-//! How long work tells what it is doing. Layer 1.
+//! How long work reports what it is doing. Layer 1.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Warning;
 
-/// Hears of work as it goes on. All methods do nothing unless they are written.
+/// Receives the progress of work. Every method does nothing by default.
 pub trait Progress {
     /// A new step begins: what it is, and how many bytes it will handle where that is known.
     fn step(&mut self, what: &str, bytes: Option<u64>) {
@@ -32,7 +32,7 @@ pub trait Progress {
     }
 }
 
-/// Hears nothing.
+/// Ignores all progress.
 pub struct Silent;
 
 impl Progress for Silent {}

@@ -170,7 +170,7 @@ impl Checkpoint {
         self.chosen.as_deref()
     }
 
-    /// The format that the content told.
+    /// The format, detected from the content.
     pub fn format(&self) -> Format {
         self.contents.format
     }

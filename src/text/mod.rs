@@ -31,7 +31,7 @@ pub fn read_report(path: &Path) -> Result<String> {
     } else {
         let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::new(Code::REPORT_NOT_FOUND, "no such report").at(path),
-            _ => Error::io(path, "cannot look at the report", e),
+            _ => Error::io(path, "cannot open the report", e),
         })?;
         // A pipe by name would be opened and waited for; a folder cannot be read.
         if !meta.is_file() {
@@ -99,7 +99,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json`, or `tokenizer.model` (told apart by their content).
+    /// Loads `tokenizer.json`, or `tokenizer.model` (distinguished by content).
     ///
     /// # Errors
     /// `tokenizer.missing` or `tokenizer.invalid`.
