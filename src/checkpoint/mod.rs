@@ -94,7 +94,7 @@ pub struct SourceFile {
 
 impl SourceFile {
     fn of(path: &Path) -> Result<Self> {
-        let about = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?;
+        let about = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
         Ok(Self { path: path.to_owned(), size: about.len() })
     }
 }

@@ -56,7 +56,7 @@ impl Full {
     }
 }
 
-fn card(free: u64, engines: bool) -> GpuBudget {
+fn gpu(free: u64, engines: bool) -> GpuBudget {
     GpuBudget { name: "NVIDIA Test 4090".into(), free, engines }
 }
 
@@ -95,7 +95,7 @@ fn graphs_are_cut_to_the_card() {
         let mut fewest = usize::MAX;
         for gigabytes in [8, 12, 24, 80] {
             let free = gigabytes * GB * 95 / 100;
-            let plan = plan(&full.parts(Mode::OneShot), &card(free, false), &ROOMY, false).unwrap();
+            let plan = plan(&full.parts(Mode::OneShot), &gpu(free, false), &ROOMY, false).unwrap();
             let what = format!("half {half}, {gigabytes} GB: {plan:?}");
             assert!(plan.peak <= free, "{what}");
             (0..3).for_each(|i| covers(&full.models[i].1, &plan.planned[i]));
@@ -125,7 +125,7 @@ fn graphs_are_cut_to_the_card() {
 fn what_is_run_often_stays_where_it_fits() {
     let full = Full::new(true, false);
     let modes = |free, fixed| {
-        let plan = plan(&full.parts(Mode::Resident), &card(free, false), &ROOMY, fixed);
+        let plan = plan(&full.parts(Mode::Resident), &gpu(free, false), &ROOMY, fixed);
         plan.map(|plan| plan.planned.iter().map(|p| p.mode).collect::<Vec<_>>())
     };
     assert_eq!(modes(80 * GB, false).unwrap(), [Mode::Resident; 3]);
@@ -141,7 +141,7 @@ fn engines_are_made_of_less_than_two_gigabytes() {
     for half in [true, false] {
         let full = Full::new(half, true);
         for (mode, gigabytes) in [(Mode::Resident, 80), (Mode::OneShot, 80), (Mode::OneShot, 12)] {
-            let plan = plan(&full.parts(mode), &card(gigabytes * GB, true), &ROOMY, false).unwrap();
+            let plan = plan(&full.parts(mode), &gpu(gigabytes * GB, true), &ROOMY, false).unwrap();
             let groups = &plan.planned[2].groups;
             covers(full.text(), &plan.planned[2]);
             assert_eq!(plan.planned[2].mode, mode);
@@ -158,45 +158,45 @@ fn engines_are_made_of_less_than_two_gigabytes() {
 }
 
 #[test]
-fn what_does_not_fit_is_said_in_numbers() {
+fn what_does_not_fit_is_reported_in_numbers() {
     let full = Full::new(true, false);
     for free in [0, GB / 2, 1_500_000_000] {
-        let error = plan(&full.parts(Mode::OneShot), &card(free, false), &ROOMY, false).unwrap_err();
+        let error = plan(&full.parts(Mode::OneShot), &gpu(free, false), &ROOMY, false).unwrap_err();
         assert_eq!(error.code(), Code::DEVICE_MEMORY);
         let message = error.message();
         assert!(message.contains(&format!("{} MB are free on the NVIDIA Test 4090", free / 1_000_000)), "{message}");
-        let need: u64 = message.split(" takes ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        let need: u64 = message.split(" needs ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
         assert!(need > free / 1_000_000 && need < 4000, "{message}");
-        // What it says is enough for that graph, or another one needs more.
-        let more = plan(&full.parts(Mode::OneShot), &card((need + 1) * 1_000_000, false), &ROOMY, false);
+        // What it reports is enough for that graph, or another one needs more.
+        let more = plan(&full.parts(Mode::OneShot), &gpu((need + 1) * 1_000_000, false), &ROOMY, false);
         assert!(more.is_ok() || more.unwrap_err().message() != message);
     }
 }
 
 #[test]
-fn a_limit_of_the_process_bounds_what_passes_through_it() {
+fn a_limit_of_the_process_bounds_what_passes_through_host_memory() {
     let full = Full::new(true, false);
-    let room = |limit| MemoryBudget { limit, limited_by: LimitedBy::Request, in_use: 200_000_000 };
+    let host = |limit| MemoryBudget { limit, limited_by: LimitedBy::Request, in_use: 200_000_000 };
     let parts = full.parts(Mode::OneShot);
     // A block of 405 MB at a time.
-    assert!(plan(&parts, &card(80 * GB, false), &room(GB), false).unwrap().host <= GB);
-    let error = plan(&parts, &card(80 * GB, false), &room(400_000_000), false).unwrap_err();
+    assert!(plan(&parts, &gpu(80 * GB, false), &host(GB), false).unwrap().host <= GB);
+    let error = plan(&parts, &gpu(80 * GB, false), &host(400_000_000), false).unwrap_err();
     assert_eq!(error.code(), Code::MEMORY_LIMIT);
-    // Engines are made of smaller groups.
-    let groups = |limit| plan(&parts, &card(80 * GB, true), &room(limit), false).unwrap().planned[2].groups.len();
+    // Engines are built from smaller groups.
+    let groups = |limit| plan(&parts, &gpu(80 * GB, true), &host(limit), false).unwrap().planned[2].groups.len();
     assert!(groups(3 * GB) > groups(16 * GB));
-    let tight = plan(&parts, &card(80 * GB, true), &room(3 * GB), false).unwrap();
+    let tight = plan(&parts, &gpu(80 * GB, true), &host(3 * GB), false).unwrap();
     assert!(tight.host <= 3 * GB);
-    // Beside the language model's engines there is no room to make others.
-    assert!(!tight.concurrent && plan(&parts, &card(80 * GB, true), &room(16 * GB), false).unwrap().concurrent);
-    let error = plan(&parts, &card(80 * GB, true), &room(GB), false).unwrap_err();
+    // Next to the language model's engines there is no memory to build others.
+    assert!(!tight.concurrent && plan(&parts, &gpu(80 * GB, true), &host(16 * GB), false).unwrap().concurrent);
+    let error = plan(&parts, &gpu(80 * GB, true), &host(GB), false).unwrap_err();
     assert_eq!(error.code(), Code::MEMORY_LIMIT);
     assert!(error.message().contains("--max-memory"), "{error}");
 }
 
-/// Profiles of real graphs' groups: batch 1, reports of any length, also for what flows between blocks.
+/// Profiles of real graphs' groups: batch 1, reports of any length, also for values between blocks.
 #[test]
-fn engines_are_told_every_extent() {
+fn profiles_have_every_dynamic_dimension() {
     use crate::execute::profiles::profiles;
     let full = Full::new(true, true);
     let text = full.text();
@@ -209,7 +209,7 @@ fn engines_are_told_every_extent() {
     assert_eq!(dimensions(&whole, "input_ids"), (vec![1, 1], vec![1, 256], vec![1, 512]));
     assert_eq!(dimensions(&whole, "attention_mask"), (vec![1, 1], vec![1, 256], vec![1, 512]));
     let parts = full.parts(Mode::OneShot);
-    let planned = plan(&parts, &card(80 * GB, true), &ROOMY, false).unwrap().planned.remove(2);
+    let planned = plan(&parts, &gpu(80 * GB, true), &ROOMY, false).unwrap().planned.remove(2);
     for group in &planned.groups[1..] {
         let part = text.extract(group.segments.clone()).unwrap();
         let all = profiles(text, part.inputs.iter().map(String::as_str), 512).unwrap();
