@@ -1,4 +1,22 @@
 //! How long work reports what it is doing. Layer 1.
+//!
+//! ```
+//! use brain_adapter::progress::Progress;
+//!
+//! /// Keeps the names of the steps.
+//! struct Steps(Vec<String>);
+//!
+//! impl Progress for Steps {
+//!     fn step(&mut self, what: &str, _bytes: Option<u64>) {
+//!         self.0.push(what.to_owned());
+//!     }
+//! }
+//!
+//! let mut steps = Steps(Vec::new());
+//! steps.step("writing vision", None);
+//! steps.advance(4096); // methods that are not written do nothing
+//! assert_eq!(steps.0, ["writing vision"]);
+//! ```
 
 use std::sync::{Arc, Mutex, PoisonError};
 

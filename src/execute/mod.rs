@@ -9,6 +9,21 @@
 //! Pipeline::run: verification starts ─► Stage: loader (cache::engines, session, warm-up) ─► run, group by group ─► values
 //! Pipeline::verify: waits for the hashes of the weights, before a result leaves the program
 //! ```
+//!
+//! ```no_run
+//! use brain_adapter::execute::{Expected, Options, Pipeline};
+//!
+//! // Many scans: graphs stay loaded; at most 4 GiB; features of known scans come from the cache.
+//! let options = Options {
+//!     expected: Expected { scans: 100, reports: 100 },
+//!     max_memory: Some(4 << 30),
+//!     cache: Some("cache".into()),
+//!     ..Options::default()
+//! };
+//! let pipeline = Pipeline::open("onnx".as_ref(), &options)?;
+//! println!("{}", pipeline.device());
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 mod backend;
 pub(crate) mod cache;

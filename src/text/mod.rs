@@ -3,6 +3,16 @@
 //! Layer 2. A report is data: bytes of bounded size, UTF-8, not empty; nothing in it becomes a special token. The
 //! tokenizer is Hugging Face's `tokenizer.json`, or a SentencePiece `tokenizer.model`, which [`Tokenizer::load`]
 //! turns into the former. BOS is put in front here, once, whatever the tokenizer's own template says.
+//!
+//! ```
+//! use brain_adapter::text::{Tokenizer, decode_report};
+//!
+//! let report = decode_report("Memory complaints for 18 months. MMSE 26/30.".as_bytes())?;
+//! let tokenizer = Tokenizer::load("examples/demo/checkpoint/llama/tokenizer.json".as_ref(), 1)?; // 1: the BOS token
+//! let tokens = tokenizer.encode(&report, 512)?;
+//! assert_eq!(tokens.ids[0], 1);
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 #![cfg_attr(not(test), deny(clippy::as_conversions))]
 
