@@ -227,3 +227,7 @@ pub(crate) fn over_budget(what: &str, need: u64, budget: &MemoryBudget) -> Error
     let message = format!("`{what}` needs {need} MB at least, {available} MB available ({limited_by}): {remedy}");
     Error::new(Code::MEMORY_LIMIT, message)
 }
+
+#[cfg(test)]
+#[path = "memory_plan_tests.rs"]
+mod tests;
