@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use brain_adapter::metrics::{Answer, Confusion, Reliability, tsne};
+use brain_adapter::metrics::{Confusion, LabelledPrediction, Reliability, tsne};
 use brain_adapter::train::picture::{self, Epoch};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -26,12 +26,12 @@ fn sound(name: &str, svg: &str) {
 }
 
 /// Answers of a model that is too sure of itself.
-fn answers(n: usize, sure: f32) -> Vec<Answer> {
+fn answers(n: usize, sure: f32) -> Vec<LabelledPrediction> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let answer = |i: usize| {
         let logits: Vec<f32> =
             (0..3).map(|c| sure * (rng.random::<f32>() * 2.0 + if c == i % 3 { 0.6 } else { 0.0 })).collect();
-        Answer::at(i % 3, &logits, 1.0)
+        LabelledPrediction::from_logits(i % 3, &logits, 1.0)
     };
     (0..n).map(answer).collect()
 }
@@ -39,7 +39,7 @@ fn answers(n: usize, sure: f32) -> Vec<Answer> {
 #[test]
 fn evaluations() {
     let (now, before) = (answers(300, 1.2), answers(300, 4.0));
-    let refs: Vec<&Answer> = now.iter().collect();
+    let refs: Vec<&LabelledPrediction> = now.iter().collect();
     let [now, before] = [&now, &before].map(|a| Reliability::of(&a.iter().collect::<Vec<_>>()));
     let svg = picture::reliability(&now, Some(&before), "Reliability, test split of 300");
     sound("reliability", &svg);
@@ -104,7 +104,7 @@ fn text_is_escaped() {
     let svg = picture::embedding(&[[0.0, 0.0], [1.0, 1.0]], &[0, 1], &names, title);
     assert!(svg.contains("&lt;script&gt;alert(1)") && svg.contains("a&amp;b") && !svg.contains("<script"));
     assert!(svg.chars().all(|c| c == '\n' || !c.is_control()));
-    let refs = [&Answer::new(0, vec![1.0, 0.0, 0.0])];
+    let refs = [&LabelledPrediction::new(0, vec![1.0, 0.0, 0.0])];
     for svg in [
         picture::confusion(&Confusion::of(&refs, 3), &names, title),
         picture::reliability(&Reliability::of(&refs), None, title),

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use brain_adapter::metrics::{Answer, Confusion, Interval, bootstrap};
+use brain_adapter::metrics::{Confusion, Interval, LabelledPrediction, bootstrap};
 use serde::Serialize;
 
 use super::MODES;
@@ -45,7 +45,7 @@ pub struct Trials {
     cohorts: usize,
     seeds: usize,
     /// A subject's answers in the order seed, mode. The truth is `cohort · classes + class`: what is drawn within.
-    subjects: Vec<Vec<Answer>>,
+    subjects: Vec<Vec<LabelledPrediction>>,
 }
 
 impl Trials {
@@ -57,10 +57,10 @@ impl Trials {
         let classes = outcomes.first().map_or(0, |o| o.labels.len());
         let mut subjects = Vec::new();
         for (cohort, group) in outcomes.chunks(seeds * MODES.len()).enumerate() {
-            let mut answers: BTreeMap<&str, Vec<Answer>> = BTreeMap::new();
+            let mut answers: BTreeMap<&str, Vec<LabelledPrediction>> = BTreeMap::new();
             for answered in group.iter().flat_map(|outcome| &outcome.answers) {
                 let (truth, predicted) = (cohort * classes + answered.truth, answered.predicted);
-                let answer = Answer { truth, predicted, probabilities: Vec::new() };
+                let answer = LabelledPrediction { truth, predicted, probabilities: Vec::new() };
                 answers.entry(&answered.subject).or_default().push(answer);
             }
             let whole = answers.values().all(|a| a.len() == seeds * MODES.len());
@@ -71,7 +71,7 @@ impl Trials {
     }
 
     /// Mean macro-F1 of each mode over the drawn subjects' answers, one subject's behind the other's.
-    fn macro_f1(&self, drawn: &[&Answer]) -> Vec<f64> {
+    fn macro_f1(&self, drawn: &[&LabelledPrediction]) -> Vec<f64> {
         let runs = self.seeds * MODES.len();
         let empty = Confusion { counts: vec![vec![0; self.classes]; self.classes] };
         let mut confusions = vec![empty; self.cohorts * runs];
@@ -89,7 +89,7 @@ impl Trials {
 impl Findings {
     /// Of all trainings, with intervals by `draws` draws.
     pub fn of(trials: &Trials, draws: u32) -> Self {
-        let figures = |drawn: &[&Answer]| {
+        let figures = |drawn: &[&LabelledPrediction]| {
             let modes = trials.macro_f1(drawn);
             let differences: Vec<f64> = PAIRS.iter().map(|(a, b)| modes[*a] - modes[*b]).collect();
             modes.into_iter().chain(differences).map(Some).collect::<Vec<_>>()

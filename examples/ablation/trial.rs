@@ -145,7 +145,7 @@ impl Case {
         let sources = Sources { adapter: folder.join("adapter.safetensors"), ..Sources::in_folder(&args.model)? };
         export::run(&export::Plan { library: args.ort_lib.clone(), ..export::Plan::new(sources, &bundle) }, progress)?;
         let plan = eval::Plan::new(&args.cohort[self.cohort], &bundle);
-        let test = eval::Choice::from_name("test");
+        let test = eval::EvalSplit::from_name("test");
         ensure!(test.is_some(), "there is no split `test`");
         let options = infer::Options {
             threads: args.threads,

@@ -1,7 +1,7 @@
 //! The files about the whole cohort, and where a subject's own lie.
 
 use anyhow::Result;
-use brain_adapter::train::cohort;
+use brain_adapter::cohort::{Case, Split};
 
 use super::subject::{LABELS, Subject};
 
@@ -51,7 +51,7 @@ pub fn description(seed: u64) -> Result<String> {
 }
 
 /// `cohort.csv`.
-pub fn list(subjects: &[Subject], rows: &[cohort::Subject]) -> Result<Vec<u8>> {
+pub fn list(subjects: &[Subject], rows: &[Case]) -> Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let names = ["subject", "scan", "report", "label", "split", "age", "sex", "education", "mmse", "cdr", "complaint"];
     writer.write_record(names.iter().chain(&["help", "apoe4", "ventricles", "temporal"]))?;
@@ -62,7 +62,7 @@ pub fn list(subjects: &[Subject], rows: &[cohort::Subject]) -> Result<Vec<u8>> {
             scan(subject),
             report(subject),
             LABELS[subject.label].to_owned(),
-            row.split.map_or("", cohort::Split::name).to_owned(),
+            row.split.map_or("", Split::name).to_owned(),
             facts.age.to_string(),
             if facts.female { "F" } else { "M" }.to_owned(),
             facts.education.to_string(),

@@ -26,8 +26,8 @@ mod subject;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use brain_adapter::cohort::{Case, assign_splits};
 use brain_adapter::files::replace;
-use brain_adapter::train::cohort;
 use clap::Parser;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
@@ -67,7 +67,7 @@ fn main() -> Result<()> {
     ensure!(empty, "{} is not empty: give a new folder", out.display());
     let subjects = draw(args.subjects as usize, args.seed);
     let mut rows = rows(&subjects);
-    cohort::split(&mut rows, fractions, args.seed)?;
+    assign_splits(&mut rows, fractions, args.seed)?;
     let brain = Brain::read(&args.brain)?;
     subjects.par_iter().try_for_each(|subject| write(out, &brain, subject, args.seed, args.size.into()))?;
     replace(&out.join("dataset_description.json"), files::description(args.seed)?.as_bytes())?;
@@ -87,9 +87,9 @@ fn draw(count: usize, seed: u64) -> Vec<Subject> {
 }
 
 /// The subjects as rows of the list, not split yet.
-fn rows(subjects: &[Subject]) -> Vec<cohort::Subject> {
-    let row = |(i, subject): (usize, &Subject)| cohort::Subject {
-        row: i + 2,
+fn rows(subjects: &[Subject]) -> Vec<Case> {
+    let row = |(i, subject): (usize, &Subject)| Case {
+        line: i + 2,
         subject: subject.name(),
         scan: files::scan(subject).into(),
         report: Some(files::report(subject).into()),

@@ -10,7 +10,7 @@ use crate::files::replace;
 use crate::infer::Options;
 use crate::infer::results::error_json;
 use crate::runtime::{Device, take_log};
-use crate::train::eval::{self, Choice, Evaluation, Plan};
+use crate::train::eval::{self, EvalSplit, Evaluation, Plan};
 use crate::train::picture;
 
 /// Flags of `ba-train eval`.
@@ -24,7 +24,7 @@ pub(super) struct Args {
     bundle: PathBuf,
     /// Rows to measure: train, validation, test or all [default: test where the list has it, else all]
     #[arg(long, value_name = "SPLIT", value_parser = parse_split)]
-    split: Option<Choice>,
+    split: Option<EvalSplit>,
     /// Fit a temperature on the validation rows and put it into the bundle: probabilities change, labels do not
     #[arg(long)]
     fit_temperature: bool,
@@ -65,8 +65,8 @@ struct Document<'a> {
     error: Option<serde_json::Value>,
 }
 
-fn parse_split(text: &str) -> std::result::Result<Choice, String> {
-    Choice::from_name(text).ok_or_else(|| format!("`{text}` is no split: expected train, validation, test or all"))
+fn parse_split(text: &str) -> std::result::Result<EvalSplit, String> {
+    EvalSplit::from_name(text).ok_or_else(|| format!("`{text}` is no split: expected train, validation, test or all"))
 }
 
 /// Runs the subcommand. With `--json` there is one document, also when rows failed.
