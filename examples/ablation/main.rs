@@ -1,5 +1,5 @@
-//! The paper's ablation on any cohort: fixed projections (`fpm`), trained projections (`tlp`) and the image alone (`mri`),
-//! trained alike from several seeds and compared on the test split.
+//! The paper's ablation on any cohort: fixed projections (`fpm`), trained projections (`tlp`) and the image alone
+//! (`mri`), trained alike from several seeds and compared on the test split.
 //!
 //! ```text
 //! cargo run --release --example ablation -- --cohort COHORT/cohort.csv --model examples/demo/checkpoint -o OUT
@@ -10,8 +10,8 @@
 //!                                                                        all answers ─ statistics ─ table
 //! ```
 //!
-//! Everything but mode, seed and cohort is the same in all trainings. The test split is read once a training is over and
-//! decides nothing. A training that is there already is not done again, and one that was interrupted goes on.
+//! Everything but mode, seed and cohort is the same in all trainings. The test split is read once a training is over
+//! and decides nothing. A training that is there already is not done again, and one that was interrupted goes on.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod statistics;

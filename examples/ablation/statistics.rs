@@ -1,10 +1,10 @@
 //! How good the modes are, and how much better one is than another.
 //!
-//! A mode's figure is the mean over its trainings (cohorts × seeds) of the macro-F1 on the test split. Its interval, and that
-//! of a difference, is the percentile bootstrap over subjects ([`bootstrap`]), stratified by cohort and class: a draw takes the
-//! same subjects for all trainings, so that what makes a subject hard for both modes cancels out of their difference. It says
-//! how much the figures would vary with other subjects of the same population; seeds are not drawn, their spread stands in
-//! the table.
+//! A mode's figure is the mean over its trainings (cohorts × seeds) of the macro-F1 on the test split. Its interval,
+//! and that of a difference, is the percentile bootstrap over subjects ([`bootstrap`]), stratified by cohort and class:
+//! a draw takes the same subjects for all trainings, so that what makes a subject hard for both modes cancels out of
+//! their difference. It says how much the figures would vary with other subjects of the same population; seeds are not
+//! drawn, their spread stands in the table.
 
 use std::collections::BTreeMap;
 
@@ -111,7 +111,8 @@ mod tests {
     use super::super::trial::Answered;
     use super::*;
 
-    /// Outcomes in the order cohort, seed, mode; `predicted(cohort, seed, mode, subject)` answers, class = subject mod 3.
+    /// Outcomes in the order cohort, seed, mode; `predicted(cohort, seed, mode, subject)` answers, class = subject mod
+    /// 3.
     fn trials(
         cohorts: usize,
         seeds: usize,

@@ -138,8 +138,8 @@ impl Case {
         }
     }
 
-    /// The trained adapter and heads, as a bundle, on the test split. The image-only classifier is what `mri` trains: it
-    /// answers where reports are left out.
+    /// The trained adapter and heads, as a bundle, on the test split. The image-only classifier is what `mri` trains:
+    /// it answers where reports are left out.
     fn measure(&self, args: &Args, folder: &Path, progress: &mut Announced) -> Result<eval::Evaluation> {
         let bundle = folder.join("bundle");
         let sources = Sources { adapter: folder.join("adapter.safetensors"), ..Sources::in_folder(&args.model)? };

@@ -1,10 +1,10 @@
 //! Where the anatomy lies, and the smooth deformation that enlarges or shrinks it.
 //!
-//! Coordinates are millimetres of MNI space (right, anterior, superior). They were read off the ICBM 152 nonlinear 2009a
-//! template, which is the demo's brain: voxels below 90 of 255 that are enclosed by brain form one component a
-//! hemisphere, the lateral ventricle, with its mean at (±13, −14, 15) and reaching from (±2, −57, −2) to (±34, 29, 28). The
-//! hippocampus is the grey body medial of the temporal horn; the centroid that the AAL atlas gives it,
-//! (±25…29, −20, −10) (Tzourio-Mazoyer et al., NeuroImage 15 (2002) 273), lies inside the ellipsoid used here.
+//! Coordinates are millimetres of MNI space (right, anterior, superior). They were read off the ICBM 152 nonlinear
+//! 2009a template, which is the demo's brain: voxels below 90 of 255 that are enclosed by brain form one component a
+//! hemisphere, the lateral ventricle, with its mean at (±13, −14, 15) and reaching from (±2, −57, −2) to (±34, 29, 28).
+//! The hippocampus is the grey body medial of the temporal horn; the centroid that the AAL atlas gives it, (±25…29,
+//! −20, −10) (Tzourio-Mazoyer et al., NeuroImage 15 (2002) 273), lies inside the ellipsoid used here.
 
 /// Right, anterior, superior in mm.
 pub type Point = [f64; 3];
@@ -72,8 +72,8 @@ impl Deformation {
         Self { windows, fluid }
     }
 
-    /// The part of the tissue at `p` that fluid has replaced: the template, an average of many people, shows no fissures
-    /// or temporal horns that could widen, so what widens there is mixed into the voxels.
+    /// The part of the tissue at `p` that fluid has replaced: the template, an average of many people, shows no
+    /// fissures or temporal horns that could widen, so what widens there is mixed into the voxels.
     pub fn fluid(&self, p: Point) -> f64 {
         let (centre, half_axes) = TEMPORAL;
         let window = |side: f64| {
@@ -84,7 +84,8 @@ impl Deformation {
         self.fluid[0] * window(-1.0) + self.fluid[1] * window(1.0)
     }
 
-    /// The place in the template that is seen at `p`: `p - Σ amount (p - centre) exp(-½ Σ ((p - centre) / half axis)²)`.
+    /// The place in the template that is seen at `p`: `p - Σ amount (p - centre) exp(-½ Σ ((p - centre) / half
+    /// axis)²)`.
     pub fn source(&self, p: Point) -> Point {
         let mut source = p;
         for window in &self.windows {

@@ -139,8 +139,8 @@ fn within(index: [f64; 3], corner: usize) -> [f64; 3] {
     [0, 1, 2].map(|a| index[a] + if corner >> a & 1 == 1 { 0.25 } else { -0.25 })
 }
 
-/// The stored value of `tissue` (0 to 1) at `place` (-1 to 1 along each axis): contrast, bias field, gain, noise. Outside
-/// the brain 0 stays 0, as after skull stripping.
+/// The stored value of `tissue` (0 to 1) at `place` (-1 to 1 along each axis): contrast, bias field, gain, noise.
+/// Outside the brain 0 stays 0, as after skull stripping.
 fn grey(tissue: f64, place: [f64; 3], acquisition: &Acquisition, rng: &mut ChaCha8Rng) -> i16 {
     if tissue <= 0.0 {
         return 0;

@@ -184,8 +184,8 @@ fn reports_name_no_class_and_leave_facts_out() {
     }
 }
 
-/// The demo model's language part is random: the class must show in which tokens there are. A naive Bayes classifier over
-/// tokens that occur, learned on one half of the reports, is far from chance on the other, and far from perfect.
+/// The demo model's language part is random: the class must show in which tokens there are. A naive Bayes classifier
+/// over tokens that occur, learned on one half of the reports, is far from chance on the other, and far from perfect.
 #[test]
 fn tokens_of_the_demo_tell_the_classes_apart_in_part() {
     let tokenizer = Tokenizer::load(&demo("checkpoint/llama/tokenizer.json"), 1).unwrap();

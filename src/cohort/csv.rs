@@ -11,8 +11,8 @@ use crate::error::{Code, Error, Result};
 /// Maximum size of a list, in bytes.
 const MAX_LIST_BYTES: u64 = 256 << 20;
 
-/// Reads a list: CSV with a header, spaces around cells trimmed. `columns` finds the columns in the header, `row` parses a
-/// record; a message that either returns becomes an error with the line. Each row comes with its line, from 1.
+/// Reads a list: CSV with a header, spaces around cells trimmed. `columns` finds the columns in the header, `row`
+/// parses a record; a message that either returns becomes an error with the line. Each row comes with its line, from 1.
 ///
 /// # Errors
 /// `list.invalid`: no file, too large a file, not UTF-8, a row of another length than the header, or a message of

@@ -1,15 +1,15 @@
 //! Labelled lists for training and evaluation: scans, reports, labels, and which split each row belongs to.
 //!
-//! CSV with a header: `scan` and `label`; optionally `report` (empty: the scan alone), `split` (`train`, `validation` or
-//! `val`, `test`; empty: unassigned) and `subject` or `participant_id`. Other columns are ignored, the order is free.
-//! Paths are relative to the list.
+//! CSV with a header: `scan` and `label`; optionally `report` (empty: the scan alone), `split` (`train`, `validation`
+//! or `val`, `test`; empty: unassigned) and `subject` or `participant_id`. Other columns are ignored, the order is
+//! free. Paths are relative to the list.
 //!
-//! **One person, one split.** Two scans of a person resemble each other more than two people of a class do. A model that
-//! meets in validation or test a person it was trained on seems better than it is, and that harms the patients it is
-//! later used on. So rows of one subject never part: a list that puts a subject, or a scan, into two splits is refused; a
-//! row without a split gets the split of its subject; and [`assign_splits`] moves whole subjects. The subject of a row is
-//! the cell of its column, else the BIDS entity `sub-…` in the scan's path, else the scan itself: two files of one person
-//! without either count as two people, which only the list's author can know better.
+//! **One person, one split.** Two scans of a person resemble each other more than two people of a class do. A model
+//! that meets in validation or test a person it was trained on seems better than it is, and that harms the patients it
+//! is later used on. So rows of one subject never part: a list that puts a subject, or a scan, into two splits is
+//! refused; a row without a split gets the split of its subject; and [`assign_splits`] moves whole subjects. The
+//! subject of a row is the cell of its column, else the BIDS entity `sub-…` in the scan's path, else the scan itself:
+//! two files of one person without either count as two people, which only the list's author can know better.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -59,8 +59,8 @@ impl Split {
 pub struct Case {
     /// Line in the list; the header is on line 1.
     pub line: usize,
-    /// The person: all rows with one value are one person. Without `sub-`; the scan as it is listed where the list names
-    /// no person.
+    /// The person: all rows with one value are one person. Without `sub-`; the scan as it is listed where the list
+    /// names no person.
     pub subject: String,
     /// The scan's path.
     pub scan: PathBuf,
@@ -72,8 +72,8 @@ pub struct Case {
     pub split: Option<Split>,
 }
 
-/// Reads a labelled list; `labels` are the model's, in its order. Scans and reports are not opened: a missing file is an
-/// error only when it is read.
+/// Reads a labelled list; `labels` are the model's, in its order. Scans and reports are not opened: a missing file is
+/// an error only when it is read.
 ///
 /// ```
 /// use brain_adapter::cohort::{assign_splits, read_labelled};
@@ -91,8 +91,8 @@ pub struct Case {
 /// ```
 ///
 /// # Errors
-/// `list.invalid`, naming the line: no such column, a cell that is missing or unknown, a subject or a scan in two splits,
-/// a scan with two labels or of two subjects.
+/// `list.invalid`, naming the line: no such column, a cell that is missing or unknown, a subject or a scan in two
+/// splits, a scan with two labels or of two subjects.
 pub fn read_labelled(path: &Path, labels: &[String]) -> Result<Vec<Case>> {
     let invalid = |message: String| Error::new(Code::LIST_INVALID, message).at(path);
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -149,8 +149,8 @@ pub fn assign_splits(cases: &mut [Case], fractions: [f64; 3], seed: u64) -> Resu
     Ok(())
 }
 
-/// `total` in three whole numbers by `fractions` (largest remainder); where `total` allows it, none of a positive fraction
-/// is 0.
+/// `total` in three whole numbers by `fractions` (largest remainder); where `total` allows it, none of a positive
+/// fraction is 0.
 fn apportion(total: usize, fractions: [f64; 3]) -> [usize; 3] {
     let exact = fractions.map(|f| f * total as f64);
     // 0.2 of 5 is a hair above or below 1: neither may decide.

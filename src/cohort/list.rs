@@ -1,4 +1,5 @@
-//! Lists for prediction: CSV with the column `scan`, optionally `report`, and any others; paths are relative to the list.
+//! Lists for prediction: CSV with the column `scan`, optionally `report`, and any others; paths are relative to the
+//! list.
 
 use std::path::{Path, PathBuf};
 

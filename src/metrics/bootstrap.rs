@@ -1,10 +1,10 @@
 //! Confidence intervals: percentiles of the stratified bootstrap.
 //!
 //! Subjects (with all their scans) are drawn with replacement within their true class (as pROC does for areas under a
-//! curve: Robin et al. 2011), so that each draw has as many of each class as the cohort. A case-control cohort is sampled
-//! that way too, and every metric that the cohort defines is defined in every draw. The interval then says how much the
-//! metric would vary with other subjects of the same classes, not with another mix of classes. The ends are percentiles
-//! (Efron 1981), interpolated linearly between draws.
+//! curve: Robin et al. 2011), so that each draw has as many of each class as the cohort. A case-control cohort is
+//! sampled that way too, and every metric that the cohort defines is defined in every draw. The interval then says how
+//! much the metric would vary with other subjects of the same classes, not with another mix of classes. The ends are
+//! percentiles (Efron 1981), interpolated linearly between draws.
 
 use std::collections::BTreeMap;
 
@@ -28,9 +28,9 @@ pub struct Interval {
 }
 
 /// The interval of each metric that `metrics` computes from predictions: a list of always the same length, none for
-/// metrics that are not defined. `subjects` holds the predictions of each subject, whose class is the largest of their true
-/// classes. Each of the `draws` has its own stream of ChaCha8 under `seed`. A metric that is not defined in every draw has
-/// no interval; without draws none has.
+/// metrics that are not defined. `subjects` holds the predictions of each subject, whose class is the largest of their
+/// true classes. Each of the `draws` has its own stream of ChaCha8 under `seed`. A metric that is not defined in every
+/// draw has no interval; without draws none has.
 ///
 /// ```
 /// use brain_adapter::metrics::{LabelledPrediction, Scores, bootstrap};
@@ -72,7 +72,8 @@ pub fn bootstrap(
     (0..count).map(interval).collect()
 }
 
-/// The quantile of sorted values, interpolated linearly (numpy's default; Hyndman and Fan's type 7); none without values.
+/// The quantile of sorted values, interpolated linearly (numpy's default; Hyndman and Fan's type 7); none without
+/// values.
 fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let at = q * sorted.len().checked_sub(1)? as f64;
     let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);

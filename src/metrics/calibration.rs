@@ -13,7 +13,8 @@ const MIN_PROBABILITY: f64 = f64::EPSILON;
 /// How the confidence of predictions (the probability of the predicted class) compares with their accuracy.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reliability {
-    /// Expected calibration error (Guo et al. 2017): Σ over bins of the fraction of predictions · |accuracy − mean confidence|.
+    /// Expected calibration error (Guo et al. 2017): Σ over bins of the fraction of predictions · |accuracy − mean
+    /// confidence|.
     pub ece: f64,
     /// Mean −ln of the probability of the true class, in nats.
     pub nll: f64,

@@ -1,9 +1,9 @@
 //! Metrics of a classifier: pure functions of labels and predicted probabilities.
 //!
-//! Layer 1. A [`LabelledPrediction`] is a model's prediction with the true class. [`Scores`] are accuracy, F1, AUC and the
-//! like, [`Reliability`] measures calibration, [`temperature`] improves it, [`bootstrap`] gives confidence intervals, and
-//! [`tsne`] embeds high-dimensional points in the plane. Everything is deterministic: the same predictions and seed give
-//! the same bits, on any number of threads.
+//! Layer 1. A [`LabelledPrediction`] is a model's prediction with the true class. [`Scores`] are accuracy, F1, AUC and
+//! the like, [`Reliability`] measures calibration, [`temperature`] improves it, [`bootstrap`] gives confidence
+//! intervals, and [`tsne`] embeds high-dimensional points in the plane. Everything is deterministic: the same
+//! predictions and seed give the same bits, on any number of threads.
 //!
 //! ```
 //! use brain_adapter::metrics::{LabelledPrediction, Scores};
@@ -46,7 +46,8 @@ impl LabelledPrediction {
         Self { truth, predicted: argmax(&probabilities), probabilities }
     }
 
-    /// The prediction of logits at a temperature: probabilities softmax(logits / T), and the class of the largest logit.
+    /// The prediction of logits at a temperature: probabilities softmax(logits / T), and the class of the largest
+    /// logit.
     pub fn from_logits(truth: usize, logits: &[f32], temperature: f64) -> Self {
         Self { truth, predicted: argmax(logits), probabilities: softmax(logits, temperature) }
     }
@@ -74,13 +75,13 @@ pub struct Scores {
     pub accuracy: f64,
     /// Mean recall of the classes that occur.
     pub balanced_accuracy: f64,
-    /// Mean F1 of all classes. As scikit-learn's `f1_score(labels=all, average="macro", zero_division=0)`: a class that neither
-    /// occurs nor is predicted counts with 0.
+    /// Mean F1 of all classes. As scikit-learn's `f1_score(labels=all, average="macro", zero_division=0)`: a class that
+    /// neither occurs nor is predicted counts with 0.
     pub macro_f1: f64,
     /// Metrics of each class.
     pub classes: Vec<ClassScores>,
-    /// Area under the ROC curve of each class against the others, by its probability; none where the class does not occur,
-    /// or nothing else does.
+    /// Area under the ROC curve of each class against the others, by its probability; none where the class does not
+    /// occur, or nothing else does.
     pub auc: Vec<Option<f64>>,
     /// Mean of the areas that are defined.
     pub macro_auc: Option<f64>,

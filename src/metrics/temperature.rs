@@ -1,15 +1,16 @@
 //! Temperature scaling: calibration with a single number (Guo et al. 2017, section 4.2).
 //!
 //! Probabilities become softmax(logits / T). No label changes, since T > 0 keeps the order of logits. T minimises the
-//! negative log-likelihood of held-out predictions, which in β = 1/T is convex: its derivative, the mean over predictions of
-//! E_β\[z\] − z_truth, increases. So its only root is found by bisection, in ln β, between the limits of [`RANGE`]: nothing
-//! depends on a starting point or a step size.
+//! negative log-likelihood of held-out predictions, which in β = 1/T is convex: its derivative, the mean over
+//! predictions of E_β\[z\] − z_truth, increases. So its only root is found by bisection, in ln β, between the limits of
+//! [`RANGE`]: nothing depends on a starting point or a step size.
 
 use serde::Serialize;
 
 use super::{LabelledPrediction, Reliability, argmax, softmax};
 
-/// Temperatures that are fitted, and that a bundle may hold. A model that needs one outside cannot be calibrated this way.
+/// Temperatures that are fitted, and that a bundle may hold. A model that needs one outside cannot be calibrated this
+/// way.
 pub const RANGE: std::ops::RangeInclusive<f64> = 0.05..=20.0;
 
 /// Bisections of the range of ln β, which is 6 wide: to below the precision of f64.
@@ -36,12 +37,13 @@ pub struct Fit {
 pub enum Outcome {
     /// It is a minimum within the range.
     Minimum,
-    /// The likelihood still grows at the range's lower end: logits hardly differ, and nearly all predictions are correct.
+    /// The likelihood still grows at the range's lower end: logits hardly differ, and nearly all predictions are
+    /// correct.
     LowerEnd,
     /// The likelihood still grows at the range's upper end: predictions are hardly better than chance.
     UpperEnd,
-    /// Every prediction is correct, and the likelihood grows without bound as T falls to 0. That says more about the small
-    /// number of predictions than about the model: T stays 1.
+    /// Every prediction is correct, and the likelihood grows without bound as T falls to 0. That says more about the
+    /// small number of predictions than about the model: T stays 1.
     AllRight,
     /// There was no prediction: T stays 1.
     NoAnswers,

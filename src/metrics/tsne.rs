@@ -1,11 +1,11 @@
-//! t-SNE: an embedding of high-dimensional points in the plane that keeps neighbours together (van der Maaten and Hinton,
-//! JMLR 2008).
+//! t-SNE: an embedding of high-dimensional points in the plane that keeps neighbours together (van der Maaten and
+//! Hinton, JMLR 2008).
 //!
-//! The exact form, for some thousands of points. Affinities, gains and the two momentum terms (0.5, then 0.8) are the paper's;
-//! early exaggeration by 12 over the first 250 steps, when the momentum is 0.5, and the learning rate are those of Belkina et
-//! al. 2019 (as in scikit-learn). The crate `bhtsne` is not used: it sums over threads in no fixed order, and a last bit
-//! grows into another picture. Here each row is summed by itself and rows in their order, so a seed gives one picture on any
-//! number of threads.
+//! The exact form, for some thousands of points. Affinities, gains and the two momentum terms (0.5, then 0.8) are the
+//! paper's; early exaggeration by 12 over the first 250 steps, when the momentum is 0.5, and the learning rate are
+//! those of Belkina et al. 2019 (as in scikit-learn). The crate `bhtsne` is not used: it sums over threads in no fixed
+//! order, and a last bit grows into another picture. Here each row is summed by itself and rows in their order, so a
+//! seed gives one picture on any number of threads.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -205,7 +205,8 @@ mod tests {
         }
     }
 
-    /// 0.5 while affinities are exaggerated, 0.8 afterwards: the paper's section 3.4, with the phase of Belkina et al. 2019.
+    /// 0.5 while affinities are exaggerated, 0.8 afterwards: the paper's section 3.4, with the phase of Belkina et al.
+    /// 2019.
     #[test]
     fn momentum_and_exaggeration_follow_their_schedule() {
         let changes: Vec<usize> = (1..STEPS).filter(|&step| schedule(step) != schedule(step - 1)).collect();

@@ -114,7 +114,8 @@ impl Artifacts {
         Ok(Self { dir: dir.to_owned(), manifest, sha256 })
     }
 
-    /// The parameters as they were prepared. Every parameter that the mode's graphs read is there, in the configured shape.
+    /// The parameters as they were prepared. Every parameter that the mode's graphs read is there, in the configured
+    /// shape.
     ///
     /// # Errors
     /// `checkpoint.*`; `training.artifacts` when one is missing or of another shape.

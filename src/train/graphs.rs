@@ -6,11 +6,11 @@
 //! text [batch, hidden], labels [batch] ───────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Each stage is a graph of its own whose weights are inputs. So one pair of sessions runs all blocks, frozen weights stay in
-//! one mapped file, and a stage's activations are freed when it is done. Only a stage's input is saved for its backward
-//! pass; with [`Activations::Save`] also what is expensive to recompute. The transformer runs one scan at a time: only the
-//! adapter (batch norm) and the loss (the contrastive term) depend on the batch. Graphs are built from the configuration;
-//! weights are passed by name at run time.
+//! Each stage is a graph of its own whose weights are inputs. So one pair of sessions runs all blocks, frozen weights
+//! stay in one mapped file, and a stage's activations are freed when it is done. Only a stage's input is saved for its
+//! backward pass; with [`Activations::Save`] also what is expensive to recompute. The transformer runs one scan at a
+//! time: only the adapter (batch norm) and the loss (the contrastive term) depend on the batch. Graphs are built from
+//! the configuration; weights are passed by name at run time.
 
 use crate::config::{Config, Norm};
 use crate::error::{Error, Result};
@@ -108,8 +108,8 @@ pub fn parameters(config: &Config, mode: Mode) -> Vec<keys::Key> {
 }
 
 impl TrainingGraphs {
-    /// The stages of a configuration. `trained` selects the trained parameters by state-dict key: all that the mode trains
-    /// ([`Mode::trains`]), or fewer.
+    /// The stages of a configuration. `trained` selects the trained parameters by state-dict key: all that the mode
+    /// trains ([`Mode::trains`]), or fewer.
     ///
     /// # Errors
     /// `graph.invalid` when an operator has no gradient rule: a defect of this crate.

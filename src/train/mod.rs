@@ -9,15 +9,16 @@
 //! eval     bundle + cohort → metrics, a temperature, pictures
 //! ```
 //!
-//! A program can also train in a loop of its own: [`TrainingGraphs`] are the model's stages, [`StagedModel`] runs them forward
-//! and backward, [`Optimizer`] updates the parameters.
+//! A program can also train in a loop of its own: [`TrainingGraphs`] are the model's stages, [`StagedModel`] runs them
+//! forward and backward, [`Optimizer`] updates the parameters.
 //!
 //! ```no_run
 //! use brain_adapter::config::AdamW;
 //! use brain_adapter::model::Mode;
 //! use brain_adapter::runtime::{Runtime, SessionOptions};
 //! use brain_adapter::train::artifacts::Artifacts;
-//! use brain_adapter::train::{Activations, Batch, GraphOptions, Optimizer, Parameters, StagedModel, TrainingGraphs, moments};
+//! use brain_adapter::train::{Activations, Batch, GraphOptions, Optimizer, Parameters, moments};
+//! use brain_adapter::train::{StagedModel, TrainingGraphs};
 //!
 //! # fn train(mut parameters: Parameters, batches: &[Batch]) -> brain_adapter::Result<()> {
 //! let artifacts = Artifacts::open("training".as_ref())?;

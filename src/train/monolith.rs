@@ -1,10 +1,10 @@
 //! All stages in one graph, which trains the model in any ONNX Runtime, Microsoft's training runtime among them.
 //!
-//! Inputs and outputs are those that onnxruntime-training expects (`training_model.onnx`, `eval_model.onnx`): `volume`, `text`
-//! (not in the mode `mri`), `labels`; then every parameter by its state-dict key, also those that the mode does not read; then
-//! for each trained one `NAME_grad.accumulation.buffer`; `lazy_reset_grad`. Outputs `loss`, `logits`; for each trained
-//! parameter `NAME_grad.accumulation.out` and `accumulated.NAME_grad`; the updated running statistics `NAME.out`. Standard
-//! operators, and the gradient accumulator, which is also a function of standard ones.
+//! Inputs and outputs are those that onnxruntime-training expects (`training_model.onnx`, `eval_model.onnx`): `volume`,
+//! `text` (not in the mode `mri`), `labels`; then every parameter by its state-dict key, also those that the mode does
+//! not read; then for each trained one `NAME_grad.accumulation.buffer`; `lazy_reset_grad`. Outputs `loss`, `logits`;
+//! for each trained parameter `NAME_grad.accumulation.out` and `accumulated.NAME_grad`; the updated running statistics
+//! `NAME.out`. Standard operators, and the gradient accumulator, which is also a function of standard ones.
 //!
 //! A runtime reorders nodes and merges equal ones, which would undo the recomputation: so a stage's backward pass reads
 //! its input through a barrier, a copy that depends on the gradient of its output.
@@ -206,8 +206,8 @@ fn missing(name: &str) -> Error {
     Error::internal(format!("training graph: `{name}` missing"))
 }
 
-/// A copy of `x` that depends on `d`: no runtime can merge what is computed from it with what was computed from `x`, nor
-/// compute it before `d`. The dependency goes through integers, so that a NaN in `d` changes nothing.
+/// A copy of `x` that depends on `d`: no runtime can merge what is computed from it with what was computed from `x`,
+/// nor compute it before `d`. The dependency goes through integers, so that a NaN in `d` changes nothing.
 fn barrier(g: &mut Builder, x: ValueId, d: ValueId) -> Result<ValueId> {
     let shape = g.ty(x).shape.clone();
     let flat = g.reshape(d, &[-1])?;

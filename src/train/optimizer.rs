@@ -42,8 +42,9 @@ impl Optimizer {
         Ok(Self { session, names: moments.keys().cloned().collect() })
     }
 
-    /// Step number `step` (from 1) with the learning rate `rate`: updates parameters and moments in place. `gradients` holds
-    /// one of each parameter that has moments, by its state-dict key, f32 of its shape. On an error nothing is changed.
+    /// Step number `step` (from 1) with the learning rate `rate`: updates parameters and moments in place. `gradients`
+    /// holds one of each parameter that has moments, by its state-dict key, f32 of its shape. On an error nothing is
+    /// changed.
     ///
     /// # Errors
     /// `runtime.run`; `training.diverged` when a parameter or moment would not be finite, naming it; `internal` when

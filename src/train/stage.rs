@@ -81,8 +81,8 @@ impl StageSessions {
         Self { stage: stage.clone(), sessions: SessionPair::new(&stage.graphs) }
     }
 
-    /// Runs the stage on `x` with the weights of `block`. Returns the stage's output and, with `save_for_backward`, what
-    /// the backward pass needs.
+    /// Runs the stage on `x` with the weights of `block`. Returns the stage's output and, with `save_for_backward`,
+    /// what the backward pass needs.
     pub fn forward(
         &mut self,
         context: &SessionContext,

@@ -46,8 +46,8 @@ pub struct StepOutput {
     pub heads: HeadsOutput,
     /// The gradient of `scale · loss` for each trained parameter: its state-dict key, and its shape.
     pub gradients: Parameters,
-    /// The updated running statistics of the adapter's batch norms, by state-dict key (`….running_mean`, `….running_var`);
-    /// empty where batch norms normalise by the running statistics, and where the adapter is frozen.
+    /// The updated running statistics of the adapter's batch norms, by state-dict key (`….running_mean`,
+    /// `….running_var`); empty where batch norms normalise by the running statistics, and where the adapter is frozen.
     pub running_stats: Parameters,
 }
 
@@ -96,8 +96,8 @@ impl StagedModel {
         }
     }
 
-    /// The vision features, f32 `[batch, vision.hidden]`, of volumes f32 `[batch, D, H, W]`, in evaluation mode: batch norms
-    /// normalise by their running statistics.
+    /// The vision features, f32 `[batch, vision.hidden]`, of volumes f32 `[batch, D, H, W]`, in evaluation mode: batch
+    /// norms normalise by their running statistics.
     ///
     /// # Errors
     /// `runtime.*`; `internal` when `parameters` lacks one that the adapter reads.
@@ -109,8 +109,8 @@ impl StagedModel {
         Ok(self.forward_trunk(rows(&only_output(images)?)?, false)?.0)
     }
 
-    /// The heads' outputs, without gradients, for `vision` f32 `[batch, vision.hidden]`, `text` f32 `[batch, text.hidden]`
-    /// (none in the mode `mri`) and `labels` i64 `[batch]`.
+    /// The heads' outputs, without gradients, for `vision` f32 `[batch, vision.hidden]`, `text` f32 `[batch,
+    /// text.hidden]` (none in the mode `mri`) and `labels` i64 `[batch]`.
     ///
     /// # Errors
     /// `runtime.*`; `internal` when `parameters` lacks one that the heads read.
@@ -127,8 +127,8 @@ impl StagedModel {
 
     /// Forward and backward pass of the heads alone, for inputs as in [`Self::evaluate_heads`].
     ///
-    /// [`StepOutput::gradients`] has the trained parameters of the heads and, where the adapter is trained, the key `vision`:
-    /// the gradient of `vision`, f32 `[batch, vision.hidden]`.
+    /// [`StepOutput::gradients`] has the trained parameters of the heads and, where the adapter is trained, the key
+    /// `vision`: the gradient of `vision`, f32 `[batch, vision.hidden]`.
     ///
     /// # Errors
     /// `runtime.*`; `internal` when `parameters` lacks one that the heads read.
@@ -147,13 +147,15 @@ impl StagedModel {
         Ok(StepOutput { heads, gradients: gradients(results), running_stats: Parameters::new() })
     }
 
-    /// Forward and backward pass of the whole model: the loss, and the gradient of `scale · loss` for each trained parameter.
+    /// Forward and backward pass of the whole model: the loss, and the gradient of `scale · loss` for each trained
+    /// parameter.
     ///
-    /// `scale` is 1 over the number of micro-batches whose gradients are summed, so that their sum is that of the mean loss.
+    /// `scale` is 1 over the number of micro-batches whose gradients are summed, so that their sum is that of the mean
+    /// loss.
     ///
     /// # Errors
-    /// `runtime.*`; `memory.limit` when there is no memory for saved tensors; `internal` when `parameters` lacks one that
-    /// the model reads.
+    /// `runtime.*`; `memory.limit` when there is no memory for saved tensors; `internal` when `parameters` lacks one
+    /// that the model reads.
     pub fn forward_backward(&mut self, parameters: &Parameters, batch: &Batch, scale: f32) -> Result<StepOutput> {
         let Some(adapter) = &mut self.adapter else {
             let vision = self.features(parameters, &batch.volumes)?;
@@ -183,8 +185,8 @@ impl StagedModel {
         Ok(step)
     }
 
-    /// The frozen transformer on images f32 `[1, out, H, W]`, one at a time. Returns `vision` f32 `[images, vision.hidden]`
-    /// and, with `save_for_backward`, what each stage saved for each image.
+    /// The frozen transformer on images f32 `[1, out, H, W]`, one at a time. Returns `vision` f32 `[images,
+    /// vision.hidden]` and, with `save_for_backward`, what each stage saved for each image.
     fn forward_trunk(
         &mut self,
         images: Vec<Tensor>,
@@ -204,8 +206,8 @@ impl StagedModel {
         Ok((stack(&features)?, saved))
     }
 
-    /// The gradient of the images, f32 `[images, out, H, W]`, from that of `vision`, f32 `[images, vision.hidden]`. Each
-    /// stage's saved tensors are dropped as soon as it is done.
+    /// The gradient of the images, f32 `[images, out, H, W]`, from that of `vision`, f32 `[images, vision.hidden]`.
+    /// Each stage's saved tensors are dropped as soon as it is done.
     fn backward_trunk(&mut self, saved: Vec<Vec<SavedTensors>>, d_vision: &Tensor) -> Result<Tensor> {
         let mut images = Vec::new();
         for (mut of_stages, mut d) in saved.into_iter().zip(rows(d_vision)?) {

@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::RowResult;
 use crate::metrics::{Interval, LabelledPrediction, Scores, bootstrap};
 
-/// 95 % intervals of the metrics in [`Scores`], under the same names: percentiles of the bootstrap over subjects, stratified
-/// by class ([`bootstrap`]). None where a metric is not defined in every draw. The calibration error of a draw tends to be
-/// larger than that of the whole, so its interval may lie above the metric.
+/// 95 % intervals of the metrics in [`Scores`], under the same names: percentiles of the bootstrap over subjects,
+/// stratified by class ([`bootstrap`]). None where a metric is not defined in every draw. The calibration error of a
+/// draw tends to be larger than that of the whole, so its interval may lie above the metric.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Intervals {
     /// Number of draws.

@@ -5,8 +5,8 @@
 //!        └ validation rows ──────────────── logits ─ fit T ─┘ (with --fit-temperature; T is then stored in the bundle)
 //! ```
 //!
-//! A temperature is never fitted on rows that are evaluated. A row without a prediction is reported and left out; the result
-//! counts them. The bootstrap draws whole subjects.
+//! A temperature is never fitted on rows that are evaluated. A row without a prediction is reported and left out; the
+//! result counts them. The bootstrap draws whole subjects.
 //!
 //! ```no_run
 //! use brain_adapter::progress::Silent;
@@ -39,7 +39,8 @@ use crate::infer::{BundleIdentity, Options};
 use crate::metrics::{Confusion, LabelledPrediction, Layout, Reliability, Scores, tsne};
 use crate::progress::Progress;
 
-/// Maximum number of points in an embedding: exact t-SNE takes the square of their number, and more dots hide each other.
+/// Maximum number of points in an embedding: exact t-SNE takes the square of their number, and more dots hide each
+/// other.
 const MAX_POINTS: usize = 2000;
 
 /// The settings of `ba-train eval`.
@@ -53,7 +54,8 @@ pub struct Plan {
     pub split: Option<EvalSplit>,
     /// Whether temperatures are fitted on the validation split and stored in the bundle.
     pub fit_temperature: bool,
-    /// Whether reports are left out, so that the image-only classifier, which the mode `mri` trains, predicts every row.
+    /// Whether reports are left out, so that the image-only classifier, which the mode `mri` trains, predicts every
+    /// row.
     pub image_only: bool,
     /// Number of draws of the bootstrap; 0: no intervals.
     pub draws: u32,
@@ -129,8 +131,8 @@ pub struct Embedding {
 ///
 /// # Errors
 /// `list.invalid` for a list that cannot be read, has no such split, or no row of a split with a prediction;
-/// `config.value` when the evaluated split contains the rows that a temperature is fitted on; those of opening, verifying
-/// and writing the bundle. Errors of single rows are in [`Evaluation::failures`].
+/// `config.value` when the evaluated split contains the rows that a temperature is fitted on; those of opening,
+/// verifying and writing the bundle. Errors of single rows are in [`Evaluation::failures`].
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Evaluation> {
     let labels = Bundle::open_quickly(&plan.bundle)?.manifest.labels;
     let mut cases = read_labelled(&plan.data, &labels)?;

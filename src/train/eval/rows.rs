@@ -101,8 +101,8 @@ pub(super) struct Predictions {
     pub device: String,
 }
 
-/// Predicts the rows in their order; scans are read ahead. A row that fails is reported and the others continue, unless the
-/// bundle itself is damaged.
+/// Predicts the rows in their order; scans are read ahead. A row that fails is reported and the others continue, unless
+/// the bundle itself is damaged.
 pub(super) fn predict(
     plan: &Plan,
     cases: &[&Case],

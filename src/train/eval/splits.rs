@@ -89,8 +89,8 @@ pub(super) fn select(cases: &[Case], asked: Option<EvalSplit>, fit_temperature: 
     }
     if fit_temperature && split.contains(Some(Split::Validation)) {
         let message = format!(
-            "the split `{}` ({why}) contains the validation rows that the temperature is fitted on, and metrics of them \
-             would be too good: evaluate `test` or `train`",
+            "the split `{}` ({why}) contains the validation rows that the temperature is fitted on, and metrics of \
+             them would be too good: evaluate `test` or `train`",
             split.name()
         );
         return Err(Error::new(Code::CONFIG_VALUE, message));

@@ -37,8 +37,8 @@ impl Cases {
         (0..classes).map(|class| (self.train.len() as f64 / (classes * count(class)) as f64) as f32).collect()
     }
 
-    /// SHA-256 of all cases with split, label, subject, scan and report. It does not depend on the place or the name of the
-    /// list.
+    /// SHA-256 of all cases with split, label, subject, scan and report. It does not depend on the place or the name of
+    /// the list.
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
         for case in self.all() {

@@ -76,14 +76,15 @@ fn cache_folder(plan: &Plan) -> PathBuf {
     plan.cache.clone().unwrap_or_else(|| plan.output().join("cache"))
 }
 
-/// The store of scans' vision features. Its key has everything that their bits depend on: activations that are saved decide
-/// which nodes are fused, threads the order of sums.
+/// The store of scans' vision features. Its key has everything that their bits depend on: activations that are saved
+/// decide which nodes are fused, threads the order of sums.
 pub(super) fn store(plan: &Plan, artifacts: &Artifacts, runtime: &Runtime) -> Result<Store> {
     let (tool, how) = (env!("CARGO_PKG_VERSION"), format!("{:?}, {} threads", plan.activations, threads(plan)));
     Store::open(&cache_folder(plan), &["training", &artifacts.sha256, tool, runtime.build, &how])
 }
 
-/// `vision` f32 `[1, vision.hidden]` of each case's scan with the current parameters: from `store`, else computed and stored.
+/// `vision` f32 `[1, vision.hidden]` of each case's scan with the current parameters: from `store`, else computed and
+/// stored.
 pub(super) fn of_scans(
     store: &Store,
     artifacts: &Artifacts,

@@ -3,15 +3,15 @@
 //! ```text
 //! cohort.csv ─ cases (train, validation)
 //! reports ── the bundle's language model, once each, cached ─ text features ┐
-//! scans ──── a thread reads ahead ─ volumes ────────────────────────────────┼─ model ── gradients ─ optimizer ─ parameters
+//! scans ──── a thread reads ahead ─ volumes ────────────────────────────────┼─ model ─ gradients ─ optimizer ─ parameters
 //!      └──── with a frozen adapter: vision features, once each, cached ─────┘                        │
-//!                      last (the whole state), best, history ◄───────────────────────────────────────┘
+//!                       last (the whole state), best, history ◄──────────────────────────────────────┘
 //! ```
 //!
-//! **Deterministic.** The order of cases depends on seed and epoch alone; the same seed, thread count and ONNX Runtime give
-//! the same bits. **Resumable.** `last` is written atomically, at the end of each epoch and in between, always between two
-//! steps of the optimizer; `--resume` repeats later steps with bit-identical results. On a failure (an unreadable scan, a
-//! full disk) the steps so far are saved if possible.
+//! **Deterministic.** The order of cases depends on seed and epoch alone; the same seed, thread count and ONNX Runtime
+//! give the same bits. **Resumable.** `last` is written atomically, at the end of each epoch and in between, always
+//! between two steps of the optimizer; `--resume` repeats later steps with bit-identical results. On a failure (an
+//! unreadable scan, a full disk) the steps so far are saved if possible.
 
 mod cases;
 mod features;
@@ -158,8 +158,9 @@ pub struct Summary {
 /// Trains, and writes checkpoints, history and the trained weights.
 ///
 /// # Errors
-/// `training.artifacts`, `training.data`, `training.diverged`, `training.resume`; `output.exists` when the output holds another
-/// training and `resume` is off; those of reading lists, scans and reports, of the bundle and the runtime; `io`, `disk.full`.
+/// `training.artifacts`, `training.data`, `training.diverged`, `training.resume`; `output.exists` when the output holds
+/// another training and `resume` is off; those of reading lists, scans and reports, of the bundle and the runtime;
+/// `io`, `disk.full`.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     check(plan)?;
     progress.step("checking the training artifacts", None);

@@ -52,8 +52,8 @@ pub(super) fn write_history(folder: &Path, records: &[EpochRecord], title: &str)
     replace(&folder.join("history.svg"), picture::history(&epochs, title).as_bytes())
 }
 
-/// Writes `embedding-NNN.svg`: the fused embeddings of the validation cases, laid out by t-SNE. `classes` holds an index
-/// into `labels` for each of `points`.
+/// Writes `embedding-NNN.svg`: the fused embeddings of the validation cases, laid out by t-SNE. `classes` holds an
+/// index into `labels` for each of `points`.
 pub(super) fn write_embedding(
     folder: &Path,
     epoch: u32,

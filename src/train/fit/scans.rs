@@ -11,8 +11,8 @@ use crate::tensor::Tensor;
 use crate::train::tensors::stack;
 use crate::volume::{self, Grid, ReadOptions};
 
-/// Maximum size of the volumes that stay in memory between epochs, in bytes: the whole cohort of a small model, and only a
-/// few volumes of a large one.
+/// Maximum size of the volumes that stay in memory between epochs, in bytes: the whole cohort of a small model, and
+/// only a few volumes of a large one.
 const CACHED_BYTES: usize = 1 << 30;
 
 /// Reads scans and conforms them to the model's grid. Small volumes are read once and stay in memory.

@@ -29,7 +29,8 @@ impl Schedule {
         if sound { Ok(()) } else { Err(Error::new(Code::CONFIG_VALUE, message())) }
     }
 
-    /// The rate of step `step` (from 1) of `steps`. The first steps of a warm-up of w steps have 1/w, 2/w, … of the maximum.
+    /// The rate of step `step` (from 1) of `steps`. The first steps of a warm-up of w steps have 1/w, 2/w, … of the
+    /// maximum.
     ///
     /// ```
     /// use brain_adapter::train::fit::Schedule;

@@ -6,8 +6,8 @@ use super::cases::Cases;
 use super::{Plan, threads};
 use crate::train::artifacts::Artifacts;
 
-/// Settings by name, each as text; part of the state in `last`. `build` is ONNX Runtime's, `bundle` the SHA-256 of the language
-/// model's bundle.
+/// Settings by name, each as text; part of the state in `last`. `build` is ONNX Runtime's, `bundle` the SHA-256 of the
+/// language model's bundle.
 pub(super) fn settings(
     plan: &Plan,
     artifacts: &Artifacts,

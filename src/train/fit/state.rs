@@ -1,7 +1,8 @@
 //! The state of a training between two steps, and the checkpoint that holds it.
 //!
-//! The file is a training checkpoint (`ODTC`) that ONNX Runtime's own training runtime reads too: parameters, moments and step
-//! are where it expects them. The position within the epochs, the history and the settings are a property, as JSON.
+//! The file is a training checkpoint (`ODTC`) that ONNX Runtime's own training runtime reads too: parameters, moments
+//! and step are where it expects them. The position within the epochs, the history and the settings are a property, as
+//! JSON.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -69,7 +70,8 @@ pub(super) struct Position {
 }
 
 impl Position {
-    /// Completes the current epoch. The training is over after `epochs`, or when `patience` epochs in a row were not the best.
+    /// Completes the current epoch. The training is over after `epochs`, or when `patience` epochs in a row were not
+    /// the best.
     pub fn finish_epoch(&mut self, record: EpochRecord, epochs: u32, patience: Option<u32>) {
         self.since_best = if record.best { 0 } else { self.since_best + 1 };
         self.history.push(record);

@@ -6,8 +6,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::chart::{self, Drawn, INK, Picture, TEXT, colour, legend};
 use crate::metrics::{Bin, Confusion, Reliability};
 
-/// A reliability diagram (Guo et al. 2017): how often answers of each confidence are right, beside what the confidence says; and
-/// below how many answers there are. `before` are the figures without a temperature, where there is one.
+/// A reliability diagram (Guo et al. 2017): how often answers of each confidence are right, beside what the confidence
+/// says; and below how many answers there are. `before` are the figures without a temperature, where there is one.
 pub fn reliability(now: &Reliability, before: Option<&Reliability>, title: &str) -> String {
     chart::svg((720, 720), |area| {
         let (upper, lower) = area.split_vertically(510);

@@ -19,8 +19,8 @@ pub struct Epoch {
     pub macro_f1: Option<f64>,
 }
 
-/// Loss (training and validation) and, where it was measured, macro-F1 over the epochs. The epoch with the best macro-F1 is
-/// marked.
+/// Loss (training and validation) and, where it was measured, macro-F1 over the epochs. The epoch with the best
+/// macro-F1 is marked.
 pub fn history(epochs: &[Epoch], title: &str) -> String {
     chart::svg((720, 640), |area| {
         if epochs.iter().any(|e| e.macro_f1.is_some_and(f64::is_finite)) {

@@ -1,8 +1,8 @@
 //! Pictures of training and evaluation, as SVG files that need nothing else.
 //!
-//! Each function gives the text of one file: dark ink on white, so that it reads the same on light and dark pages, in colours
-//! that the colour-blind can tell apart. What comes in as text (labels, titles) is escaped. Numbers that are not finite
-//! are left out.
+//! Each function gives the text of one file: dark ink on white, so that it reads the same on light and dark pages, in
+//! colours that the colour-blind can tell apart. What comes in as text (labels, titles) is escaped. Numbers that are
+//! not finite are left out.
 
 mod chart;
 mod evaluation;
@@ -15,8 +15,8 @@ pub use history::{Epoch, history};
 
 use chart::{Drawn, Picture, around, colour, legend};
 
-/// A scatter of `points` (on two axes without units, as t-SNE gives) in the colour of their class: `classes` holds an index
-/// into `labels` for each.
+/// A scatter of `points` (on two axes without units, as t-SNE gives) in the colour of their class: `classes` holds an
+/// index into `labels` for each.
 pub fn embedding(points: &[[f64; 2]], classes: &[usize], labels: &[String], title: &str) -> String {
     chart::svg((720, 640), |area| scatter(&area, points, classes, labels, title))
 }
