@@ -1,11 +1,11 @@
-//! The files about the whole cohort, and where a subject's own lie.
+//! The files about the whole cohort, and the paths of a subject's own.
 
 use anyhow::Result;
 use brain_adapter::cohort::{Case, Split};
 
 use super::subject::{LABELS, Subject};
 
-/// What the folder says of itself.
+/// Content of the folder's README.
 pub const README: &str = "\
 SIMULATED DATA. No scan, report or figure in this folder is of a real person, and nothing can be learned from it about
 people. It was made by `simulate_cohort` of brain-adapter to try training on.

@@ -7,13 +7,13 @@
 //! A brain in MNI space is deformed smoothly (`anatomy`): with the severity of CN, MCI and AD the ventricles widen and
 //! the medial temporal lobe shrinks and gives way to fluid, in distributions that overlap. Head size, pose, contrast,
 //! bias field and noise vary (`scan`). Reports state noisy clinical facts in varying words, some left out (`report`).
-//! Given the class, image and report err independently (`subject`): together they tell more than each alone.
+//! Given the class, image and report err independently (`subject`): together they are more informative than each alone.
 //!
 //! **It shows that training works, and nothing else**: no figure that is reached on such data says anything of
 //! patients.
 //!
 //! `-o` gets `sub-simNNNN/anat/sub-simNNNN_T1w.nii.gz` and `sub-simNNNN/sub-simNNNN_report.txt`, `cohort.csv` (for
-//! `ba-train`, with the facts as they are, whether a report states them or not), `dataset_description.json` and
+//! `ba-train`, with all facts, whether a report states them or not), `dataset_description.json` and
 //! `README`. The same arguments give the same bytes, whatever the number of threads.
 #![allow(clippy::print_stderr)]
 
@@ -79,7 +79,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The subjects: classes of equal size (to one), in random order, so that numbers tell nothing.
+/// The subjects: classes of equal size (to one), in random order, so that numbers do not reveal the class.
 fn draw(count: usize, seed: u64) -> Vec<Subject> {
     let mut labels: Vec<usize> = (0..count).map(|i| i % LABELS.len()).collect();
     labels.shuffle(&mut stream(seed, 0));
