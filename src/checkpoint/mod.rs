@@ -18,6 +18,8 @@
 //! (see the `pickle` module). Sizes are compared with the file before anything is allocated; memory is proportional to
 //! the headers, not to what they claim. `unsafe` is in `mapping` alone.
 
+#![cfg_attr(not(test), deny(clippy::as_conversions))]
+
 mod contents;
 mod detect;
 mod folder;

@@ -1,5 +1,7 @@
 //! Reads back from an ONNX file which other files it refers to.
 
+#![cfg_attr(not(test), deny(clippy::as_conversions))]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 

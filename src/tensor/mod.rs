@@ -8,6 +8,7 @@ mod decode;
 mod dense;
 mod dtype;
 mod lazy;
+pub(crate) mod number;
 mod views;
 
 pub use decode::Band;

@@ -4,6 +4,8 @@
 //! tokenizer is Hugging Face's `tokenizer.json`, or a SentencePiece `tokenizer.model`, which [`Tokenizer::load`]
 //! turns into the former. BOS is put in front here, once, whatever the tokenizer's own template says.
 
+#![cfg_attr(not(test), deny(clippy::as_conversions))]
+
 mod sentencepiece;
 mod tokenizer_check;
 
@@ -11,6 +13,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::error::{Code, Error, Result, Warning, WarningCode};
+use crate::tensor::number::to_u64;
 
 /// Largest report that is read, in bytes. A long discharge letter has 50 kB.
 pub const MAX_REPORT_BYTES: u64 = 1 << 20;
@@ -44,7 +47,7 @@ fn bounded(reader: impl Read, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut limited = reader.take(MAX_REPORT_BYTES + 1);
     limited.read_to_end(&mut bytes).map_err(|e| Error::io(path, "cannot read the report", e))?;
-    if bytes.len() as u64 > MAX_REPORT_BYTES {
+    if to_u64(bytes.len()) > MAX_REPORT_BYTES {
         let message = format!("the report holds more than {MAX_REPORT_BYTES} bytes: is it a report?");
         return Err(Error::new(Code::REPORT_TOO_LARGE, message).at(path));
     }

@@ -12,6 +12,7 @@ use super::header::{self, Header, MAX_OFFSET};
 use super::sniff;
 use super::stream::{Input, Stream, Tail};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
+use crate::tensor::number::to_u64;
 
 /// Bytes unpacked at most to reach a later volume: four times the longest functional runs in use.
 const MAX_SKIP: u64 = 16 << 30;
@@ -49,7 +50,7 @@ pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
 
 /// As [`open`], of a single-file scan in memory.
 pub(super) fn open_bytes<'a>(bytes: &'a [u8], volume: Option<usize>, warnings: &mut Vec<Warning>) -> Result<Scan<'a>> {
-    let stream = Stream::new(Input::Bytes(bytes), bytes.len() as u64)?;
+    let stream = Stream::new(Input::Bytes(bytes), to_u64(bytes.len()))?;
     let (header, stream) = read_header(stream, warnings)?;
     if header.pair {
         return Err(Error::new(Code::NIFTI_PAIR, "the voxels are in a separate .img file: give a path, not bytes"));
@@ -129,7 +130,7 @@ fn read_header<'a>(mut stream: Stream<'a>, warnings: &mut Vec<Warning>) -> Resul
     let Some(pair) = header::is_pair(bytes) else { return Err(not_nifti(bytes)) };
     let header = Header::parse(bytes, big, pair)?;
     let bits = header.datatype.size() * 8;
-    if i64::from(header.bitpix) != bits as i64 {
+    if usize::try_from(header.bitpix) != Ok(bits) {
         let text =
             format!("bitpix is {}, but {} has {bits} bits; bitpix is ignored", header.bitpix, header.datatype.name());
         warnings.push(Warning::new(WarningCode::BITPIX, text));
@@ -267,7 +268,7 @@ fn choose(header: &Header, volume: Option<usize>) -> Result<u64> {
             );
             return Err(error(text));
         }
-        Some(n) => n as u64,
+        Some(n) => to_u64(n),
     };
     if chosen >= count {
         return Err(error(format!("has no volume {chosen}: it holds {count}, numbered from 0")));

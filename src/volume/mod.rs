@@ -26,6 +26,8 @@
 //! # Ok::<(), brain_adapter::Error>(())
 //! ```
 
+#![cfg_attr(not(test), deny(clippy::as_conversions))]
+
 mod axis;
 mod conform;
 mod datatype;

@@ -1,0 +1,9 @@
+//! Checkpoints: what PyTorch and ONNX Runtime wrote, what this crate writes, and what is damaged or hostile.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod fixtures;
+mod hostile;
+mod mutations;
+mod roundtrip;
+mod training;

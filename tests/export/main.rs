@@ -1,0 +1,12 @@
+//! Export: checkpoints to bundles, and bundles that were changed.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod bundle;
+mod bundle_mutations;
+mod install;
+mod memory;
+mod quantize;
+mod random;
+mod targets;
+mod targets_commands;

@@ -1,0 +1,10 @@
+//! Graphs: the verifier, the model's graphs against the independent reference, and their files in other hands.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod models;
+mod onnx_checker;
+mod reference_cases;
+mod reference_fixtures;
+mod segments;
+mod verify;

@@ -1,0 +1,9 @@
+//! Inference: a scan and a report to a label, from the library and from `ba-infer`.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod cohort;
+mod fixtures;
+mod memory;
+mod temperature;
+mod tokenizer;

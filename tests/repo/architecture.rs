@@ -1,0 +1,308 @@
+//! The rules of ARCHITECTURE.md and CONTRIBUTING.md that a program can check.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use brain_adapter::{Code, WarningCode};
+
+/// The modules by layer. A module imports from lower layers only, never from another of its own.
+const LAYERS: [&[&str]; 10] = [
+    &["error"],
+    &["tensor", "progress", "files", "metrics"],
+    &["volume", "text", "checkpoint", "graph", "config", "cohort"],
+    &["model", "passes", "onnx", "batch"],
+    &["bundle", "runtime"],
+    &["execute", "calibrate"],
+    &["export", "infer"],
+    &["train"],
+    &["cli"],
+    &["bin"],
+];
+
+/// The files with `unsafe` in them.
+const UNSAFE: [&str; 2] = ["src/checkpoint/mapping.rs", "src/runtime/placement.rs"];
+/// Longest file of Rust, in lines.
+const MAX_LINES: usize = 400;
+/// Macros that write past the caller.
+const PRINTING: [&str; 5] = ["println!", "eprintln!", "print!", "eprint!", "dbg!"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|names| names.contains(&module))
+}
+
+/// Every `.rs` file below `folder`, as paths relative to the package with `/` between parts.
+fn rust_files(folder: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("target") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let parts = path.strip_prefix(root()).unwrap().iter();
+                found.push(parts.map(|p| p.to_str().unwrap()).collect::<Vec<_>>().join("/"));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Rust source with comments blanked and strings emptied; line breaks stay, so that lines keep their numbers.
+fn code_only(source: &str) -> String {
+    let mut code = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(c) = rest.chars().next() {
+        let raw = rest.trim_start_matches('r').trim_start_matches('#');
+        let hashes = rest.strip_prefix('r').map(|r| r.len() - r.trim_start_matches('#').len());
+        let after_word = code.chars().next_back().is_some_and(|p| p.is_alphanumeric() || p == '_');
+        let taken = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            rest.find("*/").map_or(rest.len(), |end| end + 2)
+        } else if let Some(hashes) = hashes.filter(|_| raw.starts_with('"') && !after_word) {
+            let end = format!("\"{}", "#".repeat(hashes));
+            let body = 2 + hashes;
+            rest[body..].find(&end).map_or(rest.len(), |at| body + at + end.len())
+        } else if c == '"' {
+            let mut escaped = false;
+            let end = rest[1..].find(|c| {
+                let ends = c == '"' && !escaped;
+                escaped = c == '\\' && !escaped;
+                ends
+            });
+            end.map_or(rest.len(), |at| at + 2)
+        } else if c == '\'' && rest.starts_with("'\\") {
+            rest[2..].find('\'').map_or(rest.len(), |at| at + 3).max(4)
+        } else if c == '\'' && rest.chars().nth(2) == Some('\'') {
+            rest.char_indices().nth(3).map_or(rest.len(), |(at, _)| at)
+        } else {
+            code.push(c);
+            rest = &rest[c.len_utf8()..];
+            continue;
+        };
+        code.extend(rest[..taken].chars().filter(|c| *c == '\n'));
+        rest = &rest[taken..];
+    }
+    code
+}
+
+/// Where `word` stands in `code` as a word of its own.
+fn places<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(word).map(|(at, _)| at).filter(move |at| {
+        let open = word.ends_with(part) && code[at + word.len()..].starts_with(part);
+        !open && !code[..*at].ends_with(part)
+    })
+}
+
+fn line_of(code: &str, at: usize) -> usize {
+    code[..at].matches('\n').count() + 1
+}
+
+/// First parts of the paths that begin here: one, or those of a group in braces.
+fn heads(path: &str) -> Vec<&str> {
+    let name = |text: &str| text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    let Some(group) = path.trim_start().strip_prefix('{') else { return vec![&path[..name(path)]] };
+    let (mut depth, mut found, mut start) = (0, Vec::new(), 0);
+    for (at, c) in group.char_indices() {
+        match c {
+            ',' | '}' if depth == 0 => {
+                let item = group[start..at].trim();
+                found.extend((!item.is_empty()).then(|| &item[..name(item)]));
+                start = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The crate's modules that `code` names, with their lines: by `crate::`, by the crate's name, or by enough `super::`.
+fn imports<'a>(file: &str, code: &'a str) -> Vec<(usize, &'a str)> {
+    let inside = file.trim_start_matches("src/").trim_end_matches("/mod.rs");
+    let depth = inside.split('/').count();
+    let tests = code.find("\nmod tests {").unwrap_or(code.len());
+    let mut found = Vec::new();
+    for prefix in ["crate::", "brain_adapter::"] {
+        found.extend(places(code, prefix).map(|at| (at, &code[at + prefix.len()..])));
+    }
+    for at in places(code, "super::").filter(|at| !code[..*at].ends_with("super::")) {
+        let rest = code[at..].trim_start_matches("super::");
+        let steps = (code.len() - at - rest.len()) / "super::".len();
+        if steps >= depth + usize::from(at > tests) {
+            found.push((at, rest));
+        }
+    }
+    found.into_iter().flat_map(|(at, rest)| heads(rest).into_iter().map(move |m| (line_of(code, at), m))).collect()
+}
+
+/// What is wrong with a file of `src/`, a line each.
+fn violations(file: &str, source: &str) -> Vec<String> {
+    let code = code_only(source);
+    let module = file.trim_start_matches("src/").split('/').next().unwrap().trim_end_matches(".rs");
+    let mut found = Vec::new();
+    let mut say = |line: usize, what: String| found.push(format!("{file}:{line}: {what}"));
+    if module != "lib" {
+        let own = layer(module);
+        if own.is_none() {
+            say(1, format!("`{module}` is in no layer of tests/repo/architecture.rs"));
+        }
+        for (line, name) in imports(file, &code) {
+            // Items of the crate's root are those of `error`; macros and `self` belong nowhere.
+            let other = if name.starts_with(char::is_uppercase) { "error" } else { name };
+            if other != module && other != "self" && layer(other) >= own {
+                say(line, format!("`{module}` (layer {own:?}) imports `{other}` (layer {:?})", layer(other)));
+            }
+            if layer(other).is_none() && other != "self" {
+                say(line, format!("`{other}` is no module of the crate"));
+            }
+        }
+    }
+    if module != "runtime" {
+        let ort = places(&code, "ort::").chain(places(&code, "use ort"));
+        ort.for_each(|at| say(line_of(&code, at), "only `runtime` may use ort".into()));
+    }
+    if !UNSAFE.contains(&file) {
+        let files = UNSAFE.join(" and ");
+        places(&code, "unsafe").for_each(|at| say(line_of(&code, at), format!("unsafe belongs in {files}")));
+    }
+    for print in PRINTING {
+        places(&code, print).for_each(|at| say(line_of(&code, at), format!("{print} in the library")));
+    }
+    found
+}
+
+fn report(problems: &[String]) {
+    assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+}
+
+#[test]
+fn modules_keep_to_their_layers() {
+    let files = rust_files("src");
+    assert!(files.len() > 50, "only {} files found", files.len());
+    let read = |file: &String| std::fs::read_to_string(root().join(file)).unwrap();
+    report(&files.iter().flat_map(|file| violations(file, &read(file))).collect::<Vec<_>>());
+}
+
+#[test]
+fn every_layer_has_its_modules() {
+    let lib = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let missing = LAYERS.concat().into_iter().filter(|m| *m != "bin" && !lib.contains(&format!("pub mod {m};")));
+    report(&missing.map(|m| format!("src/lib.rs has no module `{m}`")).collect::<Vec<_>>());
+}
+
+#[test]
+fn made_up_violations_are_found() {
+    let cases = [
+        ("src/volume/x.rs", "use crate::text::Tokens;", "imports `text`"),
+        ("src/graph/mod.rs", "use crate::{error::Code, model::{self, Weights}};", "imports `model`"),
+        ("src/graph/x.rs", "fn f() { crate::export::run() }", "imports `export`"),
+        ("src/batch.rs", "use super::runtime::Session;", "imports `runtime`"),
+        ("src/text/x.rs", "use super::super::graph;", "imports `graph`"),
+        ("src/model/heads.rs", "mod a;\nuse crate::nowhere::A;", "src/model/heads.rs:2: `nowhere` is no module"),
+        ("src/newcomer.rs", "", "in no layer"),
+        ("src/infer/mod.rs", "use ort::session::Session;", "only `runtime`"),
+        ("src/infer/mod.rs", "let e = ort::init();", "only `runtime`"),
+        ("src/tensor/dense.rs", "let x = unsafe { y() };", "unsafe belongs"),
+        ("src/cli/mod.rs", "eprintln!(\"{x}\");", "eprintln! in the library"),
+    ];
+    for (file, source, expected) in cases {
+        let found = violations(file, source);
+        assert!(found.iter().any(|f| f.contains(expected)), "{file}: {source}: found {found:?}");
+    }
+    let innocent = [
+        ("src/graph/x.rs", "//! see crate::model\nlet s = \"unsafe crate::model ort::\"; let r = r#\"\"println!\"#;"),
+        ("src/graph/x.rs", "/* ort:: */ let c = '\"'; let e = '\\''; fn f<'a>(x: &'a str) -> report::Port {}"),
+        (
+            "src/graph/x.rs",
+            "use crate::Error;\nuse crate::graph::Op;\nuse super::{Dim, op::Op};\n#![deny(unsafe_code)]",
+        ),
+        ("src/config/mod.rs", "fn f() {}\nmod tests {\n    use super::llama;\n}\n"),
+    ];
+    for (file, source) in innocent {
+        assert_eq!(violations(file, source), [""; 0], "{file}: {source}");
+    }
+}
+
+#[test]
+fn files_are_short() {
+    let files = ["src", "tests", "examples", "benches", "fuzz"].into_iter().flat_map(rust_files);
+    let lines = |file: &String| std::fs::read_to_string(root().join(file)).unwrap().lines().count();
+    let long = files.map(|f| (lines(&f), f)).filter(|(lines, _)| *lines > MAX_LINES);
+    report(&long.map(|(lines, f)| format!("{f} has {lines} lines, at most {MAX_LINES}")).collect::<Vec<_>>());
+}
+
+/// What git tracks or would; without git, what lies in the folders of the project.
+fn tracked_files() -> Vec<PathBuf> {
+    let git = Command::new("git").args(["ls-files", "-z", "-co", "--exclude-standard"]).current_dir(root()).output();
+    if let Some(out) = git.ok().filter(|out| out.status.success()) {
+        let names = String::from_utf8_lossy(&out.stdout).into_owned();
+        return names.split('\0').filter(|n| !n.is_empty()).map(|n| root().join(n)).collect();
+    }
+    ["src", "tests", "examples", "benches"].into_iter().flat_map(rust_files).map(|f| root().join(f)).collect()
+}
+
+/// The folder of a machine that `text` names, if any: a path from its root, not a part of another.
+fn machine_path(text: &str) -> Option<usize> {
+    let roots = ["work", "root", "home", "Users", "tmp/pv"].map(|folder| format!("/{folder}/"));
+    let part = |c: char| c.is_alphanumeric() || "._-~$}".contains(c);
+    roots.iter().find_map(|r| text.match_indices(r).map(|(at, _)| at).find(|at| !text[..*at].ends_with(part)))
+}
+
+#[test]
+fn no_file_names_a_folder_of_some_machine() {
+    let mut problems = Vec::new();
+    for file in tracked_files() {
+        // Fixtures too: PyTorch writes the folders of its sources into some files.
+        let Ok(bytes) = std::fs::read(&file) else { continue };
+        let text = String::from_utf8_lossy(&bytes);
+        if let Some(at) = machine_path(&text) {
+            problems.push(format!("{}:{}: names an absolute path", file.display(), line_of(&text, at)));
+        }
+    }
+    report(&problems);
+    let bad = format!("cd {}work/x", '/');
+    assert!(machine_path(&bad).is_some() && machine_path("../shared/work/x, no/root/").is_none());
+}
+
+#[test]
+fn docs_list_every_error_code() {
+    let text = std::fs::read_to_string(root().join("docs/errors.md")).unwrap();
+    let (errors, warnings) = text.split_once("## Warnings").unwrap();
+    let rows = errors.lines().filter(|l| l.starts_with("| `")).map(|l| {
+        let cells: Vec<&str> = l.trim_matches('|').split(" | ").map(str::trim).collect();
+        assert!(cells.len() == 3 && cells.iter().all(|c| !c.is_empty()), "three cells: {l}");
+        (cells[0].trim_matches('`').to_owned(), cells[1].to_owned())
+    });
+    let (found, mut difference) = (rows.collect::<Vec<_>>(), String::new());
+    let expected: Vec<_> = Code::ALL.iter().map(|(code, text)| (code.to_string(), (*text).to_owned())).collect();
+    for row in expected.iter().filter(|row| !found.contains(row)) {
+        writeln!(difference, "missing: | `{}` | {} | what to do |", row.0, row.1).unwrap();
+    }
+    for row in found.iter().filter(|row| !expected.contains(row)) {
+        writeln!(difference, "in docs/errors.md only: {} {}", row.0, row.1).unwrap();
+    }
+    assert!(difference.is_empty(), "{difference}");
+    assert_eq!(found, expected, "the order");
+
+    let rows = warnings.lines().filter(|l| l.starts_with("| `")).map(|l| {
+        let (code, meaning) = l.trim_matches('|').split_once(" | ").unwrap();
+        (code.trim().trim_matches('`').to_owned(), meaning.trim().to_owned())
+    });
+    let expected = WarningCode::ALL.iter().map(|(code, text)| (code.to_string(), (*text).to_owned()));
+    assert_eq!(rows.collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "the table of warnings");
+}

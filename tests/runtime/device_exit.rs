@@ -1,0 +1,63 @@
+//! What a predictor leaves behind. One test, in a process of its own: it counts the process's threads.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
+
+use support::commands;
+use support::process::alone;
+
+use std::path::Path;
+
+use brain_adapter::infer::{Mode, Options, Prediction, Predictor};
+
+fn options() -> Options {
+    Options { as_on_gpu: true, library: Some(commands::library()), ..Options::default() }
+}
+
+fn answer(predictor: &mut Predictor, scan: &Path) -> brain_adapter::Result<Prediction> {
+    let reader = predictor.reader();
+    predictor.predict_both("Memory complaints for two years. MMSE 24.", &mut None, || reader.read(scan))
+}
+
+/// Threads of this process, and of what it has loaded.
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// A predictor that goes takes all sessions and their threads with it, whatever it was doing: what is left when the process ends
+/// would be torn down in the wrong order.
+#[test]
+fn nothing_runs_when_a_predictor_is_gone() {
+    alone(module_path!(), "nothing_runs_when_a_predictor_is_gone", predict_and_go);
+}
+
+fn predict_and_go() {
+    // What is started once a process and stays is there by then.
+    let mut predictor = Predictor::open(commands::tiny_bundle(), options()).unwrap();
+    answer(&mut predictor, &commands::scan()).unwrap();
+    drop(predictor);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let before = threads();
+    for mode in [Mode::Resident, Mode::OneShot] {
+        for work in 0..4 {
+            let options = Options { mode: Some(mode), ..options() };
+            let mut predictor = Predictor::open(commands::tiny_bundle(), options).unwrap();
+            if work > 0 {
+                predictor.load_ahead().unwrap();
+            }
+            match work {
+                2 => drop(answer(&mut predictor, &commands::scan()).unwrap()),
+                3 => drop(answer(&mut predictor, Path::new("none.nii")).unwrap_err()),
+                _ => {}
+            }
+            drop(predictor);
+            // A joined thread's entry goes a moment later.
+            let mut rounds = 0;
+            while threads() > before && rounds < 400 {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                rounds += 1;
+            }
+            assert!(threads() <= before, "{mode} {work}: {} threads, {before} before", threads());
+        }
+    }
+}

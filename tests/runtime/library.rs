@@ -1,0 +1,191 @@
+//! ONNX Runtime's library, missing or wrong in every way: an error in one line, soon, and never a panic.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+use support::commands;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use brain_adapter::runtime::LIBRARY_NAME;
+use commands::{Done, bare, finish, finish_within, library, scan, tiny_bundle};
+
+/// The name that the library has in a wheel.
+const VERSIONED: &str = "libonnxruntime.so.1.99.0";
+
+/// Seconds within which a wrong library must have been refused.
+const SOON: u64 = 5;
+
+/// `ba-infer` with these variables and flags, in `folder`.
+fn infer(folder: &Path, variables: &[(&str, &Path)], flags: &[&str]) -> Done {
+    let mut command = bare("ba-infer");
+    command.arg(scan()).arg("--bundle").arg(tiny_bundle()).current_dir(folder);
+    finish_within(command.args(flags).envs(variables.iter().copied()), SOON)
+}
+
+/// Things that are no usable ONNX Runtime, made in `folder`.
+fn wrong_libraries(folder: &Path) -> Vec<(&'static str, PathBuf)> {
+    let file = |name: &str, bytes: &[u8]| {
+        fs::write(folder.join(name), bytes).unwrap();
+        folder.join(name)
+    };
+    let pipe = folder.join("pipe.so");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let half = fs::read(library()).unwrap();
+    let mut all = vec![
+        ("missing", folder.join("none.so")),
+        ("folder", folder.to_path_buf()),
+        ("pipe", pipe),
+        ("device", "/dev/zero".into()),
+        ("empty", file("empty.so", b"")),
+        ("text", file("text.so", b"<!doctype html><title>404</title>")),
+        ("elf header alone", file("header.so", &half[..64])),
+        ("other machine", file("machine.so", &[&half[..18], &[0xb7, 0], &half[20..4096]].concat())),
+        ("below a file", folder.join("text.so/x.so")),
+    ];
+    let places = ["/lib/x86_64-linux-gnu", "/lib64", "/usr/lib", "/lib/aarch64-linux-gnu"];
+    match places.iter().map(|p| Path::new(p).join("libm.so.6")).find(|p| p.exists()) {
+        Some(other) => all.push(("other library", other)),
+        None => eprintln!("no libm.so.6 found: the case of another library did not run"),
+    }
+    all
+}
+
+#[test]
+fn wrong_libraries_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    for (what, path) in wrong_libraries(dir.path()) {
+        let name = path.display().to_string();
+        let by_flag = infer(dir.path(), &[], &["--ort-lib", &name]);
+        let by_variable = infer(dir.path(), &[("ORT_DYLIB_PATH", &path)], &[]);
+        for done in [by_flag, by_variable] {
+            eprintln!("{what}: {}", done.stderr.trim_end());
+            done.fails_with_one_line("runtime.missing").naming(&[&name, "make ort"]);
+        }
+    }
+}
+
+#[test]
+fn the_same_of_an_export_that_verifies() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = commands::fixture("tiny/expected.safetensors");
+    let target = dir.path().join("onnx");
+    let run = |verify: bool| {
+        let mut command = bare("ba-export");
+        command.arg("--model").arg(commands::tiny_model()).arg("-o").arg(&target).env("ORT_DYLIB_PATH", "/nonexistent");
+        if verify {
+            command.arg("--verify").arg(&record);
+        }
+        finish(command.current_dir(dir.path()))
+    };
+    run(true).fails_with_one_line("runtime.missing").naming(&["/nonexistent"]);
+    assert_eq!(commands::names(dir.path()).len(), 0);
+    // Without a check nothing needs it.
+    run(false).ok();
+}
+
+/// A library that answers with an old version, made by the C compiler where there is one.
+#[test]
+fn an_old_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, old) = (dir.path().join("old.c"), dir.path().join("old.so"));
+    let code = r#"
+        static const char *version(void) { return "1.19.2"; }
+        static const void *api(unsigned v) { (void)v; return 0; }
+        static const struct { const void *(*a)(unsigned); const char *(*v)(void); } base = { api, version };
+        const void *OrtGetApiBase(void) { return &base; }
+    "#;
+    fs::write(&source, code).unwrap();
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&old).arg(&source).status();
+    if !built.is_ok_and(|s| s.success()) {
+        eprintln!("no C compiler: the case of an old library did not run");
+        return;
+    }
+    let name = old.display().to_string();
+    infer(dir.path(), &[], &["--ort-lib", &name]).fails_with_one_line("runtime.version").naming(&[&name, "1.19.2"]);
+}
+
+#[test]
+fn the_flag_comes_before_the_variable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, bad) = (library(), dir.path().join("none.so"));
+    let name = |p: &Path| p.display().to_string();
+    infer(dir.path(), &[("ORT_DYLIB_PATH", &bad)], &["--ort-lib", &name(&good)]).ok();
+    infer(dir.path(), &[("ORT_DYLIB_PATH", &good)], &["--ort-lib", &name(&bad)])
+        .fails_with_one_line("runtime.missing")
+        .naming(&["none.so"]);
+    // An empty variable is none; relative paths are the caller's.
+    infer(dir.path(), &[("ORT_DYLIB_PATH", Path::new(""))], &["--ort-lib", &name(&good)]).ok();
+    std::os::unix::fs::symlink(&good, dir.path().join("link.so")).unwrap();
+    infer(dir.path(), &[], &["--ort-lib", "link.so"]).ok();
+}
+
+/// A copy of the program in a folder of its own, away from any `.ort`; none where the folder has one above.
+fn lonely(folder: &Path) -> PathBuf {
+    let copy = folder.join("bin/ba-infer");
+    fs::create_dir_all(folder.join("bin")).unwrap();
+    // Not by this process: while it writes, a child of another test would inherit the open file, and a file that
+    // is open for writing cannot be run.
+    assert!(Command::new("cp").arg(bare("ba-infer").get_program()).arg(&copy).status().unwrap().success());
+    copy
+}
+
+fn run_lonely(program: &Path, current: &Path, variables: &[(&str, &Path)]) -> Done {
+    let mut command = Command::new(program);
+    for name in ["ORT_DYLIB_PATH", "VIRTUAL_ENV"] {
+        command.env_remove(name);
+    }
+    command.arg(scan()).arg("--bundle").arg(tiny_bundle()).current_dir(current).envs(variables.iter().copied());
+    finish_within(&mut command, SOON * 2)
+}
+
+#[test]
+fn where_it_is_searched_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = lonely(dir.path());
+    let work = dir.path().join("work/deep/er");
+    fs::create_dir_all(&work).unwrap();
+    let none = run_lonely(&program, &work, &[]).fails_with_one_line("runtime.missing");
+    none.naming(&["make ort", "--ort-lib", "ORT_DYLIB_PATH", LIBRARY_NAME]);
+    let places = [
+        ("bin", LIBRARY_NAME, false),
+        ("bin", VERSIONED, false),
+        ("work/.ort", LIBRARY_NAME, false),
+        ("work/deep/er/.ort", LIBRARY_NAME, false),
+        ("bin/.ort", LIBRARY_NAME, false),
+        (".ort", LIBRARY_NAME, false),
+        ("venv/lib/python3.12/site-packages/onnxruntime/capi", VERSIONED, true),
+    ];
+    for (folder, name, venv) in places {
+        let folder = dir.path().join(folder);
+        fs::create_dir_all(&folder).unwrap();
+        std::os::unix::fs::symlink(library(), folder.join(name)).unwrap();
+        let venv_folder = dir.path().join("venv");
+        let variables: &[(&str, &Path)] = if venv { &[("VIRTUAL_ENV", &venv_folder)] } else { &[] };
+        let done = run_lonely(&program, &work, variables);
+        assert_eq!(done.code, Some(0), "{}: {done:#?}", folder.display());
+        fs::remove_file(folder.join(name)).unwrap();
+    }
+    // A folder of the library's name is passed over.
+    fs::create_dir_all(dir.path().join("work/deep/er/.ort").join(LIBRARY_NAME)).unwrap();
+    run_lonely(&program, &work, &[]).fails_with_one_line("runtime.missing");
+    std::os::unix::fs::symlink(library(), dir.path().join("work/.ort").join(LIBRARY_NAME)).unwrap();
+    run_lonely(&program, &work, &[]).ok();
+}
+
+#[test]
+fn devices_that_are_not_there_say_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = library();
+    for device in ["cuda", "tensorrt"] {
+        let done = infer(dir.path(), &[("ORT_DYLIB_PATH", &good)], &["--device", device]);
+        done.fails_with_one_line("device.unavailable").naming(&[device]);
+    }
+    for device in ["auto", "cpu"] {
+        let done = infer(dir.path(), &[("ORT_DYLIB_PATH", &good)], &["--device", device, "--json", "-v"]).ok();
+        assert_eq!(done.json()["device"], "cpu");
+        assert_eq!(done.stderr.contains("auto took cpu"), device == "auto", "{done:#?}");
+    }
+}

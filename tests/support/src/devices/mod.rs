@@ -1,0 +1,4 @@
+//! Machines with NVIDIA GPUs that are not there.
+
+pub mod fake;
+pub mod stub;

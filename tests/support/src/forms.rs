@@ -1,0 +1,70 @@
+//! Bundles in every form, made of the committed fixtures, and what is looked up in them.
+
+#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use brain_adapter::bundle::{Bundle, Precision, Target};
+use brain_adapter::export::{self, Plan, Sources};
+use brain_adapter::model::Part;
+use brain_adapter::progress::Silent;
+use serde_json::Value;
+
+use crate::commands::{fixture, package, scan, write_model};
+
+/// A fixture, and the one whose towers it has.
+pub const FIXTURES: [(&str, &str); 3] =
+    [("tiny", "tiny"), ("tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded"), ("tiny-bottleneck3d", "tiny")];
+
+/// The parts, in the order in which they run.
+pub const PARTS: [&str; 4] = brain_adapter::model::PARTS;
+
+/// A fixture as a model folder `model` and calibration inputs `calibration` in `dir`.
+pub fn write(dir: &Path, (name, towers): (&str, &str)) {
+    let calibration = dir.join("calibration");
+    write_model(&dir.join("model"), name, towers);
+    fs::create_dir(&calibration).unwrap();
+    fs::copy(scan(), calibration.join("report0.nii.gz")).unwrap();
+    let reports: Vec<String> = serde_json::from_slice(&fs::read(fixture(name).join("reports.json")).unwrap()).unwrap();
+    for (i, report) in reports.iter().enumerate() {
+        fs::write(calibration.join(format!("report{i}.txt")), report).unwrap();
+    }
+}
+
+/// An export of the model folder in `dir`, into `dir/PRECISION-TARGET`.
+pub fn plan(dir: &Path, precision: Precision, target: Target) -> Plan {
+    let output = dir.join(format!("{precision}-{target}"));
+    Plan {
+        precision,
+        target,
+        calibration: Some(dir.join("calibration")),
+        ..Plan::new(Sources::in_folder(&dir.join("model")).unwrap(), output)
+    }
+}
+
+/// The verified bundle that [`plan`] gives.
+pub fn export(dir: &Path, precision: Precision, target: Target) -> Bundle {
+    let plan = plan(dir, precision, target);
+    export::run(&plan, &mut Silent).unwrap_or_else(|e| panic!("{precision} for {target}: {e}"));
+    Bundle::open(&plan.output).unwrap()
+}
+
+/// The graph files of a bundle for a provider, by part.
+pub fn graphs(bundle: &Bundle, provider: &str) -> Vec<(&'static str, PathBuf)> {
+    let path = |part| bundle.file(bundle.manifest.graph(part, provider).unwrap_or_else(|| panic!("no {part}")));
+    Part::ALL.map(|part| (part.as_str(), path(part))).into()
+}
+
+/// What `onnx_nodes.py` says of the files; none without a Python that has the onnx package, which is told.
+pub fn nodes(files: &[PathBuf]) -> Option<Vec<Value>> {
+    let Some(python) = std::env::var_os("BA_PYTHON").filter(|p| !p.is_empty()) else {
+        eprintln!("BA_PYTHON is not set: what the onnx package says was not asked");
+        return None;
+    };
+    let done = Command::new(python).arg(package("tests/scripts/onnx_nodes.py")).args(files).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let mut all: Value = serde_json::from_slice(&done.stdout).unwrap();
+    Some(files.iter().map(|file| all[file.to_str().unwrap()].take()).collect())
+}

@@ -1,0 +1,17 @@
+//! Training: artifacts, `ba-train`, metrics, and trained weights in a bundle.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod apply;
+mod artifacts;
+mod evaluation;
+mod fit;
+mod fit_parts;
+mod fit_resume;
+mod interop;
+mod metrics;
+mod optimizer;
+mod pictures;
+mod prepare;
+mod steps;
+mod versions;

@@ -1,0 +1,10 @@
+//! Scans: NIfTI files read and conformed, and those that are damaged or hostile.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod corpus;
+mod hostile;
+mod mutations;
+mod output;
+mod paths;
+mod properties;
