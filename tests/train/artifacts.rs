@@ -150,14 +150,10 @@ fn dense(artifacts: &Artifacts) -> BTreeMap<String, Tensor> {
 }
 
 /// Three steps with the crate's model and flat optimizer.
-fn with_the_engine(artifacts: &Artifacts, feeds: &BTreeMap<String, Tensor>) -> Trained {
+fn with_the_staged_model(artifacts: &Artifacts, feeds: &BTreeMap<String, Tensor>) -> Trained {
     let m = &artifacts.manifest;
-    let options = GraphOptions {
-        mode: m.mode,
-        statistics: m.statistics,
-        activations: Activations::Recompute,
-        class_weights: None,
-    };
+    let (mode, statistics) = (m.mode, m.statistics);
+    let options = GraphOptions { mode, statistics, activations: Activations::Recompute, class_weights: None };
     let trained = |name: &str| m.mode.trains(name);
     let graphs = TrainingGraphs::new(&m.config, &options, &trained).unwrap();
     let mut model = StagedModel::new(common::runtime(), ONE_THREAD, &graphs, artifacts.frozen().unwrap());
@@ -380,7 +376,7 @@ fn artifacts_train_alike_everywhere() {
         .ok();
         let artifacts = Artifacts::open(&folder).unwrap();
         let feeds = feeds(&artifacts);
-        let model = with_the_engine(&artifacts, &feeds);
+        let model = with_the_staged_model(&artifacts, &feeds);
         let before = dense(&artifacts);
         for (name, tensor) in &model.parameters {
             let moved = largest(tensor, &before[name])[0];
