@@ -1,10 +1,18 @@
 //! Plots of an export, a training and an evaluation, as SVG files that need nothing else.
 //!
-//! Layer 5. Each function returns the text of one file: dark ink on white, which reads the same on light and dark pages. Text
-//! that comes from outside (labels, titles, names of layers) is escaped.
+//! Layer 5. Each function returns the text of one file: dark ink on white, which reads the same on light and dark
+//! pages. Text that comes from outside (labels, titles, names of layers) is escaped. Values that are not finite are
+//! left out.
 
+mod chart;
+mod embedding;
+mod evaluation;
+mod history;
 mod layer_errors;
 
+pub use embedding::embedding;
+pub use evaluation::{confusion, reliability};
+pub use history::{Epoch, history};
 pub use layer_errors::layer_errors;
 
 use std::fmt;
@@ -36,6 +44,7 @@ pub(crate) mod palette {
     pub(crate) const BLACK: Colour = Colour::new(0, 0, 0);
     pub(crate) const BLUE: Colour = Colour::new(0, 114, 178);
     pub(crate) const GREEN: Colour = Colour::new(0, 158, 115);
+    pub(crate) const GREY: Colour = Colour::new(90, 90, 90);
     pub(crate) const ORANGE: Colour = Colour::new(230, 159, 0);
     pub(crate) const PURPLE: Colour = Colour::new(204, 121, 167);
     pub(crate) const SKY: Colour = Colour::new(86, 180, 233);

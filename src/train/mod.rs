@@ -51,7 +51,6 @@ mod frozen_weights;
 mod graphs;
 mod monolith;
 mod optimizer;
-pub mod picture;
 pub mod prepare;
 mod saved_tensor;
 mod stage;

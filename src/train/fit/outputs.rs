@@ -10,8 +10,8 @@ use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::files::{UNFINISHED, replace};
 use crate::metrics::tsne;
+use crate::plot;
 use crate::train::apply::save_state_dict;
-use crate::train::picture;
 
 /// Locks the folder until the result is dropped, and removes the unfinished files of a killed training.
 ///
@@ -42,14 +42,14 @@ pub(super) fn write_history(folder: &Path, records: &[EpochRecord], title: &str)
         lines.push('\n');
     }
     replace(&folder.join("history.jsonl"), lines.as_bytes())?;
-    let epoch = |r: &EpochRecord| picture::Epoch {
+    let epoch = |r: &EpochRecord| plot::Epoch {
         epoch: r.epoch,
         train_loss: r.train_loss,
         validation_loss: Some(r.validation_loss),
         macro_f1: Some(r.macro_f1),
     };
-    let epochs: Vec<picture::Epoch> = records.iter().map(epoch).collect();
-    replace(&folder.join("history.svg"), picture::history(&epochs, title).as_bytes())
+    let epochs: Vec<plot::Epoch> = records.iter().map(epoch).collect();
+    replace(&folder.join("history.svg"), plot::history(&epochs, title).as_bytes())
 }
 
 /// Writes `embedding-NNN.svg`: the fused embeddings of the validation cases, laid out by t-SNE. `classes` holds an
@@ -64,7 +64,7 @@ pub(super) fn write_embedding(
 ) -> Result<()> {
     let layout = tsne(points, seed);
     let title = format!("Validation cases after epoch {epoch} (t-SNE of the fused embedding)");
-    let svg = picture::embedding(&layout.points, classes, labels, &title);
+    let svg = plot::embedding(&layout.points, classes, labels, &title);
     replace(&folder.join(format!("embedding-{epoch:03}.svg")), svg.as_bytes())
 }
 
