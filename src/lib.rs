@@ -38,7 +38,7 @@
 //! | 2 | [`config`], [`checkpoint`], [`volume`], [`text`], [`graph`], [`cohort`] |
 //! | 3 | [`model`], [`passes`], [`onnx`], [`batch`] |
 //! | 4 | [`bundle`], [`runtime`] |
-//! | 5 | [`execute`], [`calibrate`] |
+//! | 5 | [`execute`], [`calibrate`], [`plot`] |
 //! | 6 | [`export`], [`infer`] |
 //! | 7 | [`train`] |
 //! | 8 | [`cli`] |
@@ -67,6 +67,8 @@ pub mod metrics;
 pub mod model;
 pub mod onnx;
 pub mod passes;
+#[cfg(feature = "runtime")]
+pub mod plot;
 pub mod progress;
 #[cfg(feature = "runtime")]
 pub mod runtime;

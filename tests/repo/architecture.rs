@@ -17,7 +17,7 @@ const LAYERS: [&[&str]; 10] = [
     &["volume", "text", "checkpoint", "graph", "config", "cohort"],
     &["model", "passes", "onnx", "batch"],
     &["bundle", "runtime"],
-    &["execute", "calibrate"],
+    &["execute", "calibrate", "plot"],
     &["export", "infer"],
     &["train"],
     &["cli"],
