@@ -13,7 +13,7 @@ use crate::tensor::{DType, LazyTensor};
 /// use brain_adapter::tensor::{DType, LazyTensor};
 ///
 /// let mut g = Builder::new("double");
-/// let x = g.input("x", DType::F32, &[Dim::Symbol("batch"), Dim::Known(2)]);
+/// let x = g.input("x", DType::F32, &[Dim::BATCH, Dim::Known(2)]);
 /// let two = g.scalar(2.0);
 /// let y = g.mul(x, two)?;
 /// g.output("y", y)?;

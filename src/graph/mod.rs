@@ -7,6 +7,7 @@
 //!
 //! `println!("{graph}")` prints a graph as one readable line a node.
 
+mod blocks;
 mod builder;
 mod compose;
 mod op;
@@ -17,6 +18,8 @@ mod rules;
 mod types;
 mod verify;
 
+pub(crate) use blocks::segments;
+pub use blocks::{Segment, Tail};
 pub use builder::Builder;
 pub use op::{Attribute, Body, Domain, Op};
 pub use rewrite::Rewrite;

@@ -20,7 +20,7 @@ const MIN_NORM: f32 = 1e-12;
 /// `checkpoint.tensors` when a weight is missing or misshapen.
 pub fn build(config: &Config, weights: &Weights) -> Result<Graph> {
     let mut g = Builder::new("heads");
-    let batch = Dim::Symbol("batch");
+    let batch = Dim::BATCH;
     let vision = g.input("vision", DType::F32, &[batch, Dim::Known(config.vision.hidden)]);
     let text = g.input("text", DType::F32, &[batch, Dim::Known(config.text.hidden)]);
     let (d, classes) = (config.projection.dim, config.labels.0.len());

@@ -21,7 +21,7 @@ const MASKED: f32 = f32::MIN;
 pub fn build(config: &LlamaConfig, pool: TextPool, weights: &Weights, stages: Stages) -> Result<Graph> {
     let model = Llama { c: config, weights };
     let mut g = Builder::new("text");
-    let (batch, tokens) = (Dim::Symbol("batch"), Dim::Symbol("tokens"));
+    let (batch, tokens) = (Dim::BATCH, Dim::TOKENS);
     let ids = g.input("input_ids", DType::I64, &[batch, tokens]);
     let mask = g.input("attention_mask", DType::I64, &[batch, tokens]);
     let table = g.weight("embed_tokens.weight", weights.get("embed_tokens.weight", &[config.vocab, config.hidden])?);
@@ -49,7 +49,7 @@ fn positions(g: &mut Builder, ids: ValueId) -> Result<ValueId> {
         let zero = g.weight("const.zero", LazyTensor::from_i64(&[], &[0]));
         let one = g.weight("const.one", LazyTensor::from_i64(&[], &[1]));
         let range = g.node(Op::new("Range"), &[Some(zero), Some(length), Some(one)])?;
-        g.declare(range, &[Dim::Symbol("tokens")])
+        g.declare(range, &[Dim::TOKENS])
     })
 }
 

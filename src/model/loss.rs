@@ -76,7 +76,7 @@ pub fn parameters(config: &Config, mode: Mode) -> Vec<keys::Key> {
 /// `checkpoint.tensors` when a weight is missing or misshapen.
 pub fn build(config: &Config, weights: &Weights, mode: Mode, class_weights: Option<&[f32]>) -> Result<Graph> {
     let mut g = Builder::new("loss");
-    let batch = Dim::Symbol("batch");
+    let batch = Dim::BATCH;
     let (d, classes) = (config.projection.dim, config.labels.0.len());
     let vision = g.input("vision", DType::F32, &[batch, Dim::Known(config.vision.hidden)]);
     let text = mode.reads_reports().then(|| g.input("text", DType::F32, &[batch, Dim::Known(config.text.hidden)]));
@@ -162,7 +162,7 @@ fn identity(g: &mut Builder, labels: ValueId) -> Result<ValueId> {
     let size = g.squeeze(size, &[0])?;
     let [start, step] = [0, 1].map(|i| g.weight("const.int", LazyTensor::from_i64(&[], &[i])));
     let numbers = g.node(Op::new("Range"), &[Some(start), Some(size), Some(step)])?;
-    let numbers = g.declare(numbers, &[Dim::Symbol("batch")])?;
+    let numbers = g.declare(numbers, &[Dim::BATCH])?;
     let [rows, columns] = [1, 0].map(|axis| g.unsqueeze(numbers, &[axis]));
     let same = g.binary("Equal", rows?, columns?)?;
     g.cast(same, DType::F32)

@@ -25,7 +25,7 @@ pub fn build(config: &Config, weights: &Weights, form: Attention, stages: Stages
     let vit = Vit { config, weights, form };
     let mut g = Builder::new("vision");
     let [d, h, w] = config.run_size().map(Dim::Known);
-    let image = g.input("adapter", DType::F32, &[Dim::Symbol("batch"), d, h, w]);
+    let image = g.input("adapter", DType::F32, &[Dim::BATCH, d, h, w]);
     let mut tokens = g.scope("patch_embedding", |g| vit.embed(g, image))?;
     let patches = config.run_grid().iter().product::<usize>() as i64;
     let mut taps = Vec::new();

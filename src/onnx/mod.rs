@@ -16,7 +16,7 @@ mod training;
 mod write;
 
 pub use read::{external_files, external_files_in};
-pub use segments::{Extent, Extracted, SegmentInfo, SegmentedModel};
+pub use segments::{Extracted, SegmentInfo, SegmentedModel};
 pub use training::{optimizer_model, write_optimizer_model};
 #[cfg(test)]
 pub(crate) use write::without_data;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use half::f16;
 
 use crate::error::Result;
-use crate::graph::{Graph, Node, Rewrite, ValueId};
+use crate::graph::{Graph, Node, Rewrite, Tail, ValueId};
 use crate::tensor::{DType, LazyTensor};
 
 /// Largest magnitude that a value may have been seen to have for its node to compute in float16: half of float16's
@@ -94,7 +94,7 @@ pub fn exceeds_fp16(graph: &Graph, ranges: &BTreeMap<String, (f32, f32)>) -> BTr
 pub fn to_fp16(graph: &Graph, keep: &BTreeSet<String>) -> Result<Graph> {
     let halves = choose(graph, keep);
     let mut pass = Pass { graph, new: Rewrite::new(graph), casts: HashMap::new(), scope: String::new() };
-    let starts: BTreeSet<usize> = super::segments(graph).into_iter().map(|s| s.nodes.start).collect();
+    let starts: BTreeSet<usize> = graph.segments(Tail::Separate).into_iter().map(|s| s.nodes.start).collect();
     for (i, (node, half)) in graph.nodes.iter().zip(halves).enumerate() {
         if starts.contains(&i) {
             // A block is a graph of its own still: it casts for itself.

@@ -16,6 +16,6 @@ pub use convolutions::{quantizable, quantize_convolutions};
 pub use decompose::{Scores, decompose_attention};
 pub use fold::fold_batch_norm;
 pub use fp16::{HALF_RANGE, Rounded, exceeds_fp16, half_nodes, rounding, to_fp16, unfit_for_fp16};
-pub use linears::{Linear, Segment, linears, segments};
+pub use linears::{Linear, linears};
 pub use parametrize::weights_to_inputs;
 pub use smooth::{factors, smooth};

@@ -47,7 +47,7 @@ pub fn build(config: &Config, weights: &Weights) -> Result<Graph> {
 pub fn build_with(config: &Config, weights: &Weights, statistics: Statistics) -> Result<Graph> {
     let mut g = Builder::new("adapter");
     let side = Dim::Known(config.volume.size);
-    let x = g.input("volume", DType::F32, &[Dim::Symbol("batch"), Dim::Known(config.adapter.slices_in), side, side]);
+    let x = g.input("volume", DType::F32, &[Dim::BATCH, Dim::Known(config.adapter.slices_in), side, side]);
     let y = match config.adapter.kind {
         AdapterKind::Bottleneck2d => bottleneck2d::build(&mut g, config, weights, statistics, x)?,
         AdapterKind::Bottleneck3d => bottleneck3d::build(&mut g, config, weights, statistics, x)?,
