@@ -18,7 +18,6 @@ pub mod keys;
 pub mod llama;
 mod load;
 pub mod loss;
-pub mod optimizer;
 mod part;
 pub mod vit;
 mod weights;

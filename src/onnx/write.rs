@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::file::{Keep, OutFile};
 use super::proto::{EXTERNAL, StringStringEntryProto, TensorProto};
-use super::{EXTERNAL_BYTES, encode};
+use super::{EXTERNAL_BYTES, encode, model};
 use crate::error::{Code, Error, Result};
 use crate::graph::{Graph, Value};
 use crate::tensor::LazyTensor;
@@ -71,7 +71,7 @@ fn write_over(graph: &Graph, dir: &Path, stem: &str, whole: &Placed, keep: Keep)
         Ok((whole.file.clone(), offset))
     })?;
     let mut file = OutFile::create(dir, &format!("{stem}.onnx"), keep)?;
-    file.write(&encode::model(graph, initializers)?.encode_to_vec())?;
+    file.write(&model::of(graph, initializers)?.encode_to_vec())?;
     file.finish()
 }
 
@@ -82,13 +82,10 @@ fn write_over(graph: &Graph, dir: &Path, stem: &str, whole: &Placed, keep: Keep)
 pub fn to_bytes(graph: &Graph) -> Result<Vec<u8>> {
     let weights = graph.initializers().into_iter().map(|id| graph.value(id));
     let weights = weights.filter_map(|value| value.init.as_ref().map(|tensor| inline(value, tensor)));
-    let model = encode::model(graph, weights.collect::<Result<_>>()?)?;
-    match model.encoded_len() {
-        n if n > MAX_MESSAGE_BYTES => {
-            let message = format!("graph `{}` takes {n} bytes: too many for one message", graph.name);
-            Err(Error::new(Code::ONNX_INVALID, message))
-        }
-        _ => Ok(model.encode_to_vec()),
+    let message = model::of(graph, weights.collect::<Result<_>>()?)?;
+    match message.encoded_len() {
+        n if n > MAX_MESSAGE_BYTES => Err(too_large(graph, n)),
+        _ => Ok(message.encode_to_vec()),
     }
 }
 
@@ -96,7 +93,7 @@ pub fn to_bytes(graph: &Graph) -> Result<Vec<u8>> {
 #[cfg(test)]
 pub(crate) fn without_data(graph: &Graph) -> Result<Vec<u8>> {
     let initializers = initializers(graph, &mut |_, _| Ok(("none.data".to_owned(), 0)))?;
-    Ok(encode::model(graph, initializers)?.encode_to_vec())
+    Ok(model::of(graph, initializers)?.encode_to_vec())
 }
 
 /// As [`write()`], for a graph that is run here and removed again: nothing is hashed, nor made sure to be on the disk.
@@ -144,13 +141,12 @@ fn write_files(
         })?;
         Ok((data_name.clone(), offset))
     })?;
-    let model = encode::model(graph, initializers)?;
-    if model.encoded_len() > MAX_MESSAGE_BYTES {
-        let message = format!("graph `{}` takes {} bytes: too many for one message", graph.name, model.encoded_len());
-        return Err(Error::new(Code::ONNX_INVALID, message));
+    let message = model::of(graph, initializers)?;
+    if message.encoded_len() > MAX_MESSAGE_BYTES {
+        return Err(too_large(graph, message.encoded_len()));
     }
     let mut file = OutFile::create(dir, &name, keep)?;
-    file.write(&model.encode_to_vec())?;
+    file.write(&message.encode_to_vec())?;
     let mut written = vec![file.finish()?];
     if let Some(data) = data {
         written.push(data.finish()?);
@@ -158,7 +154,12 @@ fn write_files(
     Ok((written, placed))
 }
 
-/// Says in which file a large weight lies, and where.
+fn too_large(graph: &Graph, bytes: usize) -> Error {
+    let message = format!("graph `{}` takes {bytes} bytes: too many for one message", graph.name);
+    Error::new(Code::ONNX_INVALID, message)
+}
+
+/// Gives the file in which a large weight lies, and its first byte there.
 type Place<'a> = dyn FnMut(&Value, &LazyTensor) -> Result<(String, u64)> + 'a;
 
 /// The messages of a graph's weights.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::engine::Parameters;
 use crate::config::AdamW;
 use crate::error::{Code, Error, Result};
-use crate::model::optimizer::{Parameter, adamw};
 use crate::onnx::to_bytes;
+use crate::optimizer::{Parameter, adamw};
 use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::Tensor;
 
@@ -21,7 +21,7 @@ pub fn moments(parameters: &Parameters, trained: &dyn Fn(&str) -> bool) -> Momen
     chosen.map(|(name, tensor)| (name.clone(), [zeros(tensor), zeros(tensor)])).collect()
 }
 
-/// The optimizer's graph ([`crate::model::optimizer`]) in ONNX Runtime's hands.
+/// The optimizer's graph ([`crate::optimizer`]) in ONNX Runtime's hands.
 pub struct Optimizer {
     session: Session,
     names: Vec<String>,
