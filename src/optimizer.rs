@@ -1,16 +1,18 @@
 //! AdamW as a graph, and as the file that other runtimes train with: both are made of one formula.
 //!
-//! Layer 4. Inputs: `learning_rate` f32 `[1]`, `step` i64 `[1]` (the first step is 1), and for each parameter `p`, in order,
-//! `p`, `p_grad`, `p.m`, `p.v` → `p.out`, `p.m.out`, `p.v.out`, all f32 of the parameter's shape; with clipping also `grad_norm`
-//! f32 `[]`, the norm of all gradients before it. The formula is that of `torch.optim.AdamW` (Loshchilov and Hutter 2019):
+//! Layer 4. Inputs: `learning_rate` f32 `[1]`, `step` i64 `[1]` (the first step is 1), and for each parameter `p`, in
+//! order, `p`, `p_grad`, `p.m`, `p.v` → `p.out`, `p.m.out`, `p.v.out`, all f32 of the parameter's shape; with clipping
+//! also `grad_norm` f32 `[]`, the norm of all gradients before it. The formula is that of `torch.optim.AdamW`
+//! (Loshchilov and Hutter 2019):
 //!
 //! ```text
 //! m' = β₁m + (1-β₁)g    v' = β₂v + (1-β₂)g²
 //! p' = p(1 - lr·λ) - lr/(1-β₁ᵗ) · m' / (√v'/√(1-β₂ᵗ) + ε)
 //! ```
 //!
-//! What depends on the step alone is computed in float64, as PyTorch does: `1 - 0.999ᵗ` in float32 is off by 1e-5 of itself
-//! in the first step. Gradients are clipped as `torch.nn.utils.clip_grad_norm_` clips them: `g · min(1, c/(‖g‖+1e-6))`.
+//! What depends on the step alone is computed in float64, as PyTorch does: `1 - 0.999ᵗ` in float32 is off by 1e-5 of
+//! itself in the first step. Gradients are clipped as `torch.nn.utils.clip_grad_norm_` clips them: `g · min(1,
+//! c/(‖g‖+1e-6))`.
 //!
 //! ```
 //! use brain_adapter::config::AdamW;
@@ -51,8 +53,8 @@ pub fn decays(name: &str, shape: &[usize]) -> bool {
 /// The graph `optimizer` of one step for these parameters.
 ///
 /// # Errors
-/// `config.value` when a constant is impossible; `graph.invalid` when there is no parameter, or when two values would have
-/// one name.
+/// `config.value` when a constant is impossible; `graph.invalid` when there is no parameter, or when two values would
+/// have one name.
 pub fn adamw(parameters: &[Parameter], options: &AdamW) -> Result<Graph> {
     let slots = parameters.iter().map(|p| Slot {
         shape: p.shape.iter().map(|&n| Dim::Known(n)).collect(),
@@ -63,18 +65,18 @@ pub fn adamw(parameters: &[Parameter], options: &AdamW) -> Result<Graph> {
     step_graph(&slots.collect::<Vec<_>>(), options)
 }
 
-/// `optimizer_model.onnx`, for Microsoft's training runtime (onnxruntime-training 1.19.2) and any other: one step of AdamW
-/// over sequences of as many float32 tensors as there are `parameters`, whose shapes and order are the caller's. Inputs:
-/// `learning_rate` f32 `[1]`, `step` i64 `[1]` (the first is 1), `params`, `gradients`, `first_order_moments`,
+/// `optimizer_model.onnx`, for Microsoft's training runtime (onnxruntime-training 1.19.2) and any other: one step of
+/// AdamW over sequences of as many float32 tensors as there are `parameters`, whose shapes and order are the caller's.
+/// Inputs: `learning_rate` f32 `[1]`, `step` i64 `[1]` (the first is 1), `params`, `gradients`, `first_order_moments`,
 /// `second_order_moments`. Outputs: `updated_flag` bool `[1]`, always true, and the sequences `params.out`,
-/// `first_order_moments.out`, `second_order_moments.out`; Microsoft's runtime updates the tensors themselves and reads none of
-/// these.
+/// `first_order_moments.out`, `second_order_moments.out`; Microsoft's runtime updates the tensors themselves and reads
+/// none of these.
 ///
 /// The formula is `torch.optim.AdamW`'s (`adam_mode` 0), with one weight decay for every parameter.
 ///
 /// # Errors
-/// `config.value` when a constant is impossible, and when gradients are to be clipped, for which the runtime has no place;
-/// `graph.invalid` when there is no parameter.
+/// `config.value` when a constant is impossible, and when gradients are to be clipped, for which the runtime has no
+/// place; `graph.invalid` when there is no parameter.
 pub fn optimizer_model(parameters: usize, options: &AdamW) -> Result<Vec<u8>> {
     if let Some(clip) = options.clip {
         let message = format!("AdamW's clip is {clip}, expected none: Microsoft's training runtime does not clip");
@@ -91,7 +93,8 @@ pub fn write_optimizer_model(path: &Path, parameters: usize, options: &AdamW) ->
     crate::files::replace(path, &optimizer_model(parameters, options)?)
 }
 
-/// The step for tensors whose shapes are known to the run alone, which all decay: a function's body, which has no shapes.
+/// The step for tensors whose shapes are known to the run alone, which all decay: a function's body, which has no
+/// shapes.
 fn over_sequences(parameters: usize, options: &AdamW) -> Result<Graph> {
     let slots = (0..parameters).map(|i| Slot {
         shape: Vec::new(),

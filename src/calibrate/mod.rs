@@ -24,7 +24,7 @@ pub use statistics::{ChannelStats, Statistics, ZERO_POINTS};
 
 use crate::error::{Code, Error, Result};
 use crate::graph::{Graph, Rewrite, Segment, Tail, ValueId};
-use crate::onnx::{self, Placed};
+use crate::onnx::{self, DataLayout};
 use crate::passes::{Linear, linears};
 use crate::progress::Progress;
 use crate::runtime::{Runtime, Session, SessionOptions};
@@ -77,7 +77,7 @@ pub struct Runner<'a> {
     /// A folder for temporary files: a block's weights.
     pub scratch: &'a Path,
     /// Where the weights lie in the scratch folder already, when the graph that is run was written there as a whole.
-    pub placed: Option<&'a Placed>,
+    pub placed: Option<&'a DataLayout>,
 }
 
 impl Runner<'_> {

@@ -18,10 +18,10 @@ use crate::error::{Code, Error, Result};
 
 /// Largest configuration file that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// Largest extent that any size in a configuration may have.
+/// Maximum of any size in a configuration.
 const MAX_SIZE: usize = 1 << 20;
 
-/// Everything that `config.json` says.
+/// The content of `config.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -163,7 +163,7 @@ pub struct TextConfig {
     pub hidden: usize,
     /// How tokens become one vector.
     pub pool: TextPool,
-    /// Most tokens of a report, BOS included; the rest is cut with a warning.
+    /// Maximum number of tokens of a report, BOS included; the rest is cut with a warning.
     pub max_tokens: usize,
 }
 

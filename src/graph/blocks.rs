@@ -10,12 +10,13 @@ use super::Graph;
 /// What becomes of the nodes behind the last block: the final norm, and pooling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tail {
-    /// They are a segment of their own. What leaves the last block is then its residual stream, which calibration compares
-    /// as it does that of every other block; behind norm and pooling the block's error would be another number.
+    /// They are a segment of their own. What leaves the last block is then its residual stream, which calibration
+    /// compares as it does that of every other block; behind norm and pooling the block's error would be another
+    /// number.
     Separate,
-    /// They stay with the last block. ONNX Runtime computes a norm together with the addition in front of it where nobody else
-    /// reads the sum (`SkipLayerNormalization`), which rounds otherwise than one after the other: groups of segments give
-    /// the bits of the whole only when no cut lies there.
+    /// They stay with the last block. ONNX Runtime computes a norm together with the addition in front of it where
+    /// nobody else reads the sum (`SkipLayerNormalization`), which rounds otherwise than one after the other: groups of
+    /// segments give the bits of the whole only when no cut lies there.
     WithLastBlock,
 }
 
@@ -52,8 +53,8 @@ impl Graph {
     }
 }
 
-/// The segments of a graph whose nodes have these names: nodes of one block (`layers.N.*` or `blocks.N.*`) are a segment
-/// each, and so is what stands before, between and behind them.
+/// The segments of a graph whose nodes have these names: nodes of one block (`layers.N.*` or `blocks.N.*`) are a
+/// segment each, and so is what stands before, between and behind them.
 pub(crate) fn segments<'a>(graph: &str, nodes: impl Iterator<Item = &'a str>, tail: Tail) -> Vec<Segment> {
     let blocks: Vec<Option<&str>> = nodes.map(block).collect();
     let last = blocks.iter().rposition(Option::is_some).filter(|_| tail == Tail::WithLastBlock);

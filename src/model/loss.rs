@@ -8,7 +8,7 @@
 //! v̂ and t̂ are v and t at length 1; the image-only mode has L = CE(image_classifier(v), y).
 
 use super::heads::{linear, normalized};
-use super::{Weights, keys};
+use super::{Part, Weights, keys};
 use crate::config::Config;
 use crate::error::Result;
 use crate::graph::{Builder, Dim, Graph, Op, ValueId};
@@ -67,9 +67,9 @@ pub fn parameters(config: &Config, mode: Mode) -> Vec<keys::Key> {
 
 /// The heads with the loss.
 ///
-/// Inputs `vision` f32 `[batch, vision.hidden]`, `text` f32 `[batch, text.hidden]` (not in the mode `mri`) and `labels` i64
-/// `[batch]`; outputs `loss` f32 `[]`, `logits` f32 `[batch, labels]`, `v` and (not in `mri`) `t` f32
-/// `[batch, projection.dim]`. With `class_weights`, one a class, the classification loss is the mean weighted by the weights of
+/// Inputs `vision` f32 `[batch, vision.hidden]`, `text` f32 `[batch, text.hidden]` (not in the mode `mri`) and `labels`
+/// i64 `[batch]`; outputs `loss` f32 `[]`, `logits` f32 `[batch, labels]`, `v` and (not in `mri`) `t` f32 `[batch,
+/// projection.dim]`. With `class_weights`, one a class, the classification loss is the mean weighted by the weights of
 /// the labels, as PyTorch's `cross_entropy(weight=)` has it.
 ///
 /// # Errors
@@ -78,8 +78,10 @@ pub fn build(config: &Config, weights: &Weights, mode: Mode, class_weights: Opti
     let mut g = Builder::new("loss");
     let batch = Dim::BATCH;
     let (d, classes) = (config.projection.dim, config.labels.0.len());
-    let vision = g.input("vision", DType::F32, &[batch, Dim::Known(config.vision.hidden)]);
-    let text = mode.reads_reports().then(|| g.input("text", DType::F32, &[batch, Dim::Known(config.text.hidden)]));
+    let vision = g.input(Part::Vision.as_str(), DType::F32, &[batch, Dim::Known(config.vision.hidden)]);
+    let text = mode
+        .reads_reports()
+        .then(|| g.input(Part::Text.as_str(), DType::F32, &[batch, Dim::Known(config.text.hidden)]));
     let labels = g.input("labels", DType::I64, &[batch]);
     let v = linear(&mut g, weights, vision, "vision_projection", [d, config.vision.hidden])?;
     let (logits, t) = match text {

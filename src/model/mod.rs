@@ -1,8 +1,9 @@
 //! The Brain-Adapter's four graphs, built from a configuration and named weights.
 //!
-//! Layer 3. `keys` says which tensors a model needs and their shapes; `weights` finds them in checkpoints, under
-//! whatever prefix and in whatever layout they were saved; `adapter`, `vit`, `llama` and `heads` build graphs.
-//! Sizes always come from the configuration.
+//! Layer 3. `keys` lists the tensors that a model needs, with their shapes; `weights` finds them in checkpoints, under
+//! whatever prefix and in whatever layout they were saved; `adapter`, `vit`, `llama` and `heads` build graphs. Sizes
+//! always come from the configuration. A graph and its main output have the name of its [`Part`]: that is the interface
+//! of the ONNX files.
 //!
 //! | graph | inputs | outputs |
 //! |---|---|---|

@@ -3,8 +3,8 @@
 //! Flows in: a graph, or an optimizer's step as a graph. Flows out: ONNX functions of standard operators. That runtime
 //! (onnxruntime-training 1.19.2) finds its own kernels and ignores the functions; any other inlines them.
 //!
-//! A function bakes its constants. It still declares the node's attributes, without which the node would be refused, and a
-//! node must ask for all of its results.
+//! A function bakes its constants. It still declares the node's attributes, without which the node would be refused,
+//! and a node must ask for all of its results.
 
 use super::proto::{AttributeProto, FunctionProto, NodeProto, OperatorSetIdProto, TensorProto, attribute_type};
 use super::{OPSET, encode};
@@ -43,8 +43,9 @@ fn accumulator() -> FunctionProto {
     f.finish(ACCUMULATOR, &["buffer", "gradient", "reset"], &["flag", "sum"], &[])
 }
 
-/// An optimizer's step over sequences, a tensor after the other. `step` is its graph: inputs are the learning rate, the number of the
-/// step, then parameter, gradient and two moments of each tensor; results the next parameter and moments of each.
+/// An optimizer's step over sequences, a tensor after the other. `step` is its graph: inputs are the learning rate, the
+/// number of the step, then parameter, gradient and two moments of each tensor; results the next parameter and moments
+/// of each.
 ///
 /// # Errors
 /// `graph.invalid` when the graph is another.

@@ -1,10 +1,10 @@
 //! A graph's file, cut at its blocks, so that it can be run in less memory than its weights take.
 //!
-//! [`SegmentedModel::read`] takes `NAME.onnx` as this crate writes it. Its *segments* are the nodes of one transformer block
-//! each (`layers.N.*`, `blocks.N.*`), and what stands between. Consecutive segments make a graph of their own
-//! ([`SegmentedModel::extract`]): what flows in and out keeps its name, and large weights stay where they are in the data
-//! file. For planning, each segment tells the bytes of its weights, and [`SegmentedModel::live_bytes`] how many bytes of
-//! activations are alive at once.
+//! [`SegmentedModel::read`] takes `NAME.onnx` as this crate writes it. Its *segments* are the nodes of one transformer
+//! block each (`layers.N.*`, `blocks.N.*`), and what stands between. Consecutive segments make a graph of their own
+//! ([`SegmentedModel::extract`]): what flows in and out keeps its name, and large weights stay where they are in the
+//! data file. For planning, each segment has the bytes of its weights, and [`SegmentedModel::live_bytes`] counts the
+//! activations that are alive at once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -25,8 +25,8 @@ pub struct SegmentInfo {
     pub name: String,
     /// Bytes of its weights in the data file and in the graph's own.
     pub weights: u64,
-    /// Bytes that its half-precision weights take once they are widened to float32, as the CPU provider does at loading; and
-    /// integer weights with half-precision scales, which it has no product of and takes apart (at most: some at a time).
+    /// Bytes that its fp16 weights take once they are widened to float32, as the CPU provider does at loading; and
+    /// integer weights with fp16 scales, for which it has no kernel and which it dequantizes (at most: some at a time).
     pub widened: u64,
     /// Whether it has weights in blocks (`MatMulNBits`), which are slow unless they are repacked at loading.
     pub blocked: bool,
@@ -47,16 +47,16 @@ pub struct SegmentedModel {
 pub struct Extracted {
     /// The ONNX model; its data file is that of the whole.
     pub bytes: Vec<u8>,
-    /// Names of what it takes.
+    /// Names of its inputs.
     pub inputs: Vec<String>,
-    /// Names of what it gives.
+    /// Names of its outputs.
     pub outputs: Vec<String>,
 }
 
 impl SegmentedModel {
     /// Reads the graph at `path`.
     ///
-    /// A graph with more in it than this crate writes is one segment: taken apart, it might compute something else.
+    /// A graph with more in it than this crate writes is one segment: cut, it might compute something else.
     ///
     /// # Errors
     /// `onnx.invalid` when the file is no ONNX model.
@@ -107,8 +107,8 @@ impl SegmentedModel {
         self.graph().input.iter().filter_map(|v| v.name.as_deref()).collect()
     }
 
-    /// The declared shape of an input, an output or a value inside; none where its type is not declared. Names other than
-    /// those of [`Dim::SYMBOLS`] are [`Dim::Any`].
+    /// The declared shape of an input, an output or a value inside; none where its type is not declared. Names other
+    /// than those of [`Dim::SYMBOLS`] are [`Dim::Any`].
     pub fn shape(&self, name: &str) -> Option<Vec<Dim>> {
         let tensor = self.values.get(name)?.r#type.as_ref()?.tensor_type.as_ref()?;
         Some(tensor.shape.as_ref()?.dim.iter().map(dim).collect())
@@ -161,9 +161,9 @@ impl SegmentedModel {
         Ok(Extracted { bytes, inputs: input_names, outputs: output_names })
     }
 
-    /// The maximum of bytes of inputs and results that are alive at once while these segments run, where the named dimensions
-    /// have these sizes. A value lives from the node that makes it to the last that reads it; what leaves the segments
-    /// lives to their end.
+    /// The maximum of bytes of inputs and results that are alive at once while these segments run, where the named
+    /// dimensions have these sizes. A value lives from the node that makes it to the last that reads it; what leaves
+    /// the segments lives to their end.
     ///
     /// Nothing is taken off for results that are written over their operands, and nothing added for what operators
     /// need inside. Dimensions that are neither known nor named count as 1.
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn graphs_of_others_are_not_dequantized() {
+    fn graphs_of_others_are_not_cut() {
         assert!(SegmentedModel::from_bytes(b"\xff\xff").is_err());
         let nodes = vec![node("layers.0.Relu", "x", "y"), node("layers.1.Relu", "y", "z")];
         let graph = GraphProto { node: nodes, ..GraphProto::default() };

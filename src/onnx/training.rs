@@ -1,7 +1,7 @@
 //! `optimizer_model.onnx`, for Microsoft's training runtime (onnxruntime-training 1.19.2) and any other.
 //!
-//! Flows in: AdamW's constants, and its step as a graph. Flows out: a model of one `com.microsoft.AdamWOptimizer` node, which that
-//! runtime insists on, with the function that other runtimes run in its place.
+//! Flows in: AdamW's constants, and its step as a graph. Flows out: a model of one `com.microsoft.AdamWOptimizer` node,
+//! which that runtime insists on, with the function that other runtimes run in its place.
 
 use prost::Message;
 

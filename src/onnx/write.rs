@@ -26,44 +26,58 @@ pub struct Written {
     pub sha256: String,
 }
 
-/// Where the large weights of a graph lie.
+/// Where the large weights of a graph lie in its data file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Placed {
+pub struct DataLayout {
     /// The data file, by its name inside the folder.
     pub file: String,
     /// Each weight's first byte, by name.
     pub offsets: BTreeMap<String, u64>,
 }
 
-/// Writes `graph` as `STEM.onnx` (and `STEM.onnx.data`) into `dir`, and returns once the bytes are on the disk. `progress`
-/// is told the bytes of each chunk.
+/// Writes `graph` as `STEM.onnx` (and `STEM.onnx.data`) into `dir`, and returns once the bytes are on the disk.
+/// `progress` gets the number of bytes of each chunk.
 ///
 /// # Errors
 /// When a weight cannot be read, or a file not written; `onnx.invalid` when the graph itself is too large for one
 /// message.
+///
+/// ```
+/// use brain_adapter::graph::{Builder, Dim};
+/// use brain_adapter::tensor::DType;
+///
+/// let mut g = Builder::new("double");
+/// let x = g.input("x", DType::F32, &[Dim::BATCH]);
+/// let y = g.add(x, x)?;
+/// g.output("y", y)?;
+/// let dir = tempfile::tempdir()?;
+/// let files = brain_adapter::onnx::write(&g.finish()?, dir.path(), "double", &mut |_| {})?;
+/// assert_eq!(files[0].name, "double.onnx");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn write(graph: &Graph, dir: &Path, stem: &str, progress: &mut dyn FnMut(u64)) -> Result<Vec<Written>> {
-    write_placed(graph, dir, stem, progress).map(|(written, _)| written)
+    write_with_layout(graph, dir, stem, progress).map(|(written, _)| written)
 }
 
-/// Writes a part of a graph as `STEM.onnx` into the folder where the whole was written: its large weights are those of the
-/// whole's data file.
+/// Writes a part of a graph as `STEM.onnx` into the folder where the whole was written: its large weights are those of
+/// the whole's data file.
 ///
 /// # Errors
 /// As [`write()`]; `onnx.invalid` when a large weight is not in the data file.
-pub fn write_part_of(graph: &Graph, dir: &Path, stem: &str, whole: &Placed) -> Result<()> {
+pub fn write_part_of(graph: &Graph, dir: &Path, stem: &str, whole: &DataLayout) -> Result<()> {
     write_over(graph, dir, stem, whole, Keep::Awhile).map(drop)
 }
 
-/// Writes another form of a graph as `STEM.onnx` into the folder where the first was written, to stay: its large weights are
-/// those of the first's data file.
+/// Writes another form of a graph as `STEM.onnx` into the folder where the first was written, to stay: its large
+/// weights are those of the first's data file.
 ///
 /// # Errors
 /// As [`write_part_of`].
-pub fn write_companion(graph: &Graph, dir: &Path, stem: &str, first: &Placed) -> Result<Written> {
+pub fn write_companion(graph: &Graph, dir: &Path, stem: &str, first: &DataLayout) -> Result<Written> {
     write_over(graph, dir, stem, first, Keep::ForGood)
 }
 
-fn write_over(graph: &Graph, dir: &Path, stem: &str, whole: &Placed, keep: Keep) -> Result<Written> {
+fn write_over(graph: &Graph, dir: &Path, stem: &str, whole: &DataLayout, keep: Keep) -> Result<Written> {
     let initializers = initializers(graph, &mut |value, _| {
         let offset = whole.offsets.get(&value.name).copied().ok_or_else(|| {
             Error::new(Code::ONNX_INVALID, format!("weight `{}` is not in `{}`", value.name, whole.file))
@@ -104,16 +118,16 @@ pub fn write_scratch(graph: &Graph, dir: &Path, stem: &str) -> Result<()> {
     write_files(graph, dir, stem, Keep::Awhile, &mut |_| {}).map(drop)
 }
 
-/// As [`write()`]; also tells where the large weights lie.
+/// As [`write()`]; also returns where the large weights lie.
 ///
 /// # Errors
 /// As [`write()`].
-pub fn write_placed(
+pub fn write_with_layout(
     graph: &Graph,
     dir: &Path,
     stem: &str,
     progress: &mut dyn FnMut(u64),
-) -> Result<(Vec<Written>, Placed)> {
+) -> Result<(Vec<Written>, DataLayout)> {
     write_files(graph, dir, stem, Keep::ForGood, progress)
 }
 
@@ -123,11 +137,11 @@ fn write_files(
     stem: &str,
     keep: Keep,
     progress: &mut dyn FnMut(u64),
-) -> Result<(Vec<Written>, Placed)> {
+) -> Result<(Vec<Written>, DataLayout)> {
     let name = format!("{stem}.onnx");
     let data_name = format!("{name}.data");
     let mut data: Option<OutFile> = None;
-    let mut placed = Placed { file: data_name.clone(), offsets: BTreeMap::new() };
+    let mut placed = DataLayout { file: data_name.clone(), offsets: BTreeMap::new() };
     let initializers = initializers(graph, &mut |value, tensor| {
         if data.is_none() {
             data = Some(OutFile::create(dir, &data_name, keep)?);

@@ -21,7 +21,7 @@ pub fn moments(parameters: &Parameters, trained: &dyn Fn(&str) -> bool) -> Momen
     chosen.map(|(name, tensor)| (name.clone(), [zeros(tensor), zeros(tensor)])).collect()
 }
 
-/// The optimizer's graph ([`crate::optimizer`]) in ONNX Runtime's hands.
+/// The optimizer's graph ([`crate::optimizer`]), loaded into ONNX Runtime.
 pub struct Optimizer {
     session: Session,
     names: Vec<String>,

@@ -15,7 +15,7 @@ use brain_adapter::model::{self, Attention, Stages, Weights};
 use brain_adapter::onnx;
 use brain_adapter::passes::quantize::{Plan, Scheme, quantize};
 use brain_adapter::passes::{
-    exceeds_fp16, factors, fold_batch_norm, half_nodes, linears, quantizable, quantize_convolutions, rounding, smooth,
+    exceeds_fp16, factors, fold_batch_norm, fp16_nodes, linears, quantizable, quantize_convolutions, rounding, smooth,
     to_fp16,
 };
 use brain_adapter::progress::Silent;
@@ -279,7 +279,7 @@ fn blocks_run_over_the_weights_of_the_whole() {
         let reduced =
             if scheme == Scheme::Fp16 { to_fp16(&graph, &BTreeSet::new()) } else { quantize(&graph, &plan) }.unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let (_, placed) = onnx::write_placed(&reduced, dir.path(), "text", &mut |_| {}).unwrap();
+        let (_, placed) = onnx::write_with_layout(&reduced, dir.path(), "text", &mut |_| {}).unwrap();
         assert!(placed.offsets.len() > 14, "{placed:?}");
         let before = std::fs::read_dir(dir.path()).unwrap().count();
         let runner = Runner { runtime: common::runtime(), threads: None, scratch: dir.path(), placed: Some(&placed) };
@@ -304,7 +304,7 @@ fn blocks_run_over_the_weights_of_the_whole() {
 fn half_precision_keeps_what_needs_the_range() {
     let case = random_case(6);
     let (_, graph) = llama(&case);
-    let halves = half_nodes(&graph, &BTreeSet::new());
+    let halves = fp16_nodes(&graph, &BTreeSet::new());
     let kinds = |half: bool| -> BTreeSet<&str> {
         graph.nodes.iter().filter(|n| halves.contains(&n.name) == half).map(|n| n.op.kind).collect()
     };
@@ -348,7 +348,7 @@ fn half_precision_keeps_what_needs_the_range() {
     for range in [(0.0, 40_000.0), (-1e9, 0.0), (0.0, f32::INFINITY), (f32::MIN, f32::MAX)] {
         let keep = exceeds_fp16(&graph, &BTreeMap::from([(value.clone(), range)]));
         assert!(keep.contains(&product.name) && keep.len() >= 2, "{range:?}: {keep:?}");
-        assert!(!half_nodes(&graph, &keep).contains(&product.name));
+        assert!(!fp16_nodes(&graph, &keep).contains(&product.name));
     }
     assert!(exceeds_fp16(&graph, &BTreeMap::from([(value, (-30_000.0, 30_000.0))])).is_empty());
 }

@@ -87,8 +87,8 @@ impl Call<'_> {
         Ok(sizes.iter().map(part).collect())
     }
 
-    /// `Slice` along constant axes by steps of at least 1. Where a bound is computed, or the dimension has no number, the
-    /// result's has none either.
+    /// `Slice` along constant axes by steps of at least 1. Where a bound is computed, or the dimension has no number,
+    /// the result's has none either.
     pub(super) fn slice(&self) -> Answer<ValueType> {
         let (x, axes) = (self.ty(0)?, self.ints(3)?);
         let steps = if self.inputs.len() > 4 { self.ints(4)? } else { vec![1; axes.len()] };
@@ -199,7 +199,8 @@ impl Call<'_> {
         Ok(ValueType::new(table.dtype, [before, indices.shape.as_slice(), after].concat()))
     }
 
-    /// `Expand` to a constant shape, or to one that is computed: then only its rank is known, and dimensions that cannot grow.
+    /// `Expand` to a constant shape, or to one that is computed: then only its rank is known, and dimensions that
+    /// cannot grow.
     pub(super) fn expand(&self) -> Answer<ValueType> {
         let (x, target) = (self.ty(0)?, self.ty(1)?);
         let fail = || format!("cannot expand {x} to a shape held by {target}");
