@@ -16,7 +16,7 @@ pub use llama::LlamaConfig;
 
 use crate::error::{Code, Error, Result};
 
-/// Largest configuration file that is read.
+/// Maximum size of a configuration file, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Maximum of any size in a configuration.
 const MAX_SIZE: usize = 1 << 20;
@@ -25,7 +25,7 @@ const MAX_SIZE: usize = 1 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The conformed cube.
+    /// The cube that every scan is conformed to.
     pub volume: VolumeConfig,
     /// The trainable CNN in front of the vision transformer.
     pub adapter: AdapterConfig,
@@ -187,7 +187,7 @@ impl Default for ProjectionConfig {
     }
 }
 
-/// Training choices.
+/// Choices of a training that inference does not read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {

@@ -25,7 +25,7 @@ pub enum Tail {
 pub struct Segment {
     /// Its block's name (`layers.3`), or `GRAPH.rest` for what is no block.
     pub name: String,
-    /// Its nodes.
+    /// Its nodes, as indices of [`Graph::nodes`].
     pub nodes: Range<usize>,
 }
 

@@ -7,7 +7,7 @@ use crate::tensor::DType;
 /// One dimension of a shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dim {
-    /// A number.
+    /// A size that every run has.
     Known(usize),
     /// A name that stands for one number a run, such as `batch`.
     Symbol(&'static str),
@@ -81,7 +81,7 @@ impl From<&'static str> for Dim {
 /// Element type and shape of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValueType {
-    /// Element type.
+    /// Type of each element.
     pub dtype: DType,
     /// Size of each axis; empty for a scalar.
     pub shape: Vec<Dim>,

@@ -14,7 +14,7 @@ use crate::tensor::DType;
 /// Keeps a zero vector's length from dividing by zero: PyTorch's `F.normalize` uses the same bound.
 const MIN_NORM: f32 = 1e-12;
 
-/// The heads' graph.
+/// The heads' graph, inputs and outputs as in the module's doc.
 ///
 /// # Errors
 /// `checkpoint.tensors` when a weight is missing or misshapen.

@@ -19,11 +19,11 @@ const TEXT: [&str; 3] = ["layers.", "embed_tokens.", "norm."];
 /// The weights of all three models.
 #[derive(Debug)]
 pub struct Models {
-    /// Adapter and heads.
+    /// Adapter and heads, by state-dict key.
     pub trained: Weights,
-    /// The vision transformer.
+    /// The vision transformer, by state-dict key without prefix.
     pub vision: Weights,
-    /// The language model.
+    /// The language model, by state-dict key without prefix.
     pub text: Weights,
     /// Whether there is an image-only classifier.
     pub image_head: bool,

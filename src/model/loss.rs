@@ -17,7 +17,7 @@ use crate::tensor::{DType, LazyTensor};
 /// Largest factor of the similarities.
 pub const MAX_SCALE: f32 = 100.0;
 
-/// What is trained.
+/// Which parameters are trained, and with which loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {

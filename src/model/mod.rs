@@ -9,8 +9,11 @@
 //! |---|---|---|
 //! | `adapter` | `volume` f32 `[batch, D, H, W]`, in `[0, 1]` | `adapter` f32 `[batch, out, H, W]` |
 //! | `vision` | `adapter` | `vision` f32 `[batch, vision.hidden]` |
-//! | `text` | `input_ids`, `attention_mask` i64 `[batch, tokens]`, padded on the right | `text` f32 `[batch, text.hidden]` |
-//! | `heads` | `vision`, `text` | `v`, `t` f32 `[batch, projection.dim]`, `logits` f32 `[batch, labels]`, `similarity` f32 `[batch]`, and `image_logits` where there is an image-only classifier |
+//! | `text` | `input_ids`, `attention_mask` i64 `[batch, tokens]` | `text` f32 `[batch, text.hidden]` |
+//! | `heads` | `vision`, `text` | `v`, `t` f32 `[batch, projection.dim]`, `logits` f32 `[batch, labels]`, `similarity` |
+//!
+//! Tokens are padded on the right. `similarity` is f32 `[batch]`. Where the checkpoint has an image-only classifier, the
+//! heads also give `image_logits` f32 `[batch, labels]`.
 
 pub mod adapter;
 mod attention;

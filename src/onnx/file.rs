@@ -61,7 +61,7 @@ impl OutFile {
         Ok(Self { name, path, bytes: 0, piece, pieces, spare, keep, thread })
     }
 
-    /// Adds bytes.
+    /// Appends bytes to the file.
     ///
     /// # Errors
     /// `io` or `disk.full`, also for bytes that were added before.

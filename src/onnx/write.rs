@@ -18,9 +18,9 @@ const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
 /// A file that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Its name inside the folder.
+    /// Its name inside the folder, such as `text.onnx`.
     pub name: String,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
     /// Its SHA-256, in lower-case hexadecimal.
     pub sha256: String,

@@ -11,15 +11,15 @@ pub struct Linear {
     pub name: String,
     /// Index of its `MatMul` in the graph's nodes.
     pub node: usize,
-    /// Its activations.
+    /// Its activations `[.., k]`.
     pub input: ValueId,
-    /// Its weight.
+    /// Its weight `[k, n]`: the transpose of PyTorch's.
     pub weight: ValueId,
     /// Its result, before a bias.
     pub output: ValueId,
-    /// Inputs.
+    /// Number of input features.
     pub k: usize,
-    /// Outputs.
+    /// Number of output features.
     pub n: usize,
 }
 
