@@ -37,7 +37,7 @@
 //! | 1 | [`tensor`], [`progress`], [`files`], [`metrics`] |
 //! | 2 | [`config`], [`checkpoint`], [`volume`], [`text`], [`graph`], [`cohort`] |
 //! | 3 | [`model`], [`passes`], [`onnx`], [`batch`] |
-//! | 4 | [`bundle`], [`runtime`] |
+//! | 4 | [`bundle`], [`optimizer`], [`runtime`] |
 //! | 5 | [`execute`], [`calibrate`], [`plot`] |
 //! | 6 | [`export`], [`infer`] |
 //! | 7 | [`train`] |
@@ -66,6 +66,7 @@ pub mod infer;
 pub mod metrics;
 pub mod model;
 pub mod onnx;
+pub mod optimizer;
 pub mod passes;
 #[cfg(feature = "runtime")]
 pub mod plot;

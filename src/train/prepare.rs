@@ -24,7 +24,8 @@ use crate::export::{INTENDED_USE, Sources};
 use crate::files;
 use crate::model::adapter::Statistics;
 use crate::model::{self, Attention, Mode, Stages, loss, vit};
-use crate::onnx::{Placed, write_optimizer_model, write_part_of};
+use crate::onnx::{DataLayout, write_part_of};
+use crate::optimizer::write_optimizer_model;
 use crate::passes::weights_to_inputs;
 use crate::progress::Progress;
 use crate::tensor::LazyTensor;
@@ -170,7 +171,7 @@ fn write_graphs(
     let graphs = TrainingGraphs::new(config, &options, &|name| plan.mode.trains(name))?;
     let parameters = parameters_of(state);
     let monolith = Monolith { config, mode: plan.mode, graphs: &graphs, parameters: &parameters, frozen };
-    let placed = Placed { file: FROZEN.into(), offsets: safetensors_offsets(&dir.join(FROZEN))? };
+    let placed = DataLayout { file: FROZEN.into(), offsets: safetensors_offsets(&dir.join(FROZEN))? };
     write_part_of(&monolith.training()?, dir, "training_model", &placed)?;
     write_part_of(&monolith.evaluation()?, dir, "eval_model", &placed)?;
     // Microsoft's optimizer supports a single weight decay and no clipping; `fit` has a graph of its own.

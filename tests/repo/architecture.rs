@@ -16,7 +16,7 @@ const LAYERS: [&[&str]; 10] = [
     &["tensor", "progress", "files", "metrics"],
     &["volume", "text", "checkpoint", "graph", "config", "cohort"],
     &["model", "passes", "onnx", "batch"],
-    &["bundle", "runtime"],
+    &["bundle", "optimizer", "runtime"],
     &["execute", "calibrate", "plot"],
     &["export", "infer"],
     &["train"],
