@@ -71,7 +71,7 @@ pub fn unfit_for_fp16(graph: &Graph) -> Result<(BTreeSet<String>, u64)> {
 }
 
 /// The names of the nodes that would compute in float16.
-pub fn half_nodes(graph: &Graph, keep: &BTreeSet<String>) -> BTreeSet<String> {
+pub fn fp16_nodes(graph: &Graph, keep: &BTreeSet<String>) -> BTreeSet<String> {
     let halves = choose(graph, keep);
     graph.nodes.iter().zip(halves).filter(|(_, half)| *half).map(|(n, _)| n.name.clone()).collect()
 }
@@ -103,7 +103,7 @@ pub fn to_fp16(graph: &Graph, keep: &BTreeSet<String>) -> Result<Graph> {
         if half {
             pass.node(node, DType::F16)?;
         } else if super::quantize::is_table(graph, node) && !keep.contains(&node.name) {
-            super::quantize::half_table(&mut pass.new, graph, node)?;
+            super::quantize::fp16_table(&mut pass.new, graph, node)?;
         } else {
             pass.node(node, DType::F32)?;
         }

@@ -13,10 +13,10 @@ use brain_adapter::config::{LlamaConfig, TextPool};
 use brain_adapter::graph::{Builder, Dim, Graph};
 use brain_adapter::model::{self, Attention, Stages, Weights};
 use brain_adapter::onnx;
-use brain_adapter::passes::quantize::{Plan, Scheme, quantize};
+use brain_adapter::passes::quantize::{Plan, Scheme, quantize, smooth, smoothing_factors};
 use brain_adapter::passes::{
-    Segment, exceeds_fp16, factors, fold_batch_norm, half_nodes, linears, quantizable, quantize_convolutions, rounding,
-    segments, smooth, to_fp16,
+    Segment, exceeds_fp16, fold_batch_norm, fp16_nodes, linears, quantizable, quantize_convolutions, rounding,
+    segments, to_fp16,
 };
 use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
@@ -226,7 +226,7 @@ fn smoothing_changes_no_bit() {
                 continue;
             }
             let wanted: Vec<f32> = (0..linear.k).map(|_| (4.0 * rng.normal()).exp() as f32).collect();
-            let Some(factors) = factors(&smoothed, linear.input, &wanted) else { continue };
+            let Some(factors) = smoothing_factors(&smoothed, linear.input, &wanted) else { continue };
             assert!(factors.iter().all(|f| f.log2().fract() == 0.0), "factors are powers of two");
             assert!(factors.iter().any(|f| *f != 1.0));
             smooth(&mut smoothed, linear.input, &factors).unwrap();
@@ -304,7 +304,7 @@ fn blocks_run_over_the_weights_of_the_whole() {
 fn half_precision_keeps_what_needs_the_range() {
     let case = random_case(6);
     let (_, graph) = llama(&case);
-    let halves = half_nodes(&graph, &BTreeSet::new());
+    let halves = fp16_nodes(&graph, &BTreeSet::new());
     let kinds = |half: bool| -> BTreeSet<&str> {
         graph.nodes.iter().filter(|n| halves.contains(&n.name) == half).map(|n| n.op.kind).collect()
     };
@@ -348,7 +348,7 @@ fn half_precision_keeps_what_needs_the_range() {
     for range in [(0.0, 40_000.0), (-1e9, 0.0), (0.0, f32::INFINITY), (f32::MIN, f32::MAX)] {
         let keep = exceeds_fp16(&graph, &BTreeMap::from([(value.clone(), range)]));
         assert!(keep.contains(&product.name) && keep.len() >= 2, "{range:?}: {keep:?}");
-        assert!(!half_nodes(&graph, &keep).contains(&product.name));
+        assert!(!fp16_nodes(&graph, &keep).contains(&product.name));
     }
     assert!(exceeds_fp16(&graph, &BTreeMap::from([(value, (-30_000.0, 30_000.0))])).is_empty());
 }

@@ -8,8 +8,8 @@ use crate::calibrate::{ChannelStats, Fidelity, Group, Runner};
 use crate::error::{Code, Error, Result};
 use crate::export::numeric_format::NumericFormat;
 use crate::graph::Graph;
-use crate::passes::quantize::Scheme;
-use crate::passes::{factors, rounding};
+use crate::passes::quantize::{Scheme, smoothing_factors};
+use crate::passes::rounding;
 
 /// How strongly the size of a column moves into weights: 0 not at all, 1 wholly (SmoothQuant's α).
 const STRENGTHS: [f32; 4] = [0.35, 0.5, 0.65, 0.8];
@@ -175,7 +175,7 @@ fn smoothing(
     for strength in STRENGTHS {
         let wanted = sizes.iter().map(|s| if *s > 0.0 { (s / typical).powf(strength) } else { 1.0 });
         let wanted: Vec<f32> = wanted.collect();
-        let Some(factors) = factors(trial.graph, group.input, &wanted) else { return Ok(None) };
+        let Some(factors) = smoothing_factors(trial.graph, group.input, &wanted) else { return Ok(None) };
         if trial.form.halves() && overflows_by(trial.graph, group, &factors)? {
             continue;
         }

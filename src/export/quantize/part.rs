@@ -15,9 +15,9 @@ use crate::calibrate::{
 use crate::error::{Code, Error, Result};
 use crate::export::numeric_format::NumericFormat;
 use crate::graph::{Graph, ValueId};
-use crate::passes::quantize::{Plan, Scheme, quantize};
+use crate::passes::quantize::{Plan, Scheme, quantize, smooth};
 use crate::passes::{
-    Linear, Rounded, Scores, Segment, decompose_attention, exceeds_fp16, linears, rounding, segments, smooth, to_fp16,
+    Linear, Rounded, Scores, Segment, decompose_attention, exceeds_fp16, linears, rounding, segments, to_fp16,
     unfit_for_fp16,
 };
 use crate::progress::Progress;
@@ -77,7 +77,7 @@ impl Choice {
         let plan = Plan {
             schemes: blocks.clone().flat_map(|b| b.schemes.clone()).collect(),
             importance: blocks.clone().flat_map(|b| b.importance.clone()).collect(),
-            ranges: blocks.clone().flat_map(|b| b.ranges.clone()).collect(),
+            max_abs: blocks.clone().flat_map(|b| b.ranges.clone()).collect(),
             tables: self.tables,
             whole_activations: halves,
         };

@@ -79,7 +79,7 @@ impl Trial<'_> {
             g.output(&output(i), y)?;
             plan.schemes.insert(linear.name.clone(), *scheme);
             plan.importance.insert(linear.name.clone(), smoothed_importance(self.importance, factors));
-            plan.ranges.insert(linear.name.clone(), range);
+            plan.max_abs.insert(linear.name.clone(), range);
         }
         let graph = quantize(&g.finish()?, &plan)?;
         if !self.form.halves() {
