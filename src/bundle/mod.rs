@@ -20,13 +20,14 @@ use std::path::{Path, PathBuf};
 pub(crate) use install::Staged;
 pub use install::Staging;
 pub use manifest::{
-    FORMAT, FileRecord, MANIFEST, Manifest, Parity, PartRecord, Precision, Preprocessing, SourceRecord,
+    FORMAT, FileRecord, INTENDED_USE, MANIFEST, Manifest, Parity, PartRecord, Precision, Preprocessing, SourceRecord,
     TokenizerRecord, Tool, VersionRecord,
 };
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
 pub use target::Target;
 pub use temperature::{Temperature, set_temperature};
 pub use verified_cache::{PendingEntry, VerifiedCache};
+pub(crate) use verify::hash_file;
 pub use verify::sha256_of;
 pub use versions::{Version, Versions};
 

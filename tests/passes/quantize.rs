@@ -8,7 +8,7 @@ use support::reference;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use brain_adapter::calibrate::{Feed, Inputs, Role, Runner, Wanted, walk};
+use brain_adapter::calibrate::{Feed, Inputs, Role, Runner, Walk};
 use brain_adapter::config::{LlamaConfig, TextPool};
 use brain_adapter::graph::{Builder, Dim, Graph};
 use brain_adapter::model::{self, Attention, Stages, Weights};
@@ -286,10 +286,9 @@ fn blocks_run_over_the_weights_of_the_whole() {
         let feeds = feed(&case, &graph);
         let input: Feed = feeds.into_iter().map(|(n, t)| (n, Arc::new(t))).collect();
         let none = |_: &Segment| false;
-        let wanted = Wanted { ranges: false, blocks: &none };
         let mut inputs = Inputs::new(vec![(input.clone(), Role::HeldOut)], 0);
-        let blocks =
-            walk(&reduced, &mut inputs, &wanted, &runner, &mut Silent, &mut |_, _| panic!("nothing is to be visited"));
+        let walk = Walk { graph: &reduced, runner: &runner, visits: &none, ranges: false };
+        let blocks = walk.run(&mut inputs, &mut Silent, &mut |_, _| panic!("nothing is to be visited"));
         let blocks = blocks.unwrap().unwrap().remove(0);
         let options = SessionOptions::default();
         let mut session = Session::open(common::runtime(), &dir.path().join("text.onnx"), &options).unwrap();

@@ -88,7 +88,7 @@ fn plan(args: &Args, common: &Common) -> Result<Plan> {
         bundle: args.bundle.clone(),
         checkpoint: args.checkpoint.clone(),
         calibration: Some(calibration_folder(args.calibration.as_ref())?),
-        single_adapter: args.adapter_fp32,
+        adapter_fp32: args.adapter_fp32,
         save_adapter: args.save_adapter.clone(),
         library: common.ort_lib.clone(),
         threads: common.threads(),

@@ -15,7 +15,7 @@ pub(super) fn next(
 ) -> Manifest {
     let was = &old.manifest;
     let mut parts = was.parts.clone();
-    parts.extend(made.parts.into_iter().map(|p| (p.part, p.record)));
+    parts.extend(made.parts.into_iter().map(|p| (p.part.to_string(), p.record)));
     let kept = was.files.iter().filter(|f| !is_remade(&f.name)).cloned();
     let files: Vec<FileRecord> = made.files.into_iter().chain(kept).collect();
     Manifest {

@@ -28,6 +28,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Code, Error, Result};
 use crate::execute::{Expected, Graphs, Options};
 use crate::export::{self, Bundled, CalibrationInput, PartSummary, Retrained, calibration_inputs};
+use crate::files::path_as_text;
 use crate::model::{self, Part, Trained};
 use crate::progress::Progress;
 use crate::runtime::Device;
@@ -42,7 +43,7 @@ pub struct Plan {
     /// A folder of scans and reports, to calibrate a reduced adapter on and to compare both parts with float32.
     pub calibration: Option<PathBuf>,
     /// Whether the adapter of a bundle that has it in int8 may be float32 where there is no scan to calibrate it on.
-    pub single_adapter: bool,
+    pub adapter_fp32: bool,
     /// Where the trained tensors go as safetensors for PyTorch.
     pub save_adapter: Option<PathBuf>,
     /// ONNX Runtime's library, where it is not to be searched for.
@@ -55,7 +56,7 @@ pub struct Plan {
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     /// The bundle's folder.
-    #[serde(serialize_with = "as_text")]
+    #[serde(serialize_with = "path_as_text")]
     pub bundle: PathBuf,
     /// The new version's number.
     pub version: u32,
@@ -73,10 +74,6 @@ pub struct Summary {
     pub shared: Vec<String>,
     /// Seconds in all.
     pub seconds: f64,
-}
-
-fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
 }
 
 /// Puts trained weights into a bundle. On any error the bundle in use stays as it is.
@@ -199,7 +196,7 @@ fn make(
         trained,
         checkpoint: &plan.checkpoint,
         inputs,
-        single_adapter: plan.single_adapter,
+        adapter_fp32: plan.adapter_fp32,
         library: plan.library.as_deref(),
         threads: plan.threads,
         staging,
