@@ -1,14 +1,12 @@
 //! Checks a bundle before anything uses it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Component, Path};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::file_hash::sha256_of;
 use super::manifest::{FORMAT, FileRecord, Manifest, PartRecord};
 use crate::error::{Code, Error, Result};
 use crate::model::Part;
@@ -163,28 +161,4 @@ pub(super) fn hashed(dir: &Path, record: &FileRecord) -> Result<()> {
         return Err(Error::new(Code::BUNDLE_CHECKSUM, message).at(&path));
     }
     Ok(())
-}
-
-/// SHA-256 of a file, in lower-case hexadecimal; reads a megabyte at a time.
-///
-/// # Errors
-/// `io` when the file cannot be read.
-pub fn sha256_of(path: &Path) -> Result<String> {
-    hash_file(path, &AtomicBool::new(false)).map(|(_, sha256)| sha256)
-}
-
-/// Size and SHA-256 of a file, read until its end or until `stop` is set.
-pub(crate) fn hash_file(path: &Path, stop: &AtomicBool) -> Result<(u64, String)> {
-    let mut file = File::open(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
-    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    while !stop.load(Ordering::Relaxed) {
-        match file.read(&mut buffer).map_err(|e| Error::io(path, "cannot read the file", e))? {
-            0 => break,
-            n => {
-                hash.update(&buffer[..n]);
-                bytes += n as u64;
-            }
-        }
-    }
-    Ok((bytes, hex(&hash.finalize())))
 }

@@ -8,8 +8,9 @@ use crate::tensor::Tensor;
 
 /// Inputs for any number of walks over one graph.
 ///
-/// A walk that visits few blocks need not run all that lie before them: it resumes at a block whose inputs an earlier walk
-/// kept. The kept values are bounded: beyond the bound the inputs of every second block are kept, or every fourth, and so on.
+/// A walk that visits few blocks need not run all that lie before them: it resumes at a block whose inputs an earlier
+/// walk kept. The kept values are bounded: beyond the bound the inputs of every second block are kept, or every fourth,
+/// and so on.
 pub struct Inputs {
     feeds: Vec<Feed>,
     roles: Vec<Role>,
@@ -21,7 +22,8 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// A feed and its role for each input. Up to `max_bytes` of values between blocks are kept in memory, besides the feeds.
+    /// A feed and its role for each input. Up to `max_bytes` of values between blocks are kept in memory, besides the
+    /// feeds.
     pub fn new(inputs: Vec<(Feed, Role)>, max_bytes: usize) -> Self {
         let (feeds, roles) = inputs.into_iter().unzip();
         Self { feeds, roles, max_bytes, stride: 1, kept: BTreeMap::new() }
@@ -42,7 +44,8 @@ impl Inputs {
         self.kept.range(..=block).next_back().map_or((0, &self.feeds), |(at, feeds)| (*at, feeds))
     }
 
-    /// Keeps the values that flow into a block, as far as the bound allows: it may thin out all that is kept, or keep nothing.
+    /// Keeps the values that flow into a block, as far as the bound allows: it may thin out all that is kept, or keep
+    /// nothing.
     pub(super) fn keep(&mut self, block: usize, feeds: &[Feed]) {
         if block == 0 || self.max_bytes == 0 || !block.is_multiple_of(self.stride) || self.kept.contains_key(&block) {
             return;

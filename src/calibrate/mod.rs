@@ -1,12 +1,12 @@
 //! Runs a float32 graph on calibration inputs, in bounded memory, and observes the activations of its linear layers.
 //!
-//! Layer 5, feature `runtime`. A [`Walk`] cuts the graph into its blocks and runs one at a time over all inputs. In memory are
-//! one run of a block (its weights are mapped), the values between blocks for every input, and some tokens of the block's
-//! activations: so a walk needs no more memory for more blocks. A visitor is given, for every block, the inputs and results of
-//! each linear layer on those tokens, and channel statistics over all tokens.
+//! Layer 5, feature `runtime`. A [`Walk`] cuts the graph into its blocks and runs one at a time over all inputs. In
+//! memory are one run of a block (its weights are mapped), the values between blocks for every input, and some tokens
+//! of the block's activations: so a walk needs no more memory for more blocks. A visitor is given, for every block, the
+//! inputs and results of each linear layer on those tokens, and channel statistics over all tokens.
 //!
-//! Inputs that *calibrate* give the statistics; inputs that are *held out* show how well what was derived from the statistics
-//! does on inputs that it has not seen.
+//! Inputs that *calibrate* give the statistics; inputs that are *held out* show how well what was derived from the
+//! statistics does on inputs that it has not seen.
 
 mod inputs;
 mod observer;

@@ -34,8 +34,8 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    /// An observer of `block`, whose linear layers by activation are `groups`; both activations and layers are those of the
-    /// `whole` graph.
+    /// An observer of `block`, whose linear layers by activation are `groups`; both activations and layers are those of
+    /// the `whole` graph.
     pub fn new(
         whole: &Graph,
         block: &Graph,

@@ -23,8 +23,8 @@ pub struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    /// Writes a graph to the scratch folder and loads it, for a few runs: weights stay in their mapped file, except where
-    /// that would be more than ten times slower. The files are removed with the session.
+    /// Writes a graph to the scratch folder and loads it, for a few runs: weights stay in their mapped file, except
+    /// where that would be more than ten times slower. The files are removed with the session.
     ///
     /// # Errors
     /// `io`, `disk.full`, `runtime.model`, and those of reading the weights.
@@ -75,7 +75,8 @@ pub struct LoadedGraph {
 }
 
 impl LoadedGraph {
-    /// Runs the graph on those tensors of `feed` that are its inputs; returns the outputs of these names, in that order.
+    /// Runs the graph on those tensors of `feed` that are its inputs; returns the outputs of these names, in that
+    /// order.
     ///
     /// # Errors
     /// `runtime.run`.

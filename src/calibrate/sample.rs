@@ -133,7 +133,7 @@ mod tests {
         let expected = Array2::from_shape_vec((2, 2), vec![100.0, 0.0, 0.0, 1.0]).unwrap();
         let found = Array2::from_shape_vec((2, 2), vec![101.0, 0.0, 0.0, 1.1]).unwrap();
         let f = fidelity(&found.view(), &expected.view());
-        // The second row is small beside the median of 100: its error counts against a tenth of that.
+        // The second row is small compared with the median of 100: its error counts against a tenth of that.
         assert!((f.error - (0.5f64 * (0.01f64.powi(2) + 0.01f64.powi(2))).sqrt()).abs() < 1e-6, "{f:?}");
         for bad in [f32::NAN, f32::INFINITY] {
             let found = Array2::from_shape_vec((2, 2), vec![100.0, 0.0, bad, 1.0]).unwrap();

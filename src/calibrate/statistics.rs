@@ -22,8 +22,8 @@ pub struct ChannelStats {
     pub max_abs: Vec<f32>,
     /// For each channel the sum over tokens of `x_j² / mean_k(x_k²)`, `[k]`: how large it is for a typical token.
     pub moment: Vec<f64>,
-    /// For each of [`ZERO_POINTS`] the sum over tokens of the squared step of an 8-bit scale, in units of the token's mean
-    /// square.
+    /// For each of [`ZERO_POINTS`] the sum over tokens of the squared step of an 8-bit scale, in units of the token's
+    /// mean square.
     pub steps: [f64; ZERO_POINTS.len()],
     /// Number of tokens.
     pub tokens: u64,
@@ -84,8 +84,8 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Writes the file: safetensors with `NAME.largest`, `NAME.moment` (float32 `[k]`), `NAME.steps` and `NAME.tokens`. It
-    /// contains no name of an input.
+    /// Writes the file: safetensors with `NAME.largest`, `NAME.moment` (float32 `[k]`), `NAME.steps` and `NAME.tokens`.
+    /// It contains no name of an input.
     ///
     /// # Errors
     /// `io` or `disk.full`.

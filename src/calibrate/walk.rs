@@ -54,10 +54,11 @@ pub struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Runs the blocks over all inputs and passes the visited ones to `visit`, in the order of the graph. Returns the graph's
-    /// outputs for each input, or `None` when the walk ended before the graph did.
+    /// Runs the blocks over all inputs and passes the visited ones to `visit`, in the order of the graph. Returns the
+    /// graph's outputs for each input, or `None` when the walk ended before the graph did.
     ///
-    /// Where `inputs` kept the values that flow into a block, the blocks before it are skipped if none of them is visited.
+    /// Where `inputs` kept the values that flow into a block, the blocks before it are skipped if none of them is
+    /// visited.
     ///
     /// # Errors
     /// Those of writing and running a block, and of `visit`.
@@ -73,8 +74,8 @@ impl Walk<'_> {
         let visited: Vec<bool> = segments.iter().map(self.visits).collect();
         let end = visited.iter().rposition(|v| *v).map_or(segments.len(), |last| last + 1);
         let roles = inputs.roles().to_vec();
-        // `feeds` holds, for each input, the values that block `i` and later ones read. Blocks before `resumed` are skipped:
-        // `feeds` is already what flows into block `resumed`.
+        // `feeds` holds, for each input, the values that block `i` and later ones read. Blocks before `resumed` are
+        // skipped: `feeds` is already what flows into block `resumed`.
         let mut feeds = inputs.kept_before(0).1.to_vec();
         let mut resumed = 0;
         for (i, (segment, block)) in segments.iter().zip(&blocks).enumerate().take(end) {

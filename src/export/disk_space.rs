@@ -1,5 +1,5 @@
-//! Whether the disk has space for what an export will write: checked before anything long begins, and again when the size
-//! is known exactly.
+//! Whether the disk has space for what an export will write: checked before anything long begins, and again when the
+//! size is known exactly.
 
 use std::path::Path;
 

@@ -34,8 +34,8 @@ pub(super) struct Verdict {
     pub probabilities: Option<f64>,
     /// The vision transformer on the staged adapter's results, against float32 throughout.
     pub chain: Option<Comparison>,
-    /// Results of the staged adapter, and of the staged vision transformer on them, by scan; those of the staged language
-    /// model by report.
+    /// Results of the staged adapter, and of the staged vision transformer on them, by scan; those of the staged
+    /// language model by report.
     pub maps: Vec<(usize, Tensor)>,
     pub visions: Vec<(usize, Tensor)>,
     pub texts: Vec<(usize, Tensor)>,
@@ -129,22 +129,22 @@ impl Gate<'_> {
     ///
     /// # Errors
     /// Those of the runtime and of reading scans.
-    pub fn judge(&self, verdict: &mut Verdict, written: &BTreeSet<Part>) -> Result<()> {
+    pub fn check(&self, verdict: &mut Verdict, written: &BTreeSet<Part>) -> Result<()> {
         let new = |part: Part| written.contains(&part);
         if new(Part::Adapter) {
-            self.judge_adapter(verdict)?;
+            self.check_adapter(verdict)?;
         }
         if new(Part::Adapter) || new(Part::Vision) {
-            self.judge_vision(verdict, new(Part::Vision))?;
+            self.check_vision(verdict, new(Part::Vision))?;
         }
         if new(Part::Text) {
-            self.judge_text(verdict)?;
+            self.check_text(verdict)?;
         }
-        self.judge_heads(verdict)
+        self.check_heads(verdict)
     }
 
     /// The adapter by itself; its results are kept.
-    pub fn judge_adapter(&self, verdict: &mut Verdict) -> Result<()> {
+    pub fn check_adapter(&self, verdict: &mut Verdict) -> Result<()> {
         (verdict.parts[Part::Adapter], verdict.maps) = (None, Vec::new());
         let mut session = None;
         for (i, scan) in self.references.scans.iter().enumerate().filter(|(_, s)| s.role.evaluates()) {
@@ -157,7 +157,7 @@ impl Gate<'_> {
     }
 
     /// The vision transformer by itself, where it is new, and on the staged adapter's results.
-    fn judge_vision(&self, verdict: &mut Verdict, new: bool) -> Result<()> {
+    fn check_vision(&self, verdict: &mut Verdict, new: bool) -> Result<()> {
         (verdict.chain, verdict.visions) = (None, Vec::new());
         if new {
             verdict.parts[Part::Vision] = None;
@@ -179,19 +179,19 @@ impl Gate<'_> {
         Ok(())
     }
 
-    fn judge_text(&self, verdict: &mut Verdict) -> Result<()> {
+    fn check_text(&self, verdict: &mut Verdict) -> Result<()> {
         (verdict.parts[Part::Text], verdict.texts) = (None, Vec::new());
-        let judged = self.references.reports.iter().enumerate().filter(|(_, r)| r.role.evaluates());
-        let feeds: Vec<Feed> = judged.clone().map(|(_, r)| r.tokens.clone()).collect();
-        for ((i, report), text) in judged.zip(self.run_text(feeds)?) {
+        let held_out = self.references.reports.iter().enumerate().filter(|(_, r)| r.role.evaluates());
+        let feeds: Vec<Feed> = held_out.clone().map(|(_, r)| r.tokens.clone()).collect();
+        for ((i, report), text) in held_out.zip(self.run_text(feeds)?) {
             verdict.add(Part::Text, &[(&text, &report.text)])?;
             verdict.texts.push((i, text));
         }
         Ok(())
     }
 
-    /// The staged language model's results: as a whole, or a large one block by block over its own staged weights, in the
-    /// memory of one.
+    /// The staged language model's results: as a whole, or a large one block by block over its own staged weights, in
+    /// the memory of one.
     fn run_text(&self, feeds: Vec<Feed>) -> Result<Vec<Tensor>> {
         if feeds.is_empty() {
             return Ok(Vec::new());
@@ -217,7 +217,7 @@ impl Gate<'_> {
     }
 
     /// The heads by themselves, and the probabilities at the end of the whole chain.
-    pub fn judge_heads(&self, verdict: &mut Verdict) -> Result<()> {
+    pub fn check_heads(&self, verdict: &mut Verdict) -> Result<()> {
         (verdict.parts[Part::Heads], verdict.probabilities) = (None, None);
         let find = |all: &[(usize, Tensor)], i: usize| all.iter().find(|(j, _)| *j == i).map(|(_, t)| t.clone());
         let mut cases: Vec<(&'static str, [Tensor; 2], [Tensor; 2])> = Vec::new();

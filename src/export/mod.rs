@@ -147,7 +147,7 @@ pub struct PartSummary {
 pub enum StageLimit {
     /// At most this `max_rel`: float32.
     Relative(f64),
-    /// At least this cosine: reduced precision, where single elements may differ.
+    /// At least this cosine: quantized graphs, whose single elements may differ.
     Cosine(f64),
 }
 
@@ -167,8 +167,9 @@ pub struct StageCheck {
 /// Exports. On any error nothing is installed and an old bundle stays as it was.
 ///
 /// # Errors
-/// Those of the checkpoints, `config.*`, `tokenizer.*`, `disk.full`, `output.exists`, `verify.mismatch`, `quantize.error`,
-/// `calibration.input`, `device.precision` when the precision is not available for the target, and `runtime.*` when a check needs ONNX Runtime.
+/// Those of the checkpoints, `config.*`, `tokenizer.*`, `disk.full`, `output.exists`, `verify.mismatch`,
+/// `quantize.error`, `calibration.input`, `device.precision` when the precision is not available for the target, and
+/// `runtime.*` when a check needs ONNX Runtime.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let started = Instant::now();
     let form = NumericFormat::of(plan.precision, plan.target);

@@ -17,7 +17,10 @@ impl NumericFormat {
     }
 
     /// Whether what is not quantized to integers computes in fp16, as far as that is safe. A CPU is no faster in it.
-    #[cfg_attr(not(feature = "runtime"), allow(dead_code, reason = "nothing is reduced without a runtime to judge it"))]
+    #[cfg_attr(
+        not(feature = "runtime"),
+        allow(dead_code, reason = "nothing is quantized without a runtime to check it")
+    )]
     pub fn uses_fp16(self) -> bool {
         self.precision == Precision::Fp16 || self.target != Target::Cpu
     }

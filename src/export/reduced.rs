@@ -98,7 +98,8 @@ impl<'a> ReducedExport<'a> {
         Ok(Self { plan, loaded, graphs, staging, quantizer, staged, made })
     }
 
-    /// Compares the staged graphs with fp32 on held-out inputs, and writes parts again, more exact, until all limits are met.
+    /// Compares the staged graphs with fp32 on held-out inputs, and writes parts again, more exact, until all limits
+    /// are met.
     ///
     /// # Errors
     /// `quantize.error` when a limit is missed and no attempt is left, or nothing that could be made more exact.
@@ -117,7 +118,7 @@ impl<'a> ReducedExport<'a> {
                 heads: &self.graphs[Part::Heads],
                 text: Some((&self.staged[Part::Text], &self.made.placed[Part::Text])),
             };
-            gate.judge(&mut verdict, &written)?;
+            gate.check(&mut verdict, &written)?;
             written.clear();
             if attempt < ATTEMPTS {
                 written = self.escalate(&verdict.failing(&limits), attempt, progress)?;
@@ -130,7 +131,8 @@ impl<'a> ReducedExport<'a> {
         }
     }
 
-    /// Decides again about failing parts, given how many times the distance of each must shrink; returns those that change.
+    /// Decides again about failing parts, given how many times the distance of each must shrink; returns those that
+    /// change.
     fn escalate(
         &mut self,
         failing: &[(Part, f64)],

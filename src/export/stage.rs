@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::PartSummary;
 use super::disk_space::{self, weight_bytes};
 use super::sources::Loaded;
-use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging, hash_file};
+use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging, size_and_sha256};
 use crate::error::{Error, Result};
 use crate::graph::{Domain, Graph};
 use crate::model::{self, Attention, Models, Part, PartMap, Stages};
@@ -25,7 +25,7 @@ pub(super) struct Made {
     pub placed: PartMap<Placed>,
     /// Their files.
     pub files: Vec<FileRecord>,
-    /// What was reduced.
+    /// How the graphs were quantized.
     pub quantization: Option<Quantization>,
     /// How many times as long layers take that are not as they were tried first.
     pub slowdowns: BTreeMap<String, f64>,
@@ -121,20 +121,21 @@ pub(super) fn write_part(
     Ok((summary, files.collect(), placed))
 }
 
-/// The graph for TensorRT, where it has operators that only ONNX Runtime has; `None` for integers, which suit one device only.
+/// The graph for TensorRT, where it has operators that only ONNX Runtime has; `None` for integers, which suit one
+/// device only.
 fn companion(graph: &Graph, precision: Precision) -> Result<Option<Graph>> {
     let floats = matches!(precision, Precision::Fp32 | Precision::Fp16);
     let own = graph.nodes.iter().any(|n| n.op.domain == Domain::Microsoft);
     (floats && own).then(|| decompose_attention(graph, Scores::Whole)).transpose()
 }
 
-/// The records of checkpoint files by their roles, with their hashes. Nothing more is read once `stop` is set: an export that
-/// failed should report it at once.
+/// The records of checkpoint files by their roles, with their hashes. Nothing more is read once `stop` is set: an
+/// export that failed should report it at once.
 pub(super) fn source_records(files: Vec<(&'static str, PathBuf)>, stop: &AtomicBool) -> Result<Vec<SourceRecord>> {
     let mut records: Vec<SourceRecord> = Vec::new();
     for (role, path) in files {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (bytes, sha256) = hash_file(&path, stop)?;
+        let (bytes, sha256) = size_and_sha256(&path, stop)?;
         records.push(SourceRecord { role: role.into(), name, bytes, sha256 });
     }
     Ok(records)

@@ -1,9 +1,9 @@
 //! `--verify`: the staged bundle against stage outputs recorded in PyTorch.
 //!
 //! The record is a safetensors file with any of `volume`, `input_ids`, `attention_mask` (inputs) and `adapter`,
-//! `vision`, `text`, `v`, `t`, `logits`, `image_logits` (stages). Stages are computed from the first input on, each from
-//! the computed stage before it, so that errors add up as they do in use; where an input was not recorded, a recorded
-//! stage takes its place. Tensors under other names are ignored.
+//! `vision`, `text`, `v`, `t`, `logits`, `image_logits` (stages). Stages are computed from the first input on, each
+//! from the computed stage before it, so that errors add up as they do in use; where an input was not recorded, a
+//! recorded stage takes its place. Tensors under other names are ignored.
 
 use std::collections::BTreeMap;
 use std::path::Path;

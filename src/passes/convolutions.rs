@@ -1,8 +1,8 @@
 //! int8 convolutions: static scales, in the standard form of quantize-dequantize pairs.
 //!
-//! `conv(DQ(Q(x)), DQ(w)) → relu → Q → DQ`: ONNX Runtime fuses such a chain into integer convolutions (Jacob et al. 2018), and
-//! TensorRT reads the same form. Weights have per-output-channel scales, activations one scale per tensor, from the range
-//! seen in calibration.
+//! `conv(DQ(Q(x)), DQ(w)) → relu → Q → DQ`: ONNX Runtime fuses such a chain into integer convolutions (Jacob et al.
+//! 2018), and TensorRT reads the same form. Weights have per-output-channel scales, activations one scale per tensor,
+//! from the range seen in calibration.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -29,8 +29,9 @@ impl Affine {
     }
 }
 
-/// Whether the graph is a chain that [`quantize_convolutions`] can make int8: two-dimensional convolutions with constant
-/// weights, ReLUs and sums, nothing else. Three-dimensional ones were measured to be five times slower in int8.
+/// Whether the graph is a chain that [`quantize_convolutions`] can make int8: two-dimensional convolutions with
+/// constant weights, ReLUs and sums, nothing else. Three-dimensional ones were measured to be five times slower in
+/// int8.
 pub fn quantizable(graph: &Graph) -> bool {
     let conv = |n: &Node| {
         let constant = n.inputs[1..].iter().flatten().all(|&id| graph.value(id).init.is_some());
@@ -44,8 +45,8 @@ pub fn quantizable(graph: &Graph) -> bool {
         })
 }
 
-/// A new graph with int8 convolutions. `ranges` holds the least and largest value of each activation by name, those of the
-/// graph's inputs included. `None` when a range is missing or unusable, or a bias does not fit its scale.
+/// A new graph with int8 convolutions. `ranges` holds the least and largest value of each activation by name, those of
+/// the graph's inputs included. `None` when a range is missing or unusable, or a bias does not fit its scale.
 ///
 /// # Errors
 /// When weights cannot be read.

@@ -37,8 +37,8 @@ fn kind(scheme: Scheme) -> usize {
     }
 }
 
-/// An SVG of the layers' relative errors on a logarithmic axis, with the limit of `--max-error`; `None` when no layer's error
-/// was measured. A ring shows the error before a layer was smoothed or given a more exact scheme.
+/// An SVG of the layers' relative errors on a logarithmic axis, with the limit of `--max-error`; `None` when no layer's
+/// error was measured. A ring shows the error before a layer was smoothed or given a more exact scheme.
 pub fn layer_errors(record: &Quantization) -> Option<String> {
     let layers: Vec<&LayerRecord> = record.layers.iter().filter(|l| l.error.is_some()).collect();
     let errors = layers.iter().flat_map(|l| [l.error, l.first.as_ref().and_then(|f| f.error)]).flatten();

@@ -1,7 +1,7 @@
 //! Plots of an export, a training and an evaluation, as SVG files that need nothing else.
 //!
-//! Layer 5. Each function returns the text of one file: dark ink on white, which reads the same on light and dark pages. Text
-//! that comes from outside (labels, titles, names of layers) is escaped.
+//! Layer 5. Each function returns the text of one file: dark ink on white, which reads the same on light and dark
+//! pages. Text that comes from outside (labels, titles, names of layers) is escaped.
 
 mod layer_errors;
 

@@ -49,8 +49,8 @@ fn observe(graph: &Graph, volume: Tensor, ranges: &mut Ranges, runner: &Runner<'
     output.ok_or_else(|| Error::internal("adapter: output missing"))
 }
 
-/// Runs the adapter on each scan, one after the other, and decides about it. Returns the scans with their float32 adapter
-/// results (those of the vision transformer are still missing), and the adapter; `None` without scans.
+/// Runs the adapter on each scan, one after the other, and decides about it. Returns the scans with their float32
+/// adapter results (those of the vision transformer are still missing), and the adapter; `None` without scans.
 ///
 /// # Errors
 /// `calibration.input`, and those of the runtime.
@@ -101,8 +101,8 @@ impl Adapter {
     }
 }
 
-/// The adapter in the form's number format, where it is close enough to float32 on the held-out scans by `measure`; else in
-/// float32. GPUs get fp16: symmetric int8 would waste one of its bits behind each ReLU.
+/// The adapter in the form's number format, where it is close enough to float32 on the held-out scans by `measure`;
+/// else in float32. GPUs get fp16: symmetric int8 would waste one of its bits behind each ReLU.
 fn choose(
     graph: &Graph,
     form: NumericFormat,

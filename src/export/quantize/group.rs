@@ -17,8 +17,8 @@ const STRENGTHS: [f32; 4] = [0.35, 0.5, 0.65, 0.8];
 /// Smoothing must remove at least this fraction of the worst layer's error.
 const WORTHWHILE: f64 = 0.1;
 
-/// From this error on, an int8 layer has more than rounding alone explains. Smoothing is free at run time, so it is worth a
-/// try before a limit is reached.
+/// From this error on, an int8 layer has more than rounding alone explains. Smoothing is free at run time, so it is
+/// worth a try before a limit is reached.
 const SUSPICIOUS: f64 = 0.02;
 
 /// A layer whose block was escalated must come to at most this fraction of the error that it had before.
@@ -150,8 +150,8 @@ fn worth_smoothing(schemes: &[Scheme], found: &[Fidelity], limit: f64) -> bool {
     })
 }
 
-/// The factors that help most on tokens that calibrate, and how close the layers then are on held-out ones; `None` where the
-/// factors cannot be folded or do not help there.
+/// The factors that help most on tokens that calibrate, and how close the layers then are on held-out ones; `None`
+/// where the factors cannot be folded or do not help there.
 fn smoothing(
     trial: &Trial<'_>,
     stats: &ChannelStats,

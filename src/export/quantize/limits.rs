@@ -14,11 +14,11 @@ pub(crate) struct Limits {
     pub cosine: f64,
     /// Largest difference of a probability.
     pub probability: f64,
-    /// Fraction of the allowed distance (`1 - cosine`) that is aimed at: other inputs will do somewhat worse than those that
-    /// were held out.
+    /// Fraction of the allowed distance (`1 - cosine`) that is aimed at: other inputs will do somewhat worse than those
+    /// that were held out.
     aim: f64,
-    /// The same where few inputs were held out. The rounding of int4 was measured to hit one report up to twice as hard as
-    /// another; that of 8 bits is finer than what reports differ in.
+    /// The same where few inputs were held out. The rounding of int4 was measured to hit one report up to twice as hard
+    /// as another; that of 8 bits is finer than what reports differ in.
     aim_of_few: f64,
 }
 
@@ -54,8 +54,8 @@ impl Limits {
         Self { layer: max_error.unwrap_or(default.layer), ..default }
     }
 
-    /// How many times the distance `1 - cosine` of a part must shrink to reach its aim; at most 1 when it has. `inputs` is how
-    /// many held-out inputs it was measured on.
+    /// How many times the distance `1 - cosine` of a part must shrink to reach its aim; at most 1 when it has. `inputs`
+    /// is how many held-out inputs it was measured on.
     pub fn shortfall(&self, distance: f64, inputs: usize) -> f64 {
         let aim = if inputs < FEW { self.aim_of_few } else { self.aim };
         distance / (1.0 - self.cosine) / aim
@@ -67,8 +67,8 @@ impl Limits {
     }
 }
 
-/// 8 bits on CUDA: of the block sizes that its fp16 kernel supports (32, 64 and 128; the smallest build supports 32 alone, and
-/// no zero points), the most exact.
+/// 8 bits on CUDA: of the block sizes that its fp16 kernel supports (32, 64 and 128; the smallest build supports 32
+/// alone, and no zero points), the most exact.
 const CUDA8: Scheme = Scheme::Blocks { bits: 8, block: 32 };
 
 /// The schemes that a linear layer of `part` tries, from the smallest to the most exact.
@@ -101,8 +101,8 @@ pub(super) fn next_rung(ladder: &[Scheme], rung: usize) -> Option<usize> {
     (skipped < ladder.len()).then_some(skipped)
 }
 
-/// The fraction of a block's squared error that is left when its layers go from one scheme to another: measured on layers of
-/// LLaMA2-7B's size (int8 0.013, int8 in blocks of 32 0.008, int4 in blocks of 64 0.087).
+/// The fraction of a block's squared error that is left when its layers go from one scheme to another: measured on
+/// layers of LLaMA2-7B's size (int8 0.013, int8 in blocks of 32 0.008, int4 in blocks of 64 0.087).
 pub(super) fn error_left(from: Scheme, to: Scheme) -> f64 {
     match (from, to) {
         (Scheme::Int8 { .. }, Scheme::Blocks { bits: 8, .. }) => 0.35,

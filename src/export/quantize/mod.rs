@@ -1,8 +1,8 @@
 //! Quantization: from float32 graphs and calibration inputs to smaller graphs that stay close to them.
 //!
 //! [`Quantizer::start`] walks the float32 graphs, searches a scheme for each layer and keeps the float32 results;
-//! [`Quantizer::escalate`] makes a part more exact that misses its limit as a whole. Without inputs only what needs none is
-//! used: dynamic int8 activations, and weights rounded without knowing activations.
+//! [`Quantizer::escalate`] makes a part more exact that misses its limit as a whole. Without inputs only what needs
+//! none is used: dynamic int8 activations, and weights rounded without knowing activations.
 
 pub(super) mod adapter;
 mod group;
@@ -38,8 +38,8 @@ const FEW_SCANS: usize = 4;
 
 /// Maximum bytes of values between blocks that are kept in memory between walks over the vision transformer.
 const KEPT_VISION_BYTES: usize = 32 << 20;
-/// The same for the language model. For 900 tokens of reports that is every eighth of LLaMA2-7B's blocks: a walk to one that
-/// was escalated runs seven others before it at most.
+/// The same for the language model. For 900 tokens of reports that is every eighth of LLaMA2-7B's blocks: a walk to one
+/// that was escalated runs seven others before it at most.
 const KEPT_TEXT_BYTES: usize = 64 << 20;
 
 /// Decides how each part is quantized, and decides again where a limit is missed.
@@ -166,8 +166,8 @@ impl<'a> Quantizer<'a> {
         Ok(())
     }
 
-    /// Asks for a part to be more exact, whose distance from float32 must shrink `shortfall` times; false when nothing is left
-    /// that could be made more exact. For a trunk [`Self::search_again`] is to follow.
+    /// Asks for a part to be more exact, whose distance from float32 must shrink `shortfall` times; false when nothing
+    /// is left that could be made more exact. For a trunk [`Self::search_again`] is to follow.
     pub fn escalate(&mut self, part: Part, shortfall: f64) -> bool {
         if self.runner.is_none() {
             return false;

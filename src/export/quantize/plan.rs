@@ -51,7 +51,8 @@ pub(super) struct BlockPlan {
     pub statistics: BTreeMap<String, ChannelStats>,
 }
 
-/// The rung of the ladder from which the layers of a block start, by block, for blocks that were too sensitive on the first.
+/// The rung of the ladder from which the layers of a block start, by block, for blocks that were too sensitive on the
+/// first.
 pub(super) type StartRungs = BTreeMap<String, usize>;
 
 impl QuantPlan {
@@ -118,8 +119,8 @@ impl QuantPlan {
         self.blocks.values().flat_map(|b| b.statistics.clone())
     }
 
-    /// Chooses the blocks that must start higher on the ladder for the squared error of `part` to shrink `shortfall` times, those
-    /// with the largest errors first; false when none can.
+    /// Chooses the blocks that must start higher on the ladder for the squared error of `part` to shrink `shortfall`
+    /// times, those with the largest errors first; false when none can.
     pub fn escalate(&self, part: Part, shortfall: f64, starts: &mut StartRungs) -> bool {
         let ladder = ladder(self.form, part);
         let mut blocks: Vec<(f64, &str)> = self.records().map(|b| (b.error * b.error, b.block.as_str())).collect();

@@ -41,8 +41,8 @@ impl References {
         (scans, self.reports.iter().filter(|r| has(r.role)).count())
     }
 
-    /// Held-out scans and reports (by index) that the heads are evaluated on together: those of one input, or the first of each
-    /// where no held-out input has both.
+    /// Held-out scans and reports (by index) that the heads are evaluated on together: those of one input, or the first
+    /// of each where no held-out input has both.
     pub fn pairs(&self) -> Vec<(usize, usize)> {
         let held_out = |role: Role| role.evaluates();
         let scans = || self.scans.iter().enumerate().filter(|(_, s)| held_out(s.role));

@@ -95,8 +95,8 @@ impl<'a> Searcher<'a> {
         statistics.strip_prefix(self.part.as_str()).is_some_and(|rest| rest.starts_with('/'))
     }
 
-    /// The given statistics, where they cover this trunk: fp16 uses none, and an export without scans (or reports) gathered
-    /// none for the trunk that reads them.
+    /// The given statistics, where they cover this trunk: fp16 uses none, and an export without scans (or reports)
+    /// gathered none for the trunk that reads them.
     pub fn given_statistics(&self) -> Option<&Statistics> {
         let usable = |s: &&Statistics| s.activations.keys().any(|name| self.owns(name));
         self.statistics.as_deref().filter(usable).filter(|_| self.form.precision != Precision::Fp16)
@@ -121,8 +121,8 @@ impl<'a> Searcher<'a> {
         &self.names[&linear.input]
     }
 
-    /// Walks the graph over the inputs and searches layer by layer. Returns the graph's float32 outputs too, where the walk
-    /// came to its end. Blocks that start where they did in `before` keep their plan.
+    /// Walks the graph over the inputs and searches layer by layer. Returns the graph's float32 outputs too, where the
+    /// walk came to its end. Blocks that start where they did in `before` keep their plan.
     ///
     /// # Errors
     /// `quantize.error` when a layer cannot meet its limit; those of the walk.

@@ -38,8 +38,8 @@ impl Trial<'_> {
         results.iter().zip(&sample.y).map(|(found, expected)| compare(found, &expected.view())).collect()
     }
 
-    /// Seconds that the layers take on the sample, one after the other: the best of a few runs each. Loaded together they would
-    /// be in memory as written, cast and prepacked: more than the rest of an export needs.
+    /// Seconds that the layers take on the sample, one after the other: the best of a few runs each. Loaded together
+    /// they would be in memory as written, cast and prepacked: more than the rest of an export needs.
     pub fn seconds(&self, schemes: &[Scheme], factors: Option<&[f32]>, sample: &Sample) -> Result<f64> {
         const RUNS: usize = 4;
         let feed = feed(sample)?;

@@ -1,9 +1,9 @@
 //! A newly trained adapter and heads in the precision of a bundle whose other graphs stay as they are.
 //!
-//! These two parts are quantized by the rules of an export and on the same kind of inputs: the adapter from new ranges, the
-//! heads from their weights. Then they are compared with fp32: each by itself, and both by the probabilities at the end. There
-//! is no float32 form of vision transformer and language model here: both sides use the bundle's own, so the difference is
-//! what these two parts add.
+//! These two parts are quantized by the rules of an export and on the same kind of inputs: the adapter from new ranges,
+//! the heads from their weights. Then they are compared with fp32: each by itself, and both by the probabilities at the
+//! end. There is no float32 form of vision transformer and language model here: both sides use the bundle's own, so the
+//! difference is what these two parts add.
 //!
 //! In float32 both parts are exactly what an export of the same weights writes, bit for bit; so are the heads in every
 //! precision, and the adapter where the calibration inputs are the same.
@@ -82,8 +82,9 @@ pub(crate) fn is_remade(name: &str) -> bool {
 /// Builds adapter and heads, writes them into the staged bundle and compares them with fp32.
 ///
 /// # Errors
-/// `checkpoint.*` for weights that cannot be used; `calibration.input` where the adapter is to be calibrated and there is nothing
-/// to do it on; `verify.mismatch`, `quantize.error` when a limit is missed; those of reading, running and writing.
+/// `checkpoint.*` for weights that cannot be used; `calibration.input` where the adapter is to be calibrated and there
+/// is nothing to do it on; `verify.mismatch`, `quantize.error` when a limit is missed; those of reading, running and
+/// writing.
 pub(crate) fn retrained(
     task: &Bundled<'_>,
     features: &mut Features<'_>,
@@ -118,8 +119,8 @@ struct Fp32Graphs {
 }
 
 impl Bundled<'_> {
-    /// The form that the bundle was exported in: its precision is that of the language model, since other parts may be more
-    /// exact.
+    /// The form that the bundle was exported in: its precision is that of the language model, since other parts may be
+    /// more exact.
     fn form(&self) -> NumericFormat {
         NumericFormat::of(self.precision(Part::Text), self.bundle.manifest.target)
     }
@@ -153,8 +154,8 @@ impl Bundled<'_> {
         Ok((tokens.map(|(n, t)| (n.to_owned(), Arc::new(t))).into(), text))
     }
 
-    /// Writes the plot of errors and the statistics. Those of the vision transformer were gathered on results of another adapter
-    /// and are removed; those of the language model stay.
+    /// Writes the plot of errors and the statistics. Those of the vision transformer were gathered on results of
+    /// another adapter and are removed; those of the language model stay.
     fn write_reports(&self, record: &mut Quantization, files: &mut Vec<FileRecord>) -> Result<()> {
         let was_listed = self.bundle.manifest.files.iter().any(|f| f.name == STATISTICS);
         if record.calibration.statistics.take().is_some_and(|name| name == STATISTICS) && was_listed {

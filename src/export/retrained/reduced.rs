@@ -124,8 +124,8 @@ impl Bundled<'_> {
         Ok((adapter::data_free(graph, form)?, Vec::new()))
     }
 
-    /// Runs the bundle's vision transformer on the results of the float32 adapter, and its language model on the reports that
-    /// belong to these scans.
+    /// Runs the bundle's vision transformer on the results of the float32 adapter, and its language model on the
+    /// reports that belong to these scans.
     fn run_trunks(&self, references: &mut References, features: &mut Features<'_>) -> Result<()> {
         for scan in references.scans.iter_mut().filter(|s| s.role.evaluates()) {
             scan.vision = Arc::new(only(features(Part::Vision, &[("adapter", &scan.adapter)], &["vision"])?));
@@ -149,7 +149,7 @@ impl Bundled<'_> {
     ) -> Result<()> {
         let config = &self.bundle.manifest.config;
         let gate = Gate { config, staging: self.staging, references, runner, heads, text: None };
-        gate.judge_adapter(verdict)?;
+        gate.check_adapter(verdict)?;
         (verdict.chain, verdict.visions) = (None, Vec::new());
         for (i, map) in &verdict.maps {
             let vision = only(features(Part::Vision, &[("adapter", map)], &["vision"])?);
@@ -159,7 +159,7 @@ impl Bundled<'_> {
         }
         let texts = references.reports.iter().enumerate();
         verdict.texts = texts.map(|(i, r)| (i, r.text.as_ref().clone())).collect();
-        gate.judge_heads(verdict)
+        gate.check_heads(verdict)
     }
 
     /// Removes files that will be written again.

@@ -29,8 +29,8 @@ pub(super) fn eight_bits(row: &[f32], block: usize) -> Blocked {
 
 /// 4 bits, with the scale and zero point of the least weighted error.
 ///
-/// Compiled for wider vectors too: the search takes most of the time of an export. The arithmetic and its order are the same
-/// everywhere, and the compiler fuses no multiplication with an addition, so the bits are the same too.
+/// Compiled for wider vectors too: the search takes most of the time of an export. The arithmetic and its order are the
+/// same everywhere, and the compiler fuses no multiplication with an addition, so the bits are the same too.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub(super) fn four_bits(row: &[f32], block: usize, importance: Option<&[f32]>) -> Blocked {
     let blocks = row.len().div_ceil(block);
@@ -63,8 +63,8 @@ const LANES: usize = 16;
 /// One number for each range that is tried.
 type Lanes = [f32; LANES];
 
-/// Fractions of the block's range that the 16 levels may span: clipping the outermost value may serve the rest. The last one
-/// pads the lanes.
+/// Fractions of the block's range that the 16 levels may span: clipping the outermost value may serve the rest. The
+/// last one pads the lanes.
 const SHARES: Lanes = [0.66, 0.69, 0.72, 0.75, 0.78, 0.81, 0.84, 0.87, 0.9, 0.93, 0.96, 0.98, 1.0, 1.03, 1.03, 1.03];
 
 /// `w ≈ (q - zero) · scale`, q in 0..=15.
@@ -77,8 +77,8 @@ struct Fit {
 
 // Everything below is inlined into each version of `four_bits`: what is called is compiled for the oldest CPU.
 impl Fit {
-    /// The best of a search over ranges, each refined once by least squares. `values` are left relative to their range, and
-    /// so is the fit's inverse: squares of tiny weights would all be 0.
+    /// The best of a search over ranges, each refined once by least squares. `values` are left relative to their range,
+    /// and so is the fit's inverse: squares of tiny weights would all be 0.
     #[inline(always)]
     fn best(values: &mut [f32], weights: &[f32]) -> Self {
         let (low, high) = values.iter().fold((0f32, 0f32), |(l, h), &w| (l.min(w), h.max(w)));
@@ -97,7 +97,7 @@ impl Fit {
         let first = Fits::new(SHARES.map(|share| (high - low) * share / 15.0), |scale| {
             round(7.5 - (high + low) / 2.0 / scale).clamp(0.0, 15.0)
         });
-        let sums = first.judge(values, weights);
+        let sums = first.evaluate(values, weights);
         let refined =
             std::array::from_fn(
                 |l| {
@@ -105,7 +105,7 @@ impl Fit {
                 },
             );
         let second = Fits { scale: refined, inverse: refined.map(|scale| 1.0 / scale), ..first };
-        let errors = [sums.error, second.judge(values, weights).error];
+        let errors = [sums.error, second.evaluate(values, weights).error];
         let (mut best, mut least) = (Self { scale: 0.0, zero: 8.0, inverse: 0.0 }, f32::INFINITY);
         for l in 0..LANES {
             for (fits, error) in [&first, &second].into_iter().zip(&errors) {
@@ -131,7 +131,8 @@ struct Fits {
     inverse: Lanes,
 }
 
-/// What [`Fits::judge`] finds: the weighted squared error; `product / square` is the scale that the integers would suit best.
+/// What [`Fits::evaluate`] finds: the weighted squared error; `product / square` is the scale that the integers would
+/// suit best.
 struct Sums {
     error: Lanes,
     product: Lanes,
@@ -148,10 +149,10 @@ impl Fits {
         Self { scale, zero: scale.map(zero), inverse: scale.map(|scale| 1.0 / scale) }
     }
 
-    /// Judges all fits. Every eighth value is summed up by itself, and these eight sums one after the other: less is
+    /// Evaluates all fits. Every eighth value is summed up by itself, and these eight sums one after the other: less is
     /// rounded off than in one long sum.
     #[inline(always)]
-    fn judge(&self, values: &[f32], weights: &[f32]) -> Sums {
+    fn evaluate(&self, values: &[f32], weights: &[f32]) -> Sums {
         let mut total = Sums::ZERO;
         for first in 0..8 {
             let mut sums = Sums::ZERO;

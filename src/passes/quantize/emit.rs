@@ -12,8 +12,8 @@
 //! standard operators, `Cast(MatMulInteger(q, W, zero)) · w_scale`, gives the same numbers and was measured to take 2 %
 //! (LLaMA) to 4 % (ViT) longer: ONNX Runtime fuses it only where one scale serves all tokens.
 //!
-//! int8 with one static scale per tensor, for TensorRT: symmetric quantize-dequantize pairs in standard operators, which
-//! TensorRT fuses into an integer product:
+//! int8 with one static scale per tensor, for TensorRT: symmetric quantize-dequantize pairs in standard operators,
+//! which TensorRT fuses into an integer product:
 //!
 //! ```text
 //! y = MatMul(DequantizeLinear(QuantizeLinear(x, s, 0), s, 0), DequantizeLinear(W, w_scale, 0, axis 1))

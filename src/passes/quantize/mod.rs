@@ -1,10 +1,10 @@
 //! Linear layers with integer weights.
 //!
-//! A [`Plan`] assigns each linear layer a [`Scheme`]; [`quantize`] builds the graph that computes so; [`smooth`] moves outlier
-//! channels of an activation into the weights first. Who decides (statistics, measured errors) lies elsewhere: nothing here
-//! runs a model. The scheme is kept apart from the operators that emit it (`emit.rs`): the same blocks of integers serve CPU
-//! and CUDA, the same symmetric integers (one scale per output) the CPU's integer product and TensorRT's
-//! quantize-dequantize pairs.
+//! A [`Plan`] assigns each linear layer a [`Scheme`]; [`quantize`] builds the graph that computes so; [`smooth`] moves
+//! outlier channels of an activation into the weights first. Who decides (statistics, measured errors) lies elsewhere:
+//! nothing here runs a model. The scheme is kept apart from the operators that emit it (`emit.rs`): the same blocks of
+//! integers serve CPU and CUDA, the same symmetric integers (one scale per output) the CPU's integer product and
+//! TensorRT's quantize-dequantize pairs.
 //!
 //! Attention, norms and softmax stay in float: 8-bit attention was measured to gain nothing that stays accurate.
 
@@ -37,8 +37,8 @@ pub struct Plan {
     pub max_abs: BTreeMap<String, f32>,
     /// Element type of tables that are gathered from (token embeddings).
     pub tables: Option<DType>,
-    /// Whether products with block-quantized weights read activations as they are: the form of GPUs. A CPU's fast kernels
-    /// quantize them to 8 bits first.
+    /// Whether products with block-quantized weights read activations as they are: the form of GPUs. A CPU's fast
+    /// kernels quantize them to 8 bits first.
     pub whole_activations: bool,
 }
 

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 pub enum Scheme {
     /// Everything in float32.
     Fp32,
-    /// The weight stored in half precision and widened when the graph is loaded; arithmetic in float32.
+    /// The weight stored in fp16 and cast to float32 when the graph is loaded; arithmetic in float32.
     Fp16Weight,
-    /// Weight and arithmetic in half precision.
+    /// Weight and arithmetic in fp16.
     Fp16,
     /// int8 weights with per-output-channel scales; uint8 activations, quantized per token at run time.
     Int8 {
@@ -19,8 +19,8 @@ pub enum Scheme {
     },
     /// A convolution with int8 weights and uint8 activations with static scales, from calibration.
     Int8Static,
-    /// int8 weights with per-output-channel scales, int8 activations with one static scale per tensor, from calibration; both
-    /// symmetric, as TensorRT needs them.
+    /// int8 weights with per-output-channel scales, int8 activations with one static scale per tensor, from
+    /// calibration; both symmetric, as TensorRT needs them.
     Int8Tensor,
     /// Weights of `bits` bits in blocks along the inputs, each with a scale (and 4 bits with a zero point).
     Blocks {

@@ -1,9 +1,9 @@
 //! Moves the magnitude of outlier channels of an activation into weights, offline and exactly (SmoothQuant).
 //!
-//! Where `y = x W` and channel `j` of `x` is large for every token, a per-token scale leaves little precision for the other
-//! channels. `x_j / s_j` and `s_j W_j` give the same `y` (Xiao et al. 2023), and the division costs nothing at run time where
-//! it can be folded into the operator before `x`: the gain of a norm, the value rows of attention, the up-projection of a
-//! gated MLP. Factors are powers of two, so that nothing is rounded.
+//! Where `y = x W` and channel `j` of `x` is large for every token, a per-token scale leaves little precision for the
+//! other channels. `x_j / s_j` and `s_j W_j` give the same `y` (Xiao et al. 2023), and the division costs nothing at
+//! run time where it can be folded into the operator before `x`: the gain of a norm, the value rows of attention, the
+//! up-projection of a gated MLP. Factors are powers of two, so that nothing is rounded.
 
 use std::sync::Arc;
 
@@ -16,11 +16,12 @@ use crate::passes::{Linear, linears};
 enum Site {
     /// Vectors that multiply (or shift) the activation element by element.
     Vectors(Vec<ValueId>),
-    /// A weight `[k, n]` whose columns are those of the activation; heads that share key and value heads repeat them.
+    /// A weight `[k, n]` whose columns are the channels of the activation; heads that share key and value heads repeat
+    /// them.
     Columns { weight: ValueId, sharing: Sharing },
 }
 
-/// Column `(head, copy, element)` of the activation is column `(head, element)` of the weight.
+/// Channel `(head, copy, element)` of the activation is column `(head, element)` of the weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sharing {
     copies: usize,
@@ -30,9 +31,9 @@ struct Sharing {
 /// Smallest and largest exponent of a factor: beyond, float16 would overflow or underflow.
 const EXPONENTS: std::ops::RangeInclusive<f32> = -10.0..=10.0;
 
-/// The factors `[k]` that smoothing can use in place of `wanted` `[k]` at the activation `input`: rounded to powers of two,
-/// and equal where channels share a column of the weight before them. `None` where they cannot be folded into the operator before `input`, or
-/// something other than linear layers reads it: then the activation cannot be smoothed.
+/// The factors `[k]` that smoothing can use in place of `wanted` `[k]` at the activation `input`: rounded to powers of
+/// two, and equal where channels share a column of the weight before them. `None` where they cannot be folded into the
+/// operator before `input`, or something other than linear layers reads it: then the activation cannot be smoothed.
 pub fn smoothing_factors(graph: &Graph, input: ValueId, wanted: &[f32]) -> Option<Vec<f32>> {
     let site = site(graph, input)?;
     let mut logs: Vec<f32> = wanted.iter().map(|f| f.max(f32::MIN_POSITIVE).log2()).collect();
@@ -47,8 +48,8 @@ pub fn smoothing_factors(graph: &Graph, input: ValueId, wanted: &[f32]) -> Optio
     Some(logs.into_iter().map(|l| l.round().clamp(*EXPONENTS.start(), *EXPONENTS.end()).exp2()).collect())
 }
 
-/// Divides the channels of the activation `input` by `factors` `[k]` and multiplies the rows of every weight `[k, n]` that
-/// reads it, in place: the weights' tensors in `graph` become lazily scaled ones, its nodes stay as they are.
+/// Divides the channels of the activation `input` by `factors` `[k]` and multiplies the rows of every weight `[k, n]`
+/// that reads it, in place: the weights' tensors in `graph` become lazily scaled ones, its nodes stay as they are.
 ///
 /// # Errors
 /// `graph.invalid` when the factors cannot be folded (see [`smoothing_factors`]).

@@ -1,8 +1,8 @@
 //! Weights as integers: the arithmetic of rounding.
 //!
-//! A weight comes as PyTorch stores it, `[n, k]` (a row per output), and is streamed in bands of rows: the peak memory is
-//! that of one weight's integers. All tensors of a weight are computed together when the first of them is read, and each is
-//! freed once it was read, so that a graph of many weights can be written in the memory of one.
+//! A weight comes as PyTorch stores it, `[n, k]` (a row per output), and is streamed in bands of rows: the peak memory
+//! is that of one weight's integers. All tensors of a weight are computed together when the first of them is read, and
+//! each is freed once it was read, so that a graph of many weights can be written in the memory of one.
 
 use std::sync::{Arc, Mutex};
 
@@ -54,7 +54,7 @@ impl Source for LazyMember {
     }
 }
 
-/// Lazy tensors of these types, in the order in which `compute` gives them.
+/// Lazy tensors of these types, in the order of what `compute` returns.
 fn joint(types: &[Type], compute: impl Fn() -> Result<Vec<LazyTensor>> + Send + Sync + 'static) -> Vec<LazyTensor> {
     let set = Arc::new(JointTensors { compute: Box::new(compute), ready: Mutex::new(Vec::new()) });
     let member = |(index, (dtype, shape)): (usize, &Type)| {
@@ -68,7 +68,7 @@ fn joint(types: &[Type], compute: impl Fn() -> Result<Vec<LazyTensor>> + Send + 
 pub enum Scales {
     /// float32. A row of zeros gets the scale 0.
     Fp32,
-    /// Normal numbers of float16: GPUs dequantize in half precision, and TensorRT wants scales above 0.
+    /// Normal numbers of float16: GPUs dequantize in fp16, and TensorRT needs scales above 0.
     Fp16,
 }
 
@@ -83,8 +83,8 @@ impl Scales {
     }
 }
 
-/// The weight `[n, k]` as int8 `[k, n]` and a float32 scale `[n]`, one per output: `w ≈ q · scale`, symmetric, rounded to
-/// nearest (Jacob et al. 2018; Wu et al. 2020).
+/// The weight `[n, k]` as int8 `[k, n]` and a float32 scale `[n]`, one per output: `w ≈ q · scale`, symmetric, rounded
+/// to nearest (Jacob et al. 2018; Wu et al. 2020).
 pub fn per_channel(weight: &LazyTensor, kind: Scales) -> [LazyTensor; 2] {
     let (n, k) = (weight.shape()[0], weight.shape()[1]);
     let weight = weight.clone();
@@ -119,8 +119,8 @@ fn int8_row(row: &[f32], out: &mut [u8], kind: Scales) -> f32 {
         return 0.0;
     }
     for (q, w) in out.iter_mut().zip(row) {
-        // The low byte of the shifted number's bits is the integer, in two's complement: a conversion would be checked for
-        // what does not fit, element by element.
+        // The low byte of the shifted number's bits is the integer, in two's complement: a conversion would be checked
+        // for what does not fit, element by element.
         *q = ((w * inverse).clamp(-INT8_MAX, INT8_MAX) + SHIFT).to_bits() as u8;
     }
     scale
