@@ -85,14 +85,14 @@ $(VENV)/ready: scripts/test-requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/test-requirements.txt
 	@touch $@
 
-# Not for every Python and platform: tests say where it is missing and go on.
+# Not for every Python and platform: where it cannot be installed, scripts/test.sh skips the tests that need it and lists them.
 ort119: $(if $(BA_ORT119_PYTHON),,$(ORT119_VENV)/ready) ## Microsoft's training runtime into .venv-ort119/, where it can be installed
 
 $(ORT119_VENV)/ready: scripts/ort119-requirements.txt
 	@rm -rf $(ORT119_VENV)
 	@$(PYTHON) -m venv $(ORT119_VENV) \
 	  && $(ORT119_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ \
-	  || { rm -rf $(ORT119_VENV); echo 'onnxruntime-training-cpu cannot be installed here (there are wheels for Python 3.9 to 3.12 on Linux): the comparisons with it will not run' >&2; }
+	  || { rm -rf $(ORT119_VENV); echo 'onnxruntime-training-cpu cannot be installed here (there are wheels for Python 3.9 to 3.12 on Linux): the comparisons with it are skipped' >&2; }
 
 # The compiler alone, which runs without a GPU. Not for every platform: tests say where it is missing and go on.
 trt: $(if $(BA_TRT_PYTHON),,$(TRT_VENV)/ready) ## TensorRT for RTX into .venv-trt/, where it can be installed: the tests build engines with it, without a GPU
@@ -101,7 +101,7 @@ $(TRT_VENV)/ready: scripts/trt-requirements.txt
 	@rm -rf $(TRT_VENV)
 	@$(PYTHON) -m venv $(TRT_VENV) \
 	  && $(TRT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ \
-	  || { rm -rf $(TRT_VENV); echo 'tensorrt-rtx-cu13 cannot be installed here (there are wheels for x86-64 Linux): no TensorRT engine will be built' >&2; }
+	  || { rm -rf $(TRT_VENV); echo 'tensorrt-rtx-cu13 cannot be installed here (there are wheels for x86-64 Linux): the tests that build engines are skipped' >&2; }
 
 bench: ort bench-venv ## benchmarks next to PyTorch, llama.cpp and others, into docs/benchmarks.md (BENCH='text scan': some groups)
 	BA_BENCH_PYTHON='$(BENCH_PYTHON)' $(CARGO) bench --bench suite -- $(BENCH)
