@@ -14,6 +14,9 @@ use crate::tensor::{Comparison, hex};
 /// The manifest's file name.
 pub const MANIFEST: &str = "bundle.json";
 
+/// The intended use that every manifest records and every command prints.
+pub const INTENDED_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
+
 /// Version of the manifest's format; another one is refused.
 pub const FORMAT: u32 = 2;
 

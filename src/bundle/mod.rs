@@ -4,6 +4,7 @@
 //! and SHA-256, and that no graph refers to a file outside the folder, before any other program sees them. [`Versions`] keeps
 //! what a bundle was before.
 
+mod file_hash;
 mod install;
 mod manifest;
 mod quantization;
@@ -16,18 +17,19 @@ mod versions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+pub use file_hash::sha256_of;
+pub(crate) use file_hash::size_and_sha256;
 #[cfg(feature = "runtime")]
 pub(crate) use install::Staged;
 pub use install::Staging;
 pub use manifest::{
-    FORMAT, FileRecord, MANIFEST, Manifest, Parity, PartRecord, Precision, Preprocessing, SourceRecord,
+    FORMAT, FileRecord, INTENDED_USE, MANIFEST, Manifest, Parity, PartRecord, Precision, Preprocessing, SourceRecord,
     TokenizerRecord, Tool, VersionRecord,
 };
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
 pub use target::Target;
 pub use temperature::{Temperature, set_temperature};
 pub use verified_cache::{PendingEntry, VerifiedCache};
-pub use verify::sha256_of;
 pub use versions::{Version, Versions};
 
 use crate::error::{Code, Error, Result};

@@ -1,13 +1,12 @@
 //! Checks a bundle before anything uses it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Component, Path};
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::file_hash::sha256_of;
 use super::manifest::{FORMAT, FileRecord, Manifest, PartRecord};
 use crate::error::{Code, Error, Result};
 use crate::model::Part;
@@ -162,19 +161,4 @@ pub(super) fn hashed(dir: &Path, record: &FileRecord) -> Result<()> {
         return Err(Error::new(Code::BUNDLE_CHECKSUM, message).at(&path));
     }
     Ok(())
-}
-
-/// SHA-256 of a file, in lower-case hexadecimal; reads a megabyte at a time.
-///
-/// # Errors
-/// `io` when the file cannot be read.
-pub fn sha256_of(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(|e| Error::io(path, "cannot read the file", e))? {
-            0 => return Ok(hex(&hash.finalize())),
-            n => hash.update(&buffer[..n]),
-        }
-    }
 }

@@ -22,7 +22,7 @@ use crate::infer::results::error_json;
 use crate::progress::{Progress, Shared};
 
 /// Printed by every command that gives an answer.
-const RESEARCH_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
+const RESEARCH_USE: &str = crate::bundle::INTENDED_USE;
 
 /// Flags that all commands have.
 #[derive(Args, Debug)]

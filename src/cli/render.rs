@@ -72,7 +72,7 @@ pub(super) fn parts(parts: &[PartSummary]) -> String {
             Parity::NotChecked(_) => ("not checked".into(), "-".into()),
         };
         rows.push(vec![
-            part.part.clone(),
+            part.part.to_string(),
             thousands(part.record.parameters),
             part.record.precision.to_string(),
             size(part.record.bytes),

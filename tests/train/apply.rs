@@ -89,8 +89,8 @@ fn statistics_of_the_old_adapter_go() {
     assert!(before.activations.len() > text(&before) && text(&before) > 0);
     assert_eq!((after.activations.len(), text(&after), after.scans), (text(&before), text(&before), 0));
     assert_eq!(after.reports, before.reports);
-    for (name, columns) in &after.activations {
-        assert_eq!(columns.largest, before.activations[name].largest, "{name}");
+    for (name, stats) in &after.activations {
+        assert_eq!(stats.max_abs, before.activations[name].max_abs, "{name}");
     }
     // What stayed is of use: a fresh export takes the language model's from there.
     let (model, to) = (study.next.clone(), study.dir.path().join("again"));
