@@ -19,10 +19,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use inputs::Inputs;
+pub use observer::LinearGroup;
 pub use runner::{LoadedGraph, Runner};
 pub use sample::{Fidelity, Rows, Sample, fidelity, fidelity_of};
 pub use statistics::{ChannelStats, Statistics, ZERO_POINTS};
-pub use walk::{BlockVisit, LinearGroup, Walk};
+pub use walk::{BlockVisit, Walk};
 
 use crate::tensor::Tensor;
 

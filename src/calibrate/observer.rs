@@ -4,11 +4,25 @@ use std::sync::Arc;
 
 use ndarray::ArrayD;
 
-use super::{ChannelStats, Feed, LinearGroup, LoadedGraph, Ranges, Role, Sample};
+use super::{ChannelStats, Feed, LoadedGraph, Ranges, Role, Sample};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Rewrite, ValueId};
 use crate::passes::Linear;
 use crate::tensor::{DType, Tensor};
+
+/// The linear layers that read one activation.
+pub struct LinearGroup {
+    /// The activation, a value of the whole graph.
+    pub input: ValueId,
+    /// The layers, in the order of the graph.
+    pub linears: Vec<Linear>,
+    /// Channel statistics of the activation, over all tokens of the inputs that calibrate.
+    pub stats: ChannelStats,
+    /// Some tokens of the inputs that calibrate.
+    pub calibrating: Sample,
+    /// Some tokens of the inputs that are held out.
+    pub held_out: Sample,
+}
 
 /// A value whose range is observed, and the outputs that hold its minimum and maximum.
 struct RangeOutputs {

@@ -3,26 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::observer::Observer;
-use super::{ChannelStats, Feed, Inputs, Ranges, Runner, Sample};
+use super::observer::{LinearGroup, Observer};
+use super::{Feed, Inputs, Ranges, Runner};
 use crate::error::Result;
 use crate::graph::{Graph, Segment, Tail, ValueId};
 use crate::passes::{Linear, linears};
 use crate::progress::Progress;
-
-/// The linear layers that read one activation.
-pub struct LinearGroup {
-    /// The activation, a value of the whole graph.
-    pub input: ValueId,
-    /// The layers, in the order of the graph.
-    pub linears: Vec<Linear>,
-    /// Channel statistics of the activation, over all tokens of the inputs that calibrate.
-    pub stats: ChannelStats,
-    /// Some tokens of the inputs that calibrate.
-    pub calibrating: Sample,
-    /// Some tokens of the inputs that are held out.
-    pub held_out: Sample,
-}
 
 /// One block with what was observed in it.
 pub struct BlockVisit<'a> {

@@ -19,7 +19,7 @@ pub const FIXTURES: [(&str, &str); 3] =
     [("tiny", "tiny"), ("tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded"), ("tiny-bottleneck3d", "tiny")];
 
 /// The parts, in the order in which they run.
-pub const PARTS: [&str; 4] = brain_adapter::model::PARTS;
+pub const PARTS: [&str; 4] = [Part::Adapter.as_str(), Part::Vision.as_str(), Part::Text.as_str(), Part::Heads.as_str()];
 
 /// A fixture as a model folder `model` and calibration inputs `calibration` in `dir`.
 pub fn write(dir: &Path, (name, towers): (&str, &str)) {
