@@ -179,7 +179,7 @@ fn open(args: &Args, expected: Expected) -> Result<Predictor> {
         ..Options::default()
     };
     let predictor = Predictor::open(&args.bundle, options)?;
-    tell(&args.common, predictor.chosen().told(args.common.verbose));
+    tell(&args.common, predictor.chosen().describe(args.common.verbose));
     Ok(predictor)
 }
 
@@ -282,7 +282,10 @@ fn lazy(tensor: &Tensor) -> LazyTensor {
 /// Where nodes were computed, on stderr.
 fn tell_placement(args: &Args, predictor: &Predictor) {
     let verbose = args.common.verbose;
-    tell(&args.common, predictor.placements().filter_map(|(part, placement)| placement.told(part.as_str(), verbose)));
+    tell(
+        &args.common,
+        predictor.placements().filter_map(|(part, placement)| placement.describe(part.as_str(), verbose)),
+    );
 }
 
 fn to_json(prediction: &Prediction) -> Result<String> {

@@ -15,7 +15,7 @@ use crate::bundle::{Bundle, Tool};
 use crate::error::{Code, Error, Result};
 use crate::model::Part;
 use crate::onnx::SegmentedModel;
-use crate::runtime::{Chosen, Gpu, Runtime, SessionOptions, compute_libraries, engine_libraries};
+use crate::runtime::{Gpu, Runtime, SelectedDevice, SessionOptions, compute_libraries, engine_libraries};
 
 /// Bytes beside the grid that reading a scan takes: inflating, blocks of rows, and what a row needs.
 const READING: u64 = 24 << 20;
@@ -23,7 +23,7 @@ const READING: u64 = 24 << 20;
 /// The device that is taken for a bundle.
 pub(crate) struct Backend {
     /// It.
-    pub chosen: Chosen,
+    pub chosen: SelectedDevice,
     /// ONNX Runtime, as the device needs it.
     pub runtime: &'static Runtime,
 }

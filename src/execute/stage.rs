@@ -101,7 +101,7 @@ impl Stage {
 
     /// Which provider computes which nodes, of what was loaded so far; none where it was not asked for.
     pub fn placement(&self) -> Option<Placement> {
-        self.placements.iter().flatten().cloned().reduce(Placement::and)
+        self.placements.iter().flatten().cloned().reduce(Placement::merge)
     }
 
     /// How it is run, for a prediction.

@@ -19,7 +19,7 @@ use crate::execute::{Backend, Opened, room, stages, store, taken};
 use crate::execute::{GpuMemory, Memory, Run, Timing};
 use crate::execute::{Stage, milliseconds};
 use crate::model::Part;
-use crate::runtime::{Chosen, Input, OutputPlacement, Placement};
+use crate::runtime::{Input, OutputPlacement, Placement, SelectedDevice};
 use crate::tensor::{Tensor, TensorView};
 use crate::text::Tokenizer;
 use crate::volume::{Grid, ReadOptions};
@@ -112,7 +112,7 @@ impl Predictor {
     }
 
     /// The device that was chosen, and why.
-    pub fn chosen(&self) -> &Chosen {
+    pub fn chosen(&self) -> &SelectedDevice {
         &self.taken.chosen
     }
 

@@ -113,7 +113,7 @@ pub(super) fn answer(
     let expected = Expected { scans: subjects.len(), reports: reports.len() };
     let options = Options { expected, keep_tensors: false, voxels: false, ..plan.options.clone() };
     let mut predictor = Predictor::open(&plan.bundle, options)?;
-    predictor.chosen().told(false).iter().for_each(|line| progress.line(line));
+    predictor.chosen().describe(false).iter().for_each(|line| progress.line(line));
     let manifest = &predictor.bundle().manifest;
     if manifest.labels != labels {
         return Err(Error::new(Code::BUNDLE_MANIFEST, "the bundle was replaced meanwhile").at(&plan.bundle));
@@ -139,7 +139,7 @@ pub(super) fn answer(
         }
         Ok(())
     })?;
-    let left = predictor.placements().filter_map(|(part, placement)| placement.told(part.as_str(), false));
+    let left = predictor.placements().filter_map(|(part, placement)| placement.describe(part.as_str(), false));
     left.for_each(|line| progress.line(&line));
     Ok(Answers { rows, failures, bundle, temperature, device: predictor.device().to_owned() })
 }
