@@ -51,11 +51,11 @@ impl Verification {
             }
             let path = bundle.file(&file.name);
             if let Some(cache) = &self.cache {
-                if VerifiedCache::load(cache, &bundle.model_sha256).knows(&path, file) {
+                if VerifiedCache::load(cache, &bundle.model_sha256).is_verified(&path, file) {
                     self.right.insert(file.name.clone());
                     continue;
                 }
-                self.candidates.insert(file.name.clone(), VerifiedCache::candidate(&path, file));
+                self.candidates.insert(file.name.clone(), VerifiedCache::pending(&path, file));
             }
             if self.beside {
                 let (bundle, file) = (Arc::clone(&bundle), file.clone());
@@ -99,7 +99,7 @@ impl Verification {
             return Ok(());
         }
         let candidates = right.iter().filter_map(|name| self.candidates.remove(name)).collect();
-        VerifiedCache::load(cache, &self.bundle.model_sha256).remember(candidates)
+        VerifiedCache::load(cache, &self.bundle.model_sha256).record(candidates)
     }
 
     /// How large weights were verified, in a word for the results. `laid_out`: copies of the cache stood for some.

@@ -1,23 +1,19 @@
 //! Building the graphs and writing them into the staged bundle.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-
-use sha2::{Digest, Sha256};
 
 use super::sources::Loaded;
 use super::{PartSummary, disk_space};
-use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging};
+use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging, size_and_sha256};
 use crate::error::{Code, Error, Result};
 use crate::graph::{Domain, Graph};
 use crate::model::{self, Attention, Models, PARTS, Stages};
 use crate::onnx::Placed;
 use crate::passes::{Scores, decompose_attention, fold_batch_norm};
 use crate::progress::Progress;
-use crate::tensor::hex;
 
 /// The graphs as they lie in the staged bundle.
 pub(super) struct Made {
@@ -139,19 +135,8 @@ pub(super) fn source_records(files: Vec<(&'static str, PathBuf)>, stop: &AtomicB
     let mut records: Vec<SourceRecord> = Vec::new();
     for (role, path) in files {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let failed = |e| Error::io(&path, "cannot read the file", e);
-        let mut file = std::fs::File::open(&path).map_err(failed)?;
-        let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-        while !stop.load(Ordering::Relaxed) {
-            match file.read(&mut buffer).map_err(failed)? {
-                0 => break,
-                n => {
-                    hash.update(&buffer[..n]);
-                    bytes += n as u64;
-                }
-            }
-        }
-        records.push(SourceRecord { role: role.into(), name, bytes, sha256: hex(&hash.finalize()) });
+        let (bytes, sha256) = size_and_sha256(&path, stop)?;
+        records.push(SourceRecord { role: role.into(), name, bytes, sha256 });
     }
     Ok(records)
 }

@@ -11,6 +11,7 @@ use crate::cli::render::{self, short, shown, table};
 use crate::cli::{Common, calibration_folder, print, print_json, tell};
 use crate::error::Result;
 use crate::infer::results::error_json;
+use crate::model::Part;
 use crate::train::apply::{self, Plan, Summary};
 
 const EXAMPLES: &str = "\
@@ -136,14 +137,14 @@ fn listed(all: &[Version]) -> String {
                 let _ = writeln!(damaged, "{e}");
             }
             Ok((manifest, sha256)) => {
-                let adapter = &manifest.parts["adapter"];
+                let adapter = &manifest.part(Part::Adapter);
                 let (error, cosine) = match &adapter.parity {
                     Parity::Checked { worst, .. } => (format!("{:.1e}", worst.max_abs), format!("{:.7}", worst.cosine)),
                     Parity::NotChecked(_) => ("not checked".into(), "-".into()),
                 };
                 let from = manifest.sources.iter().filter(|s| s.role == "adapter");
                 let from: Vec<&str> = from.map(|s| s.name.as_str()).collect();
-                let precision = manifest.parts["text"].precision.to_string();
+                let precision = manifest.part(Part::Text).precision.to_string();
                 let from = shown(Path::new(&from.join(", ")));
                 rows.push(vec![number, short(sha256), precision, adapter.precision.to_string(), error, cosine, from]);
             }

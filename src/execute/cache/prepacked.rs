@@ -40,7 +40,7 @@ impl Prepacked {
         let key = self.key(part);
         let graph = self.folder(&key).join(format!("{part}.onnx"));
         let memory = VerifiedCache::load(&self.cache, &key);
-        let sound = |path: &Path| memory.knows(path, &record(path));
+        let sound = |path: &Path| memory.is_verified(path, &record(path));
         (sound(&graph) && sound(&graph.with_extension("onnx.data"))).then_some(graph)
     }
 
@@ -73,8 +73,8 @@ impl Prepacked {
         std::thread::sleep(SETTLING);
         let graph = folder.join(name);
         let files = [graph.clone(), graph.with_extension("onnx.data")];
-        let candidates = files.iter().map(|path| VerifiedCache::candidate(path, &record(path))).collect();
-        VerifiedCache::load(&self.cache, &key).remember(candidates)?;
+        let candidates = files.iter().map(|path| VerifiedCache::pending(path, &record(path))).collect();
+        VerifiedCache::load(&self.cache, &key).record(candidates)?;
         Ok(graph)
     }
 

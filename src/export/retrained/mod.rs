@@ -113,7 +113,7 @@ impl Bundled<'_> {
     /// The form that the bundle was exported in: its precision is that of the language model, for the others may have more exact
     /// ones.
     fn form(&self) -> NumericFormat {
-        NumericFormat::of(self.bundle.manifest.parts["text"].precision, self.bundle.manifest.target)
+        NumericFormat::of(self.bundle.manifest.part(Part::Text).precision, self.bundle.manifest.target)
     }
 
     fn writes(

@@ -114,7 +114,7 @@ impl Bundled<'_> {
                 return Ok((adapter, scans));
             }
         }
-        if manifest.parts["adapter"].precision == Precision::Int8 && !self.single_adapter {
+        if manifest.part(Part::Adapter).precision == Precision::Int8 && !self.single_adapter {
             let message = "the bundle's adapter is int8, and there is no scan to calibrate the new one on: give scans with \
                            --calibration, or leave the new adapter in fp32 with --adapter-fp32";
             return Err(Error::new(Code::CALIBRATION_INPUT, message).at(&self.bundle.dir));
