@@ -49,10 +49,10 @@ class Run:
         command = [str(self.programs / program), *map(str, args)]
         environment = {k: v for k, v in os.environ.items() if k != "BA_MODEL"}
         done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, check=False)
-        if done.returncode != expect:
+        if expect is not None and done.returncode != expect:
             sys.exit(f"{name}: {' '.join(command)}: exit {done.returncode}\n{done.stderr.decode(errors='replace')}")
-        if "--json" in args:
-            lines = [json.loads(line) for line in [done.stdout.decode()] if line.strip()] if done.stdout.strip() else []
+        if "--json" in args and expect is not None:
+            lines = [json.loads(line) for line in done.stdout.decode().splitlines()]
             self.add(f"{name}.json", json.dumps([self.stable(line) for line in lines], sort_keys=True).encode())
         return done
 
@@ -84,11 +84,14 @@ def infer(run: Run, name: str, bundle: Path, quick: bool):
     if not quick:
         ways |= {
             "resident": ["--report", REPORT, "--mode", "resident"],
-            "small": ["--report", REPORT, "--mode", "one-shot", "--threads", "1"],
+            "one-thread": ["--report", REPORT, "--mode", "one-shot", "--threads", "1"],
             "two": [DEMO / "calibration" / "noise.nii.gz", "--report", REPORT],
+            "max-memory": ["--report", REPORT, "--max-memory", "4G"],
+            "prepacked": ["--report", REPORT, "--cache", run.work / f"prepacked-{name.replace('/', '-')}", "--prepacked"],
         }
     for way, args in ways.items():
-        run.call(f"{name}/infer/{way}", "ba-infer", SCAN, "--bundle", bundle, *args, *([] if way == "two" else ["--json"]))
+        run.call(f"{name}/infer/{way}", "ba-infer", SCAN, "--bundle", bundle, *args, "--json")
+    run.call(f"{name}/infer/no-memory", "ba-infer", SCAN, "--bundle", bundle, "--max-memory", "40M", "--json", expect=1)
     out = run.work / f"saved-{name.replace('/', '-')}"
     out.mkdir()
     saves = ["--save-tensors", out / "t.safetensors", "--save-conformed", out / "c.nii.gz", "--save-preview", out / "p.png"]
@@ -112,9 +115,14 @@ def infer(run: Run, name: str, bundle: Path, quick: bool):
 def train(run: Run, name: str, model: list, bundle: Path, quick: bool):
     """Artifacts, trainings, evaluation, and the trained weights in a bundle."""
     cohort = run.work / f"{name}-cohort.csv"
-    scans = [(p, p.with_suffix("").with_suffix(".txt"), "train") for p in sorted((DEMO / "calibration").glob("*.nii.gz"))]
-    scans.append((SCAN, REPORT, "validation"))
-    rows = [f"{scan},{report},{LABELS[i % 3]},{split}" for i, (scan, report, split) in enumerate(scans)]
+    # Relative paths: a training's state depends on its list.
+    inputs = run.work / "inputs"
+    shutil.copytree(DEMO / "calibration", inputs)
+    shutil.copy(SCAN, inputs)
+    shutil.copy(REPORT, inputs)
+    scans = [(p.name, p.name.replace(".nii.gz", ".txt"), "train") for p in sorted((DEMO / "calibration").glob("*.nii.gz"))]
+    scans.append((SCAN.name, REPORT.name, "validation"))
+    rows = [f"inputs/{scan},inputs/{report},{LABELS[i % 3]},{split}" for i, (scan, report, split) in enumerate(scans)]
     cohort.write_text("scan,report,label,split\n" + "\n".join(rows) + "\n")
     for mode in ["tlp"] if quick else ["tlp", "fpm", "mri"]:
         at = run.work / f"{name}-{mode}"
@@ -123,11 +131,32 @@ def train(run: Run, name: str, model: list, bundle: Path, quick: bool):
         args = ["--data", cohort, "--artifacts", at / "artifacts", "--bundle", bundle, "--epochs", 2, "--batch", 2, "--seed", 3]
         run.call(f"{name}/{mode}/fit", "ba-train", "fit", *args, "--threads", 1, "-o", at / "run")
         run.files(f"{name}/{mode}/run", at / "run")
+        if not quick:
+            run.call(f"{name}/{mode}/fit-2", "ba-train", "fit", *args, "--threads", 2, "-o", at / "run-2")
+            run.files(f"{name}/{mode}/run-2", at / "run-2")
         shutil.copytree(bundle, at / "bundle")
         run.call(f"{name}/{mode}/apply", "ba-train", "apply", "--checkpoint", at / "run" / "best", "--bundle", at / "bundle",
                  "--calibration", DEMO / "calibration", "--json")
         run.files(f"{name}/{mode}/applied", at / "bundle")
         run.call(f"{name}/{mode}/eval", "ba-train", "eval", "--data", cohort, "--bundle", at / "bundle", "--json")
+        if not quick:
+            run.call(f"{name}/{mode}/temperature", "ba-train", "eval", "--data", cohort, "--bundle", at / "bundle",
+                     "--fit-temperature", "--split", "train", "--json")
+            run.files(f"{name}/{mode}/calibrated", at / "bundle")
+            run.files(f"{name}/{mode}/versions", at / "bundle.versions")
+
+
+def hostile(run: Run, shared: Path):
+    """Damaged files: the exit code and the error's code."""
+    for path in sorted((ROOT / "tests" / "data" / "nifti-hostile").glob("*")):
+        if path.suffix in (".gz", ".nii", ".hdr"):
+            code = run.call(f"hostile/{path.name}", "ba-infer", path, "--bundle", run.work / "demo" / "int8", expect=None).returncode
+            run.add(f"hostile/{path.name}", str(code).encode())
+    for path in sorted((shared / "hostile").glob("*")):
+        out = run.work / "hostile"
+        done = run.call(f"hostile/{path.name}", "ba-export", "--model", shared / "tiny", "--adapter", path, "-o", out, "--json", expect=None)
+        value = json.loads(done.stdout)
+        run.add(f"hostile/{path.name}", f"{done.returncode} {value.get('error', {}).get('code')}".encode())
 
 
 def everything(run: Run, shared: Path, quick: bool):
@@ -155,6 +184,7 @@ def everything(run: Run, shared: Path, quick: bool):
     }
     for name, model in models.items():
         export(run, name, model, FORMATS, calibration)
+    hostile(run, shared)
 
 
 def main() -> int:

@@ -13,7 +13,7 @@
 //!
 //! export::run(&Plan::new(Sources::in_folder("checkpoints".as_ref())?, "onnx"), &mut Silent)?;
 //!
-//! let mut predictor = Predictor::open("onnx".as_ref(), Options::default())?;
+//! let predictor = Predictor::open("onnx".as_ref(), Options::default())?;
 //! let report = predictor.encode_report("Memory complaints for two years. MMSE 24 of 30.")?;
 //! let scan = predictor.reader().read("scan.nii.gz".as_ref())?;
 //! println!("{}", predictor.predict(scan, Some(&report))?.label);

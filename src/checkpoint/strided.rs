@@ -87,14 +87,14 @@ fn corrupt(message: String) -> Error {
     Error::new(Code::CHECKPOINT_CORRUPT, message)
 }
 
-/// Whether the elements lie in row-major order without gaps; axes of extent 1 do not count.
+/// Whether the elements lie in row-major order without gaps; axes of size 1 do not count.
 fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
     let mut want = 1usize;
-    for (&extent, &stride) in shape.iter().zip(strides).rev() {
-        if extent != 1 && stride != want {
+    for (&size, &stride) in shape.iter().zip(strides).rev() {
+        if size != 1 && stride != want {
             return false;
         }
-        want = want.saturating_mul(extent);
+        want = want.saturating_mul(size);
     }
     true
 }
@@ -135,11 +135,11 @@ impl Source for Strided {
     }
 }
 
-/// Counts one up in the mixed radix `extents`; `false` after the last.
-fn advance(index: &mut [usize], extents: &[usize]) -> bool {
-    for (i, &extent) in index.iter_mut().zip(extents).rev() {
+/// Increments `index`, a number in mixed radix `sizes`; `false` after the last.
+fn advance(index: &mut [usize], sizes: &[usize]) -> bool {
+    for (i, &size) in index.iter_mut().zip(sizes).rev() {
         *i += 1;
-        if *i < extent {
+        if *i < size {
             return true;
         }
         *i = 0;

@@ -5,7 +5,7 @@
 //!
 //! # Errors
 //! `io`, `disk.full`; those of the tensors' sources. On an error nothing is left behind, and a file that was there before
-//! is untouched: the new one is written under a temporary name beside it and renamed at the end.
+//! is untouched: the new one is written under a temporary name next to it and renamed at the end.
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};

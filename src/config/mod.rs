@@ -323,7 +323,7 @@ fn value<T>(message: String) -> Result<T> {
 pub(crate) fn read_small(path: &Path) -> Result<String> {
     let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::new(Code::CHECKPOINT_NOT_FOUND, "no such file").at(path),
-        _ => Error::io(path, "cannot look at the file", e),
+        _ => Error::io(path, "cannot open the file", e),
     })?;
     if !meta.is_file() || meta.len() > MAX_CONFIG_BYTES {
         let message = format!("expected a JSON file of at most {MAX_CONFIG_BYTES} bytes");

@@ -23,7 +23,7 @@ pub fn external_files(path: &Path) -> Result<BTreeSet<String>> {
 
 /// The bytes of a graph's file.
 pub(super) fn graph_bytes(path: &Path) -> Result<Vec<u8>> {
-    let length = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?.len();
+    let length = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the file", e))?.len();
     if length > MAX_GRAPH_BYTES {
         let message = format!("the graph file holds {length} bytes, expected at most {MAX_GRAPH_BYTES}");
         return Err(Error::new(Code::ONNX_INVALID, message).at(path));

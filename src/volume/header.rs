@@ -45,7 +45,7 @@ pub(super) struct Header {
     pub sform: [[f64; 4]; 3],
 }
 
-/// Header length and byte order told by `sizeof_hdr`, the first four bytes.
+/// Header length and byte order, detected from `sizeof_hdr`, the first four bytes.
 pub(super) fn kind(first: [u8; 4]) -> Option<(usize, bool)> {
     [(i32::from_le_bytes(first), false), (i32::from_be_bytes(first), true)].into_iter().find_map(|(size, big)| {
         match size {

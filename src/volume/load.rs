@@ -89,7 +89,7 @@ fn source_info(header: &Header, transform: &Transform, orientation: &Orientation
 }
 
 fn refuse_constant(range: Range, what: &str, nothing_finite: bool) -> Result<()> {
-    // A range below the smallest normal f32 has lost its precision: nothing could be told apart after normalising.
+    // A range below the smallest normal f32 has lost its precision: nothing could be distinguished after normalising.
     if range.max - range.min >= f32::MIN_POSITIVE {
         return Ok(());
     }
@@ -196,7 +196,7 @@ fn unpack(
     Ok(())
 }
 
-/// Takes blocks until there are no more. After a failure the rest is received but not looked at, so that the other
+/// Receives blocks until there are no more. After a failure the rest is received and discarded, so that the other
 /// end reaches the container's checksum.
 fn consume(full: &Receiver<Vec<u8>>, empty: &Sender<Vec<u8>>, consumer: &mut Consumer) -> Result<()> {
     let mut result = Ok(());

@@ -1,6 +1,6 @@
 //! Writing a volume for people and other tools: NIfTI and a PNG preview.
 //!
-//! In: voxels in the model's order `[k][j][i]` and their grid. Out: a file that appears whole or not at all: it is
+//! In: voxels in the model's order `[k][j][i]` and their grid. Out: a file that appears completely or not at all: it is
 //! written under a temporary name in the same folder and then renamed. Errors: `io`, `disk.full`, and
 //! `config.value` for a name of the wrong kind.
 
@@ -20,7 +20,7 @@ use crate::tensor::number::{to_f32, to_u8, to_usize};
 /// Dark columns between the preview's panels.
 const GAP: usize = 2;
 
-/// Lets `write` fill a temporary file beside `path`, then puts it in place.
+/// Lets `write` fill a temporary file next to `path`, then puts it in place.
 fn replace(path: &Path, suffix: &str, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let pending = Pending::beside(path, suffix)?;
     write(pending.temporary()).map_err(|e| Error::io(path, "cannot write", e))?;

@@ -8,19 +8,15 @@ use std::path::{Path, PathBuf};
 
 use brain_adapter::checkpoint::{Checkpoint, Format, Requirements};
 use brain_adapter::error::Code;
+use support::oracle;
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/checkpoint").join(name)
 }
 
-/// A file of the shared fixtures, or `None` with a word on stderr.
+/// A file of the large recorded fixtures; none where they are skipped.
 fn shared(name: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures").join(name);
-    if !path.exists() {
-        eprintln!("skipped: {} is not there", path.display());
-        return None;
-    }
-    Some(path)
+    oracle::shared(&format!("fixtures/{name}"))
 }
 
 fn open(path: impl AsRef<Path>) -> Checkpoint {

@@ -12,6 +12,7 @@ use brain_adapter::error::{Code, Error};
 use brain_adapter::tensor::{CHUNK_BYTES, DType, LazyTensor, Sink, Source};
 use proptest::prelude::*;
 use std::sync::Arc;
+use support::oracle;
 use support::process::alone;
 
 const DTYPES: [DType; 13] = [
@@ -159,15 +160,13 @@ fn stream_a_large_file() {
     assert!(most < before + (40 << 20), "{before} bytes of files resident before, {most} then");
 }
 
-/// A checkpoint of any size, every matrix of it transposed: `BA_CHECKPOINT=DIR cargo test --release --test
-/// checkpoint_roundtrip any_checkpoint -- --nocapture`.
+/// A checkpoint of any size, every matrix of it transposed: `BA_CHECKPOINT=DIR cargo test --release --test checkpoint
+/// any_checkpoint -- --ignored --nocapture`.
 #[test]
+#[ignore = "needs a checkpoint, named by BA_CHECKPOINT"]
 #[cfg(target_os = "linux")]
 fn any_checkpoint_streams_in_bounded_memory() {
-    let Ok(path) = std::env::var("BA_CHECKPOINT") else {
-        eprintln!("skipped: BA_CHECKPOINT does not name a checkpoint");
-        return;
-    };
+    let path = std::env::var_os("BA_CHECKPOINT").expect("BA_CHECKPOINT names a checkpoint");
     let started = std::time::Instant::now();
     let file = Checkpoint::open(path).unwrap();
     eprintln!("opened in {:?}: {file:?}", started.elapsed());
@@ -219,10 +218,7 @@ for i in range(count):
 
 #[test]
 fn random_state_dicts_of_pytorch() {
-    let Ok(python) = std::env::var("BA_TORCH_PYTHON") else {
-        eprintln!("skipped: BA_TORCH_PYTHON does not name a Python with torch");
-        return;
-    };
+    let Some(python) = oracle::torch("random state dicts that PyTorch saves") else { return };
     let folder = tempfile::tempdir().unwrap();
     let count = 40;
     let run = Command::new(python).arg("-c").arg(SCRIPT).arg(folder.path()).arg(count.to_string()).output().unwrap();

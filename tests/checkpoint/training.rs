@@ -5,10 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use support::common;
+use support::oracle;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use brain_adapter::Code;
@@ -69,15 +69,11 @@ fn agrees(state: &TrainingState, expected: &Value) {
     assert_eq!(expected["strings"], strings.iter().map(|(k, v)| json!([k, v])).collect::<Value>());
 }
 
-/// What `odtc.py` reads from a file; none without Python.
+/// What `odtc.py` reads from a file; none where Python is skipped.
 fn read_by_flatbuffers(path: &Path) -> Option<Value> {
-    let Some(python) = std::env::var_os("BA_PYTHON").filter(|p| !p.is_empty()) else {
-        eprintln!("BA_PYTHON is not set: the comparison with the flatbuffers package did not run");
-        return None;
-    };
-    let done = Command::new(python).arg(package("tests/scripts/ort_training/odtc.py")).arg(path).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let mut report: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let what = "our checkpoint as the flatbuffers package reads it";
+    let report = oracle::run_python(what, "tests/scripts/ort_training/odtc.py", [path])?;
+    let mut report: Value = serde_json::from_slice(&report).unwrap();
     Some(report[path.to_str().unwrap()].take())
 }
 

@@ -5,6 +5,7 @@
 
 use support::commands;
 use support::devices::fake;
+use support::oracle;
 
 use std::fs;
 use std::path::PathBuf;
@@ -117,7 +118,7 @@ fn the_loader_is_asked() {
     let file = TENSORRT[1].0;
     let away = take(gpu, file);
     if Command::new("ldconfig").arg("-p").output().is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(file)) {
-        eprintln!("TensorRT is installed: what is said without it did not run");
+        oracle::not_here("TensorRT is installed", "the error without TensorRT");
     } else {
         let done = cli.run("tensorrt", &hopper, &[]).fails_with_one_line("device.unavailable");
         done.naming(&["libnvonnxparser.so.10 (TensorRT 10's ONNX parser) is missing", "from NVIDIA"]);
@@ -131,8 +132,7 @@ fn the_loader_is_asked() {
 #[test]
 fn this_machine() {
     if Machine::detect(Device::Auto, None).driver_installed {
-        eprintln!("there is a driver: what is said without one did not run");
-        return;
+        return oracle::not_here("an NVIDIA driver is installed", "the error without a driver");
     }
     let mut command = bare("ba-infer");
     command.arg(scan()).arg("--bundle").arg(tiny_bundle()).args(["--device", "cuda"]).env("ORT_DYLIB_PATH", library());

@@ -3,12 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+use support::oracle;
 use support::reference;
 use support::rules;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 
 use brain_adapter::bundle::sha256_of;
 use brain_adapter::config::{Config, LlamaConfig};
@@ -22,20 +22,14 @@ use reference::Array;
 use reference::generate::random_case;
 use serde_json::Value;
 
-/// Writes the graphs, and has Python check them; none without Python.
+/// Writes the graphs, and has Python check them; none where Python is skipped.
 fn check(graphs: &BTreeMap<String, Graph>) -> Option<Value> {
-    let Some(python) = std::env::var_os("BA_PYTHON").filter(|p| !p.is_empty()) else {
-        eprintln!("BA_PYTHON is not set: the comparison with the onnx package did not run");
-        return None;
-    };
     let dir = tempfile::tempdir().unwrap();
     for (name, graph) in graphs {
         brain_adapter::onnx::write(graph, dir.path(), name, &mut |_| {}).unwrap();
     }
-    let script = support::package("tests/scripts/onnx_check.py");
-    let done = Command::new(python).arg(script).arg(dir.path()).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let report = oracle::run_python("the onnx package's checker", "tests/scripts/onnx_check.py", [dir.path()])?;
+    let report: Value = serde_json::from_slice(&report).unwrap();
     for (name, graph) in graphs {
         let row = &report[format!("{name}.onnx")];
         assert!(row["error"].is_null(), "{name}: {}\n{graph}", row["error"]);

@@ -4,6 +4,7 @@
 //! them). One fixture, `outliers`, is too big to copy and is read from `../shared/fixtures` where that exists.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+use support::oracle;
 use support::reference;
 
 use std::collections::BTreeMap;
@@ -93,11 +94,7 @@ fn bottleneck3d() {
 /// Massive activations, as LLaMA 2 has; both text pools.
 #[test]
 fn outliers() {
-    let folder = root().join("../shared/fixtures/outliers");
-    if !folder.exists() {
-        eprintln!("skipped: {} is not there", folder.display());
-        return;
-    }
+    let Some(folder) = oracle::shared("fixtures/outliers") else { return };
     let cfg = LlamaConfig::from_json(&json(&folder.join("config.json")));
     let w = read_safetensors(&folder.join("model.safetensors"));
     let want = read_safetensors(&folder.join("expected.safetensors"));
@@ -110,11 +107,7 @@ fn outliers() {
 /// The committed copies are what the shared fixtures hold.
 #[test]
 fn copies_are_current() {
-    let shared = root().join("../shared/fixtures");
-    if !shared.exists() {
-        eprintln!("skipped: {} is not there", shared.display());
-        return;
-    }
+    let Some(shared) = oracle::shared("fixtures") else { return };
     for name in ["tiny", "tiny-gqa-bf16-sharded", "tiny-bottleneck3d"] {
         for file in ["expected.safetensors", "config.json", "llama/config.json", "reports.json", "scan.nii.gz"] {
             if copy(name, file).exists() {

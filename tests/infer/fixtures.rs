@@ -6,6 +6,7 @@
 
 use support::commands;
 use support::common;
+use support::oracle;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -86,7 +87,7 @@ fn committed_models() {
 /// The real layouts, as PyTorch and others wrote them.
 #[test]
 fn shared_models() {
-    let Some(shared) = common::shared("fixtures") else { return };
+    let Some(shared) = oracle::shared("fixtures") else { return };
     let at = |name: &str| shared.join(name).to_str().unwrap().to_owned();
     let (tiny, gqa, other) = (at("tiny"), at("tiny-gqa-bf16-sharded"), at("tiny-bottleneck3d"));
     let scan = shared.join("tiny/scan.nii.gz");
@@ -262,7 +263,7 @@ fn adapters_with_wrong_tensors() {
 /// The same faults as PyTorch saves them.
 #[test]
 fn shared_adapters_with_wrong_tensors() {
-    let Some(shared) = common::shared("fixtures/hostile") else { return };
+    let Some(shared) = oracle::shared("fixtures/hostile") else { return };
     let rows: &[(&str, &str, &[&str])] = &[
         ("missing_tensor.pt", "checkpoint.tensors", &["missing"]),
         ("wrong_shape.pt", "checkpoint.tensors", &["expected"]),

@@ -3,20 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use brain_adapter::Code;
 use brain_adapter::text::{Tokenizer, decode_report, read_report};
 use serde_json::Value;
-
-/// The folder of recorded fixtures, where this checkout has it beside it.
-fn shared(name: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures").join(name);
-    if !path.exists() {
-        eprintln!("{} not found: this comparison did not run", path.display());
-    }
-    path.exists().then_some(path)
-}
+use support::oracle;
 
 fn assert_ids(tokenizer: &Tokenizer, texts: &Value) {
     let cases = texts.as_array().expect("a list of texts");
@@ -56,7 +48,7 @@ fn a_converted_model_survives_writing() {
 
 #[test]
 fn llama2_token_for_token() {
-    let Some(folder) = shared("llama2_tokenizer") else { return };
+    let Some(folder) = oracle::shared("fixtures/llama2_tokenizer") else { return };
     let texts: Value = serde_json::from_slice(&std::fs::read(folder.join("encoded.json")).unwrap()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     for file in ["tokenizer.json", "tokenizer.model"] {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use support::common;
+use support::oracle;
 use support::reduced;
 use support::reference;
 
@@ -61,7 +62,7 @@ fn massive_activations_of_one_token() {
 
 #[test]
 fn the_recorded_family() {
-    let Some(fixture) = common::shared("fixtures/outliers") else { return };
+    let Some(fixture) = oracle::shared("fixtures/outliers") else { return };
     let l = sizes(256, 4, 8);
     let dir = tempfile::tempdir().unwrap();
     // A small model around it, whose own language model is replaced.

@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use brain_adapter::{Code, WarningCode};
+
+use super::source::{code_only, line_of, places, read, report, root, rust_files};
 
 /// The modules by layer. A module imports from lower layers only, never from another of its own.
 const LAYERS: [&[&str]; 10] = [
@@ -24,88 +26,11 @@ const LAYERS: [&[&str]; 10] = [
 
 /// The files with `unsafe` in them.
 const UNSAFE: [&str; 2] = ["src/checkpoint/mapping.rs", "src/runtime/placement.rs"];
-/// Longest file of Rust, in lines.
-const MAX_LINES: usize = 400;
 /// Macros that write past the caller.
 const PRINTING: [&str; 5] = ["println!", "eprintln!", "print!", "eprint!", "dbg!"];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|names| names.contains(&module))
-}
-
-/// Every `.rs` file below `folder`, as paths relative to the package with `/` between parts.
-fn rust_files(folder: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut folders = vec![root().join(folder)];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).into_iter().flatten() {
-            let path = entry.unwrap().path();
-            if path.is_dir() && !path.ends_with("target") {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                let parts = path.strip_prefix(root()).unwrap().iter();
-                found.push(parts.map(|p| p.to_str().unwrap()).collect::<Vec<_>>().join("/"));
-            }
-        }
-    }
-    found.sort();
-    found
-}
-
-/// Rust source with comments blanked and strings emptied; line breaks stay, so that lines keep their numbers.
-fn code_only(source: &str) -> String {
-    let mut code = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(c) = rest.chars().next() {
-        let raw = rest.trim_start_matches('r').trim_start_matches('#');
-        let hashes = rest.strip_prefix('r').map(|r| r.len() - r.trim_start_matches('#').len());
-        let after_word = code.chars().next_back().is_some_and(|p| p.is_alphanumeric() || p == '_');
-        let taken = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            rest.find("*/").map_or(rest.len(), |end| end + 2)
-        } else if let Some(hashes) = hashes.filter(|_| raw.starts_with('"') && !after_word) {
-            let end = format!("\"{}", "#".repeat(hashes));
-            let body = 2 + hashes;
-            rest[body..].find(&end).map_or(rest.len(), |at| body + at + end.len())
-        } else if c == '"' {
-            let mut escaped = false;
-            let end = rest[1..].find(|c| {
-                let ends = c == '"' && !escaped;
-                escaped = c == '\\' && !escaped;
-                ends
-            });
-            end.map_or(rest.len(), |at| at + 2)
-        } else if c == '\'' && rest.starts_with("'\\") {
-            rest[2..].find('\'').map_or(rest.len(), |at| at + 3).max(4)
-        } else if c == '\'' && rest.chars().nth(2) == Some('\'') {
-            rest.char_indices().nth(3).map_or(rest.len(), |(at, _)| at)
-        } else {
-            code.push(c);
-            rest = &rest[c.len_utf8()..];
-            continue;
-        };
-        code.extend(rest[..taken].chars().filter(|c| *c == '\n'));
-        rest = &rest[taken..];
-    }
-    code
-}
-
-/// Where `word` stands in `code` as a word of its own.
-fn places<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
-    let part = |c: char| c.is_alphanumeric() || c == '_';
-    code.match_indices(word).map(|(at, _)| at).filter(move |at| {
-        let open = word.ends_with(part) && code[at + word.len()..].starts_with(part);
-        !open && !code[..*at].ends_with(part)
-    })
-}
-
-fn line_of(code: &str, at: usize) -> usize {
-    code[..at].matches('\n').count() + 1
 }
 
 /// First parts of the paths that begin here: one, or those of a group in braces.
@@ -186,15 +111,10 @@ fn violations(file: &str, source: &str) -> Vec<String> {
     found
 }
 
-fn report(problems: &[String]) {
-    assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
-}
-
 #[test]
 fn modules_keep_to_their_layers() {
     let files = rust_files("src");
     assert!(files.len() > 50, "only {} files found", files.len());
-    let read = |file: &String| std::fs::read_to_string(root().join(file)).unwrap();
     report(&files.iter().flat_map(|file| violations(file, &read(file))).collect::<Vec<_>>());
 }
 
@@ -236,14 +156,6 @@ fn made_up_violations_are_found() {
     for (file, source) in innocent {
         assert_eq!(violations(file, source), [""; 0], "{file}: {source}");
     }
-}
-
-#[test]
-fn files_are_short() {
-    let files = ["src", "tests", "examples", "benches", "fuzz"].into_iter().flat_map(rust_files);
-    let lines = |file: &String| std::fs::read_to_string(root().join(file)).unwrap().lines().count();
-    let long = files.map(|f| (lines(&f), f)).filter(|(lines, _)| *lines > MAX_LINES);
-    report(&long.map(|(lines, f)| format!("{f} has {lines} lines, at most {MAX_LINES}")).collect::<Vec<_>>());
 }
 
 /// What git tracks or would; without git, what lies in the folders of the project.

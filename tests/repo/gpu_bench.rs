@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use support::common;
+use support::oracle;
 
 use std::fs;
 use std::path::Path;
@@ -14,12 +15,9 @@ use brain_adapter::checkpoint::write_safetensors;
 use brain_adapter::tensor::LazyTensor;
 use serde_json::{Value, json};
 
-/// Runs a script of `benches/peers`; none without Python.
+/// Runs a script of `benches/peers`; none where Python is skipped.
 fn script(name: &str, arguments: &[&str]) -> Option<Output> {
-    let Some(python) = std::env::var_os("BA_PYTHON").filter(|p| !p.is_empty()) else {
-        eprintln!("BA_PYTHON is not set: the scripts of benches/gpu.sh did not run");
-        return None;
-    };
+    let python = oracle::python("the scripts of benches/gpu.sh")?;
     let script = common::package("benches/peers").join(name);
     Some(Command::new(python).arg("-B").arg(script).args(arguments).output().unwrap())
 }

@@ -3,4 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod architecture;
+mod circles;
 mod gpu_bench;
+mod links;
+mod oracles;
+mod sizes;
+mod source;

@@ -4,9 +4,9 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-use support::commands;
 use support::devices::stub;
 use support::forms;
+use support::oracle;
 use support::process::alone;
 
 use std::fs;
@@ -22,18 +22,12 @@ const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
 /// Everything in one folder: the build that was fetched, linked to, and libraries that stand in for CUDA's.
 fn stand_in(folder: &Path) -> Option<Machine> {
-    let fetched = commands::package(".ort/gpu");
-    for name in ["libonnxruntime.so", "libonnxruntime_providers_shared.so", PROVIDER] {
-        if !fetched.join(name).is_file() {
-            eprintln!("{name} is not there (make gpu): what the CUDA provider takes was not looked at");
-            return None;
-        }
+    let files = ["libonnxruntime.so", "libonnxruntime_providers_shared.so", PROVIDER];
+    let fetched = oracle::gpu(&files, "placement by the CUDA provider")?;
+    for name in files {
         std::os::unix::fs::symlink(fetched.join(name), folder.join(name)).unwrap();
     }
-    if stub::make(folder, &fetched.join(PROVIDER)).is_none() {
-        eprintln!("no nm or cc: what the CUDA provider takes was not looked at");
-        return None;
-    }
+    stub::make(folder, &fetched.join(PROVIDER)).expect("Rust links with cc, which comes with nm");
     // Opened for convolutions that are run, which none is.
     let cudnn = ["", "_graph", "_ops", "_cnn", "_heuristic", "_engines_precompiled", "_engines_runtime_compiled"];
     for library in cudnn.map(|part| format!("libcudnn{part}.so.9")).into_iter().chain(["libnvrtc.so.13".to_owned()]) {

@@ -7,6 +7,7 @@
 
 use support::common;
 use support::forms;
+use support::oracle;
 
 use std::fs;
 use std::ops::Range;
@@ -17,17 +18,6 @@ use std::time::Instant;
 use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::onnx::SegmentedModel;
 use serde_json::Value;
-
-/// The Python that has TensorRT for RTX. Says so where there is none.
-fn python() -> Option<PathBuf> {
-    let named = std::env::var_os("BA_TRT_PYTHON").filter(|p| !p.is_empty()).map(PathBuf::from);
-    let made = common::package(".venv-trt/ready").exists().then(|| common::package(".venv-trt/bin/python"));
-    let found = named.or(made);
-    if found.is_none() {
-        eprintln!("there is no .venv-trt (make trt) and BA_TRT_PYTHON is not set: no TensorRT engine was built");
-    }
-    found
-}
 
 /// Builds engines of these files, in one process; a row a file.
 fn build(python: &Path, files: &[PathBuf], options: &[&str]) -> Vec<Value> {
@@ -55,7 +45,7 @@ fn built(what: &str, row: &Value) -> usize {
 /// Every form that a bundle says suits TensorRT builds; for each capability those of one model, for one those of all.
 #[test]
 fn every_form_builds() {
-    let Some(python) = python() else { return };
+    let Some(python) = oracle::trt("engines built by TensorRT for RTX") else { return };
     let forms = [(Precision::Fp32, Target::Cpu), (Precision::Fp16, Target::Cpu), (Precision::Int8, Target::TensorRt)];
     for (i, fixture) in forms::FIXTURES.into_iter().enumerate() {
         let dir = tempfile::tempdir().unwrap();
@@ -76,7 +66,7 @@ fn every_form_builds() {
 /// What a bundle says does not suit TensorRT is refused there: the check above can fail.
 #[test]
 fn forms_of_other_devices_are_refused() {
-    let Some(python) = python() else { return };
+    let Some(python) = oracle::trt("engines built by TensorRT for RTX") else { return };
     let dir = tempfile::tempdir().unwrap();
     forms::write(dir.path(), forms::FIXTURES[0]);
     for target in [Target::Cpu, Target::Cuda] {
@@ -126,7 +116,7 @@ fn groups(model: &SegmentedModel, most: u64) -> Vec<Range<usize>> {
 /// Groups of blocks, as a language model beyond TensorRT's 2 GB is cut into.
 #[test]
 fn groups_of_blocks_build() {
-    let Some(python) = python() else { return };
+    let Some(python) = oracle::trt("engines built by TensorRT for RTX") else { return };
     let dir = tempfile::tempdir().unwrap();
     forms::write(dir.path(), forms::FIXTURES[1]);
     for (precision, target) in
@@ -157,7 +147,7 @@ const MOST: u64 = 1_900_000_000;
 #[test]
 #[ignore = "needs a full-size bundle, named by BA_TRT_BUNDLE"]
 fn a_bundle_of_full_size_builds() {
-    let python = python().expect("make trt, or BA_TRT_PYTHON");
+    let python = oracle::trt("engines of a full-size bundle").expect("the oracle of this test");
     let folder = std::env::var_os("BA_TRT_BUNDLE").expect("BA_TRT_BUNDLE names a bundle");
     let bundle = Bundle::open_quickly(Path::new(&folder)).unwrap();
     for (part, path) in forms::graphs(&bundle, "tensorrt-rtx") {

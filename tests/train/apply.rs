@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use support::commands;
-use support::common;
+use support::oracle;
 use support::trained;
 
 use std::fs;
@@ -238,7 +238,7 @@ fn tensors_for_pytorch_are_those_of_the_module() {
     }
     // The state dict that PyTorch itself saved.
     let study = Study::new("tiny", "tiny");
-    if let Some(original) = common::shared("fixtures/tiny/adapter.pt") {
+    if let Some(original) = oracle::shared("fixtures/tiny/adapter.pt") {
         let (bundle, saved) = (study.export("none", "onnx", &study.next), study.dir.path().join("adapter.safetensors"));
         ba_train(&[&"apply", &"--checkpoint", &original, &"--bundle", &bundle, &"--save-adapter", &saved]).ok();
         assert_eq!(dtypes_and_shapes(&saved), dtypes_and_shapes(&original));
@@ -259,9 +259,7 @@ fn tensors_for_pytorch_are_those_of_the_module() {
 /// PyTorch itself, where it is: the file loads into the module strictly.
 #[test]
 fn pytorch_loads_what_is_saved() {
-    let Some(python) = std::env::var_os("BA_TORCH_PYTHON") else {
-        return eprintln!("BA_TORCH_PYTHON is not set: PyTorch did not load the file");
-    };
+    let Some(python) = oracle::torch("saved tensors loaded by PyTorch") else { return };
     let study = Study::new("tiny", "tiny");
     let bundle = study.export("none", "onnx", &study.model);
     let saved = study.dir.path().join("adapter.safetensors");

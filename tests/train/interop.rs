@@ -5,12 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use support::common;
+use support::oracle;
 use support::ort_training;
 use support::rules;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 
 use brain_adapter::Code;
 use brain_adapter::checkpoint::{Checkpoint, Properties, TrainingState};
@@ -20,21 +20,10 @@ use brain_adapter::onnx::{optimizer_model, write, write_optimizer_model};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor};
 use common::{assert_close, package, runtime};
-use ort_training::{assert_within, python, train};
+use ort_training::{assert_within, train};
 
 fn fixture(name: &str) -> std::path::PathBuf {
     package("tests/data/ort-training").join(name)
-}
-
-/// Runs a script of `tests/` with `BA_PYTHON`; none without.
-fn run_python(script: &str, arguments: &[&Path]) -> Option<Vec<u8>> {
-    let Some(python) = std::env::var_os("BA_PYTHON").filter(|p| !p.is_empty()) else {
-        eprintln!("BA_PYTHON is not set: the comparison with the onnx package did not run");
-        return None;
-    };
-    let done = Command::new(python).arg(package(script)).args(arguments).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    Some(done.stdout)
 }
 
 fn open(path: &Path) -> Session {
@@ -71,7 +60,9 @@ fn gradients_add_up_in_stock_onnx_runtime() {
             let sum = &session.run(&inputs, &["sum"]).unwrap()[0];
             assert_eq!((sum.shape(), sum.as_f32()), (shape, expected.as_f32()));
         }
-        if let Some(report) = run_python("tests/scripts/onnx_check.py", &[folder.path()]) {
+        if let Some(report) =
+            oracle::run_python("the onnx package's checker", "tests/scripts/onnx_check.py", [folder.path()])
+        {
             let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
             let row = &report["accumulator.onnx"];
             assert!(row["error"].is_null() && row["wrong"] == serde_json::json!([]), "{row}");
@@ -112,9 +103,11 @@ fn the_optimizers_model_is_pytorchs_in_stock_onnx_runtime() {
     // As it is: every runtime takes it.
     assert_eq!(open(&path).inputs().len(), 6);
     let count = shapes.len().to_string();
-    if run_python("tests/scripts/ort_training/tensors_in_front.py", &[&path, Path::new(&count), &plain]).is_none() {
+    let script = "tests/scripts/ort_training/tensors_in_front.py";
+    let arguments: [&Path; 3] = [&path, count.as_ref(), &plain];
+    let Some(_) = oracle::run_python("the optimizer's model against PyTorch's steps", script, arguments) else {
         return;
-    }
+    };
     let recorded = |name: String| {
         let tensor = run.get(&name).unwrap_or_else(|| panic!("{name}"));
         Tensor::f32(tensor.shape(), tensor.to_f32().unwrap()).unwrap()
@@ -174,7 +167,7 @@ fn recorded_graphs_with_our_files(folder: &Path) {
 
 #[test]
 fn microsofts_runtime_trains_with_our_optimizer_and_checkpoint() {
-    let Some(python) = python() else { return };
+    let Some(python) = oracle::ort119("our artifacts trained by Microsoft's runtime") else { return };
     let folder = tempfile::tempdir().unwrap();
     recorded_graphs_with_our_files(folder.path());
     for (expected, accumulate) in [("expected.npz", "1"), ("expected_accumulate2.npz", "2")] {
@@ -188,7 +181,7 @@ fn microsofts_runtime_trains_with_our_optimizer_and_checkpoint() {
 
 #[test]
 fn microsofts_runtime_goes_on_where_our_checkpoint_says() {
-    let Some(python) = python() else { return };
+    let Some(python) = oracle::ort119("our artifacts trained by Microsoft's runtime") else { return };
     let folder = tempfile::tempdir().unwrap();
     recorded_graphs_with_our_files(folder.path());
     let mut state = TrainingState::open(fixture("portable/checkpoint_after_3_steps")).unwrap();
@@ -254,7 +247,7 @@ fn build_scaled(training: bool) -> brain_adapter::Result<Graph> {
 /// Our graphs too: the file's version and that of its operators, and the function, in Microsoft's runtime.
 #[test]
 fn microsofts_runtime_trains_a_graph_of_ours() {
-    let Some(python) = python() else { return };
+    let Some(python) = oracle::ort119("our artifacts trained by Microsoft's runtime") else { return };
     let folder = tempfile::tempdir().unwrap();
     write(&scaled(true), folder.path(), "training_model", &mut |_| {}).unwrap();
     write(&scaled(false), folder.path(), "eval_model", &mut |_| {}).unwrap();

@@ -3,13 +3,14 @@
 //! hang or a peak of memory belongs to that case alone.
 
 use support::nifti_support;
+use support::oracle;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use brain_adapter::volume::{self, ReadOptions};
-use nifti_support::{compare, corpora, grid, index, say, strings};
+use nifti_support::{compare, corpora, grid, index, strings};
 use serde_json::{Value, json};
 
 const SCAN: &str = "BA_HOSTILE_SCAN";
@@ -39,7 +40,7 @@ fn corpus() {
     assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// The case's file; those that cannot be stored are made here. `None`: it cannot be made, and stderr says why.
+/// The case's file; those that cannot be stored are made here. `None`: it cannot be made on this machine.
 fn locate(folder: &Path, case: &Value, scratch: &Path) -> Option<PathBuf> {
     let file = case["file"].as_str().expect("file");
     let Some(how) = case.get("make").and_then(Value::as_str) else { return Some(folder.join(file)) };
@@ -53,7 +54,7 @@ fn locate(folder: &Path, case: &Value, scratch: &Path) -> Option<PathBuf> {
         _ => panic!("do not know how to make {how:?}"),
     };
     if !made {
-        say(&format!("{file}: skipped, cannot be made here ({how})"));
+        oracle::not_here("a superuser, or no such file system", &format!("{file} cannot be made ({how})"));
     }
     made.then_some(path)
 }
@@ -157,7 +158,7 @@ fn judge(index: &Value, case: &Value, got: &Value) -> Result<(f64, f64), String>
             return Err(format!("{code} ({message}), expected {codes:?}"));
         }
         if codes[0] != code {
-            say(&format!("{}: {code}, while {} is preferred ({message})", case["name"], codes[0]));
+            support::say(&format!("{}: {code}, while {} is preferred ({message})", case["name"], codes[0]));
         }
         return Ok((seconds, megabytes));
     }

@@ -70,7 +70,7 @@ fn tensors<'a>(file: &mut Layout<'a>, from: Link, all: impl ExactSizeIterator<It
         let fields = [Field::Link, Field::None, Field::Link, Field::I32(tensor.dtype().onnx()), Field::Link];
         let [text, dims, values] = file.table(link, &fields);
         file.text(text, name);
-        // No extent of a tensor in memory exceeds `isize`, but for those beside a zero.
+        // No dimension of a tensor in memory exceeds `isize`, except next to a dimension of 0.
         file.longs(dims, tensor.shape().iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)));
         file.tensor(values, name, tensor);
     }

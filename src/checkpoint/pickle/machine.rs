@@ -11,7 +11,7 @@ use super::{MAX_NODES, Node, Pickle, Ref, corrupt};
 use crate::error::Result;
 use crate::tensor::number::to_usize;
 
-/// Interprets the pickle at the start of `bytes`; what follows its STOP opcode is not looked at.
+/// Interprets the pickle at the start of `bytes`; what follows its STOP opcode is not read.
 ///
 /// # Errors
 /// As the module says.

@@ -37,7 +37,7 @@ pub(super) struct Args {
     /// Scans and reports to calibrate a reduced adapter on, and to compare with fp32 [default: ./calibration]
     #[arg(long, value_name = "DIR")]
     calibration: Option<PathBuf>,
-    /// OutputPlacement the adapter of an int8 or int4 bundle in fp32 where there is no scan to calibrate it on
+    /// Leave the adapter of an int8 or int4 bundle in fp32 where there is no scan to calibrate it on
     #[arg(long)]
     adapter_fp32: bool,
     /// Write the trained tensors as safetensors for PyTorch too

@@ -28,7 +28,7 @@ pub(super) struct Args {
     /// Fit a temperature on the validation rows and put it into the bundle: probabilities change, labels do not
     #[arg(long)]
     fit_temperature: bool,
-    /// OutputPlacement reports out: the image-only classifier answers every row, as prepare --mode mri trains it
+    /// Leave reports out: the image-only classifier answers every row, as prepare --mode mri trains it
     #[arg(long)]
     image_only: bool,
     /// Draws of the bootstrap that gives the 95 % intervals; 0: none
@@ -88,7 +88,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
             library: common.ort_lib.clone(),
             max_memory: args.max_memory,
             cache: args.cache.clone(),
-            tell: telling(common),
+            progress: telling(common),
             ..Options::default()
         },
         ..Plan::new(&args.data, &args.bundle)

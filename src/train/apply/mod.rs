@@ -26,7 +26,7 @@ pub use state_dict::save as save_state_dict;
 use crate::bundle::{Bundle, Manifest, SourceRecord, Staging, Version, Versions};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Code, Error, Result};
-use crate::execute::{Expected, Graphs, Options};
+use crate::execute::{Expected, Options, Pipeline, Timing};
 use crate::export::{self, Bundled, CalibrationInput, PartSummary, Retrained, calibration_inputs};
 use crate::model::{self, Part, Trained};
 use crate::progress::Progress;
@@ -221,10 +221,16 @@ fn make(
         expected: Expected { scans, reports },
         ..Options::default()
     };
-    let mut graphs = Graphs::open(Arc::clone(old), &options)?;
-    let made = export::retrained(&task, &mut |part, feed, outputs| graphs.run(part, feed, outputs), progress)?;
+    let pipeline = Pipeline::over(Arc::clone(old), &options)?;
+    let mut run = |part: Part, feed: &[(&str, &_)], outputs: &[&str]| {
+        let mut timing = Timing::default();
+        let tensors = pipeline.run(part, feed, outputs, &mut timing)?;
+        pipeline.verify(&[part], &mut timing)?;
+        Ok(tensors)
+    };
+    let made = export::retrained(&task, &mut run, progress)?;
     progress.step("verifying the bundle", None);
-    graphs.verify()?;
+    pipeline.verify_all()?;
     Ok(made)
 }
 

@@ -10,7 +10,7 @@ use super::Plan;
 use crate::bundle::Temperature;
 use crate::error::{Code, Error, Result, Warning};
 use crate::infer::results::error_json;
-use crate::infer::{BundleIdentity, Expected, Options, Prediction, Predictor, Reading, ahead};
+use crate::infer::{BundleIdentity, Expected, Options, PendingScan, Prediction, Predictor, read_ahead};
 use crate::progress::Progress;
 use crate::text::read_report;
 use crate::train::cohort::{Split, Subject};
@@ -112,23 +112,23 @@ pub(super) fn answer(
     let reports: BTreeSet<&Path> = subjects.iter().filter_map(|s| s.report.as_deref()).collect();
     let expected = Expected { scans: subjects.len(), reports: reports.len() };
     let options = Options { expected, keep_tensors: false, voxels: false, ..plan.options.clone() };
-    let mut predictor = Predictor::open(&plan.bundle, options)?;
+    let predictor = Predictor::open(&plan.bundle, options)?;
     predictor.chosen().describe(false).iter().for_each(|line| progress.line(line));
     let manifest = &predictor.bundle().manifest;
     if manifest.labels != labels {
         return Err(Error::new(Code::BUNDLE_MANIFEST, "the bundle was replaced meanwhile").at(&plan.bundle));
     }
     let (bundle, temperature) = (BundleIdentity::of(predictor.bundle()), manifest.temperature);
-    let (reader, beside) = (predictor.reader(), predictor.reads_beside());
-    if subjects.first().is_some_and(|first| !reader.knows(&first.scan)) {
-        predictor.load_ahead()?;
+    let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
+    if subjects.first().is_some_and(|first| !reader.is_cached(&first.scan)) {
+        predictor.preload()?;
     }
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
     let mut next = subjects.iter().enumerate();
-    ahead(&reader, subjects.iter().map(|s| s.scan.as_path()), beside, &mut |reading| {
+    read_ahead(&reader, subjects.iter().map(|s| s.scan.as_path()), in_background, &mut |reading| {
         let Some((i, subject)) = next.next() else { return Ok(()) };
         progress.item("answering", i, subjects.len());
-        match one(&mut predictor, subject, reading) {
+        match one(&predictor, subject, reading) {
             Ok(prediction) => rows.push(RowResult::new(subject, labels, prediction)),
             Err(e) if e.code() == Code::BUNDLE_CHECKSUM => return Err(e),
             Err(e) => {
@@ -145,11 +145,11 @@ pub(super) fn answer(
 }
 
 /// One row: its report is read and encoded while its scan is read.
-fn one(predictor: &mut Predictor, subject: &Subject, reading: Reading<'_>) -> Result<Prediction> {
+fn one(predictor: &Predictor, subject: &Subject, reading: PendingScan<'_>) -> Result<Prediction> {
     match &subject.report {
-        Some(path) => predictor.predict_both(&read_report(path)?, &mut None, || reading.finish()),
+        Some(path) => predictor.predict_with_report(&read_report(path)?, &mut None, || reading.finish()),
         None => {
-            predictor.needs_no_report()?;
+            predictor.require_image_head()?;
             predictor.predict(reading.finish()?, None)
         }
     }

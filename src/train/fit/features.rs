@@ -47,7 +47,7 @@ pub(super) fn of_reports(plan: &Plan, config: &Config, cases: &Cases, progress: 
         cache: Some(cache(plan)),
         ..Options::default()
     };
-    let mut predictor = Predictor::open(&plan.bundle, options)?;
+    let predictor = Predictor::open(&plan.bundle, options)?;
     let theirs = &predictor.bundle().manifest;
     if theirs.config.text != config.text {
         let message = "the bundle's language model is configured otherwise than the training artifacts";

@@ -2,8 +2,6 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
-use std::path::PathBuf;
-
 use brain_adapter::runtime::Runtime;
 
 /// ONNX Runtime. A test that needs it fails without it, saying how to get it: it is never skipped.
@@ -12,15 +10,6 @@ pub fn runtime() -> &'static Runtime {
 }
 
 pub use crate::package;
-
-/// A folder of recorded fixtures beside the checkout, where there is one; says so where not.
-pub fn shared(name: &str) -> Option<PathBuf> {
-    let path = package("../shared").join(name);
-    if !path.exists() {
-        eprintln!("{} not found: what needs it did not run", path.display());
-    }
-    path.exists().then_some(path)
-}
 
 /// Holds `found` against `expected`: largest difference at most `tolerance` of the largest expected magnitude.
 pub fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {

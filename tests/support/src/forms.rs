@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::export::{self, Plan, Sources};
@@ -12,7 +11,8 @@ use brain_adapter::model::Part;
 use brain_adapter::progress::Silent;
 use serde_json::Value;
 
-use crate::commands::{fixture, package, scan, write_model};
+use crate::commands::{fixture, scan, write_model};
+use crate::oracle;
 
 /// A fixture, and the one whose towers it has.
 pub const FIXTURES: [(&str, &str); 3] =
@@ -57,14 +57,9 @@ pub fn graphs(bundle: &Bundle, provider: &str) -> Vec<(&'static str, PathBuf)> {
     Part::ALL.map(|part| (part.as_str(), path(part))).into()
 }
 
-/// What `onnx_nodes.py` says of the files; none without a Python that has the onnx package, which is told.
+/// The nodes of the files as the onnx package reads them (`onnx_nodes.py`), an object a file; none where Python is skipped.
 pub fn nodes(files: &[PathBuf]) -> Option<Vec<Value>> {
-    let Some(python) = std::env::var_os("BA_PYTHON").filter(|p| !p.is_empty()) else {
-        eprintln!("BA_PYTHON is not set: what the onnx package says was not asked");
-        return None;
-    };
-    let done = Command::new(python).arg(package("tests/scripts/onnx_nodes.py")).args(files).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let mut all: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let report = oracle::run_python("the nodes that the onnx package reads", "tests/scripts/onnx_nodes.py", files)?;
+    let mut all: Value = serde_json::from_slice(&report).unwrap();
     Some(files.iter().map(|file| all[file.to_str().unwrap()].take()).collect())
 }

@@ -11,6 +11,7 @@ pub mod forms;
 pub mod large;
 pub mod nifti_support;
 pub mod nifti_writer;
+pub mod oracle;
 pub mod ort_training;
 pub mod process;
 pub mod reduced;
@@ -19,7 +20,13 @@ pub mod rules;
 pub mod trained;
 pub mod training;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// Writes a line to stderr past the test harness, which would swallow it.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
 
 /// A path in the package that is tested.
 pub fn package(path: &str) -> PathBuf {

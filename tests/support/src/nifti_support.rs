@@ -1,32 +1,21 @@
 //! What the two corpus tests share: where the corpora are and how an expectation is compared.
 //!
 //! A corpus is a folder with an `expected.json`. The small ones in `tests/data` are part of the project; the large
-//! ones in `../shared`, or in the folder that the variable `BA_CORPORA` names, are used as well where they exist.
+//! ones belong to the fixtures of [`oracle::shared`].
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use brain_adapter::volume::{Conformed, Grid};
 use serde_json::Value;
 
-/// Writes a line to stderr past the test harness, which would swallow it.
-pub fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
+use crate::{oracle, package};
 
-/// The folders of the corpus `name` that exist here.
+/// The folders of the corpus `name`: the project's own, and the large one unless that is skipped.
 pub fn corpora(name: &str) -> Vec<PathBuf> {
-    let root = crate::package("");
-    let own = root.join("tests/data").join(name);
+    let own = package("tests/data").join(name);
     assert!(own.join("expected.json").is_file(), "the project's own corpus is missing: {}", own.display());
-    let shared = std::env::var_os("BA_CORPORA").map_or_else(|| root.join("../shared"), PathBuf::from).join(name);
-    let mut found = vec![own];
-    if shared.join("expected.json").is_file() {
-        found.push(shared);
-    } else {
-        say(&format!("corpus not found: skipped ({}); only the project's own was tested", shared.display()));
-    }
-    found
+    let large = oracle::shared(&format!("{name}/expected.json"));
+    [own].into_iter().chain(large.map(|index| index.with_file_name(""))).collect()
 }
 
 /// The corpus' index.

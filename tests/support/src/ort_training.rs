@@ -6,24 +6,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use brain_adapter::tensor::Tensor;
-
-/// The Python that has it: `BA_ORT119_PYTHON`, or that of `make ort119`. Says so where there is none.
-pub fn python() -> Option<PathBuf> {
-    let folder = crate::package("");
-    let named = std::env::var_os("BA_ORT119_PYTHON").filter(|p| !p.is_empty()).map(PathBuf::from);
-    let made = folder.join(".venv-ort119/ready").exists().then(|| folder.join(".venv-ort119/bin/python"));
-    let found = named.or(made);
-    if found.is_none() {
-        eprintln!(
-            "there is no .venv-ort119 (make ort119) and BA_ORT119_PYTHON is not set: the comparison with Microsoft's training runtime did not run"
-        );
-    }
-    found
-}
 
 /// Trains the artifacts in a folder and writes the result to `out`; gives what the script prints. `feeds` has an array of
 /// batches for each of the user's inputs, `options` are those of `train.py`.

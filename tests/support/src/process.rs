@@ -22,4 +22,5 @@ pub fn alone(module: &str, name: &str, body: impl FnOnce()) {
     assert!(done.status.success(), "{test}: {}\n{stdout}\n{stderr}", done.status);
     assert!(stdout.contains("1 passed"), "{test} did not run: {stdout}");
     println!("{stdout}\n{stderr}");
+    stderr.lines().filter(|line| line.starts_with("skipped (")).for_each(crate::say);
 }

@@ -4,8 +4,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod plain;
+
 use support::commands;
 use support::common;
+use support::oracle;
 use support::ort_training;
 
 use std::collections::BTreeMap;
@@ -17,12 +20,13 @@ use brain_adapter::bundle::sha256_of;
 use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::config::AdamW;
 use brain_adapter::onnx::EXTERNAL_BYTES;
-use brain_adapter::runtime::{Session, SessionOptions};
+use brain_adapter::runtime::SessionOptions;
 use brain_adapter::tensor::Tensor;
-use brain_adapter::train::artifacts::{Artifacts, parameters_of};
+use brain_adapter::train::artifacts::Artifacts;
 use brain_adapter::train::{Activations, Batch, Engine, Graphs, Moments, Optimizer, Options, Parameters, moments};
 use commands::{ba_train, package, write_model};
-use ort_training::{python, read_npz, run, write_npz};
+use ort_training::{read_npz, run, write_npz};
+use plain::with_plain_sessions;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -198,88 +202,9 @@ fn script(python: &Path, name: &str, arguments: &[&Path]) -> Vec<u8> {
     done.stdout
 }
 
-fn open(path: &Path) -> Session {
-    Session::open(common::runtime(), path, &ONE_THREAD).unwrap()
-}
-
-fn run_all(session: &mut Session, inputs: &BTreeMap<String, Tensor>, outputs: &[String]) -> Vec<Tensor> {
-    let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (name.as_str(), t)).collect();
-    session.run(&inputs, &outputs.iter().map(String::as_str).collect::<Vec<_>>()).unwrap()
-}
-
-/// Three steps from the files alone, in plain sessions. `folder` is a copy that may be written to.
-fn with_plain_sessions(
-    python: &Path,
-    folder: &Path,
-    artifacts: &Artifacts,
-    feeds: &BTreeMap<String, Tensor>,
-) -> Trained {
-    let state = artifacts.state().unwrap();
-    let names: Vec<String> = parameters_of(&state).into_iter().filter(|p| p.trained).map(|p| p.name).collect();
-    let [training, optimizer] = ["plain_training.onnx", "plain_optimizer.onnx"].map(|name| folder.join(name));
-    script(python, "ort_training/numbers_in_front.py", &[&folder.join("training_model.onnx"), &training]);
-    let count = names.len().to_string();
-    let from = folder.join("optimizer_model.onnx");
-    script(python, "ort_training/tensors_in_front.py", &[&from, Path::new(&count), &optimizer]);
-    let (mut training, mut optimizer) = (open(&training), open(&optimizer));
-    let mut parameters = dense(artifacts);
-    for (name, t) in state.frozen.iter().filter(|(n, _)| n.ends_with("num_batches_tracked")) {
-        let value = i64::from_le_bytes(*t.bytes().unwrap().first_chunk().unwrap());
-        parameters.insert(name.clone(), Tensor::i64(&[], vec![value]).unwrap());
-    }
-    let zeros = |name: &String| {
-        Tensor::f32(parameters[name].shape(), vec![0.0; parameters[name].shape().iter().product()]).unwrap()
-    };
-    let mut both: Vec<[Tensor; 2]> = names.iter().map(|n| [zeros(n), zeros(n)]).collect();
-    let mut sum: Vec<Tensor> = names.iter().map(zeros).collect();
-    let outputs: Vec<String> =
-        std::iter::once("loss".into()).chain(names.iter().map(|n| format!("accumulated.{n}_grad"))).collect();
-    let (mut losses, mut first) = (Vec::new(), Parameters::new());
-    for step in 0..STEPS {
-        let mut loss = 0.0;
-        for j in 0..ACCUMULATE {
-            let mut inputs = micro(feeds, step * ACCUMULATE + j);
-            inputs.extend(parameters.clone());
-            inputs.extend(names.iter().zip(&sum).map(|(n, t)| (format!("{n}_grad.accumulation.buffer"), t.clone())));
-            inputs.insert("reset".into(), Tensor::i64(&[1], vec![i64::from(j == 0)]).unwrap());
-            let mut found = run_all(&mut training, &inputs, &outputs);
-            loss += found.remove(0).as_f32().unwrap()[0] / ACCUMULATE as f32;
-            sum = found;
-            if step + j == 0 {
-                first = names.iter().cloned().zip(sum.clone()).collect();
-            }
-        }
-        losses.push(loss);
-        let mut inputs = BTreeMap::from([
-            ("learning_rate".to_owned(), Tensor::f32(&[1], vec![RATE]).unwrap()),
-            ("step".to_owned(), Tensor::i64(&[1], vec![step as i64 + 1]).unwrap()),
-        ]);
-        let lists = ["params", "first_order_moments", "second_order_moments"];
-        for (i, name) in names.iter().enumerate() {
-            let values = [&parameters[name], &both[i][0], &both[i][1]];
-            inputs.extend(lists.iter().zip(values).map(|(list, t)| (format!("{list}.{i}"), t.clone())));
-            inputs.insert(format!("gradients.{i}"), sum[i].clone());
-        }
-        for (k, list) in lists.iter().enumerate() {
-            let outputs: Vec<String> = (0..names.len()).map(|i| format!("{list}.out.{i}")).collect();
-            for (i, t) in run_all(&mut optimizer, &inputs, &outputs).into_iter().enumerate() {
-                match k {
-                    0 => drop(parameters.insert(names[i].clone(), t)),
-                    k => both[i][k - 1] = t,
-                }
-            }
-        }
-    }
-    let mut inputs = micro(feeds, 0);
-    inputs.extend(parameters.clone());
-    let eval = run_all(&mut open(&folder.join("eval_model.onnx")), &inputs, &["loss".into()]);
-    parameters.retain(|name, _| !name.ends_with("num_batches_tracked"));
-    Trained { losses, eval_loss: eval[0].as_f32().unwrap()[0], first, parameters, steps: Vec::new() }
-}
-
 /// The same in Microsoft's runtime; none where there is none. Tensors have the shapes of `like`'s.
 fn with_microsofts_runtime(folder: &Path, feeds: &BTreeMap<String, Tensor>, like: &Trained) -> Option<Trained> {
-    let python = python()?;
+    let python = oracle::ort119("the artifacts trained by Microsoft's runtime")?;
     let [given, out] = ["feeds.npz", "out.npz"].map(|name| folder.join(name));
     write_npz(&given, feeds);
     let (rate, accumulate) = (RATE.to_string(), ACCUMULATE.to_string());
@@ -325,13 +250,9 @@ fn sound(python: &Path, folder: &Path, what: &str) {
     assert!(weights >= 10, "{what}: {weights}");
 }
 
-/// The Python that has the onnx package; says so where there is none.
+/// The Python that has the onnx package; none where it is skipped.
 fn checker() -> Option<PathBuf> {
-    let found = std::env::var_os("BA_PYTHON").filter(|p| !p.is_empty()).map(PathBuf::from);
-    if found.is_none() {
-        eprintln!("BA_PYTHON is not set: the comparison with plain sessions and the onnx package did not run");
-    }
-    found
+    oracle::python("the artifacts in plain sessions and the onnx package's checker")
 }
 
 #[test]
