@@ -17,6 +17,9 @@ use crate::tensor::hex;
 /// The manifest's file name.
 pub const MANIFEST: &str = "bundle.json";
 
+/// The intended use that every manifest records and every command prints.
+pub const INTENDED_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
+
 /// Version of the manifest's format; other versions are refused.
 pub const FORMAT: u32 = 2;
 

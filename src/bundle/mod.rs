@@ -29,12 +29,12 @@ mod versions;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+pub(crate) use file_hash::hash_file;
 pub use file_hash::sha256_of;
-pub(crate) use file_hash::size_and_sha256;
 #[cfg(feature = "runtime")]
 pub(crate) use install::Staged;
 pub use install::Staging;
-pub use manifest::{FORMAT, MANIFEST, Manifest};
+pub use manifest::{FORMAT, INTENDED_USE, MANIFEST, Manifest};
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
 pub use records::{
     FileRecord, Parity, PartRecord, Precision, Preprocessing, SourceRecord, TokenizerRecord, Tool, VersionRecord,
