@@ -18,7 +18,7 @@ const CHUNK: usize = 1 << 20;
 /// # Errors
 /// `io` when the file cannot be read.
 pub fn sha256_of(path: &Path) -> Result<String> {
-    size_and_sha256(path, &AtomicBool::new(false)).map(|(_, sha256)| sha256)
+    hash_file(path, &AtomicBool::new(false)).map(|(_, sha256)| sha256)
 }
 
 /// Size in bytes and SHA-256 of a file, as [`sha256_of`]. Setting `stop` from another thread ends the reading early;
@@ -26,7 +26,7 @@ pub fn sha256_of(path: &Path) -> Result<String> {
 ///
 /// # Errors
 /// `io` when the file cannot be read.
-pub(crate) fn size_and_sha256(path: &Path, stop: &AtomicBool) -> Result<(u64, String)> {
+pub(crate) fn hash_file(path: &Path, stop: &AtomicBool) -> Result<(u64, String)> {
     let mut file = File::open(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; CHUNK]);
     while !stop.load(Ordering::Relaxed) {
@@ -53,10 +53,10 @@ mod tests {
             let content = vec![7; bytes];
             std::fs::write(&path, &content).unwrap();
             let expected = (bytes as u64, hex(&Sha256::digest(&content)));
-            assert_eq!(size_and_sha256(&path, &AtomicBool::new(false)).unwrap(), expected);
+            assert_eq!(hash_file(&path, &AtomicBool::new(false)).unwrap(), expected);
             assert_eq!(sha256_of(&path).unwrap(), expected.1);
         }
-        assert_eq!(size_and_sha256(&path, &AtomicBool::new(true)).unwrap().0, 0);
+        assert_eq!(hash_file(&path, &AtomicBool::new(true)).unwrap().0, 0);
         assert_eq!(sha256_of(dir.path()).unwrap_err().code(), crate::Code::IO);
     }
 }

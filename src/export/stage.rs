@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::PartSummary;
 use super::disk_space::{self, weight_bytes};
 use super::sources::Loaded;
-use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging, size_and_sha256};
+use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging, hash_file};
 use crate::error::{Error, Result};
 use crate::graph::{Domain, Graph};
 use crate::model::{self, Attention, Models, Part, PartMap, Stages};
@@ -136,7 +136,7 @@ pub(super) fn source_records(files: Vec<(&'static str, PathBuf)>, stop: &AtomicB
     let mut records: Vec<SourceRecord> = Vec::new();
     for (role, path) in files {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (bytes, sha256) = size_and_sha256(&path, stop)?;
+        let (bytes, sha256) = hash_file(&path, stop)?;
         records.push(SourceRecord { role: role.into(), name, bytes, sha256 });
     }
     Ok(records)

@@ -110,7 +110,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     files::replace(&staged.path().join(MANIFEST), &json)?;
     // A training may have started in the old folder meanwhile.
     check_target(&target)?;
-    staged.put(&target)?;
+    staged.install(&target)?;
     let count = |all: &BTreeMap<String, LazyTensor>| all.values().map(|t| t.len() as u64).sum();
     Ok(Summary {
         output: plan.output.clone(),

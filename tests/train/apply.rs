@@ -148,6 +148,7 @@ fn an_adapter_beyond_the_limit_is_more_exact() {
     commands::write_manifest(&bundle, &strict);
     let done = study.apply(&bundle, &[]).ok();
     assert!(done.stderr.contains("warning[part_precision]"), "{done:?}");
+    assert_eq!(done.json()["warnings"][0]["code"], "part_precision", "{done:?}");
     let new = manifest(&bundle);
     let row = &new["quantization"]["layers"][0];
     assert_eq!((&new["parts"]["adapter"]["precision"], &row["scheme"]["scheme"]), (&"fp32".into(), &"fp32".into()));
