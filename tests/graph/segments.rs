@@ -112,12 +112,19 @@ fn what_is_planned_with_is_counted() {
     let l = reduced::sizes(64, 4, 2);
     let case = reduced::massive(3, &l, 100.0, 1.0);
     reduced::write(&case, dir.path(), 1);
-    for (precision, target, wide) in [
-        (Precision::Fp32, Target::Cpu, false),
-        (Precision::Fp16, Target::Cpu, true),
-        (Precision::Int8, Target::Cpu, false),
-        (Precision::Int8, Target::Cuda, true),
-    ] {
+    /// A form of a bundle, and whether its weights are widened to float32 before they are used.
+    struct Form {
+        precision: Precision,
+        target: Target,
+        widened: bool,
+    }
+    let forms = [
+        Form { precision: Precision::Fp32, target: Target::Cpu, widened: false },
+        Form { precision: Precision::Fp16, target: Target::Cpu, widened: true },
+        Form { precision: Precision::Int8, target: Target::Cpu, widened: false },
+        Form { precision: Precision::Int8, target: Target::Cuda, widened: true },
+    ];
+    for Form { precision, target, widened: wide } in forms {
         let (_, bundle) = reduced::export(&Plan { target, ..reduced::plan(dir.path(), precision) });
         let record = &bundle.manifest.parts["text"];
         let model = SegmentedModel::read(&bundle.file(&record.file)).unwrap();

@@ -147,16 +147,23 @@ fn where_it_is_searched_for() {
     fs::create_dir_all(&work).unwrap();
     let none = run_lonely(&program, &work, &[]).fails_with_one_line("runtime.missing");
     none.naming(&["make ort", "--ort-lib", "ORT_DYLIB_PATH", LIBRARY_NAME]);
+    struct Place {
+        folder: &'static str,
+        name: &'static str,
+        /// Whether a virtual environment is active.
+        venv: bool,
+    }
+    let capi = "venv/lib/python3.12/site-packages/onnxruntime/capi";
     let places = [
-        ("bin", LIBRARY_NAME, false),
-        ("bin", VERSIONED, false),
-        ("work/.ort", LIBRARY_NAME, false),
-        ("work/deep/er/.ort", LIBRARY_NAME, false),
-        ("bin/.ort", LIBRARY_NAME, false),
-        (".ort", LIBRARY_NAME, false),
-        ("venv/lib/python3.12/site-packages/onnxruntime/capi", VERSIONED, true),
+        Place { folder: "bin", name: LIBRARY_NAME, venv: false },
+        Place { folder: "bin", name: VERSIONED, venv: false },
+        Place { folder: "work/.ort", name: LIBRARY_NAME, venv: false },
+        Place { folder: "work/deep/er/.ort", name: LIBRARY_NAME, venv: false },
+        Place { folder: "bin/.ort", name: LIBRARY_NAME, venv: false },
+        Place { folder: ".ort", name: LIBRARY_NAME, venv: false },
+        Place { folder: capi, name: VERSIONED, venv: true },
     ];
-    for (folder, name, venv) in places {
+    for Place { folder, name, venv } in places {
         let folder = dir.path().join(folder);
         fs::create_dir_all(&folder).unwrap();
         std::os::unix::fs::symlink(library(), folder.join(name)).unwrap();

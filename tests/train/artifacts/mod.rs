@@ -50,13 +50,21 @@ const SMALL: f32 = 1e-5;
 const UNSETTLED: f64 = 1e-4;
 const FEW: f64 = 5e-3;
 
-/// Model, where its transformer is from, mode, statistics.
-const CASES: [[&str; 4]; 5] = [
-    ["tiny", "tiny", "tlp", "batch"],
-    ["tiny", "tiny", "fpm", "running"],
-    ["tiny", "tiny", "mri", "batch"],
-    ["tiny-bottleneck3d", "tiny", "tlp", "batch"],
-    ["tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded", "tlp", "batch"],
+/// A model and how it is trained.
+struct Case {
+    model: &'static str,
+    /// The fixture whose ViT and language model it has.
+    towers: &'static str,
+    mode: &'static str,
+    statistics: &'static str,
+}
+
+const CASES: [Case; 5] = [
+    Case { model: "tiny", towers: "tiny", mode: "tlp", statistics: "batch" },
+    Case { model: "tiny", towers: "tiny", mode: "fpm", statistics: "running" },
+    Case { model: "tiny", towers: "tiny", mode: "mri", statistics: "batch" },
+    Case { model: "tiny-bottleneck3d", towers: "tiny", mode: "tlp", statistics: "batch" },
+    Case { model: "tiny-gqa-bf16-sharded", towers: "tiny-gqa-bf16-sharded", mode: "tlp", statistics: "batch" },
 ];
 
 /// What a training came to.
@@ -276,7 +284,7 @@ fn frozen_weights_lie_on_the_disk_once() {
 #[test]
 fn artifacts_train_alike_everywhere() {
     let checker = checker();
-    for [name, towers, mode, statistics] in CASES {
+    for Case { model: name, towers, mode, statistics } in CASES {
         let what = format!("{name} {mode} {statistics}");
         let dir = tempfile::tempdir().unwrap();
         let (model, folder) = (dir.path().join("model"), dir.path().join("training"));
