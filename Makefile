@@ -32,11 +32,10 @@ PROFILE := --release
 .DEFAULT_GOAL := help
 .PHONY: help demo ablation test check build ort gpu venv ort119 trt bench bench-gpu bench-venv clean-ablation clean-demo clean
 
-help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
-	  || sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1: \2/p' Makefile
+help: ## list these goals
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
-demo: ort build ## export a small model with random weights to int8, check it against fp32 and PyTorch, run it on a real brain
+demo: ort build ## export a small model with random weights to int8, compare it with fp32 and PyTorch, run it on a real brain
 	@mkdir -p $(DEMO_OUT)
 	$(CARGO) run $(PROFILE) --quiet --bin ba-export -- --quantize int8 --model $(DEMO)/checkpoint \
 	  --calibration $(DEMO)/calibration --verify $(DEMO)/checkpoint/expected.safetensors --output $(DEMO_OUT)/bundle
@@ -44,19 +43,19 @@ demo: ort build ## export a small model with random weights to int8, check it ag
 	$(CARGO) run $(PROFILE) --quiet --bin ba-infer -- $(DEMO)/mni152_t1.nii.gz --report $(DEMO)/report.txt \
 	  --bundle $(DEMO_OUT)/bundle --save-preview $(DEMO_OUT)/preview.png
 	@echo
-	@echo 'This model has random weights, which stand in for trained ones: the label and the probabilities above mean'
-	@echo 'nothing. What the demo shows is that the int8 graphs stay close to fp32 and to PyTorch (the tables above).'
-	@echo 'What the model saw: $(DEMO_OUT)/preview.png'
+	@echo 'The weights are random: label and probabilities are meaningless, only the error tables above are real.'
+	@echo 'What the model saw:   $(DEMO_OUT)/preview.png'
+	@echo 'Error of each layer:  $(DEMO_OUT)/bundle/errors.svg'
 
-ablation: ort ## train the demo model in three modes on a simulated cohort and compare them (docs/ablation.md; goes on where it stopped)
+ablation: ort ## train the demo model in three modes on a simulated cohort and compare them (docs/ablation.md); resumable
 	@test -e $(ABLATION_OUT)/cohort/cohort.csv \
 	  || { rm -rf $(ABLATION_OUT)/cohort && $(CARGO) run $(PROFILE) --quiet --example simulate_cohort -- \
 	    --brain $(DEMO)/mni152_t1.nii.gz -o $(ABLATION_OUT)/cohort --subjects 1200 --seed 1 --split 0.4,0.1,0.5; }
 	$(CARGO) run $(PROFILE) --quiet --example ablation -- --cohort $(ABLATION_OUT)/cohort/cohort.csv \
 	  --model $(DEMO)/checkpoint -o $(ABLATION_OUT)/runs $(ABLATION)
 
-test: ort venv ort119 trt ## every test, and at the end a list of those that were skipped (sets itself up: ONNX Runtime, Python environments)
-	@BA_PYTHON='$(BA_PYTHON)' scripts/test.sh $(CARGO) test $(PROFILE) --no-fail-fast
+test: ort venv ort119 trt ## every test (fetches ONNX Runtime and the Python environments that the tests compare with)
+	BA_PYTHON='$(BA_PYTHON)' $(CARGO) test $(PROFILE)
 
 check: ## everything that CI runs: format, lints, docs, licences, tests, demo
 	.ci/run
@@ -69,7 +68,7 @@ ort: ## ONNX Runtime's library into .ort/
 	  || { echo '$(PYTHON) has no pip: install it (Debian, Ubuntu: apt install python3-pip) or name another with PYTHON=' >&2; exit 1; }
 	@$(PYTHON) scripts/fetch_onnxruntime.py
 
-gpu: ## ONNX Runtime for NVIDIA GPUs and the libraries that it needs beside the driver, into .ort/gpu/ (Linux, x86-64)
+gpu: ## ONNX Runtime for NVIDIA GPUs and the libraries it needs except the driver, into .ort/gpu/ (Linux, x86-64)
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 \
 	  || { echo '$(PYTHON) has no pip: install it (Debian, Ubuntu: apt install python3-pip) or name another with PYTHON=' >&2; exit 1; }
 	@$(PYTHON) scripts/fetch_gpu.py
@@ -95,8 +94,8 @@ $(ORT119_VENV)/ready: scripts/ort119-requirements.txt
 	  && $(ORT119_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ \
 	  || { rm -rf $(ORT119_VENV); echo 'onnxruntime-training-cpu cannot be installed here (there are wheels for Python 3.9 to 3.12 on Linux): the comparisons with it are skipped' >&2; }
 
-# The compiler alone, which runs without a GPU. Not for every platform, as above.
-trt: $(if $(BA_TRT_PYTHON),,$(TRT_VENV)/ready) ## TensorRT for RTX into .venv-trt/, where it can be installed: the tests build engines, on any machine
+# The compiler alone, which runs without a GPU. Not for every platform: tests say where it is missing and go on.
+trt: $(if $(BA_TRT_PYTHON),,$(TRT_VENV)/ready) ## TensorRT for RTX into .venv-trt/, where it can be installed: the tests build engines with it, without a GPU
 
 $(TRT_VENV)/ready: scripts/trt-requirements.txt
 	@rm -rf $(TRT_VENV)
@@ -104,10 +103,10 @@ $(TRT_VENV)/ready: scripts/trt-requirements.txt
 	  && $(TRT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ \
 	  || { rm -rf $(TRT_VENV); echo 'tensorrt-rtx-cu13 cannot be installed here (there are wheels for x86-64 Linux): the tests that build engines are skipped' >&2; }
 
-bench: ort bench-venv ## the benchmarks beside PyTorch, llama.cpp and others, into docs/benchmarks.md (BENCH='text scan': some groups)
+bench: ort bench-venv ## benchmarks next to PyTorch, llama.cpp and others, into docs/benchmarks.md (BENCH='text scan': some groups)
 	BA_BENCH_PYTHON='$(BENCH_PYTHON)' $(CARGO) bench --bench suite -- $(BENCH)
 
-bench-gpu: $(if $(findstring --dry-run,$(GPU)),ort,gpu) bench-venv ## the measurements on an NVIDIA GPU beside PyTorch, into docs/gpu.md (GPU=--dry-run: every step without a GPU)
+bench-gpu: $(if $(findstring --dry-run,$(GPU)),ort,gpu) bench-venv ## benchmarks on an NVIDIA GPU next to PyTorch, into docs/gpu.md (GPU=--dry-run: every step without a GPU)
 	$(CARGO) build $(PROFILE) --bins --example synthesize_checkpoint
 	BENCH_PYTHON='$(BENCH_PYTHON)' benches/gpu.sh $(GPU)
 
@@ -126,11 +125,11 @@ $(BENCH_VENV)/ready: scripts/bench-requirements.txt
 	done
 	@touch $@
 
-clean-ablation: ## remove what the ablation made
+clean-ablation: ## remove the output of make ablation
 	rm -rf $(ABLATION_OUT)
 
-clean-demo: ## remove what the demo made
+clean-demo: ## remove the output of make demo
 	rm -rf $(DEMO_OUT)
 
-clean: ## remove everything built or fetched
+clean: ## remove everything that was built or fetched
 	rm -rf target .ort $(VENV) $(ORT119_VENV) $(TRT_VENV) $(BENCH_VENV)

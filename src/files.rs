@@ -1,4 +1,4 @@
-//! Files that appear whole: written under a temporary name beside their place, then renamed. Layer 1.
+//! Files that appear complete: written under a temporary name next to their place, then renamed. Layer 1.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,7 +18,7 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// An empty file beside `path`. Its temporary name ends in `suffix`, for writers that look at names.
+    /// An empty file next to `path`. Its temporary name ends in `suffix`, for writers that go by names.
     ///
     /// # Errors
     /// `io` when it cannot be made.
@@ -61,7 +61,7 @@ impl Pending {
     }
 }
 
-/// Writes `bytes` to `path`, whole or not at all.
+/// Writes `bytes` to `path`, completely or not at all.
 ///
 /// # Errors
 /// `io` or `disk.full`.

@@ -13,7 +13,7 @@
 //!
 //! export::run(&Plan::new(Sources::in_folder("checkpoints".as_ref())?, "onnx"), &mut Silent)?;
 //!
-//! let mut predictor = Predictor::open("onnx".as_ref(), Options::default())?;
+//! let predictor = Predictor::open("onnx".as_ref(), Options::default())?;
 //! let report = predictor.encode_report("Memory complaints for two years. MMSE 24 of 30.")?;
 //! let scan = predictor.reader().read("scan.nii.gz".as_ref())?;
 //! println!("{}", predictor.predict(scan, Some(&report))?.label);
@@ -37,8 +37,8 @@
 //! | 1 | [`tensor`], [`progress`], [`files`], [`metrics`] |
 //! | 2 | [`config`], [`checkpoint`], [`volume`], [`text`], [`graph`], [`cohort`] |
 //! | 3 | [`model`], [`passes`], [`onnx`], [`batch`] |
-//! | 4 | [`bundle`], [`runtime`] |
-//! | 5 | [`execute`], [`calibrate`] |
+//! | 4 | [`bundle`], [`optimizer`], [`runtime`] |
+//! | 5 | [`execute`], [`calibrate`], [`plot`] |
 //! | 6 | [`export`], [`infer`] |
 //! | 7 | [`train`] |
 //! | 8 | [`cli`] |
@@ -66,7 +66,10 @@ pub mod infer;
 pub mod metrics;
 pub mod model;
 pub mod onnx;
+pub mod optimizer;
 pub mod passes;
+#[cfg(feature = "runtime")]
+pub mod plot;
 pub mod progress;
 #[cfg(feature = "runtime")]
 pub mod runtime;

@@ -1,10 +1,28 @@
-//! How long work tells what it is doing. Layer 1.
+//! How long work reports what it is doing. Layer 1.
+//!
+//! ```
+//! use brain_adapter::progress::Progress;
+//!
+//! /// Keeps the names of the steps.
+//! struct Steps(Vec<String>);
+//!
+//! impl Progress for Steps {
+//!     fn step(&mut self, what: &str, _bytes: Option<u64>) {
+//!         self.0.push(what.to_owned());
+//!     }
+//! }
+//!
+//! let mut steps = Steps(Vec::new());
+//! steps.step("writing vision", None);
+//! steps.advance(4096); // methods that are not written do nothing
+//! assert_eq!(steps.0, ["writing vision"]);
+//! ```
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Warning;
 
-/// Hears of work as it goes on. All methods do nothing unless they are written.
+/// Receives the progress of work. Every method does nothing by default.
 pub trait Progress {
     /// A new step begins: what it is, and how many bytes it will handle where that is known.
     fn step(&mut self, what: &str, bytes: Option<u64>) {
@@ -32,33 +50,31 @@ pub trait Progress {
     }
 }
 
-/// Hears nothing.
+/// Ignores all progress.
 pub struct Silent;
 
 impl Progress for Silent {}
 
-type Listener = dyn Fn(&str) + Send + Sync;
-
-/// Who is told lines; by default nobody.
+/// A progress that several threads report to: cheap to clone, silent by default.
 #[derive(Clone, Default)]
-pub struct Tell(Option<Arc<Listener>>);
+pub struct Shared(Option<Arc<Mutex<dyn Progress + Send>>>);
 
-impl Tell {
-    /// Tells `to`, on whatever thread the work is done.
-    pub fn new(to: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(to)))
+impl Shared {
+    /// Reports to `progress`, from whatever thread the work is done on.
+    pub fn new(progress: impl Progress + Send + 'static) -> Self {
+        Self(Some(Arc::new(Mutex::new(progress))))
     }
 
-    /// Tells a line.
-    pub fn say(&self, line: &str) {
-        if let Some(to) = &self.0 {
-            to(line);
+    /// A note, as [`Progress::line`].
+    pub fn note(&self, text: &str) {
+        if let Some(progress) = &self.0 {
+            progress.lock().unwrap_or_else(PoisonError::into_inner).line(text);
         }
     }
 }
 
-impl std::fmt::Debug for Tell {
+impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "Tell(somebody)" } else { "Tell(nobody)" })
+        f.write_str(if self.0.is_some() { "Shared(a progress)" } else { "Shared(silent)" })
     }
 }

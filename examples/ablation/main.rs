@@ -1,5 +1,5 @@
-//! The paper's ablation on any cohort: fixed projections (`fpm`), trained projections (`tlp`) and the image alone (`mri`),
-//! trained alike from several seeds and compared on the test split.
+//! The paper's ablation on any cohort: fixed projections (`fpm`), trained projections (`tlp`) and the image alone
+//! (`mri`), trained with several seeds each and compared on the test split.
 //!
 //! ```text
 //! cargo run --release --example ablation -- --cohort COHORT/cohort.csv --model examples/demo/checkpoint -o OUT
@@ -7,11 +7,11 @@
 //!
 //! ```text
 //! cohort × mode × seed ─ fit ─ the epoch that is best on validation ─ export (fp32) ─ eval on test ─ answers.json
-//!                                                                        all answers ─ statistics ─ table
+//!                                                                     all predictions ─ statistics ─ table
 //! ```
 //!
-//! Everything but mode, seed and cohort is the same in all trainings. The test split is read once a training is over and
-//! decides nothing. A training that is there already is not done again, and one that was interrupted goes on.
+//! Everything except mode, seed and cohort is the same in all trainings. The test split is read only after a training
+//! and selects nothing. A training that is done is not repeated, and an interrupted one is resumed.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod statistics;
@@ -29,9 +29,9 @@ use brain_adapter::train::prepare;
 use clap::Parser;
 
 use statistics::{Findings, Trials};
-use trial::{Announced, Case, Outcome};
+use trial::{Outcome, StderrProgress, Trial};
 
-/// What is compared, in the table's order.
+/// The modes that are compared, in the order of the table.
 const MODES: [Mode; 3] = [Mode::Fpm, Mode::Tlp, Mode::Mri];
 
 #[derive(Parser)]
@@ -43,25 +43,25 @@ struct Args {
     /// Folder of config.json, the adapter, m3d/ and llama/
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Seeds of the order in which cases are seen
+    /// Seeds of the order of cases
     #[arg(long, value_delimiter = ',', default_value = "1,2,3")]
     seeds: Vec<u64>,
-    /// Epochs; the one with the best macro-F1 on the validation split is measured
+    /// Epochs; the one with the best macro-F1 on the validation split is evaluated
     #[arg(long, default_value_t = 15)]
     epochs: u32,
-    /// Largest learning rate
+    /// Maximum learning rate
     #[arg(long, default_value_t = 1e-3)]
     lr: f64,
     /// Cases a step
     #[arg(long, default_value_t = 16)]
     batch: usize,
-    /// Epochs after which the validation cases' embedding is drawn
+    /// Epochs after which the embedding of the validation cases is drawn
     #[arg(long, value_delimiter = ',')]
     embed: Vec<u32>,
     /// Draws of the bootstrap
     #[arg(long, default_value_t = 2000)]
     draws: u32,
-    /// Trainings at once
+    /// Number of trainings that run at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     jobs: u8,
     /// Threads within an operator [default: one a core]
@@ -73,7 +73,7 @@ struct Args {
     /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
-    /// ONNX Runtime's shared library, where it is not to be searched for
+    /// Path of the ONNX Runtime shared library [default: searched for]
     #[arg(long, env = "ORT_DYLIB_PATH")]
     ort_lib: Option<PathBuf>,
 }
@@ -94,7 +94,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Writes the artifacts of each mode and the bundle that encodes reports, where they are not there yet.
+/// Writes the training artifacts of each mode and the bundle that encodes reports, unless they exist.
 fn prepare_all(args: &Args) -> Result<()> {
     let sources = export::Sources::in_folder(&args.model)?;
     for mode in MODES {
@@ -107,31 +107,31 @@ fn prepare_all(args: &Args) -> Result<()> {
                 adamw: Default::default(),
                 output,
             };
-            prepare::run(&plan, &mut Announced::new(mode.name()))?;
+            prepare::run(&plan, &mut StderrProgress::new(mode.name()))?;
         }
     }
     let bundle = args.output.join("bundle");
     if !bundle.exists() {
         let plan = export::Plan { library: args.ort_lib.clone(), ..export::Plan::new(sources, bundle) };
-        export::run(&plan, &mut Announced::new("bundle"))?;
+        export::run(&plan, &mut StderrProgress::new("bundle"))?;
     }
     Ok(())
 }
 
-/// Every training, in the order cohort, seed, mode: an interrupted ablation has compared all modes.
+/// Runs every training, in the order cohort, seed, mode: an interrupted ablation has results of all modes.
 fn run_all(args: &Args) -> Result<Vec<Outcome>> {
-    let mut cases = Vec::new();
+    let mut trials = Vec::new();
     for cohort in 0..args.cohort.len() {
         for &seed in &args.seeds {
-            cases.extend(MODES.map(|mode| Case { cohort, seed, mode }));
+            trials.extend(MODES.map(|mode| Trial { cohort, seed, mode }));
         }
     }
-    let queue = Mutex::new(cases.iter().enumerate());
+    let queue = Mutex::new(trials.iter().enumerate());
     let next = || queue.lock().ok().and_then(|mut queue| queue.next());
     let work = || -> Result<Vec<(usize, Outcome)>> {
         let mut done = Vec::new();
-        while let Some((place, case)) = next() {
-            done.push((place, case.run(args).with_context(|| case.name())?));
+        while let Some((place, trial)) = next() {
+            done.push((place, trial.run(args).with_context(|| trial.name())?));
         }
         Ok(done)
     };

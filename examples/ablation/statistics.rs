@@ -1,15 +1,15 @@
-//! How good the modes are, and how much better one is than another.
+//! The macro-F1 of each mode, and the differences between modes.
 //!
-//! A mode's figure is the mean over its trainings (cohorts × seeds) of the macro-F1 on the test split. Its interval, and that
-//! of a difference, is the percentile bootstrap over subjects ([`bootstrap`]), stratified by cohort and class: a draw takes the
-//! same subjects for all trainings, so that what makes a subject hard for both modes cancels out of their difference. It says
-//! how much the figures would vary with other subjects of the same population; seeds are not drawn, their spread stands in
-//! the table.
+//! The metric of a mode is the mean over its trainings (cohorts × seeds) of the macro-F1 on the test split. Its
+//! interval, and that of a difference, is the percentile bootstrap over subjects ([`bootstrap`]), stratified by cohort
+//! and class: a draw has the same subjects in all trainings, so that what makes a subject hard for both modes cancels
+//! out of their difference. It says how much the metrics would vary with other subjects of the same population; seeds
+//! are not drawn, the table shows their spread.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use brain_adapter::metrics::{Answer, Confusion, Interval, bootstrap};
+use brain_adapter::metrics::{Confusion, Interval, LabelledPrediction, bootstrap};
 use serde::Serialize;
 
 use super::MODES;
@@ -17,10 +17,10 @@ use super::trial::Outcome;
 
 /// Seed of the bootstrap.
 const SEED: u64 = 0;
-/// The differences that are looked at: `a − b`, indices into [`MODES`].
+/// The differences that are estimated: `a − b`, indices into [`MODES`].
 const PAIRS: [(usize, usize); 2] = [(1, 0), (1, 2)];
 
-/// A figure with its interval.
+/// A metric with its interval.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     pub name: String,
@@ -29,7 +29,7 @@ pub struct Estimate {
     pub interval: Option<Interval>,
 }
 
-/// What was found.
+/// All estimates.
 #[derive(Clone, Debug, Serialize)]
 pub struct Findings {
     pub draws: u32,
@@ -39,17 +39,18 @@ pub struct Findings {
     pub differences: Vec<Estimate>,
 }
 
-/// The answers of all trainings to each subject.
+/// The predictions of all trainings for each subject.
 pub struct Trials {
     classes: usize,
     cohorts: usize,
     seeds: usize,
-    /// A subject's answers in the order seed, mode. The truth is `cohort · classes + class`: what is drawn within.
-    subjects: Vec<Vec<Answer>>,
+    /// The predictions for each subject in the order seed, mode. The truth is `cohort · classes + class`: the stratum
+    /// of the bootstrap.
+    subjects: Vec<Vec<LabelledPrediction>>,
 }
 
 impl Trials {
-    /// Puts outcomes in the order cohort, seed, mode together.
+    /// The trials of `outcomes`, which must be in the order cohort, seed, mode.
     ///
     /// # Errors
     /// When trainings of one cohort were not tested on the same subjects.
@@ -57,28 +58,28 @@ impl Trials {
         let classes = outcomes.first().map_or(0, |o| o.labels.len());
         let mut subjects = Vec::new();
         for (cohort, group) in outcomes.chunks(seeds * MODES.len()).enumerate() {
-            let mut answers: BTreeMap<&str, Vec<Answer>> = BTreeMap::new();
-            for answered in group.iter().flat_map(|outcome| &outcome.answers) {
-                let (truth, predicted) = (cohort * classes + answered.truth, answered.predicted);
-                let answer = Answer { truth, predicted, probabilities: Vec::new() };
-                answers.entry(&answered.subject).or_default().push(answer);
+            let mut predictions: BTreeMap<&str, Vec<LabelledPrediction>> = BTreeMap::new();
+            for row in group.iter().flat_map(|outcome| &outcome.answers) {
+                let (truth, predicted) = (cohort * classes + row.truth, row.predicted);
+                let prediction = LabelledPrediction { truth, predicted, probabilities: Vec::new() };
+                predictions.entry(&row.subject).or_default().push(prediction);
             }
-            let whole = answers.values().all(|a| a.len() == seeds * MODES.len());
-            ensure!(whole, "cohort {}: each training must answer each subject of the test split once", cohort + 1);
-            subjects.extend(answers.into_values());
+            let complete = predictions.values().all(|p| p.len() == seeds * MODES.len());
+            ensure!(complete, "cohort {}: each training must predict each subject of the test split once", cohort + 1);
+            subjects.extend(predictions.into_values());
         }
         Ok(Self { classes, cohorts, seeds, subjects })
     }
 
-    /// Mean macro-F1 of each mode over the drawn subjects' answers, one subject's behind the other's.
-    fn macro_f1(&self, drawn: &[&Answer]) -> Vec<f64> {
+    /// Mean macro-F1 of each mode over the predictions of drawn subjects, subject by subject.
+    fn macro_f1(&self, drawn: &[&LabelledPrediction]) -> Vec<f64> {
         let runs = self.seeds * MODES.len();
         let empty = Confusion { counts: vec![vec![0; self.classes]; self.classes] };
         let mut confusions = vec![empty; self.cohorts * runs];
         for subject in drawn.chunks(runs) {
-            for (run, answer) in subject.iter().enumerate() {
-                let (cohort, class) = (answer.truth / self.classes, answer.truth % self.classes);
-                confusions[cohort * runs + run].counts[class][answer.predicted] += 1;
+            for (run, prediction) in subject.iter().enumerate() {
+                let (cohort, class) = (prediction.truth / self.classes, prediction.truth % self.classes);
+                confusions[cohort * runs + run].counts[class][prediction.predicted] += 1;
             }
         }
         let of_mode = |mode: usize| confusions.iter().skip(mode).step_by(MODES.len()).map(Confusion::macro_f1);
@@ -87,15 +88,15 @@ impl Trials {
 }
 
 impl Findings {
-    /// Of all trainings, with intervals by `draws` draws.
+    /// The estimates over all trainings, with intervals of `draws` draws.
     pub fn of(trials: &Trials, draws: u32) -> Self {
-        let figures = |drawn: &[&Answer]| {
+        let metrics = |drawn: &[&LabelledPrediction]| {
             let modes = trials.macro_f1(drawn);
             let differences: Vec<f64> = PAIRS.iter().map(|(a, b)| modes[*a] - modes[*b]).collect();
             modes.into_iter().chain(differences).map(Some).collect::<Vec<_>>()
         };
-        let values = figures(&trials.subjects.iter().flatten().collect::<Vec<_>>());
-        let intervals = bootstrap(&trials.subjects, draws, SEED, figures);
+        let values = metrics(&trials.subjects.iter().flatten().collect::<Vec<_>>());
+        let intervals = bootstrap(&trials.subjects, draws, SEED, metrics);
         let names = MODES.iter().map(|m| m.name().to_owned());
         let names = names.chain(PAIRS.iter().map(|(a, b)| format!("{} - {}", MODES[*a].name(), MODES[*b].name())));
         let all = names.zip(values.into_iter().flatten()).zip(intervals);
@@ -108,10 +109,11 @@ impl Findings {
 
 #[cfg(test)]
 mod tests {
-    use super::super::trial::Answered;
+    use super::super::trial::TestRow;
     use super::*;
 
-    /// Outcomes in the order cohort, seed, mode; `predicted(cohort, seed, mode, subject)` answers, class = subject mod 3.
+    /// Outcomes in the order cohort, seed, mode. The class of a subject is its number mod 3; `predicted(cohort, seed,
+    /// mode, subject)` is the predicted one.
     fn trials(
         cohorts: usize,
         seeds: usize,
@@ -121,7 +123,7 @@ mod tests {
         let mut outcomes = Vec::new();
         for (cohort, seed) in (0..cohorts).flat_map(|c| (0..seeds).map(move |s| (c, s))) {
             for (mode, name) in MODES.into_iter().enumerate() {
-                let answer = |i: usize| Answered {
+                let row = |i: usize| TestRow {
                     subject: format!("s{i:03}"),
                     truth: i % 3,
                     predicted: predicted(cohort, seed, mode, i),
@@ -138,7 +140,7 @@ mod tests {
                     accuracy: 0.0,
                     macro_auc: None,
                     labels: ["CN", "MCI", "AD"].map(String::from).to_vec(),
-                    answers: (0..subjects).map(answer).collect(),
+                    answers: (0..subjects).map(row).collect(),
                     seconds: 0.0,
                 });
             }
@@ -147,8 +149,9 @@ mod tests {
     }
 
     #[test]
-    fn a_figure_is_the_mean_over_cohorts_and_seeds() {
-        // Training (0, 0) of the mode 0 calls everything class 0: F1 ½ of class 0, 0 of the others. All else is right.
+    fn a_metric_is_the_mean_over_cohorts_and_seeds() {
+        // Training (0, 0) of mode 0 predicts class 0 for everything: F1 ½ of class 0, 0 of the others. All others are
+        // right.
         let all = trials(2, 2, 9, |c, s, m, i| if (c, s, m) == (0, 0, 0) { 0 } else { i % 3 });
         let findings = Findings::of(&all, 50);
         let values: Vec<f64> = findings.modes.iter().map(|e| e.value).collect();
@@ -159,7 +162,7 @@ mod tests {
         assert_eq!(findings.differences[1].interval, Some(Interval { low: 0.0, high: 0.0 }));
     }
 
-    /// Both modes fail on the same subjects but for a few: each is unsure, and their difference is not.
+    /// Both modes fail on the same subjects except for a few: each metric is uncertain, and their difference is not.
     #[test]
     fn draws_are_paired() {
         let wrong = |i: usize| (i % 3 + 1) % 3;
@@ -175,10 +178,11 @@ mod tests {
         assert!(interval.low >= 0.0 && interval.high > 0.0);
     }
 
-    /// Against a known case: where errors are alike in all classes, macro-F1 is about the share of right answers.
+    /// A known case: where errors are equal in all classes, macro-F1 is about the accuracy.
     #[test]
     fn an_interval_is_the_binomials() {
-        // 300 subjects, 100 a class; 20 of each class are called the next. A draw's share is Binomial(300, 0.8) / 300:
+        // 300 subjects, 100 a class; 20 of each class are predicted as the next. The accuracy of a draw is
+        // Binomial(300, 0.8) / 300:
         // scipy.stats.norm.interval(0.95, 0.8, sqrt(0.8 * 0.2 / 300)) is 0.7547 to 0.8453.
         let all = trials(1, 1, 300, |_, _, _, i| if i % 15 < 3 { (i + 1) % 3 } else { i % 3 });
         let findings = Findings::of(&all, 4000);
@@ -191,7 +195,7 @@ mod tests {
     fn other_subjects_are_refused() {
         let mut outcomes = Vec::new();
         for (mode, subject) in MODES.into_iter().zip(["a", "a", "b"]) {
-            let answers = vec![Answered { subject: subject.into(), truth: 0, predicted: 0 }];
+            let answers = vec![TestRow { subject: subject.into(), truth: 0, predicted: 0 }];
             let json = serde_json::json!({"cohort": 0, "seed": 1, "mode": mode, "settings": "", "cases": [1, 1, 1],
                 "best_epoch": 1, "validation_macro_f1": 0.0, "macro_f1": 0.0, "accuracy": 0.0, "macro_auc": null,
                 "labels": ["CN", "MCI", "AD"], "answers": answers, "seconds": 0.0});

@@ -1,4 +1,4 @@
-//! What is printed.
+//! The printed table and the JSON document.
 
 use std::fmt::Write;
 
@@ -59,7 +59,7 @@ fn interval(estimate: &Estimate) -> String {
     estimate.interval.map_or_else(|| "-".to_owned(), |i| format!("{:.3} to {:.3}", i.low, i.high))
 }
 
-/// Everything, answers too.
+/// All results, with every prediction.
 pub fn document(args: &Args, outcomes: &[Outcome], findings: &Findings) -> Value {
     let cohorts: Vec<String> = args.cohort.iter().map(|p| p.display().to_string()).collect();
     json!({

@@ -1,4 +1,4 @@
-//! One training, and what came of it on the test split.
+//! One training, and its evaluation on the test split.
 
 use std::path::Path;
 use std::time::Instant;
@@ -16,75 +16,79 @@ use serde::{Deserialize, Serialize};
 
 use super::Args;
 
-/// Which training.
+/// One training.
 #[derive(Clone, Copy, Debug)]
-pub struct Case {
+pub struct Trial {
     /// Index of the cohort.
     pub cohort: usize,
     pub seed: u64,
     pub mode: Mode,
 }
 
-/// What came of it.
+/// The result of a training; `answers.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Index of the cohort.
     pub cohort: usize,
     pub seed: u64,
     pub mode: Mode,
-    /// What the numbers depend on: an outcome of other settings is not taken up.
+    /// What the numbers depend on: an outcome of other settings is not reused.
     pub settings: String,
-    /// Cases trained on, validated on and tested on.
+    /// Number of training, validation and test cases.
     pub cases: [usize; 3],
-    /// The epoch that was measured, and its macro-F1 on the validation split.
+    /// The epoch that was evaluated, and its macro-F1 on the validation split.
     pub best_epoch: u32,
     pub validation_macro_f1: f64,
-    /// Figures on the test split, with percentile intervals over subjects.
+    /// Metrics on the test split.
     pub macro_f1: f64,
     pub accuracy: f64,
     pub macro_auc: Option<f64>,
     pub labels: Vec<String>,
-    /// The test split's subjects with their classes and the answers, in the list's order.
-    pub answers: Vec<Answered>,
-    /// Wall time, training and measuring together; of the last stretch, where it was interrupted.
+    /// The subjects of the test split with true and predicted class, in the list's order.
+    pub answers: Vec<TestRow>,
+    /// Wall time of training and evaluation in seconds; after an interruption, since it was resumed.
     pub seconds: f64,
 }
 
 /// A subject of the test split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Answered {
+pub struct TestRow {
     pub subject: String,
     pub truth: usize,
     pub predicted: usize,
 }
 
-impl Case {
+impl Trial {
     pub fn name(&self) -> String {
         format!("cohort-{}/seed-{}/{}", self.cohort + 1, self.seed, self.mode.name())
     }
 
-    /// Trains and measures, or reads what came of it earlier.
+    /// Trains and evaluates, or reads an earlier result.
     pub fn run(&self, args: &Args) -> Result<Outcome> {
         let folder = args.output.join(self.name());
-        let kept = folder.join("answers.json");
+        let saved = folder.join("answers.json");
         let settings = self.settings(args)?;
-        if let Ok(json) = std::fs::read(&kept) {
-            let outcome: Outcome = serde_json::from_slice(&json).with_context(|| kept.display().to_string())?;
+        if let Ok(json) = std::fs::read(&saved) {
+            let outcome: Outcome = serde_json::from_slice(&json).with_context(|| saved.display().to_string())?;
             ensure!(
                 outcome.settings == settings,
-                "{} is of other settings ({}): choose another -o, or remove it",
-                kept.display(),
+                "{} has other settings ({}): choose another -o, or remove it",
+                saved.display(),
                 outcome.settings
             );
             return Ok(outcome);
         }
         let start = Instant::now();
-        let mut progress = Announced::new(&self.name());
+        let mut progress = StderrProgress::new(&self.name());
         let summary = fit::run(&self.fit_plan(args, &folder), &mut progress)?;
-        let evaluation = self.measure(args, &folder, &mut progress)?;
-        ensure!(evaluation.failures.is_empty(), "{} rows of the test split have no answer", evaluation.failures.len());
+        let evaluation = self.evaluate(args, &folder, &mut progress)?;
+        ensure!(
+            evaluation.failures.is_empty(),
+            "{} rows of the test split have no prediction",
+            evaluation.failures.len()
+        );
         let index = |label: &String| evaluation.labels.iter().position(|l| l == label).unwrap_or(usize::MAX);
-        let answered = |row: &eval::RowResult| Answered {
+        let row = |row: &eval::RowResult| TestRow {
             subject: row.subject.clone(),
             truth: row.truth,
             predicted: index(&row.label),
@@ -100,12 +104,12 @@ impl Case {
             macro_f1: evaluation.scores.macro_f1,
             accuracy: evaluation.scores.accuracy,
             macro_auc: evaluation.scores.macro_auc,
-            answers: evaluation.rows.iter().map(answered).collect(),
+            answers: evaluation.rows.iter().map(row).collect(),
             labels: evaluation.labels,
             seconds: start.elapsed().as_secs_f64(),
         };
         progress.line(&format!("test macro-F1 {:.3} ({:.0} s)", outcome.macro_f1, outcome.seconds));
-        replace(&kept, &serde_json::to_vec(&outcome)?)?;
+        replace(&saved, &serde_json::to_vec(&outcome)?)?;
         Ok(outcome)
     }
 
@@ -138,14 +142,14 @@ impl Case {
         }
     }
 
-    /// The trained adapter and heads, as a bundle, on the test split. The image-only classifier is what `mri` trains: it
-    /// answers where reports are left out.
-    fn measure(&self, args: &Args, folder: &Path, progress: &mut Announced) -> Result<eval::Evaluation> {
+    /// Exports the trained adapter and heads as a bundle and evaluates it on the test split: without reports for `mri`,
+    /// which trains the image-only classifier.
+    fn evaluate(&self, args: &Args, folder: &Path, progress: &mut StderrProgress) -> Result<eval::Evaluation> {
         let bundle = folder.join("bundle");
         let sources = Sources { adapter: folder.join("adapter.safetensors"), ..Sources::in_folder(&args.model)? };
         export::run(&export::Plan { library: args.ort_lib.clone(), ..export::Plan::new(sources, &bundle) }, progress)?;
         let plan = eval::Plan::new(&args.cohort[self.cohort], &bundle);
-        let test = eval::Choice::from_name("test");
+        let test = eval::EvalSplit::from_name("test");
         ensure!(test.is_some(), "there is no split `test`");
         let options = infer::Options {
             threads: args.threads,
@@ -158,16 +162,16 @@ impl Case {
     }
 }
 
-/// Tells lines and warnings on stderr, each with its training's name.
-pub struct Announced(String);
+/// Prints lines and warnings on stderr, each with the name of its training.
+pub struct StderrProgress(String);
 
-impl Announced {
+impl StderrProgress {
     pub fn new(name: &str) -> Self {
         Self(name.to_owned())
     }
 }
 
-impl Progress for Announced {
+impl Progress for StderrProgress {
     fn line(&mut self, text: &str) {
         eprintln!("{}: {text}", self.0);
     }

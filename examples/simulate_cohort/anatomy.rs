@@ -1,10 +1,10 @@
-//! Where the anatomy lies, and the smooth deformation that enlarges or shrinks it.
+//! The positions of anatomical structures, and the smooth deformation that enlarges or shrinks them.
 //!
-//! Coordinates are millimetres of MNI space (right, anterior, superior). They were read off the ICBM 152 nonlinear 2009a
-//! template, which is the demo's brain: voxels below 90 of 255 that are enclosed by brain form one component a
-//! hemisphere, the lateral ventricle, with its mean at (±13, −14, 15) and reaching from (±2, −57, −2) to (±34, 29, 28). The
-//! hippocampus is the grey body medial of the temporal horn; the centroid that the AAL atlas gives it,
-//! (±25…29, −20, −10) (Tzourio-Mazoyer et al., NeuroImage 15 (2002) 273), lies inside the ellipsoid used here.
+//! Coordinates are millimetres of MNI space (right, anterior, superior). They were read off the ICBM 152 nonlinear
+//! 2009a template, which is the demo's brain: voxels below 90 of 255 that are enclosed by brain form one component a
+//! hemisphere, the lateral ventricle, with its mean at (±13, −14, 15) and reaching from (±2, −57, −2) to (±34, 29, 28).
+//! The hippocampus is the grey body medial of the temporal horn; the centroid that the AAL atlas gives it, (±25…29,
+//! −20, −10) (Tzourio-Mazoyer et al., NeuroImage 15 (2002) 273), lies inside the ellipsoid used here.
 
 /// Right, anterior, superior in mm.
 pub type Point = [f64; 3];
@@ -24,8 +24,8 @@ pub const TEMPORAL: (Point, Point) = ([25.0, -16.0, -17.0], [11.0, 19.0, 10.0]);
 /// The temporal horn opens where the hippocampus shrinks.
 const TEMPORAL_HORN: (Point, Point) = ([34.0, -16.0, -15.0], [6.0, 15.0, 8.0]);
 
-/// One radial movement: nothing far away, a magnification of `1 / (1 - amount)` at the centre.
-struct Window {
+/// One radial displacement: zero far away, a magnification of `1 / (1 - amount)` at the centre.
+struct Bump {
     centre: Point,
     half_axes: Point,
     amount: f64,
@@ -36,7 +36,7 @@ const FLUID: f64 = 0.5;
 
 /// A smooth map from the simulated head to the template.
 pub struct Deformation {
-    windows: Vec<Window>,
+    bumps: Vec<Bump>,
     /// Part of the medial temporal lobe that is fluid, left and right, at its middle.
     fluid: [f64; 2],
 }
@@ -55,13 +55,13 @@ pub struct Change {
 impl Deformation {
     /// The deformation that makes `change` in the template.
     pub fn new(change: Change) -> Self {
-        let mut windows = Vec::new();
+        let mut bumps = Vec::new();
         let mut both = |(centre, half_axes): (Point, Point), amount: f64| {
             let sides: &[f64] = if centre[0] == 0.0 { &[1.0] } else { &[1.0, -1.0] };
             for side in sides {
                 let more = if sides.len() == 2 { side * change.asymmetry } else { 0.0 };
                 let centre = [side * centre[0], centre[1], centre[2]];
-                windows.push(Window { centre, half_axes, amount: amount * (1.0 + more) });
+                bumps.push(Bump { centre, half_axes, amount: amount * (1.0 + more) });
             }
         };
         // 0.46 and 0.7 at the strongest change keep the map one to one, see the test.
@@ -69,11 +69,11 @@ impl Deformation {
         both(TEMPORAL, -0.7 * change.temporal);
         both(TEMPORAL_HORN, 0.3 * change.temporal);
         let fluid = [-1.0, 1.0].map(|side| FLUID * change.temporal.max(0.0) * (1.0 + side * change.asymmetry));
-        Self { windows, fluid }
+        Self { bumps, fluid }
     }
 
-    /// The part of the tissue at `p` that fluid has replaced: the template, an average of many people, shows no fissures
-    /// or temporal horns that could widen, so what widens there is mixed into the voxels.
+    /// The part of the tissue at `p` that fluid has replaced: the template, an average of many people, shows no
+    /// fissures or temporal horns that could widen, so what widens there is mixed into the voxels.
     pub fn fluid(&self, p: Point) -> f64 {
         let (centre, half_axes) = TEMPORAL;
         let window = |side: f64| {
@@ -84,15 +84,16 @@ impl Deformation {
         self.fluid[0] * window(-1.0) + self.fluid[1] * window(1.0)
     }
 
-    /// The place in the template that is seen at `p`: `p - Σ amount (p - centre) exp(-½ Σ ((p - centre) / half axis)²)`.
+    /// The place in the template that appears at `p`: `p - Σ amount (p - centre) exp(-½ Σ ((p - centre) / half
+    /// axis)²)`.
     pub fn source(&self, p: Point) -> Point {
         let mut source = p;
-        for window in &self.windows {
-            let away = [0, 1, 2].map(|a| p[a] - window.centre[a]);
-            let squares: f64 = [0, 1, 2].map(|a| (away[a] / window.half_axes[a]).powi(2)).iter().sum();
-            // Beyond five half axes a window moves nothing by a micrometre.
+        for bump in &self.bumps {
+            let away = [0, 1, 2].map(|a| p[a] - bump.centre[a]);
+            let squares: f64 = [0, 1, 2].map(|a| (away[a] / bump.half_axes[a]).powi(2)).iter().sum();
+            // Beyond five half axes a bump displaces nothing by a micrometre.
             if squares < 25.0 {
-                let pull = window.amount * (-0.5 * squares).exp();
+                let pull = bump.amount * (-0.5 * squares).exp();
                 (0..3).for_each(|a| source[a] -= pull * away[a]);
             }
         }

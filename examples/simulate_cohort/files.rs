@@ -1,11 +1,11 @@
-//! The files about the whole cohort, and where a subject's own lie.
+//! The files about the whole cohort, and the paths of a subject's own.
 
 use anyhow::Result;
-use brain_adapter::train::cohort;
+use brain_adapter::cohort::{Case, Split};
 
 use super::subject::{LABELS, Subject};
 
-/// What the folder says of itself.
+/// Content of the folder's README.
 pub const README: &str = "\
 SIMULATED DATA. No scan, report or figure in this folder is of a real person, and nothing can be learned from it about
 people. It was made by `simulate_cohort` of brain-adapter to try training on.
@@ -51,7 +51,7 @@ pub fn description(seed: u64) -> Result<String> {
 }
 
 /// `cohort.csv`.
-pub fn list(subjects: &[Subject], rows: &[cohort::Subject]) -> Result<Vec<u8>> {
+pub fn list(subjects: &[Subject], rows: &[Case]) -> Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let names = ["subject", "scan", "report", "label", "split", "age", "sex", "education", "mmse", "cdr", "complaint"];
     writer.write_record(names.iter().chain(&["help", "apoe4", "ventricles", "temporal"]))?;
@@ -62,7 +62,7 @@ pub fn list(subjects: &[Subject], rows: &[cohort::Subject]) -> Result<Vec<u8>> {
             scan(subject),
             report(subject),
             LABELS[subject.label].to_owned(),
-            row.split.map_or("", cohort::Split::name).to_owned(),
+            row.split.map_or("", Split::name).to_owned(),
             facts.age.to_string(),
             if facts.female { "F" } else { "M" }.to_owned(),
             facts.education.to_string(),

@@ -4,16 +4,17 @@
 //! cargo run --release --example simulate_cohort -- --brain examples/demo/mni152_t1.nii.gz -o COHORT --subjects 240 --seed 1
 //! ```
 //!
-//! A brain in MNI space is deformed smoothly (`anatomy`): with the severity of CN, MCI and AD the ventricles widen and the
-//! medial temporal lobe shrinks and gives way to fluid, in distributions that overlap. Head size, pose, contrast, bias
-//! field and noise vary (`scan`). Reports state noisy clinical facts in varying words, some left out (`report`). Given
-//! the class, image and report err independently (`subject`): together they tell more than each alone.
+//! A brain in MNI space is deformed smoothly (`anatomy`): with the severity of CN, MCI and AD the ventricles widen and
+//! the medial temporal lobe shrinks and gives way to fluid, in distributions that overlap. Head size, pose, contrast,
+//! bias field and noise vary (`scan`). Reports state noisy clinical facts in varying words, some left out (`report`).
+//! Given the class, image and report err independently (`subject`): together they are more informative than each alone.
 //!
-//! **It shows that training works, and nothing else**: no figure that is reached on such data says anything of patients.
+//! **It shows that training works, and nothing else**: no figure that is reached on such data says anything of
+//! patients.
 //!
 //! `-o` gets `sub-simNNNN/anat/sub-simNNNN_T1w.nii.gz` and `sub-simNNNN/sub-simNNNN_report.txt`, `cohort.csv` (for
-//! `ba-train`, with the facts as they are, whether a report states them or not), `dataset_description.json` and `README`.
-//! The same arguments give the same bytes, whatever the number of threads.
+//! `ba-train`, with all facts, whether a report states them or not), `dataset_description.json` and
+//! `README`. The same arguments give the same bytes, whatever the number of threads.
 #![allow(clippy::print_stderr)]
 
 mod anatomy;
@@ -26,8 +27,8 @@ mod subject;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use brain_adapter::cohort::{Case, assign_splits};
 use brain_adapter::files::replace;
-use brain_adapter::train::cohort;
 use clap::Parser;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
@@ -67,7 +68,7 @@ fn main() -> Result<()> {
     ensure!(empty, "{} is not empty: give a new folder", out.display());
     let subjects = draw(args.subjects as usize, args.seed);
     let mut rows = rows(&subjects);
-    cohort::split(&mut rows, fractions, args.seed)?;
+    assign_splits(&mut rows, fractions, args.seed)?;
     let brain = Brain::read(&args.brain)?;
     subjects.par_iter().try_for_each(|subject| write(out, &brain, subject, args.seed, args.size.into()))?;
     replace(&out.join("dataset_description.json"), files::description(args.seed)?.as_bytes())?;
@@ -78,7 +79,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The subjects: classes of equal size (to one), in random order, so that numbers tell nothing.
+/// The subjects: classes of equal size (to one), in random order, so that numbers do not reveal the class.
 fn draw(count: usize, seed: u64) -> Vec<Subject> {
     let mut labels: Vec<usize> = (0..count).map(|i| i % LABELS.len()).collect();
     labels.shuffle(&mut stream(seed, 0));
@@ -87,9 +88,9 @@ fn draw(count: usize, seed: u64) -> Vec<Subject> {
 }
 
 /// The subjects as rows of the list, not split yet.
-fn rows(subjects: &[Subject]) -> Vec<cohort::Subject> {
-    let row = |(i, subject): (usize, &Subject)| cohort::Subject {
-        row: i + 2,
+fn rows(subjects: &[Subject]) -> Vec<Case> {
+    let row = |(i, subject): (usize, &Subject)| Case {
+        line: i + 2,
         subject: subject.name(),
         scan: files::scan(subject).into(),
         report: Some(files::report(subject).into()),

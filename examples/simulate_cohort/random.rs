@@ -1,4 +1,4 @@
-//! Random numbers: one stream of the generator a subject, whoever computes it.
+//! Random numbers: one stream of the generator for each subject, on any thread.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -10,7 +10,8 @@ pub fn stream(seed: u64, stream: u64) -> ChaCha8Rng {
     rng
 }
 
-/// A normally distributed number (Box and Muller, 1958), cut to three standard deviations: no subject is absurd.
+/// A normally distributed number (Box and Muller, 1958), clipped to three standard deviations, so that no subject is
+/// absurd.
 pub fn normal(rng: &mut ChaCha8Rng, mean: f64, std: f64) -> f64 {
     // 1 - u lies in (0, 1]: the logarithm is finite.
     let (u, angle) = (1.0 - rng.random::<f64>(), rng.random::<f64>() * std::f64::consts::TAU);

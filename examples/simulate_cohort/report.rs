@@ -1,8 +1,8 @@
 //! The report in English: some of the facts, in varying words and order.
 //!
-//! It says nothing about the images, and no diagnosis: those are the model's work. Facts are left out at random, whatever
-//! their value. Grades are said in words, since a small language model that was never trained still tells
-//! "severe" from "no", but hardly 21 from 27.
+//! It states nothing about the images, and no diagnosis: those are for the model to infer. Facts are left out at
+//! random, whatever their value. Grades are written in words, since a small language model that was never trained still
+//! tells "severe" from "no", but hardly 21 from 27.
 
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;

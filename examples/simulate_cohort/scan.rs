@@ -1,6 +1,6 @@
-//! The scan: the template seen through a deformed head and an imperfect scanner.
+//! The scan: the template in a deformed head, imaged by an imperfect scanner.
 //!
-//! For each voxel the way goes back, from the grid through scanner and head to the template, which is sampled
+//! Each voxel is mapped back, from the grid through scanner and head to the template, which is sampled
 //! trilinearly at 2 × 2 × 2 places a voxel: so a structure thinner than a voxel still changes its grey value.
 
 use std::path::Path;
@@ -32,7 +32,7 @@ pub struct Brain {
     shape: [usize; 3],
     /// MNI coordinates of the first voxel, in mm; voxels are 1 mm apart.
     origin: Point,
-    /// Smallest and largest MNI coordinates beyond which there is nothing, however it is deformed.
+    /// Bounds of the brain in MNI coordinates, with a margin for deformations.
     edges: [Point; 2],
 }
 
@@ -51,7 +51,7 @@ impl Brain {
             let index = [at % shape[0], at / shape[0] % shape[1], at / shape[0] / shape[1]];
             for a in 0..3 {
                 let p = index[a] as f64 + origin[a];
-                // Deformations move what lies deep inside; at the surface, far less than these 5 mm.
+                // Deformations displace deep structures; at the surface, far less than these 5 mm.
                 edges[0][a] = edges[0][a].min(p - 5.0);
                 edges[1][a] = edges[1][a].max(p + 5.0);
             }
@@ -70,7 +70,7 @@ impl Brain {
         let mut part = [0.0; 3];
         for a in 0..3 {
             let x = p[a] - self.origin[a];
-            // Also false for NaN.
+            // NaN fails this test too.
             if !(x >= 0.0 && x < (self.shape[a] - 1) as f64) {
                 return 0.0;
             }
@@ -92,7 +92,7 @@ impl Brain {
     }
 }
 
-/// A scan as a file holds it.
+/// A scan as it is stored.
 pub struct Scan {
     /// `[k][j][i]`.
     pub voxels: Vec<i16>,
@@ -111,7 +111,7 @@ pub fn acquire(brain: &Brain, subject: &Subject, size: usize, rng: &mut ChaCha8R
     let template = |index: [f64; 3]| {
         let scanner = [0, 1, 2].map(|r| affine[r][3] + (0..3).map(|c| affine[r][c] * index[c]).sum::<f64>());
         let away = [0, 1, 2].map(|r| scanner[r] - CENTRE[r] - acquisition.shift[r]);
-        // The transpose of a rotation takes it back.
+        // The transpose of a rotation is its inverse.
         let straight = [0, 1, 2].map(|c| (0..3).map(|r| head[r][c] * away[r]).sum::<f64>());
         let p = [0, 1, 2].map(|a| straight[a] / subject.scale[a] + CENTRE[a]);
         if !brain.reaches(p) {
@@ -139,8 +139,8 @@ fn within(index: [f64; 3], corner: usize) -> [f64; 3] {
     [0, 1, 2].map(|a| index[a] + if corner >> a & 1 == 1 { 0.25 } else { -0.25 })
 }
 
-/// The stored value of `tissue` (0 to 1) at `place` (-1 to 1 along each axis): contrast, bias field, gain, noise. Outside
-/// the brain 0 stays 0, as after skull stripping.
+/// The stored value of `tissue` (0 to 1) at `place` (-1 to 1 along each axis): contrast, bias field, gain, noise.
+/// Outside the brain 0 stays 0, as after skull stripping.
 fn grey(tissue: f64, place: [f64; 3], acquisition: &Acquisition, rng: &mut ChaCha8Rng) -> i16 {
     if tissue <= 0.0 {
         return 0;

@@ -1,7 +1,9 @@
-//! Who is simulated: a class, from it two hidden severities, and from those anatomy, acquisition and clinical facts.
+//! The simulated subject: a class, from it two hidden severities, and from those anatomy, acquisition and clinical
+//! facts.
 //!
-//! Given the class, the severity of the images and that of the symptoms are independent: each modality errs on its own,
-//! so both together know more than either. Images tell CN from MCI better, symptoms tell MCI from AD better.
+//! Given the class, the severity of the images and that of the symptoms are independent: each modality has errors of
+//! its own, so both together are more informative than either. Images tell CN from MCI better, symptoms tell MCI from
+//! AD better.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -19,7 +21,7 @@ const IMAGE_STD: f64 = 0.45;
 const SYMPTOMS: [f64; 3] = [0.0, 0.75, 1.9];
 const SYMPTOM_STD: f64 = 0.45;
 
-/// What the clinic knows.
+/// Clinical facts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
     /// Years.
@@ -33,7 +35,7 @@ pub struct Facts {
     pub cdr_halves: u32,
     /// Memory complaint: 0 none, 1 mild, 2 moderate, 3 severe.
     pub complaint: usize,
-    /// Months since the first complaint; of no meaning without one.
+    /// Months since the first complaint; meaningless without one.
     pub months: u32,
     /// Help in daily life: 0 none, 1 some, 2 much.
     pub help: usize,
@@ -41,14 +43,14 @@ pub struct Facts {
     pub apoe4: u32,
 }
 
-/// How the scanner saw the head.
+/// Pose of the head, and the properties of the scanner.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Acquisition {
     /// Rotation of the head about right, anterior, superior, in radians.
     pub turn: [f64; 3],
     /// Position of the head in the scanner, in mm.
     pub shift: [f64; 3],
-    /// Rotation of the slices against the scanner, in radians: this one is told by the affine.
+    /// Rotation of the slices against the scanner, in radians: the affine records this one.
     pub tilt: [f64; 3],
     /// Centre of the grid in the scanner, in mm.
     pub offset: [f64; 3],

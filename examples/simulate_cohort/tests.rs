@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use brain_adapter::cohort::{Split, read_labelled};
 use brain_adapter::text::Tokenizer;
 use brain_adapter::volume::{Grid, ReadOptions};
 
@@ -118,13 +119,13 @@ fn the_list_is_one_that_training_reads() {
     let dir = tempfile::tempdir().unwrap();
     let subjects = draw(60, 2);
     let mut rows = rows(&subjects);
-    cohort::split(&mut rows, [0.6, 0.2, 0.2], 2).unwrap();
+    assign_splits(&mut rows, [0.6, 0.2, 0.2], 2).unwrap();
     let path = dir.path().join("cohort.csv");
     std::fs::write(&path, files::list(&subjects, &rows).unwrap()).unwrap();
-    let read = cohort::read(&path, &LABELS.map(str::to_owned)).unwrap();
+    let read = read_labelled(&path, &LABELS.map(str::to_owned)).unwrap();
     for label in 0..3 {
         let count = |split| read.iter().filter(|s| s.label == label && s.split == Some(split)).count();
-        assert_eq!(cohort::Split::ALL.map(count), [12, 4, 4]);
+        assert_eq!(Split::ALL.map(count), [12, 4, 4]);
     }
     for (subject, row) in subjects.iter().zip(&read) {
         assert_eq!((subject.label, row.scan.as_path()), (row.label, dir.path().join(files::scan(subject)).as_path()));
@@ -183,8 +184,8 @@ fn reports_name_no_class_and_leave_facts_out() {
     }
 }
 
-/// The demo model's language part is random: the class must show in which tokens there are. A naive Bayes classifier over
-/// tokens that occur, learned on one half of the reports, is far from chance on the other, and far from perfect.
+/// The demo model's language part is random: the class must show in which tokens there are. A naive Bayes classifier
+/// over tokens that occur, learned on one half of the reports, is far from chance on the other, and far from perfect.
 #[test]
 fn tokens_of_the_demo_tell_the_classes_apart_in_part() {
     let tokenizer = Tokenizer::load(&demo("checkpoint/llama/tokenizer.json"), 1).unwrap();

@@ -84,7 +84,7 @@ impl VerifiedCache {
     }
 
     /// Whether the file at `path` was verified and has not been touched since.
-    pub fn knows(&self, path: &Path, record: &FileRecord) -> bool {
+    pub fn is_verified(&self, path: &Path, record: &FileRecord) -> bool {
         let known = self.files.get(&record.name).filter(|known| known.sha256 == record.sha256);
         known.is_some() && known == Identity::of(path, record).as_ref()
     }
@@ -131,23 +131,23 @@ mod tests {
         // Just written: too fresh to be remembered.
         let mut memory = VerifiedCache::load(dir.path(), "b");
         memory.remember(vec![VerifiedCache::candidate(&path, &record)]).unwrap();
-        assert!(!memory.knows(&path, &record));
+        assert!(!memory.is_verified(&path, &record));
 
         std::thread::sleep(SETTLED + Duration::from_millis(200));
         let candidate = VerifiedCache::candidate(&path, &record);
         memory.remember(vec![candidate]).unwrap();
         let memory = VerifiedCache::load(dir.path(), "b");
-        assert!(memory.knows(&path, &record));
-        assert!(!VerifiedCache::load(dir.path(), "c").knows(&path, &record));
-        assert!(!memory.knows(&path, &FileRecord { sha256: "cd".into(), ..record.clone() }));
+        assert!(memory.is_verified(&path, &record));
+        assert!(!VerifiedCache::load(dir.path(), "c").is_verified(&path, &record));
+        assert!(!memory.is_verified(&path, &FileRecord { sha256: "cd".into(), ..record.clone() }));
 
         // Other bytes with the old length and the old time of modification.
         let old = std::fs::metadata(&path).unwrap().modified().unwrap();
         std::fs::write(&path, "abd").unwrap();
         std::fs::File::options().append(true).open(&path).unwrap().set_modified(old).unwrap();
-        assert!(!memory.knows(&path, &record));
+        assert!(!memory.is_verified(&path, &record));
 
         std::fs::write(dir.path().join("verified/b.json"), "{").unwrap();
-        assert!(!VerifiedCache::load(dir.path(), "b").knows(&path, &record));
+        assert!(!VerifiedCache::load(dir.path(), "b").is_verified(&path, &record));
     }
 }

@@ -60,7 +60,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest> {
 /// The bytes of `bundle.json`: a regular file of bounded size.
 pub(super) fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
     let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message).at(path);
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?;
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
     // Opening a pipe would wait for ever.
     if !meta.is_file() {
         return Err(invalid("the manifest is not a file".into()));

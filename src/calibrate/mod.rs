@@ -23,9 +23,9 @@ pub use sample::{Fidelity, Rows, Sample, fidelity, fidelity_of};
 pub use statistics::{ChannelStats, Statistics, ZERO_POINTS};
 
 use crate::error::{Code, Error, Result};
-use crate::graph::{Graph, Rewrite, ValueId};
-use crate::onnx::{self, Placed};
-use crate::passes::{Linear, Segment, linears, segments};
+use crate::graph::{Graph, Rewrite, Segment, Tail, ValueId};
+use crate::onnx::{self, DataLayout};
+use crate::passes::{Linear, linears};
 use crate::progress::Progress;
 use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::{DType, Tensor};
@@ -77,7 +77,7 @@ pub struct Runner<'a> {
     /// A folder for temporary files: a block's weights.
     pub scratch: &'a Path,
     /// Where the weights lie in the scratch folder already, when the graph that is run was written there as a whole.
-    pub placed: Option<&'a Placed>,
+    pub placed: Option<&'a DataLayout>,
 }
 
 impl Runner<'_> {
@@ -197,7 +197,7 @@ pub fn walk(
     progress: &mut dyn Progress,
     visit: &mut dyn FnMut(Visit<'_>, &mut dyn Progress) -> Result<()>,
 ) -> Result<Option<Vec<Feed>>> {
-    let segments = segments(graph);
+    let segments = graph.segments(Tail::Separate);
     let blocks = segments.iter().map(|s| graph.extract(s.nodes.clone())).collect::<Result<Vec<_>>>()?;
     let ends: Vec<&str> = graph.outputs.iter().map(|&id| graph.value(id).name.as_str()).collect();
     let all = segments.iter().all(wanted.blocks);

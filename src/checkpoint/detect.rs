@@ -1,10 +1,10 @@
-//! What a file is, told by its first bytes and never by its name.
+//! Detects a file's format from its first bytes, never from its name.
 //!
 //! Flows in: the mapped file. Flows out: its tensors, from the reader that its content asks for, or an error
 //! (`checkpoint.format`) that says what the file is instead.
 //!
 //! # Safety
-//! No `unsafe`; only prefixes are looked at.
+//! No `unsafe`; only prefixes are read.
 
 use std::sync::Arc;
 

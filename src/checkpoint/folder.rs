@@ -26,7 +26,7 @@ const KNOWN: &[&str] = &[
     "pretrained_ViT.bin",
 ];
 const ENDINGS: &[&str] = &[".safetensors", ".bin", ".pt", ".pth", ".pt2"];
-/// What a training run leaves beside its weights.
+/// Files of a training run that hold no weights.
 const NOT_WEIGHTS: &[&str] = &["training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin"];
 
 /// Opens the checkpoint in `folder`; the sentence says which file it is.

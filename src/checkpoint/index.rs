@@ -15,6 +15,7 @@ use std::path::{Component, Path};
 use super::mapping::Mapping;
 use super::{Contents, Format, Opened, Skipped, SourceFile, detect};
 use crate::error::{Code, Error, Result};
+use crate::tensor::number::to_u64;
 
 /// Longest index that is read. That of a 7B model has 30 kB.
 const MAX_BYTES: u64 = 64 << 20;
@@ -27,7 +28,7 @@ struct Index {
 /// The weight map at `path`, or `None` when the JSON there is no index.
 pub(super) fn weight_map(path: &Path) -> Result<Option<BTreeMap<String, String>>> {
     let map = Mapping::open(path)?;
-    if map.bytes().len() as u64 > MAX_BYTES {
+    if to_u64(map.bytes().len()) > MAX_BYTES {
         return Ok(None);
     }
     Ok(serde_json::from_slice::<Index>(map.bytes()).ok().map(|index| index.weight_map))

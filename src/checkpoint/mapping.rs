@@ -45,7 +45,7 @@ impl Mapping {
             std::io::ErrorKind::NotFound => {
                 Error::new(Code::CHECKPOINT_NOT_FOUND, "there is no such file or folder").at(path).caused_by(e)
             }
-            _ => Error::io(path, "cannot look at the checkpoint", e),
+            _ => Error::io(path, "cannot open the checkpoint", e),
         })?;
         if !about.is_file() {
             let what = if about.is_dir() { "a folder" } else { "a device, pipe or socket" };

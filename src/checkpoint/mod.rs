@@ -17,6 +17,22 @@
 //! Files are untrusted. Pickles are interpreted symbolically against an allow-list, and nothing of theirs is run
 //! (see the `pickle` module). Sizes are compared with the file before anything is allocated; memory is proportional to
 //! the headers, not to what they claim. `unsafe` is in `mapping` alone.
+//!
+//! ```
+//! use brain_adapter::checkpoint::{Checkpoint, write_safetensors};
+//! use brain_adapter::tensor::LazyTensor;
+//!
+//! let dir = tempfile::tempdir().unwrap();
+//! let path = dir.path().join("adapter.safetensors");
+//! let scale = LazyTensor::from_f32(&[1], &[2.5]);
+//! write_safetensors(&path, [("logit_scale".to_owned(), scale)], &Default::default())?;
+//!
+//! let checkpoint = Checkpoint::open(&path)?; // any supported layout: its bytes decide
+//! assert_eq!(checkpoint.get("logit_scale").unwrap().to_f32()?, [2.5]);
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
+
+#![cfg_attr(not(test), deny(clippy::as_conversions))]
 
 mod contents;
 mod detect;
@@ -92,7 +108,7 @@ pub struct SourceFile {
 
 impl SourceFile {
     fn of(path: &Path) -> Result<Self> {
-        let about = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?;
+        let about = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
         Ok(Self { path: path.to_owned(), size: about.len() })
     }
 }
@@ -168,7 +184,7 @@ impl Checkpoint {
         self.chosen.as_deref()
     }
 
-    /// The format that the content told.
+    /// The format, detected from the content.
     pub fn format(&self) -> Format {
         self.contents.format
     }

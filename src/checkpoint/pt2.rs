@@ -10,7 +10,7 @@
 //! `checkpoint.format` for another layout; `checkpoint.corrupt` when the config contradicts the records.
 //!
 //! # Safety
-//! No `unsafe`. The program (`models/*.json`) and the pickled sample inputs are not looked at.
+//! No `unsafe`. The program (`models/*.json`) and the pickled sample inputs are not read.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -19,6 +19,7 @@ use safetensors::tensor::{Dtype, Metadata};
 use super::mapping::{Mapped, Mapping};
 use super::{Contents, Format, Skipped};
 use crate::error::{Code, Error, Result};
+use crate::tensor::number::to_u64;
 use crate::tensor::{DType, LazyTensor};
 
 /// Longest header, as in the reference implementation.
@@ -72,8 +73,7 @@ pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
 pub fn safetensors_offsets(path: &Path) -> Result<BTreeMap<String, u64>> {
     let map = Mapping::open(path)?;
     let (start, header) = header(map.bytes()).map_err(|e| e.at(path))?;
-    let offset =
-        |(name, info): (String, &safetensors::tensor::TensorInfo)| (name, (start + info.data_offsets.0) as u64);
+    let offset = |(name, info): (String, &safetensors::tensor::TensorInfo)| (name, to_u64(start + info.data_offsets.0));
     Ok(header.tensors().into_iter().map(offset).collect())
 }
 

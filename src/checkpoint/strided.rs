@@ -87,14 +87,14 @@ fn corrupt(message: String) -> Error {
     Error::new(Code::CHECKPOINT_CORRUPT, message)
 }
 
-/// Whether the elements lie in row-major order without gaps; axes of extent 1 do not count.
+/// Whether the elements lie in row-major order without gaps; axes of size 1 do not count.
 fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
     let mut want = 1usize;
-    for (&extent, &stride) in shape.iter().zip(strides).rev() {
-        if extent != 1 && stride != want {
+    for (&size, &stride) in shape.iter().zip(strides).rev() {
+        if size != 1 && stride != want {
             return false;
         }
-        want = want.saturating_mul(extent);
+        want = want.saturating_mul(size);
     }
     true
 }
@@ -135,11 +135,11 @@ impl Source for Strided {
     }
 }
 
-/// Counts one up in the mixed radix `extents`; `false` after the last.
-fn advance(index: &mut [usize], extents: &[usize]) -> bool {
-    for (i, &extent) in index.iter_mut().zip(extents).rev() {
+/// Increments `index`, a number in mixed radix `sizes`; `false` after the last.
+fn advance(index: &mut [usize], sizes: &[usize]) -> bool {
+    for (i, &size) in index.iter_mut().zip(sizes).rev() {
         *i += 1;
-        if *i < extent {
+        if *i < size {
             return true;
         }
         *i = 0;
@@ -168,6 +168,31 @@ mod tests {
         assert_eq!(view(23, &[], &[]).unwrap(), [23.0]);
         assert_eq!(view(23, &[1, 1], &[99, 99]).unwrap(), [23.0]);
         assert_eq!(view(99, &[0, 7], &[7, 1]).unwrap(), [0f32; 0]);
+    }
+
+    /// In an archive the next record follows: what a view must not reach are another tensor's numbers.
+    #[test]
+    fn a_view_stops_at_the_end_of_its_storage_and_not_of_the_file() {
+        let data: Vec<u8> = (0..24).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let map = Mapping::owned(data, Path::new("m"));
+        let view = |offset: usize, shape: &[usize], strides: &[usize]| {
+            let view = View { dtype: DType::F32, offset, shape: shape.to_vec(), strides: strides.to_vec() };
+            // Elements 8 to 15.
+            view.over(&map, 32..64).and_then(|tensor| tensor.to_f32())
+        };
+        assert_eq!(view(0, &[8], &[1]).unwrap(), [8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0]);
+        assert_eq!(view(1, &[2, 2], &[4, 2]).unwrap(), [9.0, 11.0, 13.0, 15.0]);
+        assert_eq!(view(7, &[2], &[0]).unwrap(), [15.0, 15.0]);
+        for (offset, shape, strides) in [
+            (0, vec![9], vec![1]),
+            (8, vec![1], vec![1]),
+            (8, vec![], vec![]),
+            (2, vec![2, 2], vec![4, 2]),
+            (0, vec![2, 3], vec![1, 4]),
+        ] {
+            let error = view(offset, &shape, &strides).unwrap_err();
+            assert_eq!(error.code(), Code::CHECKPOINT_CORRUPT, "{offset} {shape:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!
 //! # Errors
 //! `io`, `disk.full`; those of the tensors' sources. On an error nothing is left behind, and a file that was there before
-//! is untouched: the new one is written under a temporary name beside it and renamed at the end.
+//! is untouched: the new one is written under a temporary name next to it and renamed at the end.
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use super::safetensors::{DTYPES, MAX_HEADER};
 use crate::error::{Code, Error, Result};
 use crate::files::Pending;
+use crate::tensor::number::to_u64;
 use crate::tensor::{CHUNK_BYTES, DType, LazyTensor, show};
 
 /// Writes `tensors` to `path` and gives the file's size in bytes. `metadata` becomes the header's `__metadata__`.
@@ -38,7 +39,7 @@ pub fn write_safetensors(
     let failed = |e| Error::io(path, "cannot write the file", e);
     let pending = Pending::beside(path, "")?;
     let mut out = BufWriter::with_capacity(CHUNK_BYTES, pending.file());
-    let mut written = header.len() as u64;
+    let mut written = to_u64(header.len());
     out.write_all(&header).map_err(failed)?;
     for (name, tensor) in &tensors {
         let at = |e: Error| {
@@ -51,7 +52,7 @@ pub fn write_safetensors(
         };
         tensor
             .stream(&mut |chunk| {
-                written += chunk.len() as u64;
+                written += to_u64(chunk.len());
                 out.write_all(chunk).map_err(failed)
             })
             .map_err(|e| at(e).at(path))?;
@@ -91,7 +92,7 @@ fn header(tensors: &[(String, LazyTensor)], metadata: &BTreeMap<String, String>)
     if json.len() > MAX_HEADER {
         return Err(bad(format!("the header would have {} bytes, more than {MAX_HEADER}", json.len())));
     }
-    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    let mut header = to_u64(json.len()).to_le_bytes().to_vec();
     header.append(&mut json);
     Ok(header)
 }

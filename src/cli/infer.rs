@@ -13,7 +13,7 @@ use crate::cohort::Row;
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::results::{self, Results, error_json};
-use crate::infer::{EncodedReport, Expected, Mode, Options, Prediction, Predictor, Reading, ahead};
+use crate::infer::{EncodedReport, Expected, Mode, Options, PendingScan, Prediction, Predictor, read_ahead};
 use crate::runtime::{Device, take_log};
 use crate::tensor::{LazyTensor, Tensor};
 use crate::text::read_report;
@@ -154,7 +154,7 @@ fn check_outputs(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The lines from which a CSV of results is made, beside it; none for other results.
+/// The lines from which a CSV of results is made, in_background it; none for other results.
 fn lines_beside(output: &Path) -> Option<PathBuf> {
     let csv = output.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
     csv.then(|| output.with_extension("jsonl"))
@@ -175,7 +175,7 @@ fn open(args: &Args, expected: Expected) -> Result<Predictor> {
         prepacked: args.prepacked,
         voxels: args.save_conformed.is_some() || args.save_preview.is_some(),
         keep_tensors: args.save_tensors.is_some(),
-        tell: telling(&args.common),
+        progress: telling(&args.common),
         ..Options::default()
     };
     let predictor = Predictor::open(&args.bundle, options)?;
@@ -188,9 +188,9 @@ fn run_scans(args: &Args) -> Result<()> {
     let report = args.report.as_deref().map(read_report).transpose()?;
     let several = args.scans.len() > 1;
     let expected = Expected { scans: args.scans.len(), reports: usize::from(report.is_some()) };
-    let mut predictor = open(args, expected)?;
+    let predictor = open(args, expected)?;
     if report.is_none() {
-        predictor.needs_no_report()?;
+        predictor.require_image_head()?;
     }
     if let [one] = args.scans.as_slice() {
         volume::files(one)?;
@@ -200,14 +200,14 @@ fn run_scans(args: &Args) -> Result<()> {
     }
     let mut encoded: Option<EncodedReport> = None;
     let (mut lines, mut failed) = (String::new(), 0);
-    let (reader, beside) = (predictor.reader(), predictor.reads_beside());
-    if args.scans.first().is_some_and(|first| !reader.knows(first)) {
-        predictor.load_ahead()?;
+    let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
+    if args.scans.first().is_some_and(|first| !reader.is_cached(first)) {
+        predictor.preload()?;
     }
     let mut paths = args.scans.iter();
-    ahead(&reader, args.scans.iter().map(PathBuf::as_path), beside, &mut |reading| {
+    read_ahead(&reader, args.scans.iter().map(PathBuf::as_path), in_background, &mut |reading| {
         let path = paths.next().map_or(Path::new(""), PathBuf::as_path);
-        let outcome = scan(args, &mut predictor, reading, report.as_deref(), &mut encoded);
+        let outcome = scan(args, &predictor, reading, report.as_deref(), &mut encoded);
         let text = match outcome {
             Ok(prediction) if args.common.json || args.output.is_some() => format!("{}\n", to_json(&prediction)?),
             Ok(prediction) => render::prediction(&prediction, encoded.as_ref().map(|r| r.tokens)),
@@ -244,8 +244,8 @@ fn unusable(e: &Error) -> bool {
 /// One scan: read, save what was asked for, predict. The report is encoded once, while the first scan is read.
 fn scan(
     args: &Args,
-    predictor: &mut Predictor,
-    reading: Reading<'_>,
+    predictor: &Predictor,
+    reading: PendingScan<'_>,
     report: Option<&str>,
     encoded: &mut Option<EncodedReport>,
 ) -> Result<Prediction> {
@@ -260,7 +260,7 @@ fn scan(
         Ok(scan)
     };
     let mut prediction = match report {
-        Some(report) => predictor.predict_both(report, encoded, read)?,
+        Some(report) => predictor.predict_with_report(report, encoded, read)?,
         None => predictor.predict(read()?, None)?,
     };
     prediction.report.clone_from(&args.report);
@@ -292,21 +292,21 @@ fn to_json(prediction: &Prediction) -> Result<String> {
 fn run_list(args: &Args, list: &Path) -> Result<()> {
     let rows = cohort::read_list(list)?;
     let csv = args.output.as_deref().filter(|path| lines_beside(path).is_some());
-    // A CSV is made at the end from the lines beside it, which are what an interrupted run leaves.
+    // A CSV is made at the end from the lines in_background it, which are what an interrupted run leaves.
     let lines = args.output.as_ref().map(|path| lines_beside(path).unwrap_or_else(|| path.clone()));
     let reports: BTreeSet<PathBuf> = rows.iter().filter_map(Row::report_path).collect();
-    let mut predictor = open(args, Expected { scans: rows.len(), reports: reports.len() })?;
+    let predictor = open(args, Expected { scans: rows.len(), reports: reports.len() })?;
     let mut results = lines.as_deref().map(|path| Results::open(path, &predictor.bundle().sha256)).transpose()?;
     let left: Vec<&Row> = rows.iter().filter(|row| !results.as_ref().is_some_and(|r| r.has(row))).collect();
-    let (reader, beside) = (predictor.reader(), predictor.reads_beside());
+    let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
     let paths: Vec<PathBuf> = left.iter().map(|row| row.scan_path()).collect();
-    if paths.first().is_some_and(|first| !reader.knows(first)) {
-        predictor.load_ahead()?;
+    if paths.first().is_some_and(|first| !reader.is_cached(first)) {
+        predictor.preload()?;
     }
     let (mut failed, mut next) = (0, left.iter());
-    ahead(&reader, paths.iter().map(PathBuf::as_path), beside, &mut |reading| {
+    read_ahead(&reader, paths.iter().map(PathBuf::as_path), in_background, &mut |reading| {
         let Some(row) = next.next() else { return Ok(()) };
-        let outcome = list_row(&mut predictor, row, reading);
+        let outcome = list_row(&predictor, row, reading);
         if let Err(e) = &outcome {
             failed += 1;
             tell(&args.common, [format!("line {}: error[{}]: {e}", row.line, e.code())]);
@@ -340,11 +340,11 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
 }
 
 /// One row: its report is read and encoded while its scan is read.
-fn list_row(predictor: &mut Predictor, row: &Row, reading: Reading<'_>) -> Result<Prediction> {
+fn list_row(predictor: &Predictor, row: &Row, reading: PendingScan<'_>) -> Result<Prediction> {
     match row.report_path() {
-        Some(path) => predictor.predict_both(&read_report(&path)?, &mut None, || reading.finish()),
+        Some(path) => predictor.predict_with_report(&read_report(&path)?, &mut None, || reading.finish()),
         None => {
-            predictor.needs_no_report()?;
+            predictor.require_image_head()?;
             predictor.predict(reading.finish()?, None)
         }
     }

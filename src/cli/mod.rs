@@ -19,7 +19,7 @@ use clap::Args;
 
 use crate::error::{Code, Error, Result};
 use crate::infer::results::error_json;
-use crate::progress::Tell;
+use crate::progress::{Progress, Shared};
 
 /// Printed by every command that gives an answer.
 const RESEARCH_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
@@ -109,12 +109,15 @@ fn tell(common: &Common, lines: impl IntoIterator<Item = String>) {
     }
 }
 
-/// Tells lines on stderr, from whatever thread.
-fn telling(common: &Common) -> Tell {
-    if common.quiet {
-        return Tell::default();
+/// A progress whose notes go to stderr, from whatever thread.
+fn telling(common: &Common) -> Shared {
+    if common.quiet { Shared::default() } else { Shared::new(Notes) }
+}
+
+struct Notes;
+
+impl Progress for Notes {
+    fn line(&mut self, text: &str) {
+        let _ = writeln!(std::io::stderr(), "{text}");
     }
-    Tell::new(|line| {
-        let _ = writeln!(std::io::stderr(), "{line}");
-    })
 }

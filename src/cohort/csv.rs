@@ -1,4 +1,4 @@
-//! The one CSV reader of cohort lists: a header, a record a row, errors with the line that an editor shows.
+//! The CSV reader of all cohort lists: a header, one record a row, errors with the line that an editor shows.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,15 +8,16 @@ use csv::StringRecord;
 
 use crate::error::{Code, Error, Result};
 
-/// Largest list that is read, in bytes.
+/// Maximum size of a list, in bytes.
 const MAX_LIST_BYTES: u64 = 256 << 20;
 
-/// Reads a list: CSV with a header, spaces about cells trimmed. `columns` finds the cells in the header, `row` takes them
-/// out of a record; what they refuse becomes an error with the line. Rows come with their line, from 1.
+/// Reads a list: CSV with a header, spaces around cells trimmed. `columns` finds the columns in the header, `row`
+/// parses a record; a message that either returns becomes an error with the line. Each row comes with its line, from 1.
 ///
 /// # Errors
-/// `list.invalid`: no file, too large a file, no text, a row of another length than the header, and what is refused.
-pub(crate) fn read_rows<C, R>(
+/// `list.invalid`: no file, too large a file, not UTF-8, a row of another length than the header, or a message of
+/// `columns` or `row`.
+pub(super) fn read_rows<C, R>(
     path: &Path,
     columns: impl FnOnce(&StringRecord) -> Result<C, String>,
     row: impl Fn(&C, &StringRecord) -> Result<R, String>,
@@ -31,18 +32,18 @@ pub(crate) fn read_rows<C, R>(
     read.map_err(|e| invalid(format!("cannot read the list: {e}")))?;
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes.as_slice());
     let mut lines = Lines { bytes: &bytes, at: 0, line: 1 };
-    let header = reader.headers().map_err(|e| invalid(refused(&e, &mut lines)))?.clone();
+    let header = reader.headers().map_err(|e| invalid(describe(&e, &mut lines)))?.clone();
     let columns = columns(&header).map_err(invalid)?;
     let mut rows = Vec::new();
     for record in reader.records() {
-        let record = record.map_err(|e| invalid(refused(&e, &mut lines)))?;
+        let record = record.map_err(|e| invalid(describe(&e, &mut lines)))?;
         let line = lines.of(record.position());
         rows.push((line, row(&columns, &record).map_err(|what| invalid(format!("line {line}: {what}")))?));
     }
     Ok(rows)
 }
 
-/// Counts lines. The CSV reader's own count lags where lines end in CR LF, or are empty.
+/// Counts lines. The CSV parser's own count lags where lines end in CR LF, or are empty.
 struct Lines<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -50,7 +51,7 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
-    /// The line of a record that is not before the last one.
+    /// The line of a record; records must be asked for in their order.
     fn of(&mut self, position: Option<&csv::Position>) -> u64 {
         let start = position.and_then(|p| usize::try_from(p.byte()).ok()).unwrap_or(self.at);
         let rest = self.bytes.get(start..).unwrap_or_default();
@@ -62,8 +63,8 @@ impl Lines<'_> {
     }
 }
 
-/// The CSV reader's refusal, with the line as a person counts it.
-fn refused(e: &csv::Error, lines: &mut Lines<'_>) -> String {
+/// The message of a CSV error, with the line that an editor shows.
+fn describe(e: &csv::Error, lines: &mut Lines<'_>) -> String {
     match e.kind() {
         csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
             let line = lines.of(pos.as_ref());

@@ -1,4 +1,5 @@
-//! Lists of scans and reports: CSV with the columns `scan`, optionally `report`, and any others; paths are relative to the list.
+//! Lists for prediction: CSV with the column `scan`, optionally `report`, and any others; paths are relative to the
+//! list.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +31,7 @@ impl Row {
         self.report.as_ref().map(|r| self.folder.join(r))
     }
 
-    /// What tells rows apart in the results.
+    /// The key that identifies the row in result files.
     pub(crate) fn key(&self) -> (String, Option<String>) {
         (self.scan.clone(), self.report.clone())
     }
@@ -63,7 +64,7 @@ mod tests {
     use crate::error::Code;
 
     #[test]
-    fn lists_are_read_with_paths_beside_them() {
+    fn paths_are_relative_to_the_list() {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("cohort.csv");
         std::fs::write(&list, "\u{feff}id, scan ,report\n1,a.nii,r.txt\n2,\"b,1.nii\",\n").unwrap();

@@ -16,16 +16,16 @@ pub use llama::LlamaConfig;
 
 use crate::error::{Code, Error, Result};
 
-/// Largest configuration file that is read.
+/// Maximum size of a configuration file, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// Largest extent that any size in a configuration may have.
+/// Maximum of any size in a configuration.
 const MAX_SIZE: usize = 1 << 20;
 
-/// Everything that `config.json` says.
+/// The content of `config.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The conformed cube.
+    /// The cube that every scan is conformed to.
     pub volume: VolumeConfig,
     /// The trainable CNN in front of the vision transformer.
     pub adapter: AdapterConfig,
@@ -163,7 +163,7 @@ pub struct TextConfig {
     pub hidden: usize,
     /// How tokens become one vector.
     pub pool: TextPool,
-    /// Most tokens of a report, BOS included; the rest is cut with a warning.
+    /// Maximum number of tokens of a report, BOS included; the rest is cut with a warning.
     pub max_tokens: usize,
 }
 
@@ -187,7 +187,7 @@ impl Default for ProjectionConfig {
     }
 }
 
-/// Training choices.
+/// Choices of a training that inference does not read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
@@ -323,7 +323,7 @@ fn value<T>(message: String) -> Result<T> {
 pub(crate) fn read_small(path: &Path) -> Result<String> {
     let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::new(Code::CHECKPOINT_NOT_FOUND, "no such file").at(path),
-        _ => Error::io(path, "cannot look at the file", e),
+        _ => Error::io(path, "cannot open the file", e),
     })?;
     if !meta.is_file() || meta.len() > MAX_CONFIG_BYTES {
         let message = format!("expected a JSON file of at most {MAX_CONFIG_BYTES} bytes");

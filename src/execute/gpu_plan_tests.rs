@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::super::host_memory::LimitedBy;
 use super::*;
 use crate::config::{Config, LlamaConfig};
 use crate::model::{Attention, Part, Stages, Weights, adapter, keys, llama, vit};
@@ -43,10 +44,10 @@ impl Full {
     }
 
     fn parts(&self, mode: Mode) -> Vec<PlannedPart<'_>> {
-        let extents = BTreeMap::from([("batch", 1), ("tokens", 512)]);
+        let dimensions = BTreeMap::from([("batch", 1), ("tokens", 512)]);
         self.models
             .iter()
-            .map(|(name, model)| PlannedPart { name: *name, model, mode, extents: extents.clone() })
+            .map(|(name, model)| PlannedPart { part: *name, model, mode, dimensions: dimensions.clone() })
             .collect()
     }
 
@@ -55,11 +56,11 @@ impl Full {
     }
 }
 
-fn card(free: u64, engines: bool) -> GpuBudget {
+fn gpu(free: u64, engines: bool) -> GpuBudget {
     GpuBudget { name: "NVIDIA Test 4090".into(), free, engines }
 }
 
-const ROOMY: MemoryBudget = MemoryBudget { limit: 256 * GB, explicit: false, in_use: 200_000_000 };
+const ROOMY: MemoryBudget = MemoryBudget { limit: 256 * GB, limited_by: LimitedBy::Machine, in_use: 200_000_000 };
 
 /// Bytes of the weights of a group, as the graph declares them.
 fn declared(model: &SegmentedModel, group: &Group) -> u64 {
@@ -94,7 +95,7 @@ fn graphs_are_cut_to_the_card() {
         let mut fewest = usize::MAX;
         for gigabytes in [8, 12, 24, 80] {
             let free = gigabytes * GB * 95 / 100;
-            let plan = plan(&full.parts(Mode::OneShot), &card(free, false), &ROOMY, false).unwrap();
+            let plan = plan(&full.parts(Mode::OneShot), &gpu(free, false), &ROOMY, false).unwrap();
             let what = format!("half {half}, {gigabytes} GB: {plan:?}");
             assert!(plan.peak <= free, "{what}");
             (0..3).for_each(|i| covers(&full.models[i].1, &plan.planned[i]));
@@ -110,11 +111,11 @@ fn graphs_are_cut_to_the_card() {
             assert!(largest + CONTEXT < plan.peak, "{what}");
             assert!(groups.len() as u64 <= 1 + all / ((free - CONTEXT) / 2), "{what}");
             // Only where the language model leaves room does the image run beside it.
-            assert_eq!(plan.together, fits, "{what}");
+            assert_eq!(plan.concurrent, fits, "{what}");
             // Weights pass through the process's memory a block at a time, of all graphs that are loaded at once.
             let largest = |model: &SegmentedModel| model.segments().iter().map(|s| s.weights).max().unwrap();
             let blocks = full.models.iter().map(|(_, model)| largest(model));
-            let block: u64 = if plan.together { blocks.sum() } else { blocks.max().unwrap() };
+            let block: u64 = if plan.concurrent { blocks.sum() } else { blocks.max().unwrap() };
             assert_eq!(plan.host, ROOMY.in_use + block, "{what}");
         }
     }
@@ -124,7 +125,7 @@ fn graphs_are_cut_to_the_card() {
 fn what_is_run_often_stays_where_it_fits() {
     let full = Full::new(true, false);
     let modes = |free, fixed| {
-        let plan = plan(&full.parts(Mode::Resident), &card(free, false), &ROOMY, fixed);
+        let plan = plan(&full.parts(Mode::Resident), &gpu(free, false), &ROOMY, fixed);
         plan.map(|plan| plan.planned.iter().map(|p| p.mode).collect::<Vec<_>>())
     };
     assert_eq!(modes(80 * GB, false).unwrap(), [Mode::Resident; 3]);
@@ -140,7 +141,7 @@ fn engines_are_made_of_less_than_two_gigabytes() {
     for half in [true, false] {
         let full = Full::new(half, true);
         for (mode, gigabytes) in [(Mode::Resident, 80), (Mode::OneShot, 80), (Mode::OneShot, 12)] {
-            let plan = plan(&full.parts(mode), &card(gigabytes * GB, true), &ROOMY, false).unwrap();
+            let plan = plan(&full.parts(mode), &gpu(gigabytes * GB, true), &ROOMY, false).unwrap();
             let groups = &plan.planned[2].groups;
             covers(full.text(), &plan.planned[2]);
             assert_eq!(plan.planned[2].mode, mode);
@@ -157,58 +158,58 @@ fn engines_are_made_of_less_than_two_gigabytes() {
 }
 
 #[test]
-fn what_does_not_fit_is_said_in_numbers() {
+fn what_does_not_fit_is_reported_in_numbers() {
     let full = Full::new(true, false);
     for free in [0, GB / 2, 1_500_000_000] {
-        let error = plan(&full.parts(Mode::OneShot), &card(free, false), &ROOMY, false).unwrap_err();
+        let error = plan(&full.parts(Mode::OneShot), &gpu(free, false), &ROOMY, false).unwrap_err();
         assert_eq!(error.code(), Code::DEVICE_MEMORY);
         let message = error.message();
         assert!(message.contains(&format!("{} MB are free on the NVIDIA Test 4090", free / 1_000_000)), "{message}");
-        let need: u64 = message.split(" takes ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        let need: u64 = message.split(" needs ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
         assert!(need > free / 1_000_000 && need < 4000, "{message}");
-        // What it says is enough for that graph, or another one needs more.
-        let more = plan(&full.parts(Mode::OneShot), &card((need + 1) * 1_000_000, false), &ROOMY, false);
+        // What it reports is enough for that graph, or another one needs more.
+        let more = plan(&full.parts(Mode::OneShot), &gpu((need + 1) * 1_000_000, false), &ROOMY, false);
         assert!(more.is_ok() || more.unwrap_err().message() != message);
     }
 }
 
 #[test]
-fn a_limit_of_the_process_bounds_what_passes_through_it() {
+fn a_limit_of_the_process_bounds_what_passes_through_host_memory() {
     let full = Full::new(true, false);
-    let room = |limit| MemoryBudget { limit, explicit: true, in_use: 200_000_000 };
+    let host = |limit| MemoryBudget { limit, limited_by: LimitedBy::Request, in_use: 200_000_000 };
     let parts = full.parts(Mode::OneShot);
     // A block of 405 MB at a time.
-    assert!(plan(&parts, &card(80 * GB, false), &room(GB), false).unwrap().host <= GB);
-    let error = plan(&parts, &card(80 * GB, false), &room(400_000_000), false).unwrap_err();
+    assert!(plan(&parts, &gpu(80 * GB, false), &host(GB), false).unwrap().host <= GB);
+    let error = plan(&parts, &gpu(80 * GB, false), &host(400_000_000), false).unwrap_err();
     assert_eq!(error.code(), Code::MEMORY_LIMIT);
-    // Engines are made of smaller groups.
-    let groups = |limit| plan(&parts, &card(80 * GB, true), &room(limit), false).unwrap().planned[2].groups.len();
+    // Engines are built from smaller groups.
+    let groups = |limit| plan(&parts, &gpu(80 * GB, true), &host(limit), false).unwrap().planned[2].groups.len();
     assert!(groups(3 * GB) > groups(16 * GB));
-    let tight = plan(&parts, &card(80 * GB, true), &room(3 * GB), false).unwrap();
+    let tight = plan(&parts, &gpu(80 * GB, true), &host(3 * GB), false).unwrap();
     assert!(tight.host <= 3 * GB);
-    // Beside the language model's engines there is no room to make others.
-    assert!(!tight.together && plan(&parts, &card(80 * GB, true), &room(16 * GB), false).unwrap().together);
-    let error = plan(&parts, &card(80 * GB, true), &room(GB), false).unwrap_err();
+    // Next to the language model's engines there is no memory to build others.
+    assert!(!tight.concurrent && plan(&parts, &gpu(80 * GB, true), &host(16 * GB), false).unwrap().concurrent);
+    let error = plan(&parts, &gpu(80 * GB, true), &host(GB), false).unwrap_err();
     assert_eq!(error.code(), Code::MEMORY_LIMIT);
     assert!(error.message().contains("--max-memory"), "{error}");
 }
 
-/// Profiles of real graphs' groups: batch 1, reports of any length, also for what flows between blocks.
+/// Profiles of real graphs' groups: batch 1, reports of any length, also for values between blocks.
 #[test]
-fn engines_are_told_every_extent() {
+fn profiles_have_every_dynamic_dimension() {
     use crate::execute::profiles::profiles;
     let full = Full::new(true, true);
     let text = full.text();
     let whole = profiles(text, text.inputs(), 512).unwrap();
-    let extents = |all: &[crate::runtime::ProfiledInput], name: &str| {
+    let dimensions = |all: &[crate::runtime::ProfiledInput], name: &str| {
         let input = all.iter().find(|p| p.name == name).unwrap_or_else(|| panic!("no {name} in {all:?}"));
         (input.min.clone(), input.opt.clone(), input.max.clone())
     };
     assert_eq!(whole.len(), 2);
-    assert_eq!(extents(&whole, "input_ids"), (vec![1, 1], vec![1, 256], vec![1, 512]));
-    assert_eq!(extents(&whole, "attention_mask"), (vec![1, 1], vec![1, 256], vec![1, 512]));
+    assert_eq!(dimensions(&whole, "input_ids"), (vec![1, 1], vec![1, 256], vec![1, 512]));
+    assert_eq!(dimensions(&whole, "attention_mask"), (vec![1, 1], vec![1, 256], vec![1, 512]));
     let parts = full.parts(Mode::OneShot);
-    let planned = plan(&parts, &card(80 * GB, true), &ROOMY, false).unwrap().planned.remove(2);
+    let planned = plan(&parts, &gpu(80 * GB, true), &ROOMY, false).unwrap().planned.remove(2);
     for group in &planned.groups[1..] {
         let part = text.extract(group.segments.clone()).unwrap();
         let all = profiles(text, part.inputs.iter().map(String::as_str), 512).unwrap();
@@ -228,7 +229,7 @@ fn engines_are_told_every_extent() {
     }
     // A short report is not typical of more than the bundle reads.
     assert_eq!(
-        extents(&profiles(text, text.inputs(), 64).unwrap(), "input_ids"),
+        dimensions(&profiles(text, text.inputs(), 64).unwrap(), "input_ids"),
         (vec![1, 1], vec![1, 64], vec![1, 64])
     );
     // What has no shape has no engine.

@@ -4,58 +4,57 @@ use std::path::PathBuf;
 
 use super::memory_plan::Mode;
 use crate::model::Part;
-use crate::progress::Tell;
+use crate::progress::Shared;
 use crate::runtime::Device;
 
-/// From so many reports a process on, laying the language model's weights out anew pays: measured, 7B in int8 takes 5 s for it
-/// and saves 0.5 s a report of 256 tokens.
+/// From this many reports a process on, prepacking the language model's weights pays: measured, 7B in int8 takes 5 s for it and
+/// saves 0.5 s a report of 256 tokens.
 const MANY_REPORTS: usize = 10;
 
-/// From so many scans on, the other graphs stay loaded.
+/// From this many scans on, the other graphs stay loaded.
 const MANY_SCANS: usize = 2;
 
-/// How to run.
+/// How to run a bundle.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where to run.
     pub device: Device,
-    /// Whether it is an error that the device leaves nodes to the processor, unless they handle extents alone.
+    /// Whether nodes that fall back from the device to the CPU are an error, unless they compute shapes only.
     pub strict_device: bool,
-    /// Whether predictions say which provider computed which nodes.
+    /// Whether the placement of nodes is recorded: which provider computes which.
     pub placement: bool,
-    /// Threads within an operator, by default one a core. With one, no hashing, reading or loading runs beside either.
+    /// Threads within an operator, by default one a core. With one, no hashing, reading or loading runs in the background.
     pub threads: Option<usize>,
-    /// ONNX Runtime's library, where it is not to be searched for.
+    /// ONNX Runtime's library; by default it is searched for.
     pub library: Option<PathBuf>,
     /// The volume of a 4-D scan, from 0.
     pub volume: Option<usize>,
-    /// How many scans and reports are expected: what is run often is loaded differently ([`Mode`]). Without reports no
-    /// memory is planned for the language model.
+    /// How many scans and reports are expected, from which the [`Mode`] of each graph follows. Without reports no memory is
+    /// planned for the language model.
     pub expected: Expected,
-    /// How graphs are kept, where it is not to be chosen by what is expected.
+    /// How graphs are kept; by default it follows from what is expected.
     pub mode: Option<Mode>,
-    /// Most resident memory of the process, in bytes; by default what the machine (and its control group) has left.
+    /// Limit of the process's resident memory, in bytes; by default what the machine (and its control group) has left.
     pub max_memory: Option<u64>,
-    /// A folder for features of scans and reports, and for what was verified; by default nothing is kept.
+    /// A folder for features of scans and reports, TensorRT engines and a record of verified files; by default nothing is kept.
     pub cache: Option<PathBuf>,
-    /// Whether weights laid out for this machine are kept in the cache too: about twice their size on disk, full speed, and
-    /// file-backed memory.
+    /// Whether prepacked weights are kept in the cache too: about twice their size on disk, full speed, and file-backed memory.
     pub prepacked: bool,
     /// Whether a scan's own intensities are kept (to be saved), also when its features are in the cache.
     pub voxels: bool,
-    /// Whether predictions carry every stage's tensor. Then nothing is taken from the cache.
+    /// Whether predictions carry every stage's tensor. The cache is then not read.
     pub keep_tensors: bool,
-    /// Whether, on a GPU, each graph is run once when it is loaded, so that the first answer's stages take as long as the others';
-    /// what that takes is told as `warm_up`.
+    /// Whether, on a GPU, each graph is run once when it is loaded, so that the first scan's timing compares with later ones; its
+    /// time is recorded as `warm_up`.
     pub warm_up: bool,
-    /// Goes the ways of a GPU on whatever device there is: values bound, graphs warmed up, image and report at once. For tests
-    /// on machines that have none.
+    /// Uses the code paths of a GPU on whatever device there is: bound values, warm-up, image and report concurrently. For tests
+    /// on machines without a GPU.
     pub as_on_gpu: bool,
-    /// Who is told what takes long: engines that are made, another process that is waited for.
-    pub tell: Tell,
+    /// Receives notes on long work: engines that are built, another process that is waited for.
+    pub progress: Shared,
 }
 
-/// How many inputs a predictor will see.
+/// How many inputs a run will see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// Scans.
@@ -65,7 +64,7 @@ pub struct Expected {
 }
 
 impl Default for Options {
-    /// One scan, one report.
+    /// One scan and one report, on the best device.
     fn default() -> Self {
         Self {
             device: Device::Auto,
@@ -83,17 +82,45 @@ impl Default for Options {
             keep_tensors: false,
             warm_up: true,
             as_on_gpu: false,
-            tell: Tell::default(),
+            progress: Shared::default(),
         }
     }
 }
 
 impl Options {
-    /// The mode that suits a graph. On a GPU weights that were let go would have to be brought there again: what runs twice stays.
-    pub(crate) fn mode_of(&self, part: Part, on_gpu: bool) -> Mode {
+    /// Whether hashing, reading and loading may run on threads of their own.
+    pub(crate) fn in_background(&self) -> bool {
+        self.threads != Some(1)
+    }
+
+    /// The preferred mode of a graph. On a GPU released weights would have to be uploaded again: what runs twice stays.
+    pub(super) fn mode_of(&self, part: Part, on_gpu: bool) -> Mode {
         let Expected { scans, reports } = self.expected;
         let many_reports = if on_gpu { 2 } else { MANY_REPORTS };
         let many = if part == Part::Text { reports >= many_reports } else { scans >= MANY_SCANS };
         self.mode.unwrap_or(if many { Mode::Resident } else { Mode::OneShot })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On a GPU what runs twice stays: its weights would have to be uploaded again.
+    #[test]
+    fn modes_follow_what_is_expected() {
+        let mode = |scans, reports, part: Part, on_gpu| {
+            Options { expected: Expected { scans, reports }, ..Options::default() }.mode_of(part, on_gpu)
+        };
+        for on_gpu in [false, true] {
+            assert_eq!(mode(1, 1, Part::Text, on_gpu), Mode::OneShot);
+            assert_eq!(mode(1, 1, Part::Vision, on_gpu), Mode::OneShot);
+            assert_eq!(mode(2, 1, Part::Vision, on_gpu), Mode::Resident);
+            assert_eq!(mode(2, 1, Part::Text, on_gpu), Mode::OneShot);
+            assert_eq!(mode(20, 20, Part::Text, on_gpu), Mode::Resident);
+        }
+        assert_eq!((mode(2, 2, Part::Text, false), mode(2, 2, Part::Text, true)), (Mode::OneShot, Mode::Resident));
+        let asked = Options { mode: Some(Mode::OneShot), ..Options::default() };
+        assert_eq!(asked.mode_of(Part::Vision, true), Mode::OneShot);
     }
 }

@@ -13,11 +13,10 @@ use crate::bundle::Staging;
 use crate::calibrate::{Feed, Inputs, Role, Runner, Wanted, walk};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::graph::Graph;
+use crate::graph::{Graph, Segment};
 use crate::metrics::softmax;
 use crate::model::PARTS;
-use crate::onnx::Placed;
-use crate::passes::Segment;
+use crate::onnx::DataLayout;
 use crate::progress::Silent;
 use crate::runtime::{Session, SessionOptions};
 use crate::tensor::{Comparison, Tensor};
@@ -118,7 +117,7 @@ pub(super) struct Gate<'a> {
     /// The float32 heads.
     pub heads: &'a Graph,
     /// The staged language model, and where its weights lie; none where it is not judged.
-    pub text: Option<(&'a Graph, &'a Placed)>,
+    pub text: Option<(&'a Graph, &'a DataLayout)>,
 }
 
 impl Gate<'_> {

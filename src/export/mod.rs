@@ -23,8 +23,6 @@ mod numeric_format;
 #[cfg(feature = "runtime")]
 mod parity;
 #[cfg(feature = "runtime")]
-mod picture;
-#[cfg(feature = "runtime")]
 mod quantize;
 #[cfg(feature = "runtime")]
 mod reduced;

@@ -14,6 +14,7 @@ use crate::calibrate::Runner;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::model::PARTS;
+use crate::plot;
 use crate::progress::Progress;
 use crate::runtime::Runtime;
 
@@ -69,7 +70,7 @@ pub(super) fn make(
         Ok::<_, Error>(STATISTICS.to_owned())
     });
     let record = reducer.record(statistics.transpose()?, probabilities);
-    if let Some(picture) = super::picture::errors(&record) {
+    if let Some(picture) = plot::layer_errors(&record) {
         let path = staging.path().join(PICTURE);
         std::fs::write(&path, picture).map_err(|e| Error::io(&path, "cannot write", e))?;
         made.files.push(listed(&path, PICTURE)?);

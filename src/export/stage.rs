@@ -14,7 +14,7 @@ use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, Sou
 use crate::error::{Code, Error, Result};
 use crate::graph::{Domain, Graph};
 use crate::model::{self, Attention, Models, PARTS, Stages};
-use crate::onnx::Placed;
+use crate::onnx::DataLayout;
 use crate::passes::{Scores, decompose_attention, fold_batch_norm};
 use crate::progress::Progress;
 use crate::tensor::hex;
@@ -25,7 +25,7 @@ pub(super) struct Made {
     pub parts: Vec<PartSummary>,
     /// Where the large weights of each lie.
     #[cfg_attr(not(feature = "runtime"), allow(dead_code, reason = "only what is run is looked at again"))]
-    pub placed: Vec<Placed>,
+    pub placed: Vec<DataLayout>,
     /// Their files.
     pub files: Vec<FileRecord>,
     /// What was reduced.
@@ -103,9 +103,9 @@ pub(super) fn write_part(
     checkpoint: &Path,
     staging: &Staging,
     progress: &mut dyn Progress,
-) -> Result<(PartSummary, Vec<FileRecord>, Placed)> {
+) -> Result<(PartSummary, Vec<FileRecord>, DataLayout)> {
     let started = Instant::now();
-    let written = crate::onnx::write_placed(graph, staging.path(), part, &mut |bytes| progress.advance(bytes));
+    let written = crate::onnx::write_with_layout(graph, staging.path(), part, &mut |bytes| progress.advance(bytes));
     // A weight that cannot be used is found as it streams: its checkpoint is to be named.
     let (mut written, placed) = written.map_err(|e| e.at(checkpoint))?;
     let companion = companion(graph, format.precision)?;

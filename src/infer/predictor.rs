@@ -1,57 +1,43 @@
-//! A bundle that answers.
+//! Answers for scans and reports: what goes through which graphs, and what a prediction is made of.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::prediction::Prediction;
-use super::reader::{Content, Scan, ScanReader};
+use super::scan::{Content, Scan, ScanReader};
 use super::{EncodedReport, Options};
 use crate::batch;
 use crate::bundle::Bundle;
 use crate::error::{Code, Error, Result};
-use crate::execute::Verification;
 use crate::execute::cache::features::{Features, Store};
-use crate::execute::cache::prepacked::Prepacked;
-use crate::execute::{self, MemoryBudget};
-use crate::execute::{Backend, Opened, room, stages, store, taken};
-use crate::execute::{GpuMemory, Memory, Run, Timing};
-use crate::execute::{Stage, milliseconds};
+use crate::execute::{Pipeline, Timing, milliseconds};
 use crate::model::Part;
 use crate::runtime::{Chosen, Input, OutputPlacement, Placement};
 use crate::tensor::{Tensor, TensorView};
 use crate::text::Tokenizer;
 use crate::volume::{Grid, ReadOptions};
 
-/// A bundle ready to answer.
+/// A bundle ready to answer, from as many threads as share it ([`Pipeline`] says how).
 pub struct Predictor {
-    pub(super) bundle: Arc<Bundle>,
-    pub(super) taken: Backend,
-    pub(super) options: Options,
-    pub(super) stages: BTreeMap<Part, Stage>,
-    pub(super) verification: Verification,
-    pub(super) store: Option<Store>,
-    pub(super) prepacked: Option<Prepacked>,
-    pub(super) tokenizer: Option<Tokenizer>,
-    room: MemoryBudget,
-    planned: u64,
-    gpu: Option<GpuMemory>,
-    /// Whether there is room to load the image's graphs while the language model runs.
-    ahead: bool,
-    /// Whether language model and image run at once.
-    pub(super) together: bool,
-    pub(super) opened: Instant,
-    /// When the last answer was given, or the bundle opened.
-    answered: Instant,
-    /// Milliseconds that opening took, until a prediction tells them.
-    opening: Option<f64>,
-    /// Milliseconds from opening to the first run of a graph.
-    pub(super) began: Option<f64>,
+    pipeline: Pipeline,
+    options: Options,
+    store: Option<Store>,
+    /// Loaded with the first report.
+    tokenizer: OnceLock<Tokenizer>,
+    clock: Mutex<Clock>,
 }
 
-/// A scan as the vision transformer sees it.
-pub(super) struct Seen {
+/// Wall time between results.
+struct Clock {
+    /// When the last prediction was made, or the bundle opened.
+    last: Instant,
+    /// Milliseconds that opening took, until a prediction reports them.
+    opening: Option<f64>,
+}
+
+/// A scan, encoded by adapter and vision transformer.
+pub(super) struct EncodedScan {
     path: PathBuf,
     cached: bool,
     features: Features,
@@ -61,147 +47,111 @@ pub(super) struct Seen {
 }
 
 impl Predictor {
-    /// Opens the bundle in `dir`, loads ONNX Runtime and plans the run's memory; graphs are loaded when they are needed, and
-    /// their weights verified before anything is told that was computed with them.
+    /// Opens the bundle in `dir`, loads ONNX Runtime and plans the run's memory. Graphs are loaded when they are first needed;
+    /// their weights are verified before a result leaves.
     ///
     /// # Errors
-    /// `bundle.*`, `runtime.missing`, `runtime.version`, `device.unavailable`, `memory.limit`.
+    /// `bundle.*`, `runtime.missing`, `runtime.version`, `device.*`, `memory.limit`.
     pub fn open(dir: &Path, options: Options) -> Result<Self> {
-        let opened = Instant::now();
-        let bundle = Arc::new(Bundle::open_quickly(dir)?);
-        let taken = taken(&bundle, &options)?;
-        let store = options.cache.as_deref().map(|cache| store(cache, &bundle, &taken)).transpose()?;
-        let on_gpu = taken.chosen.provider.on_gpu();
-        if options.prepacked && on_gpu {
-            options.tell.say("weights are laid out for processors alone: --prepacked does nothing on a GPU");
-        }
-        let prepacked = options.cache.as_deref().filter(|_| options.prepacked && !on_gpu);
-        let prepacked = prepacked.map(|cache| Prepacked::new(cache, &bundle.model_sha256, taken.runtime));
-        let room = room(&bundle, &options, &taken);
-        let Opened { stages, planned, ahead, together, gpu } = stages(&bundle, &options, &taken, &room)?;
-        let verification = Verification::new(&bundle, options.cache.clone(), options.threads != Some(1));
-        Ok(Self {
-            bundle,
-            taken,
-            options,
-            stages,
-            verification,
-            store,
-            prepacked,
-            tokenizer: None,
-            room,
-            planned,
-            gpu,
-            ahead,
-            together,
-            opened,
-            answered: opened,
-            opening: Some(milliseconds(opened)),
-            began: None,
-        })
+        let pipeline = Pipeline::open(dir, &options)?;
+        let store = options.cache.as_deref().map(|cache| pipeline.feature_store(cache)).transpose()?;
+        let opened = pipeline.opened();
+        let clock = Mutex::new(Clock { last: opened, opening: Some(milliseconds(opened)) });
+        Ok(Self { pipeline, options, store, tokenizer: OnceLock::new(), clock })
     }
 
     /// The bundle.
     pub fn bundle(&self) -> &Bundle {
-        &self.bundle
+        self.pipeline.bundle()
     }
 
-    /// The device that really computes.
+    /// The device that computes.
     pub fn device(&self) -> &'static str {
-        self.taken.chosen.provider.name()
+        self.pipeline.device()
     }
 
-    /// The device that was chosen, and why.
+    /// The device that was selected, and why.
     pub fn chosen(&self) -> &Chosen {
-        &self.taken.chosen
+        self.pipeline.chosen()
     }
 
     /// Which provider computes which nodes of each graph that was loaded; always on a GPU, else where [`Options::placement`] asks.
     pub fn placements(&self) -> impl Iterator<Item = (Part, Placement)> {
-        Part::ALL.iter().filter_map(|part| Some((*part, self.stages.get(part)?.placement()?)))
+        self.pipeline.placements()
     }
 
-    /// What reads scans for this bundle.
+    /// A reader of scans for this bundle.
     pub fn reader(&self) -> ScanReader {
-        let config = &self.bundle.manifest.config.volume;
+        let config = &self.bundle().manifest.config.volume;
         ScanReader {
             options: ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: self.options.volume },
             store: self.store.clone(),
-            voxels: self.options.voxels || self.options.keep_tensors,
+            keep_voxels: self.options.voxels || self.options.keep_tensors,
             clip: config.clip,
         }
     }
 
     /// Whether scans may be read on another thread while this one computes.
-    pub fn reads_beside(&self) -> bool {
-        self.options.threads != Some(1)
+    pub fn reads_in_background(&self) -> bool {
+        self.pipeline.in_background()
     }
 
-    /// Fails when scans without a report cannot be answered, before any work is done.
+    /// Fails when scans without a report cannot be classified, before any work is done.
     ///
     /// # Errors
     /// `bundle.no_image_head`.
-    pub fn needs_no_report(&self) -> Result<()> {
-        if self.bundle.manifest.image_head {
+    pub fn require_image_head(&self) -> Result<()> {
+        if self.bundle().manifest.image_head {
             return Ok(());
         }
         let message = "no report was given, and the bundle has no image-only classifier: give the report with --report";
-        Err(Error::new(Code::BUNDLE_NO_IMAGE_HEAD, message).at(&self.bundle.dir))
+        Err(Error::new(Code::BUNDLE_NO_IMAGE_HEAD, message).at(&self.bundle().dir))
     }
 
-    /// Begins to load what scans go through, on another thread and where there is room for it, while this one has other work.
+    /// Starts to load the image's graphs on other threads, where memory allows it, while this one has other work.
     ///
     /// # Errors
     /// `bundle.checksum`, `io`: those of the files' verification.
-    pub fn load_ahead(&mut self) -> Result<()> {
-        if !self.ahead || !self.reads_beside() || self.prepacked.is_some() {
-            return Ok(());
-        }
-        for part in [Part::Vision, Part::Adapter, Part::Heads] {
-            self.verification.start(part)?;
-            if let Some(stage) = self.stages.get_mut(&part) {
-                stage.load_ahead();
-            }
-        }
-        Ok(())
+    pub fn preload(&self) -> Result<()> {
+        self.pipeline.preload()
     }
 
     /// Classifies a scan, with its report or by the image alone.
     ///
     /// # Errors
     /// `nifti.constant`, `bundle.no_image_head`, `bundle.checksum`, `bundle.replaced`, `runtime.*`.
-    pub fn predict(&mut self, scan: Scan, report: Option<&EncodedReport>) -> Result<Prediction> {
+    pub fn predict(&self, scan: Scan, report: Option<&EncodedReport>) -> Result<Prediction> {
         if report.is_none() {
-            self.needs_no_report()?;
+            self.require_image_head()?;
         }
-        let seen = self.look(scan)?;
-        self.answer(seen, report)
+        let encoded = self.encode_scan(scan)?;
+        self.classify(encoded, report)
     }
 
     /// A scan through the adapter and the vision transformer.
-    pub(super) fn look(&mut self, scan: Scan) -> Result<Seen> {
+    pub(super) fn encode_scan(&self, scan: Scan) -> Result<EncodedScan> {
         let mut timing = Timing::default();
-        if let Some(opening) = self.opening.take() {
+        if let Some(opening) = self.clock().opening.take() {
             timing.add("open", opening);
         }
         timing.add("scan", scan.milliseconds);
         let cached = matches!(scan.content, Content::Features(_));
         let path = scan.path.clone();
-        let (features, tensors) = self.see(scan, &mut timing)?;
-        Ok(Seen { path, cached, features, tensors, timing })
+        let (features, tensors) = self.scan_features(scan, &mut timing)?;
+        Ok(EncodedScan { path, cached, features, tensors, timing })
     }
 
-    /// The answer for a scan that was seen, with its report or without.
-    pub(super) fn answer(&mut self, seen: Seen, report: Option<&EncodedReport>) -> Result<Prediction> {
-        let Seen { path, cached, features, mut tensors, mut timing } = seen;
+    /// The prediction for an encoded scan, with its report or without.
+    pub(super) fn classify(&self, scan: EncodedScan, report: Option<&EncodedReport>) -> Result<Prediction> {
+        let EncodedScan { path, cached, features, mut tensors, mut timing } = scan;
         let mut warnings = features.warnings;
         if let Some(report) = report {
             timing.merge(&report.timing);
             warnings.extend(report.warnings.iter().cloned());
         }
         let heads = self.heads(&features.tensor, report, &mut timing)?;
-        self.verified(&[Part::Heads], &mut timing)?;
-        let mut prediction = Prediction::new(&self.bundle, self.device(), path, &heads, report.is_some())?;
+        self.pipeline.verify(&[Part::Heads], &mut timing)?;
+        let mut prediction = Prediction::new(self.bundle(), self.device(), path, &heads, report.is_some())?;
         if self.options.keep_tensors {
             if let Some((report, [ids, mask])) = report.and_then(|r| Some((r, r.inputs.clone()?))) {
                 let stages = [("input_ids", ids), ("attention_mask", mask), ("text", report.text.clone())];
@@ -212,97 +162,105 @@ impl Predictor {
         }
         prediction.warnings = warnings;
         prediction.timing_ms = timing;
-        let from_cache = [("vision", cached), ("text", report.is_some_and(|r| r.cached))];
-        let wall = std::mem::replace(&mut self.answered, Instant::now()).elapsed();
-        prediction.run = self.told(from_cache.into_iter().filter(|(_, c)| *c).map(|(n, _)| n).collect());
-        prediction.run.wall_ms = Some(wall.as_secs_f64() * 1e3);
+        let from_cache = [(Part::Vision, cached), (Part::Text, report.is_some_and(|r| r.cached))];
+        let from_cache = from_cache.into_iter().filter(|(_, cached)| *cached).map(|(part, _)| part.as_str());
+        prediction.run = self.pipeline.to_record(from_cache.collect());
+        let elapsed = std::mem::replace(&mut self.clock().last, Instant::now()).elapsed();
+        prediction.run.wall_ms = Some(elapsed.as_secs_f64() * 1e3);
         Ok(prediction)
     }
 
-    /// What the vision transformer makes of a scan, and the stages' tensors where they are kept.
-    fn see(&mut self, scan: Scan, timing: &mut Timing) -> Result<(Features, Vec<(String, Tensor)>)> {
+    /// The vision transformer's features of a scan, and the stages' tensors where they are kept.
+    fn scan_features(&self, scan: Scan, timing: &mut Timing) -> Result<(Features, Vec<(String, Tensor)>)> {
         let started = Instant::now();
         let volume = match scan.content {
             Content::Features(features) => return Ok((features, Vec::new())),
             Content::Volume(volume) => *volume,
             Content::Voxels(conformed) => {
-                conformed.normalize(self.bundle.manifest.config.volume.clip).map_err(|e| e.at(&scan.path))?
+                conformed.normalize(self.bundle().manifest.config.volume.clip).map_err(|e| e.at(&scan.path))?
             }
         };
         timing.add("scan", milliseconds(started));
         let warnings = volume.warnings.clone();
         let volume = batch::volume(volume);
-        // From one graph to the next it stays where it is, unless all tensors are wanted.
-        let leaves = self.stages.get(&Part::Adapter).map_or(OutputPlacement::Host, Stage::leave);
-        let leave = if self.options.keep_tensors { OutputPlacement::Host } else { leaves };
-        let given = [("volume", self.row_major(&volume)?)];
-        let adapter = one(self.flow(Part::Adapter, &given, &[("adapter", leave)], timing)?);
-        // 67 MB that nobody reads again, unless all tensors are wanted.
-        let volume = self.options.keep_tensors.then_some(volume);
-        let given = adapter.input().ok_or_else(|| self.broken())?;
-        let vision =
-            one(self.flow(Part::Vision, &[("adapter", given)], &[("vision", OutputPlacement::Host)], timing)?);
-        let vision = vision.host().ok_or_else(|| self.broken())?;
-        self.verified(&[Part::Adapter, Part::Vision], timing)?;
+        let keep = self.options.keep_tensors;
+        // Between the graphs the map stays where it is made, unless all tensors are kept.
+        let handover = if keep { OutputPlacement::Host } else { self.pipeline.handover(Part::Adapter)? };
+        let not_dense = || Error::internal("the volume or a graph's output is not in row-major order");
+        let input = TensorView::of(&volume).map(Input::Host).ok_or_else(not_dense)?;
+        let map = self.pipeline.run_values(Part::Adapter, &[("volume", input)], &[("adapter", handover)], timing)?;
+        let map = only(map, Part::Adapter)?;
+        // 67 MB that nothing reads again, unless all tensors are kept.
+        let volume = keep.then_some(volume);
+        let input = [("adapter", map.input().ok_or_else(not_dense)?)];
+        let vision = self.pipeline.run_values(Part::Vision, &input, &[("vision", OutputPlacement::Host)], timing)?;
+        let vision = only(vision, Part::Vision)?.host().ok_or_else(not_dense)?;
+        self.pipeline.verify(&[Part::Adapter, Part::Vision], timing)?;
         let features = Features { tensor: vision, warnings, tokens: 0 };
         if let (Some(store), Some(key)) = (&self.store, &scan.key) {
             store.put(key, &features)?;
         }
-        let kept = volume.zip(adapter.host()).map(|(volume, adapter)| {
-            let stages = [("volume", volume), ("adapter", adapter), ("vision", features.tensor.clone())];
+        let kept = volume.zip(map.host()).map(|(volume, map)| {
+            let stages = [("volume", volume), ("adapter", map), ("vision", features.tensor.clone())];
             stages.map(|(n, t)| (n.to_owned(), t)).to_vec()
         });
         Ok((features, kept.unwrap_or_default()))
     }
 
-    pub(super) fn row_major<'a>(&self, tensor: &'a Tensor) -> Result<Input<'a>> {
-        TensorView::of(tensor).map(Input::Host).ok_or_else(|| self.broken())
-    }
-
-    fn broken(&self) -> Error {
-        Error::new(Code::RUNTIME_RUN, "a graph's result is not in row-major order").at(&self.bundle.dir)
-    }
-
-    /// The heads' outputs by name. Without a report zeros stand in for the text, and only what does not depend on
-    /// it is computed for the caller.
+    /// The heads' outputs by name. Without a report, zeros take the place of the text features, and only outputs that do not
+    /// depend on them are computed.
     fn heads(
-        &mut self,
+        &self,
         vision: &Tensor,
         report: Option<&EncodedReport>,
         timing: &mut Timing,
     ) -> Result<Vec<(String, Tensor)>> {
-        let absent = Tensor::F32(ndarray::ArrayD::zeros(vec![1, self.bundle.manifest.config.text.hidden]));
+        let absent = Tensor::F32(ndarray::ArrayD::zeros(vec![1, self.bundle().manifest.config.text.hidden]));
         let mut names = match report {
             Some(_) => vec!["v", "t", "logits", "similarity"],
             None => vec!["v"],
         };
-        names.extend(self.bundle.manifest.image_head.then_some("image_logits"));
+        names.extend(self.bundle().manifest.image_head.then_some("image_logits"));
         let feed = [("vision", vision), ("text", report.map_or(&absent, |r| &r.text))];
-        let tensors = self.run(Part::Heads, &feed, &names, timing)?;
+        let tensors = self.pipeline.run(Part::Heads, &feed, &names, timing)?;
         Ok(names.into_iter().map(str::to_owned).zip(tensors).collect())
     }
 
-    /// How the run really went.
-    fn told(&self, from_cache: Vec<&'static str>) -> Run {
-        let stage = |part: &Part| self.stages.get(part).map(Stage::told);
-        Run {
-            chosen: Some(self.taken.chosen.clone()),
-            stages: Part::ALL.iter().filter_map(stage).collect(),
-            from_cache,
-            memory_bytes: Memory {
-                limit: self.room.explicit.then_some(self.room.limit),
-                planned: self.planned,
-                peak: execute::peak(),
-            },
-            gpu_memory_bytes: self.gpu,
-            weights: self.verification.how(self.stages.values().any(Stage::is_prepacked)),
-            started_ms: self.began,
-            wall_ms: None,
+    /// The graphs.
+    pub(super) fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// The feature cache, where there is one.
+    pub(super) fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    /// Whether every stage's tensor is kept.
+    pub(super) fn keeps_tensors(&self) -> bool {
+        self.options.keep_tensors
+    }
+
+    /// The bundle's tokenizer, loaded when it is first needed.
+    ///
+    /// # Errors
+    /// `tokenizer.invalid`, `bundle.replaced`.
+    pub(super) fn tokenizer(&self) -> Result<&Tokenizer> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
         }
+        let record = &self.bundle().manifest.tokenizer;
+        let tokenizer = Tokenizer::load(&self.bundle().file(&record.file), record.bos)?;
+        self.bundle().still_here()?;
+        Ok(self.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The only result of a run with one output.
-pub(super) fn one<T>(results: Vec<T>) -> T {
-    results.into_iter().next().expect("a run gives one value an output")
+/// The value of a run with one output.
+pub(super) fn only<T>(values: Vec<T>, part: Part) -> Result<T> {
+    values.into_iter().next().ok_or_else(|| Error::internal(format!("{part}: output missing")))
 }

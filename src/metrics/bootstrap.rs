@@ -1,10 +1,10 @@
-//! How sure a figure is: percentile intervals of the stratified bootstrap.
+//! Confidence intervals: percentiles of the stratified bootstrap.
 //!
-//! Subjects (with all their scans) are drawn with replacement within their true class (as pROC does for areas under a curve: Robin et al. 2011),
-//! so that each draw has as many of each class as the cohort. A case-control cohort was put together that way, and every
-//! figure that the cohort has exists in every draw. The interval then says how much the figure would vary with other
-//! subjects of the same classes, not with another mix of classes. The ends are percentiles (Efron 1981), interpolated
-//! linearly between draws.
+//! Subjects (with all their scans) are drawn with replacement within their true class (as pROC does for areas under a
+//! curve: Robin et al. 2011), so that each draw has as many of each class as the cohort. A case-control cohort is
+//! sampled that way too, and every metric that the cohort defines is defined in every draw. The interval then says how
+//! much the metric would vary with other subjects of the same classes, not with another mix of classes. The ends are
+//! percentiles (Efron 1981), interpolated linearly between draws.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,9 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::Answer;
+use super::LabelledPrediction;
 
-/// Share of draws within an interval.
+/// Fraction of draws within an interval.
 const LEVEL: f64 = 0.95;
 
 /// A 95 % interval.
@@ -27,34 +27,44 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// Intervals of what `figures` makes of answers: a list of always the same length, none for figures that do not exist.
-/// `subjects` holds the answers of each subject, who counts for the largest of their true classes. Each of `draws` draws has its own stream of ChaCha8 under `seed`. A figure that does not exist in every draw has no interval; nor
-/// has any without draws.
+/// The interval of each metric that `metrics` computes from predictions: a list of always the same length, none for
+/// metrics that are not defined. `subjects` holds the predictions of each subject, whose class is the largest of their
+/// true classes. Each of the `draws` has its own stream of ChaCha8 under `seed`. A metric that is not defined in every
+/// draw has no interval; without draws none has.
+///
+/// ```
+/// use brain_adapter::metrics::{LabelledPrediction, Scores, bootstrap};
+///
+/// let subject = |p: f64| vec![LabelledPrediction::new(0, vec![p, 1.0 - p])];
+/// let subjects = [0.9, 0.8, 0.7, 0.4].map(subject);
+/// let interval = bootstrap(&subjects, 1000, 0, |drawn| vec![Some(Scores::of_refs(drawn, 2).accuracy)])[0];
+/// assert!(interval.is_some_and(|i| i.low <= 0.75 && i.high == 1.0));
+/// ```
 pub fn bootstrap(
-    subjects: &[Vec<Answer>],
+    subjects: &[Vec<LabelledPrediction>],
     draws: u32,
     seed: u64,
-    figures: impl Fn(&[&Answer]) -> Vec<Option<f64>> + Sync,
+    metrics: impl Fn(&[&LabelledPrediction]) -> Vec<Option<f64>> + Sync,
 ) -> Vec<Option<Interval>> {
-    let count = figures(&subjects.iter().flatten().collect::<Vec<_>>()).len();
-    let mut strata: BTreeMap<usize, Vec<&[Answer]>> = BTreeMap::new();
-    for answers in subjects {
-        if let Some(class) = answers.iter().map(|a| a.truth).max() {
-            strata.entry(class).or_default().push(answers);
+    let count = metrics(&subjects.iter().flatten().collect::<Vec<_>>()).len();
+    let mut strata: BTreeMap<usize, Vec<&[LabelledPrediction]>> = BTreeMap::new();
+    for predictions in subjects {
+        if let Some(class) = predictions.iter().map(|a| a.truth).max() {
+            strata.entry(class).or_default().push(predictions);
         }
     }
     let draw = |i: u32| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(u64::from(i));
-        let mut drawn: Vec<&Answer> = Vec::new();
+        let mut drawn: Vec<&LabelledPrediction> = Vec::new();
         for of in strata.values() {
             (0..of.len()).for_each(|_| drawn.extend(of[rng.random_range(0..of.len())]));
         }
-        figures(&drawn)
+        metrics(&drawn)
     };
     let all: Vec<Vec<Option<f64>>> = (0..draws).into_par_iter().map(draw).collect();
-    let interval = |figure: usize| {
-        let mut values: Vec<f64> = all.iter().map(|draw| draw.get(figure).copied().flatten()).collect::<Option<_>>()?;
+    let interval = |metric: usize| {
+        let mut values: Vec<f64> = all.iter().map(|draw| draw.get(metric).copied().flatten()).collect::<Option<_>>()?;
         values.sort_unstable_by(f64::total_cmp);
         let tail = (1.0 - LEVEL) / 2.0;
         Some(Interval { low: quantile(&values, tail)?, high: quantile(&values, 1.0 - tail)? })
@@ -62,7 +72,8 @@ pub fn bootstrap(
     (0..count).map(interval).collect()
 }
 
-/// The quantile of sorted values, interpolated linearly (numpy's default; Hyndman and Fan's type 7); none of none.
+/// The quantile of sorted values, interpolated linearly (numpy's default; Hyndman and Fan's type 7); none without
+/// values.
 fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let at = q * sorted.len().checked_sub(1)? as f64;
     let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
@@ -85,27 +96,28 @@ mod tests {
 
     #[test]
     fn draws_keep_the_mix_of_classes_and_the_seed_decides() {
-        let answers: Vec<Answer> = (0..20).map(|i| Answer::new(i % 3, vec![i as f64, 5.0, 9.0])).collect();
-        let subjects: Vec<Vec<Answer>> = answers.iter().map(|a| vec![a.clone()]).collect();
-        let of_class = |class: usize| answers.iter().filter(|a| a.truth == class).count();
-        let figures = |drawn: &[&Answer]| {
+        let predictions: Vec<LabelledPrediction> =
+            (0..20).map(|i| LabelledPrediction::new(i % 3, vec![i as f64, 5.0, 9.0])).collect();
+        let subjects: Vec<Vec<LabelledPrediction>> = predictions.iter().map(|a| vec![a.clone()]).collect();
+        let of_class = |class: usize| predictions.iter().filter(|a| a.truth == class).count();
+        let metrics = |drawn: &[&LabelledPrediction]| {
             let mix = (0..3).all(|c| drawn.iter().filter(|a| a.truth == c).count() == of_class(c));
             vec![Some(f64::from(u8::from(mix))), drawn.iter().map(|a| Some(a.probabilities[0])).sum(), None]
         };
-        let [one, again, other] = [7, 7, 8].map(|seed| bootstrap(&subjects, 200, seed, figures));
+        let [one, again, other] = [7, 7, 8].map(|seed| bootstrap(&subjects, 200, seed, metrics));
         assert_eq!(one[0], Some(Interval { low: 1.0, high: 1.0 }));
         assert!(one == again && one[1] != other[1] && one[2].is_none());
-        assert_eq!(bootstrap(&subjects, 0, 7, figures), [None; 3]);
+        assert_eq!(bootstrap(&subjects, 0, 7, metrics), [None; 3]);
         assert_eq!(bootstrap(&[], 5, 7, |_| vec![None]), [None]);
     }
 
-    /// Scans of one person say the same again: they must not make an interval narrower.
+    /// Scans of one person repeat each other: they must not make an interval narrower.
     #[test]
     fn a_subject_is_drawn_with_all_scans() {
         let right = |i: usize| if i.is_multiple_of(3) { vec![0.0, 1.0] } else { vec![1.0, 0.0] };
-        let one: Vec<Vec<Answer>> = (0..30).map(|i| vec![Answer::new(0, right(i))]).collect();
-        let thrice: Vec<Vec<Answer>> = one.iter().map(|a| vec![a[0].clone(); 3]).collect();
-        let accuracy = |drawn: &[&Answer]| {
+        let one: Vec<Vec<LabelledPrediction>> = (0..30).map(|i| vec![LabelledPrediction::new(0, right(i))]).collect();
+        let thrice: Vec<Vec<LabelledPrediction>> = one.iter().map(|a| vec![a[0].clone(); 3]).collect();
+        let accuracy = |drawn: &[&LabelledPrediction]| {
             vec![Some(drawn.iter().filter(|a| a.predicted == a.truth).count() as f64 / drawn.len() as f64)]
         };
         assert_eq!(bootstrap(&one, 500, 1, accuracy), bootstrap(&thrice, 500, 1, accuracy));

@@ -1,62 +1,63 @@
-//! Whether probabilities are frequencies.
+//! Calibration: how well probabilities match frequencies.
 
 use serde::Serialize;
 
-use super::Answer;
+use super::LabelledPrediction;
 
-/// Bins of confidence, as Guo et al. 2017 ("On Calibration of Modern Neural Networks", ICML) have them.
+/// Number of bins of confidence, as in Guo et al. 2017 ("On Calibration of Modern Neural Networks", ICML).
 pub const BINS: usize = 15;
 
-/// Least probability that enters a logarithm: 2⁻⁵², the step of f64 at 1, where scikit-learn's `log_loss` clips too.
-const LEAST: f64 = f64::EPSILON;
+/// Minimum probability in a logarithm: 2⁻⁵², the step of f64 at 1, where scikit-learn's `log_loss` clips too.
+const MIN_PROBABILITY: f64 = f64::EPSILON;
 
-/// How answers' confidence (the probability of the class given) compares with how often they are right.
+/// How the confidence of predictions (the probability of the predicted class) compares with their accuracy.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reliability {
-    /// Expected calibration error (Guo et al. 2017): Σ bins, share of answers · |accuracy − mean confidence|.
+    /// Expected calibration error (Guo et al. 2017): Σ over bins of the fraction of predictions · |accuracy − mean
+    /// confidence|.
     pub ece: f64,
     /// Mean −ln of the probability of the true class, in nats.
     pub nll: f64,
-    /// Brier score: mean over answers of Σ classes (probability − truth)², from 0 to 2 (Brier 1950; not halved).
+    /// Brier score: mean over predictions of Σ classes (probability − truth)², from 0 to 2 (Brier 1950; not halved).
     pub brier: f64,
     /// [`BINS`] bins of equal width from 0 to 1.
     pub bins: Vec<Bin>,
 }
 
-/// Answers with a confidence in `(low, high]`.
+/// Predictions with a confidence in `(low, high]`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Bin {
-    /// Least confidence, exclusive.
+    /// Lower bound of the confidence, exclusive.
     pub low: f64,
-    /// Largest confidence, inclusive.
+    /// Upper bound of the confidence, inclusive.
     pub high: f64,
-    /// Number of answers.
+    /// Number of predictions.
     pub answers: u64,
-    /// Their mean confidence; 0 of none.
+    /// Their mean confidence; 0 in an empty bin.
     pub confidence: f64,
-    /// Share of them that is right; 0 of none.
+    /// Their accuracy; 0 in an empty bin.
     pub accuracy: f64,
 }
 
 impl Reliability {
-    /// The figures of `answers`; all 0 of none.
-    pub fn of(answers: &[&Answer]) -> Self {
+    /// The calibration of `predictions`; all 0 without predictions.
+    pub fn of(predictions: &[&LabelledPrediction]) -> Self {
         let edge = |i: usize| i as f64 / BINS as f64;
         let mut sums = [(0u64, 0.0, 0u64); BINS];
         let (mut nll, mut brier) = (0.0, 0.0);
-        for answer in answers {
-            let probability = |class: usize| answer.probabilities.get(class).copied().unwrap_or(0.0);
-            let confidence = probability(answer.predicted);
+        for prediction in predictions {
+            let probability = |class: usize| prediction.probabilities.get(class).copied().unwrap_or(0.0);
+            let confidence = probability(prediction.predicted);
             let bin = (1..BINS).find(|i| confidence <= edge(*i)).map_or(BINS - 1, |i| i - 1);
             let (count, total, right) = &mut sums[bin];
             *count += 1;
             *total += confidence;
-            *right += u64::from(answer.predicted == answer.truth);
-            nll -= probability(answer.truth).max(LEAST).ln();
-            let squares = answer.probabilities.iter().enumerate();
-            brier += squares.map(|(c, p)| (p - f64::from(u8::from(c == answer.truth))).powi(2)).sum::<f64>();
+            *right += u64::from(prediction.predicted == prediction.truth);
+            nll -= probability(prediction.truth).max(MIN_PROBABILITY).ln();
+            let squares = prediction.probabilities.iter().enumerate();
+            brier += squares.map(|(c, p)| (p - f64::from(u8::from(c == prediction.truth))).powi(2)).sum::<f64>();
         }
-        let n = answers.len().max(1) as f64;
+        let n = predictions.len().max(1) as f64;
         let bins: Vec<Bin> = sums
             .iter()
             .enumerate()
@@ -79,8 +80,9 @@ mod tests {
 
     #[test]
     fn a_bin_holds_its_upper_edge() {
-        let answers = [0.2, 0.2 + 1e-12, 1.0, 0.0].map(|p| Answer { truth: 0, predicted: 0, probabilities: vec![p] });
-        let reliability = Reliability::of(&answers.iter().collect::<Vec<_>>());
+        let predictions =
+            [0.2, 0.2 + 1e-12, 1.0, 0.0].map(|p| LabelledPrediction { truth: 0, predicted: 0, probabilities: vec![p] });
+        let reliability = Reliability::of(&predictions.iter().collect::<Vec<_>>());
         let counts: Vec<u64> = reliability.bins.iter().map(|b| b.answers).collect();
         assert_eq!((counts[0], counts[2], counts[3], counts[14], counts.iter().sum()), (1, 1, 1, 1, 4u64));
         assert!(reliability.nll.is_finite());

@@ -1,16 +1,16 @@
-//! Figures of merit of a classifier: pure numbers, from answers to figures.
+//! Metrics of a classifier: pure functions of labels and predicted probabilities.
 //!
-//! Layer 1. An [`Answer`] is a subject with its true class and what a model said. [`Scores`] counts and ranks answers,
-//! [`Reliability`] asks whether probabilities are frequencies, [`temperature`] makes them so, [`bootstrap`] says how sure a
-//! figure is, and [`tsne`] lays points of many dimensions out on a plane. Everything is deterministic: the same answers and
-//! seed give the same bits, whatever the number of threads.
+//! Layer 1. A [`LabelledPrediction`] is a model's prediction with the true class. [`Scores`] are accuracy, F1, AUC and
+//! the like, [`Reliability`] measures calibration, [`temperature`] improves it, [`bootstrap`] gives confidence
+//! intervals, and [`tsne`] embeds high-dimensional points in the plane. Everything is deterministic: the same
+//! predictions and seed give the same bits, on any number of threads.
 //!
 //! ```
-//! use brain_adapter::metrics::{Answer, Scores};
+//! use brain_adapter::metrics::{LabelledPrediction, Scores};
 //!
-//! let answer = |truth, p: [f64; 2]| Answer::new(truth, p.to_vec());
-//! let answers = [answer(0, [0.9, 0.1]), answer(1, [0.6, 0.4]), answer(1, [0.2, 0.8])];
-//! let scores = Scores::of(&answers, 2);
+//! let prediction = |truth, p: [f64; 2]| LabelledPrediction::new(truth, p.to_vec());
+//! let predictions = [prediction(0, [0.9, 0.1]), prediction(1, [0.6, 0.4]), prediction(1, [0.2, 0.8])];
+//! let scores = Scores::of(&predictions, 2);
 //! assert_eq!((scores.accuracy, scores.auc[1]), (2.0 / 3.0, Some(1.0)));
 //! ```
 
@@ -29,35 +29,36 @@ pub use calibration::{BINS, Bin, Reliability};
 pub use confusion::{ClassScores, Confusion};
 pub use tsne::{Layout, tsne};
 
-/// A subject: what is true, and what a model said.
+/// A model's prediction with the true class.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
+pub struct LabelledPrediction {
     /// The true class, from 0.
     pub truth: usize,
-    /// The class that the model gave.
+    /// The predicted class.
     pub predicted: usize,
-    /// Probabilities, a class each; they sum to 1.
+    /// The probability of each class; they sum to 1.
     pub probabilities: Vec<f64>,
 }
 
-impl Answer {
-    /// An answer whose class is the most probable one.
+impl LabelledPrediction {
+    /// A prediction of the most probable class.
     pub fn new(truth: usize, probabilities: Vec<f64>) -> Self {
         Self { truth, predicted: argmax(&probabilities), probabilities }
     }
 
-    /// The answer that logits give at a temperature: probabilities softmax(logits / T), and the class of the largest logit.
-    pub fn at(truth: usize, logits: &[f32], temperature: f64) -> Self {
+    /// The prediction of logits at a temperature: probabilities softmax(logits / T), and the class of the largest
+    /// logit.
+    pub fn from_logits(truth: usize, logits: &[f32], temperature: f64) -> Self {
         Self { truth, predicted: argmax(logits), probabilities: softmax(logits, temperature) }
     }
 }
 
-/// The place of the largest value, the first of equal ones (as `numpy.argmax`); 0 of none.
+/// Index of the largest value, the first of equal ones (as `numpy.argmax`); 0 for no values.
 pub fn argmax<T: PartialOrd>(values: &[T]) -> usize {
     (1..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
 }
 
-/// softmax(logits / T), in f64. Logits are finite, T is above 0.
+/// softmax(logits / T), in f64. Logits must be finite and T above 0.
 pub fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
     let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let exps: Vec<f64> = logits.iter().map(|l| ((f64::from(*l) - largest) / temperature).exp()).collect();
@@ -65,50 +66,50 @@ pub fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
     exps.into_iter().map(|e| e / sum).collect()
 }
 
-/// The figures of a set of answers.
+/// The metrics of a set of predictions.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Scores {
-    /// Number of answers.
+    /// Number of predictions.
     pub answers: usize,
-    /// Share of right answers; 0 of none.
+    /// Fraction of correct predictions; 0 without predictions.
     pub accuracy: f64,
     /// Mean recall of the classes that occur.
     pub balanced_accuracy: f64,
-    /// Mean F1 of all classes. As scikit-learn's `f1_score(labels=all, average="macro", zero_division=0)`: a class that neither
-    /// occurs nor is predicted counts with 0.
+    /// Mean F1 of all classes. As scikit-learn's `f1_score(labels=all, average="macro", zero_division=0)`: a class that
+    /// neither occurs nor is predicted counts with 0.
     pub macro_f1: f64,
-    /// Figures of each class.
+    /// Metrics of each class.
     pub classes: Vec<ClassScores>,
-    /// Area under the ROC curve of each class against the others, by its probability; none where the class does not occur,
-    /// or nothing else does.
+    /// Area under the ROC curve of each class against the others, by its probability; none where the class does not
+    /// occur, or nothing else does.
     pub auc: Vec<Option<f64>>,
-    /// Mean of the areas that there are.
+    /// Mean of the areas that are defined.
     pub macro_auc: Option<f64>,
-    /// Whether probabilities are frequencies.
+    /// Calibration: how well probabilities match frequencies.
     #[serde(flatten)]
     pub reliability: Reliability,
 }
 
 impl Scores {
-    /// The figures of `answers` in a problem of so many classes.
-    pub fn of(answers: &[Answer], classes: usize) -> Self {
-        Self::of_refs(&answers.iter().collect::<Vec<_>>(), classes)
+    /// The metrics of `predictions` among so many classes.
+    pub fn of(predictions: &[LabelledPrediction], classes: usize) -> Self {
+        Self::of_refs(&predictions.iter().collect::<Vec<_>>(), classes)
     }
 
-    /// The same of answers that lie elsewhere, some perhaps drawn more than once.
-    pub fn of_refs(answers: &[&Answer], classes: usize) -> Self {
-        let confusion = Confusion::of(answers, classes);
-        let auc: Vec<Option<f64>> = (0..classes).map(|class| auc(answers, class)).collect();
-        let known: Vec<f64> = auc.iter().copied().flatten().collect();
+    /// As [`Self::of`], for references; a bootstrap sample has some predictions more than once.
+    pub fn of_refs(predictions: &[&LabelledPrediction], classes: usize) -> Self {
+        let confusion = Confusion::of(predictions, classes);
+        let auc: Vec<Option<f64>> = (0..classes).map(|class| auc(predictions, class)).collect();
+        let defined: Vec<f64> = auc.iter().copied().flatten().collect();
         Self {
-            answers: answers.len(),
+            answers: predictions.len(),
             accuracy: confusion.accuracy(),
             balanced_accuracy: confusion.balanced_accuracy(),
             macro_f1: confusion.macro_f1(),
             classes: confusion.classes(),
-            macro_auc: (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64),
+            macro_auc: (!defined.is_empty()).then(|| defined.iter().sum::<f64>() / defined.len() as f64),
             auc,
-            reliability: Reliability::of(answers),
+            reliability: Reliability::of(predictions),
         }
     }
 }
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn no_answers_give_no_figures() {
+    fn no_predictions_give_empty_metrics() {
         let scores = Scores::of(&[], 3);
         assert_eq!((scores.accuracy, scores.macro_f1, scores.macro_auc), (0.0, 0.0, None));
         assert_eq!((scores.auc, scores.reliability.ece), (vec![None; 3], 0.0));

@@ -1,59 +1,91 @@
-//! t-SNE: points of many dimensions on a plane, neighbours beside neighbours (van der Maaten and Hinton, JMLR 2008).
+//! t-SNE: an embedding of high-dimensional points in the plane that keeps neighbours together (van der Maaten and
+//! Hinton, JMLR 2008).
 //!
-//! The exact form, for some thousands of points. Affinities, gains and the two phases of momentum are the paper's, early
-//! exaggeration by 12 and the learning rate are those of Belkina et al. 2019 (as in scikit-learn). The crate `bhtsne` was
-//! looked at: it sums on threads in whatever order they come, and a last bit grows into another picture. Here each row is
-//! summed by itself and rows in their order, so a seed gives one picture on any number of threads.
+//! The exact form, for some thousands of points. Affinities, gains and the two momentum terms (0.5, then 0.8) are the
+//! paper's; early exaggeration by 12 over the first 250 steps, when the momentum is 0.5, and the learning rate are
+//! those of Belkina et al. 2019 (as in scikit-learn). The crate `bhtsne` is not used: it sums over threads in no fixed
+//! order, and a last bit grows into another picture. Here each row is summed by itself and rows in their order, so a
+//! seed gives one picture on any number of threads.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-/// Neighbours that each point minds, in effect; fewer where there are not three times as many points.
+/// The effective number of neighbours of a point; less where there are not three times as many points.
 const PERPLEXITY: f64 = 30.0;
-/// Steps with attraction exaggerated, and steps in all.
-const STEPS: (usize, usize) = (250, 1000);
-/// How much attraction is exaggerated.
+/// Number of steps.
+const STEPS: usize = 1000;
+/// Number of first steps with early exaggeration and the lower momentum.
+const EARLY_STEPS: usize = 250;
+/// Factor of the affinities in the early steps.
 const EXAGGERATION: f64 = 12.0;
-/// Standard deviation of the points at the start.
-const START: f64 = 1e-4;
+/// Standard deviation of the initial points.
+const INITIAL_STD: f64 = 1e-4;
 
-/// A layout on the plane.
+/// An embedding in the plane.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
-    /// A point each, in the order of the input; the axes have no unit.
+    /// One point for each of the input, in its order; the axes have no unit.
     pub points: Vec<[f64; 2]>,
-    /// The Kullback–Leibler divergence that was left, in nats.
+    /// The Kullback–Leibler divergence of the final points, in nats: what t-SNE minimises.
     pub divergence: f64,
 }
 
-/// Lays out `points` (all of one dimension, finite). Time and memory grow with the square of their number.
+/// Embeds `points` (all of one dimension, finite). Time and memory grow with the square of their number.
+///
+/// ```
+/// use brain_adapter::metrics::tsne;
+///
+/// let points: Vec<Vec<f32>> = (0u8..8).map(|i| vec![f32::from(i / 4), f32::from(i % 4) * 0.01]).collect();
+/// let layout = tsne(&points, 1);
+/// assert_eq!(layout.points.len(), 8);
+/// assert_eq!(layout, tsne(&points, 1));
+/// ```
 pub fn tsne(points: &[Vec<f32>], seed: u64) -> Layout {
     let n = points.len();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut y: Vec<[f64; 2]> = (0..n).map(|_| normals(&mut rng).map(|v| v * START)).collect();
+    let y: Vec<[f64; 2]> = (0..n).map(|_| normals(&mut rng).map(|v| v * INITIAL_STD)).collect();
     if n < 3 {
         return Layout { points: y, divergence: 0.0 };
     }
     let p = affinities(&distances(points), PERPLEXITY.min((n - 1) as f64 / 3.0));
     let rate = (n as f64 / EXAGGERATION / 4.0).max(50.0);
-    let (mut speed, mut gain) = (vec![[0.0; 2]; n], vec![[1f64; 2]; n]);
-    for step in 0..STEPS.1 {
-        let (exaggeration, momentum) = if step < STEPS.0 { (EXAGGERATION, 0.5) } else { (1.0, 0.8) };
-        let slope = gradient(&p, &y, exaggeration);
-        for i in 0..n {
-            for a in 0..2 {
-                // Jacobs 1988: longer steps while the direction stays.
-                let turned = slope[i][a] * speed[i][a] < 0.0;
-                gain[i][a] = if turned { gain[i][a] + 0.2 } else { (gain[i][a] * 0.8).max(0.01) };
-                speed[i][a] = momentum * speed[i][a] - rate * gain[i][a] * slope[i][a];
-                y[i][a] += speed[i][a];
-            }
-        }
+    let mut state = Descent { velocity: vec![[0.0; 2]; n], gain: vec![[1.0; 2]; n], y };
+    for step in 0..STEPS {
+        let (exaggeration, momentum) = schedule(step);
+        let slope = gradient(&p, &state.y, exaggeration);
+        state.update(&slope, rate, momentum);
     }
+    let mut y = state.y;
     let mean = [0, 1].map(|a| y.iter().map(|point| point[a]).sum::<f64>() / n as f64);
     y.iter_mut().for_each(|point| *point = [point[0] - mean[0], point[1] - mean[1]]);
     Layout { divergence: divergence(&p, &y), points: y }
+}
+
+/// Exaggeration and momentum of a step, from 0.
+fn schedule(step: usize) -> (f64, f64) {
+    if step < EARLY_STEPS { (EXAGGERATION, 0.5) } else { (1.0, 0.8) }
+}
+
+/// Gradient descent with momentum and a gain for each coordinate.
+struct Descent {
+    y: Vec<[f64; 2]>,
+    velocity: Vec<[f64; 2]>,
+    gain: Vec<[f64; 2]>,
+}
+
+impl Descent {
+    fn update(&mut self, slope: &[[f64; 2]], rate: f64, momentum: f64) {
+        let state = self.velocity.as_flattened_mut().iter_mut().zip(self.gain.as_flattened_mut());
+        for ((y, (velocity, gain)), slope) in self.y.as_flattened_mut().iter_mut().zip(state).zip(slope.as_flattened())
+        {
+            // Jacobs 1988: longer steps while the direction stays.
+            let same_direction = slope * *velocity < 0.0;
+            *gain = if same_direction { *gain + 0.2 } else { (*gain * 0.8).max(0.01) };
+            *velocity = momentum * *velocity - rate * *gain * slope;
+            *y += *velocity;
+        }
+    }
 }
 
 /// Two standard normal numbers (Box and Muller 1958).
@@ -78,7 +110,7 @@ fn affinities(distances: &[Vec<f64>], perplexity: f64) -> Vec<Vec<f64>> {
     (0..n).into_par_iter().map(joint).collect()
 }
 
-/// p_j|i of the point `i`: a Gaussian as wide as the perplexity asks, found by halving.
+/// p_j|i of the point `i`: a Gaussian whose width gives the perplexity, found by bisection.
 fn neighbours(distances: &[f64], i: usize, perplexity: f64) -> Vec<f64> {
     let others = || distances.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, d)| *d);
     let nearest = others().fold(f64::INFINITY, f64::min);
@@ -88,7 +120,7 @@ fn neighbours(distances: &[f64], i: usize, perplexity: f64) -> Vec<f64> {
         let sum: f64 = all.iter().sum();
         all.into_iter().map(|w| w / sum).collect()
     };
-    // Precision 1/(2σ²) between ends that are found by doubling, for scales of any size.
+    // The precision 1/(2σ²) lies between bounds that are found by doubling, so that any scale works.
     let typical = others().map(|d| d - nearest).sum::<f64>() / (distances.len() - 1) as f64;
     if typical <= 0.0 {
         return weights(0.0);
@@ -103,23 +135,23 @@ fn neighbours(distances: &[f64], i: usize, perplexity: f64) -> Vec<f64> {
     weights(beta)
 }
 
-/// The sum of [`near`] over all pairs of different points.
+/// The sum of [`similarity`] over all pairs of different points.
 fn normalizer(y: &[[f64; 2]]) -> f64 {
-    let row = |a: &[f64; 2]| y.iter().map(|b| near(a, b)).sum::<f64>() - 1.0;
+    let row = |a: &[f64; 2]| y.iter().map(|b| similarity(a, b)).sum::<f64>() - 1.0;
     y.par_iter().map(row).collect::<Vec<f64>>().iter().sum()
 }
 
 /// 1 / (1 + |a − b|²).
-fn near(a: &[f64; 2], b: &[f64; 2]) -> f64 {
+fn similarity(a: &[f64; 2], b: &[f64; 2]) -> f64 {
     1.0 / (1.0 + (a[0] - b[0]).powi(2) + (a[1] - b[1]).powi(2))
 }
 
-/// The paper's equation 5: 4 Σ_j (p_ij − q_ij)(y_i − y_j) / (1 + |y_i − y_j|²), p exaggerated.
+/// Equation 5 of the paper: 4 Σ_j (p_ij − q_ij)(y_i − y_j) / (1 + |y_i − y_j|²), p exaggerated.
 fn gradient(p: &[Vec<f64>], y: &[[f64; 2]], exaggeration: f64) -> Vec<[f64; 2]> {
     let total = normalizer(y);
     let row = |(p, a): (&Vec<f64>, &[f64; 2])| {
         p.iter().zip(y).fold([0.0; 2], |sum, (p, b)| {
-            let q = near(a, b);
+            let q = similarity(a, b);
             let pull = 4.0 * (exaggeration * p - q / total) * q;
             [sum[0] + pull * (a[0] - b[0]), sum[1] + pull * (a[1] - b[1])]
         })
@@ -131,7 +163,7 @@ fn gradient(p: &[Vec<f64>], y: &[[f64; 2]], exaggeration: f64) -> Vec<[f64; 2]> 
 fn divergence(p: &[Vec<f64>], y: &[[f64; 2]]) -> f64 {
     let total = normalizer(y);
     let row = |(p, a): (&Vec<f64>, &[f64; 2])| -> f64 {
-        p.iter().zip(y).filter(|(p, _)| **p > 0.0).map(|(p, b)| p * (p * total / near(a, b)).ln()).sum()
+        p.iter().zip(y).filter(|(p, _)| **p > 0.0).map(|(p, b)| p * (p * total / similarity(a, b)).ln()).sum()
     };
     p.par_iter().zip(y).map(row).collect::<Vec<f64>>().iter().sum()
 }
@@ -166,11 +198,24 @@ mod tests {
             let largest = expected.iter().flatten().fold(0f64, |m, v| m.max(v.abs()));
             slope.iter().flatten().zip(expected.iter().flatten()).for_each(|(a, b)| close(*a, *b, largest));
             close(divergence(&p, &y), case["divergence"].as_f64().unwrap(), 1.0);
-            // From another start another minimum, which must not be much worse than scikit-learn's.
+            // Another start gives another minimum, which must not be much worse than scikit-learn's.
             let usual = case["usual_divergence"].as_f64().unwrap();
             let found = tsne(&points, 1).divergence;
             assert!(found <= usual * 1.05 + 0.02, "{found}, scikit-learn {usual}");
         }
+    }
+
+    /// 0.5 while affinities are exaggerated, 0.8 afterwards: the paper's section 3.4, with the phase of Belkina et al.
+    /// 2019.
+    #[test]
+    fn momentum_and_exaggeration_follow_their_schedule() {
+        let changes: Vec<usize> = (1..STEPS).filter(|&step| schedule(step) != schedule(step - 1)).collect();
+        assert_eq!((schedule(0), changes.as_slice(), schedule(STEPS - 1)), ((12.0, 0.5), &[250][..], (1.0, 0.8)));
+        // A step keeps its momentum's share of the velocity and moves the point by the rest against the gradient.
+        let mut state = Descent { y: vec![[1.0, 0.0]], velocity: vec![[0.5, 0.0]], gain: vec![[1.0; 2]] };
+        state.update(&[[-0.1, 0.0]], 10.0, schedule(STEPS - 1).1);
+        assert!((state.velocity[0][0] - (0.8 * 0.5 + 10.0 * 1.2 * 0.1)).abs() < 1e-15);
+        assert!((state.y[0][0] - (1.0 + state.velocity[0][0])).abs() < 1e-15);
     }
 
     #[test]
@@ -185,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn few_and_equal_points_have_a_place() {
+    fn few_and_equal_points_are_finite() {
         for n in [0, 1, 2, 3, 4, 9] {
             let layout = tsne(&vec![vec![1.0, 2.0]; n], 0);
             assert!(layout.points.len() == n && layout.points.iter().flatten().all(|v| v.is_finite()), "{layout:?}");

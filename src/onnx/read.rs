@@ -1,5 +1,7 @@
 //! Reads back from an ONNX file which other files it refers to.
 
+#![cfg_attr(not(test), deny(clippy::as_conversions))]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -8,7 +10,7 @@ use prost::Message;
 use super::proto::{AttributeProto, EXTERNAL, GraphProto, ModelProto, SparseTensorProto, TensorProto};
 use crate::error::{Code, Error, Result};
 
-/// Largest graph file that is read: graphs without their weights are far smaller.
+/// Maximum size of a graph file, in bytes: graphs without their weights are far smaller.
 const MAX_GRAPH_BYTES: u64 = 1 << 30;
 
 /// The `location`s of all external data in the file, in subgraphs, functions and sparse tensors too, as written there.
@@ -21,7 +23,7 @@ pub fn external_files(path: &Path) -> Result<BTreeSet<String>> {
 
 /// The bytes of a graph's file.
 pub(super) fn graph_bytes(path: &Path) -> Result<Vec<u8>> {
-    let length = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot look at the file", e))?.len();
+    let length = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the file", e))?.len();
     if length > MAX_GRAPH_BYTES {
         let message = format!("the graph file holds {length} bytes, expected at most {MAX_GRAPH_BYTES}");
         return Err(Error::new(Code::ONNX_INVALID, message).at(path));

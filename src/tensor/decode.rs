@@ -39,8 +39,8 @@ pub(super) fn is_wide(dtype: DType) -> bool {
     matches!(dtype, DType::F64 | DType::I64 | DType::U64 | DType::I32 | DType::U32)
 }
 
-/// Halves that are converted at a time, by the slice: one by one the conversion is a call that asks anew what the
-/// processor can do.
+/// fp16 values converted at a time, as a slice: one by one, each conversion is a call that detects the CPU's features
+/// again.
 const HALVES: usize = 1024;
 
 fn widen_halves(bytes: &[u8], out: &mut Vec<f32>) {

@@ -120,7 +120,7 @@ impl Comparison {
         Ok(Self { max_abs, max_rel, cosine })
     }
 
-    /// The worse of the two in each figure.
+    /// The worse value of each metric.
     #[must_use]
     pub fn worst(&self, other: &Self) -> Self {
         Self {
@@ -131,7 +131,7 @@ impl Comparison {
     }
 }
 
-/// The lesser of two figures; NaN when either is, which `min` would drop.
+/// The smaller of two values; NaN when either is, which `min` would drop.
 pub fn least(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) }
 }

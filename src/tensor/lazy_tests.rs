@@ -144,7 +144,7 @@ fn halves_are_converted_as_one_by_one() {
         let one = half::f16::from_bits(i as u16).to_f32();
         assert!(wide.to_bits() == one.to_bits() || wide.is_nan() && one.is_nan(), "{i:#x}");
     }
-    // Halfway between halves, beside it, beyond their range and below it.
+    // Halfway between fp16 values, next to it, beyond their range and below it.
     let singles: Vec<f32> = (0..1u32 << 20).map(|i| f32::from_bits(i.wrapping_mul(4097) ^ (i << 13))).collect();
     let narrow = LazyTensor::from_f32(&[singles.len()], &singles).cast(DType::F16);
     for (bytes, single) in narrow.bytes().unwrap().as_chunks::<2>().0.iter().zip(&singles) {
@@ -155,7 +155,7 @@ fn halves_are_converted_as_one_by_one() {
 
 #[test]
 fn the_first_value_that_is_not_finite_is_named() {
-    // In a tensor long enough to be looked at by several threads, and in a short one.
+    // In a tensor long enough to be scanned by several threads, and in a short one.
     for rows in [3usize, 4_000_000] {
         let mut bytes = vec![0u8; rows * 4 * 2];
         let infinity = half::f16::INFINITY.to_le_bytes();

@@ -3,11 +3,21 @@
 //! Layer 1. [`LazyTensor`] is how weights travel from a checkpoint to an ONNX file: a dtype, a shape and a
 //! source that yields little-endian, row-major bytes in chunks, so that a 13 GB model never sits in memory.
 //! [`Tensor`] is a dense owned array: what goes into and comes out of a session.
+//!
+//! ```
+//! use brain_adapter::tensor::{DType, LazyTensor};
+//!
+//! let weight = LazyTensor::from_f32(&[2, 2], &[1.0, 2.0, 3.0, 4.0]);
+//! let fp16 = weight.transposed().cast(DType::F16); // nothing is computed before the bytes are read
+//! assert_eq!((fp16.byte_len(), fp16.to_f32()?), (8, vec![1.0, 3.0, 2.0, 4.0]));
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 mod decode;
 mod dense;
 mod dtype;
 mod lazy;
+pub(crate) mod number;
 mod views;
 
 pub use decode::Band;

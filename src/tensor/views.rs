@@ -247,9 +247,9 @@ impl FiniteCheck {
     fn error(&self, flat: usize, value: f64) -> Error {
         let mut index = Vec::new();
         let mut rest = flat;
-        for &extent in self.inner.shape().iter().rev() {
-            index.insert(0, rest % extent.max(1));
-            rest /= extent.max(1);
+        for &size in self.inner.shape().iter().rev() {
+            index.insert(0, rest % size.max(1));
+            rest /= size.max(1);
         }
         let (name, index) = (&self.name, show(&index));
         Error::new(
@@ -273,7 +273,7 @@ fn first_nonfinite(bytes: &[u8], dtype: DType) -> Option<usize> {
     }
 }
 
-/// Index of the first element that is `bad`. Looks at whole pieces first: a loop that may stop at any element is not
+/// Index of the first element that is `bad`. Scans whole pieces first: a loop that may stop at any element is not
 /// vectorised.
 fn first<T: Sync>(elements: &[T], bad: impl Fn(&T) -> bool + Sync) -> Option<usize> {
     const PIECE: usize = 4096;

@@ -3,6 +3,18 @@
 //! Layer 2. A report is data: bytes of bounded size, UTF-8, not empty; nothing in it becomes a special token. The
 //! tokenizer is Hugging Face's `tokenizer.json`, or a SentencePiece `tokenizer.model`, which [`Tokenizer::load`]
 //! turns into the former. BOS is put in front here, once, whatever the tokenizer's own template says.
+//!
+//! ```
+//! use brain_adapter::text::{Tokenizer, decode_report};
+//!
+//! let report = decode_report("Memory complaints for 18 months. MMSE 26/30.".as_bytes())?;
+//! let tokenizer = Tokenizer::load("examples/demo/checkpoint/llama/tokenizer.json".as_ref(), 1)?; // 1: the BOS token
+//! let tokens = tokenizer.encode(&report, 512)?;
+//! assert_eq!(tokens.ids[0], 1);
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
+
+#![cfg_attr(not(test), deny(clippy::as_conversions))]
 
 mod sentencepiece;
 mod tokenizer_check;
@@ -11,6 +23,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::error::{Code, Error, Result, Warning, WarningCode};
+use crate::tensor::number::to_u64;
 
 /// Largest report that is read, in bytes. A long discharge letter has 50 kB.
 pub const MAX_REPORT_BYTES: u64 = 1 << 20;
@@ -28,7 +41,7 @@ pub fn read_report(path: &Path) -> Result<String> {
     } else {
         let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::new(Code::REPORT_NOT_FOUND, "no such report").at(path),
-            _ => Error::io(path, "cannot look at the report", e),
+            _ => Error::io(path, "cannot open the report", e),
         })?;
         // A pipe by name would be opened and waited for; a folder cannot be read.
         if !meta.is_file() {
@@ -44,7 +57,7 @@ fn bounded(reader: impl Read, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut limited = reader.take(MAX_REPORT_BYTES + 1);
     limited.read_to_end(&mut bytes).map_err(|e| Error::io(path, "cannot read the report", e))?;
-    if bytes.len() as u64 > MAX_REPORT_BYTES {
+    if to_u64(bytes.len()) > MAX_REPORT_BYTES {
         let message = format!("the report holds more than {MAX_REPORT_BYTES} bytes: is it a report?");
         return Err(Error::new(Code::REPORT_TOO_LARGE, message).at(path));
     }
@@ -96,7 +109,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json`, or `tokenizer.model` (told apart by their content).
+    /// Loads `tokenizer.json`, or `tokenizer.model` (distinguished by content).
     ///
     /// # Errors
     /// `tokenizer.missing` or `tokenizer.invalid`.

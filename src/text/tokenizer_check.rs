@@ -1,4 +1,4 @@
-//! A `tokenizer.json` looked at before the crate `tokenizers` reads it: some of what a file may hold makes that
+//! Checks a `tokenizer.json` before the crate `tokenizers` reads it: some of what a file may hold makes that
 //! crate panic, or read one report differently from call to call.
 
 use serde_json::Value;

@@ -1,19 +1,19 @@
-//! The folder that `ba-train prepare` writes, and everything that training needs.
+//! The training artifacts: the folder that `ba-train prepare` writes and `ba-train fit` reads.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
 //! | `training_model.onnx`, `eval_model.onnx` | the whole model with loss (and gradients), for any ONNX Runtime |
 //! | `optimizer_model.onnx` | AdamW over all trained parameters |
-//! | `checkpoint` | every parameter of adapter and heads (flatbuffers, `ODTC`) |
+//! | `checkpoint` | every parameter of adapter and heads (FlatBuffers, `ODTC`) |
 //! | `frozen.safetensors` | the frozen transformer's weights; the first two refer to it |
-//! | `training.json` | this crate's own: what is trained and how, sizes and hashes of the other files |
+//! | `training.json` | the manifest, of this crate: what is trained and how, sizes and hashes of the other files |
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::engine::Frozen;
+use super::frozen_weights::FrozenWeights;
 use super::graphs::parameters;
 use super::monolith::Parameter;
 use crate::bundle::{FileRecord, SourceRecord, Tool, sha256_of};
@@ -28,55 +28,55 @@ use crate::tensor::{DType, LazyTensor};
 pub const MANIFEST: &str = "training.json";
 /// Version of the manifest's format; another one is refused.
 pub const FORMAT: u32 = 1;
-/// The parameters.
+/// File name of the parameters.
 pub const CHECKPOINT: &str = "checkpoint";
-/// The frozen weights.
+/// File name of the frozen weights.
 pub const FROZEN: &str = "frozen.safetensors";
 
-/// The files beside the manifest.
+/// The files next to the manifest.
 pub(super) const FILES: [&str; 5] =
     [CHECKPOINT, "eval_model.onnx", FROZEN, "optimizer_model.onnx", "training_model.onnx"];
 
-/// What a folder of training artifacts holds.
+/// `training.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
-    /// Who wrote it.
+    /// The program that wrote it.
     pub tool: Tool,
     /// What the model may be used for.
     pub intended_use: String,
-    /// What is trained.
+    /// Which parameters are trained, by which loss.
     pub mode: Mode,
     /// What batch norms normalise by in training.
     pub statistics: Statistics,
     /// The model's configuration.
     pub config: Config,
-    /// Every file but this one.
+    /// Every file except the manifest.
     pub files: Vec<FileRecord>,
-    /// The files that it was made from.
+    /// The checkpoints that the artifacts were made from.
     pub sources: Vec<SourceRecord>,
     /// Tensors of the sources that the model does not use.
     pub skipped: Vec<String>,
 }
 
-/// Training artifacts, found whole.
+/// Training artifacts whose files match their recorded hashes.
 #[derive(Debug)]
 pub struct Artifacts {
     /// The folder.
     pub dir: PathBuf,
-    /// What it holds.
+    /// Its `training.json`.
     pub manifest: Manifest,
-    /// SHA-256 of the manifest, and so of everything.
+    /// SHA-256 of the manifest, which holds the hashes of all other files.
     pub sha256: String,
 }
 
 impl Artifacts {
-    /// Opens a folder and compares every file with its recorded hash.
+    /// Opens a folder and verifies the hash of every file.
     ///
     /// # Errors
-    /// `training.artifacts` when there are none, or a file is missing or another than recorded; `io`.
+    /// `training.artifacts` when there are none, or a file is missing or differs from its hash; `io`.
     pub fn open(dir: &Path) -> Result<Self> {
         let invalid = |message: String| Error::new(Code::TRAINING_ARTIFACTS, message);
         let path = dir.join(MANIFEST);
@@ -86,10 +86,9 @@ impl Artifacts {
         }
         let text = read_small(&path)?;
         let manifest: Manifest = serde_json::from_str(&text)
-            .map_err(|e| invalid(format!("cannot be read: {e}; make it anew with ba-train prepare")).at(&path))?;
+            .map_err(|e| invalid(format!("cannot be read: {e}; run ba-train prepare again")).at(&path))?;
         if manifest.format != FORMAT {
-            let message =
-                format!("has format {}, expected {FORMAT}: make it anew with ba-train prepare", manifest.format);
+            let message = format!("has format {}, expected {FORMAT}: run ba-train prepare again", manifest.format);
             return Err(invalid(message).at(&path));
         }
         manifest.config.validate().map_err(|e| e.at(&path))?;
@@ -97,8 +96,7 @@ impl Artifacts {
         let mut listed: Vec<&str> = manifest.files.iter().map(|record| record.name.as_str()).collect();
         listed.sort_unstable();
         if listed != FILES {
-            let message =
-                format!("lists {}, expected {}: make it anew with ba-train prepare", list(&listed), list(&FILES));
+            let message = format!("lists {}, expected {}: run ba-train prepare again", list(&listed), list(&FILES));
             return Err(invalid(message).at(&path));
         }
         for record in &manifest.files {
@@ -108,8 +106,7 @@ impl Artifacts {
             }
             let found = sha256_of(&file)?;
             if found != record.sha256 {
-                let message =
-                    format!("is another file than {MANIFEST} recorded: make the folder anew with ba-train prepare");
+                let message = format!("differs from what {MANIFEST} recorded: run ba-train prepare again");
                 return Err(invalid(message).at(file));
             }
         }
@@ -117,7 +114,8 @@ impl Artifacts {
         Ok(Self { dir: dir.to_owned(), manifest, sha256 })
     }
 
-    /// The parameters as they were prepared: every one that the mode's graphs read, of the shape that the configuration asks for.
+    /// The parameters as they were prepared. Every parameter that the mode's graphs read is there, in the configured
+    /// shape.
     ///
     /// # Errors
     /// `checkpoint.*`; `training.artifacts` when one is missing or of another shape.
@@ -138,11 +136,11 @@ impl Artifacts {
         Ok(state)
     }
 
-    /// The frozen weights, mapped.
+    /// The frozen weights, from their mapped file.
     ///
     /// # Errors
-    /// `checkpoint.*`; `training.artifacts` when they are of another number of blocks than the configuration says.
-    pub fn frozen(&self) -> Result<Frozen> {
+    /// `checkpoint.*`; `training.artifacts` when their number of blocks is not the configured one.
+    pub fn frozen(&self) -> Result<FrozenWeights> {
         let checkpoint = Checkpoint::open(self.dir.join(FROZEN))?;
         let block = |name: &str| name.strip_prefix("blocks.")?.split('.').next()?.parse::<usize>().ok();
         let blocks = checkpoint.names().filter_map(block).max().map_or(0, |last| last.saturating_add(1));
@@ -151,11 +149,11 @@ impl Artifacts {
             let message = format!("holds {blocks} blocks of the transformer, expected {layers} for {MANIFEST}");
             return Err(Error::new(Code::TRAINING_ARTIFACTS, message).at(checkpoint.path()));
         }
-        Frozen::new(checkpoint.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())))
+        FrozenWeights::new(checkpoint.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())))
     }
 }
 
-/// The parameters of a checkpoint in their order in the graphs: by name.
+/// The parameters of a training checkpoint in the order of the graphs' inputs: sorted by name.
 pub fn parameters_of(state: &TrainingState) -> Vec<Parameter> {
     let of = |all: &BTreeMap<String, LazyTensor>, trained: bool| -> Vec<Parameter> {
         let parameter = |(name, t): (&String, &LazyTensor)| Parameter {

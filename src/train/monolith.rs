@@ -1,56 +1,56 @@
-//! The stages put together: one graph that trains the model in any ONNX Runtime, Microsoft's training runtime among them.
+//! All stages in one graph, which trains the model in any ONNX Runtime, Microsoft's training runtime among them.
 //!
-//! Inputs and outputs are those of the contract (`training_model.onnx`, `eval_model.onnx`): `volume`, `text` (not in the mode
-//! `mri`), `labels`; then every parameter by its state-dict key, also those that the mode does not read; then for each
-//! trained one `NAME_grad.accumulation.buffer`; `lazy_reset_grad`. Outputs `loss`, `logits`; for each trained parameter
-//! `NAME_grad.accumulation.out` and `accumulated.NAME_grad`; the moved running statistics `NAME.out`. Standard operators, and the
-//! accumulator, which is also a function of standard ones.
+//! Inputs and outputs are those that onnxruntime-training expects (`training_model.onnx`, `eval_model.onnx`): `volume`,
+//! `text` (not in the mode `mri`), `labels`; then every parameter by its state-dict key, also those that the mode does
+//! not read; then for each trained one `NAME_grad.accumulation.buffer`; `lazy_reset_grad`. Outputs `loss`, `logits`;
+//! for each trained parameter `NAME_grad.accumulation.out` and `accumulated.NAME_grad`; the updated running statistics
+//! `NAME.out`. Standard operators, and the gradient accumulator, which is also a function of standard ones.
 //!
-//! A runtime orders nodes as it likes and merges equal ones, which would undo the recomputation: so a stage's way back reads
-//! its input through a barrier, a copy that depends on the gradient from above.
+//! A runtime reorders nodes and merges equal ones, which would undo the recomputation: so a stage's backward pass reads
+//! its input through a barrier, a copy that depends on the gradient of its output.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::graphs::{Graphs, Part, numbered};
+use super::graphs::{TrainingGraphs, TrunkStage, block_weight};
 use crate::config::Config;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::graph::{Builder, Dim, Graph, Op, ValueId};
 use crate::model::Mode;
 use crate::passes::autodiff::gradient_of;
 use crate::passes::{Scores, decompose_attention};
 use crate::tensor::{DType, LazyTensor};
 
-/// Rows of queries whose scores are held at once.
+/// Attention scores are computed for so many rows of queries at once.
 const ROWS: usize = 512;
 
-/// A parameter of the checkpoint.
+/// A parameter of the training checkpoint, as the graphs declare it.
 #[derive(Clone, Debug)]
 pub struct Parameter {
-    /// Its state-dict key.
+    /// State-dict key.
     pub name: String,
-    /// Its element type.
+    /// Element type: float32, int64 for counters of batch norms.
     pub dtype: DType,
-    /// Its shape.
+    /// Shape in the state dict.
     pub shape: Vec<usize>,
     /// Whether it is trained.
     pub trained: bool,
 }
 
-/// What the monolithic graphs are made of.
+/// The inputs of the monolithic graphs.
 pub struct Monolith<'a> {
-    /// The model.
+    /// The model's configuration.
     pub config: &'a Config,
-    /// What is trained.
+    /// Which parameters are trained, by which loss.
     pub mode: Mode,
     /// The stages.
-    pub graphs: &'a Graphs,
+    pub graphs: &'a TrainingGraphs,
     /// Every parameter of the checkpoint, in order.
     pub parameters: &'a [Parameter],
     /// The frozen transformer's weights by initializer name.
     pub frozen: &'a BTreeMap<String, LazyTensor>,
 }
 
-/// A graph under way.
+/// A graph that is being assembled.
 struct Assembly<'a> {
     g: Builder,
     frozen: &'a BTreeMap<String, LazyTensor>,
@@ -61,7 +61,7 @@ impl Monolith<'_> {
     /// `training_model.onnx`.
     ///
     /// # Errors
-    /// `graph.invalid` when stages do not fit together: a defect of this crate.
+    /// `graph.invalid`, `internal` when stages do not fit together: a defect of this crate.
     pub fn training(&self) -> Result<Graph> {
         let mut a = self.begin("training")?;
         let trained: Vec<&Parameter> = self.parameters.iter().filter(|p| p.trained).collect();
@@ -80,15 +80,15 @@ impl Monolith<'_> {
             None => &self.graphs.adapter_eval,
         };
         let made = a.add(adapter, 0, None)?;
-        let (loss, path) = self.look(&mut a, made["adapter"], &self.graphs.loss)?;
+        let (loss, path) = self.add_trunk_and_loss(&mut a, made["adapter"], &self.graphs.loss)?;
         let mut gradients: HashMap<String, ValueId> = loss.clone();
         if let Some(adapter) = &self.graphs.adapter {
             let mut d = loss[&gradient_of("vision")];
-            for ((part, block), x) in self.route().into_iter().zip(path).rev() {
+            for ((stage, block), x) in self.stages().into_iter().zip(path).rev() {
                 let x = barrier(&mut a.g, x, d)?;
-                let given = HashMap::from([(part.input.clone(), x), (gradient_of(&part.output), d)]);
-                let found = a.add(&part.graphs.backward, block, Some(&given))?;
-                d = found[&gradient_of(&part.input)];
+                let given = HashMap::from([(stage.input.clone(), x), (gradient_of(&stage.output), d)]);
+                let found = a.add(&stage.graphs.backward, block, Some(&given))?;
+                d = found[&gradient_of(&stage.input)];
             }
             let volume = barrier(&mut a.g, a.known["volume"], d)?;
             let given = HashMap::from([("volume".to_owned(), volume), (gradient_of("adapter"), d)]);
@@ -98,15 +98,16 @@ impl Monolith<'_> {
         a.g.output("logits", loss["logits"])?;
         let mut sums = Vec::new();
         for (p, buffer) in trained.iter().zip(buffers) {
-            let gradient = gradients.get(&gradient_of(&p.name)).copied().ok_or_else(|| lost(&p.name))?;
+            let gradient = gradients.get(&gradient_of(&p.name)).copied().ok_or_else(|| missing(&p.name))?;
             let [flag, sum] = a.g.accumulate(buffer, gradient, reset)?;
             a.g.output(&format!("{}_grad.accumulation.out", p.name), flag)?;
             sums.push((format!("accumulated.{}_grad", p.name), sum));
         }
         sums.into_iter().try_for_each(|(name, sum)| a.g.output(&name, sum))?;
-        let mut moved: Vec<(&String, &ValueId)> = made.iter().filter(|(name, _)| name.ends_with(".out")).collect();
-        moved.sort();
-        moved.into_iter().try_for_each(|(name, &id)| a.g.output(name, id))?;
+        let mut running_stats: Vec<(&String, &ValueId)> =
+            made.iter().filter(|(name, _)| name.ends_with(".out")).collect();
+        running_stats.sort();
+        running_stats.into_iter().try_for_each(|(name, &id)| a.g.output(name, id))?;
         a.g.finish()
     }
 
@@ -117,7 +118,7 @@ impl Monolith<'_> {
     pub fn evaluation(&self) -> Result<Graph> {
         let mut a = self.begin("evaluation")?;
         let made = a.add(&self.graphs.adapter_eval, 0, None)?;
-        let (loss, _) = self.look(&mut a, made["adapter"], &self.graphs.loss_eval)?;
+        let (loss, _) = self.add_trunk_and_loss(&mut a, made["adapter"], &self.graphs.loss_eval)?;
         a.g.output("loss", loss["loss"])?;
         a.g.output("logits", loss["logits"])?;
         a.g.finish()
@@ -126,7 +127,7 @@ impl Monolith<'_> {
     /// The inputs that both graphs have.
     fn begin(&self, name: &str) -> Result<Assembly<'_>> {
         let mut a = Assembly { g: Builder::new(name), frozen: self.frozen, known: HashMap::new() };
-        let (batch, side) = (Dim::Symbol("batch"), Dim::Known(self.config.volume.size));
+        let (batch, side) = (Dim::BATCH, Dim::Known(self.config.volume.size));
         a.input("volume", DType::F32, &[batch, Dim::Known(self.config.adapter.slices_in), side, side]);
         if self.mode.reads_reports() {
             a.input("text", DType::F32, &[batch, Dim::Known(self.config.text.hidden)]);
@@ -140,24 +141,24 @@ impl Monolith<'_> {
     }
 
     /// The transformer's stages in the order in which they run, with their blocks' numbers.
-    fn route(&self) -> Vec<(&Part, usize)> {
+    fn stages(&self) -> Vec<(&TrunkStage, usize)> {
         let trunk = &self.graphs.trunk;
         let blocks = trunk.block.iter().flat_map(|block| (0..trunk.repeats).map(move |n| (block, n)));
         std::iter::once((&trunk.embed, 0)).chain(blocks).chain([(&trunk.last, trunk.repeats)]).collect()
     }
 
-    /// Transformer and heads over `image`; gives the heads' results and each stage's input.
-    fn look(
+    /// Adds transformer and heads after `image`. Returns the heads' outputs by name and each stage's input.
+    fn add_trunk_and_loss(
         &self,
         a: &mut Assembly<'_>,
         image: ValueId,
         loss: &Graph,
     ) -> Result<(HashMap<String, ValueId>, Vec<ValueId>)> {
         let (mut x, mut path) = (image, Vec::new());
-        for (part, block) in self.route() {
+        for (stage, block) in self.stages() {
             path.push(x);
-            let given = HashMap::from([(part.input.clone(), x)]);
-            x = a.add(&part.graphs.forward, block, Some(&given))?[&part.output];
+            let given = HashMap::from([(stage.input.clone(), x)]);
+            x = a.add(&stage.graphs.forward, block, Some(&given))?[&stage.output];
         }
         a.known.insert("vision".into(), x);
         Ok((a.add(loss, 0, None)?, path))
@@ -170,7 +171,7 @@ impl Assembly<'_> {
         self.known.insert(name.to_owned(), id);
     }
 
-    /// Adds a stage; its inputs are `given`, or known, or frozen weights. Gives its results by name.
+    /// Adds a stage's graph. Its inputs are `given`, or known values, or frozen weights. Returns its outputs by name.
     fn add(
         &mut self,
         graph: &Graph,
@@ -181,7 +182,7 @@ impl Assembly<'_> {
         let mut inputs = Vec::with_capacity(graph.inputs.len());
         for &id in &graph.inputs {
             let name = &graph.value(id).name;
-            let weight = numbered(name, block);
+            let weight = block_weight(name, block);
             let own = given.and_then(|given| given.get(name)).or_else(|| self.known.get(&weight)).copied();
             inputs.push(match (own, self.frozen.get(&weight)) {
                 (Some(id), _) => id,
@@ -190,7 +191,7 @@ impl Assembly<'_> {
                     self.known.insert(weight, id);
                     id
                 }
-                (None, None) => return Err(lost(&weight)),
+                (None, None) => return Err(missing(&weight)),
             });
         }
         let scope = format!("{}.{block}", graph.name);
@@ -200,12 +201,13 @@ impl Assembly<'_> {
     }
 }
 
-fn lost(name: &str) -> Error {
-    Error::new(Code::GRAPH_INVALID, format!("the training graph has no `{name}`"))
+#[track_caller]
+fn missing(name: &str) -> Error {
+    Error::internal(format!("training graph: `{name}` missing"))
 }
 
-/// `x` as another value that needs `d`: no runtime can merge what is computed from it with what was computed from `x`, nor
-/// compute it before `d` is there. Integers, so that a NaN in `d` changes nothing.
+/// A copy of `x` that depends on `d`: no runtime can merge what is computed from it with what was computed from `x`,
+/// nor compute it before `d`. The dependency goes through integers, so that a NaN in `d` changes nothing.
 fn barrier(g: &mut Builder, x: ValueId, d: ValueId) -> Result<ValueId> {
     let shape = g.ty(x).shape.clone();
     let flat = g.reshape(d, &[-1])?;

@@ -1,34 +1,34 @@
-//! AdamW on the parameters.
+//! The optimizer step: AdamW on all trained parameters.
 
 use std::collections::BTreeMap;
 
-use super::engine::Parameters;
+use super::staged_model::Parameters;
 use crate::config::AdamW;
 use crate::error::{Code, Error, Result};
-use crate::model::optimizer::{Parameter, adamw};
 use crate::onnx::to_bytes;
+use crate::optimizer::{Parameter, adamw};
 use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::Tensor;
 
-/// Both moments of each trained parameter by state-dict key, f32 of the parameter's shape: the running means of its gradient and
-/// of its gradient's square.
+/// Both moments of each trained parameter by state-dict key, f32 of the parameter's shape: the running averages of its
+/// gradient and of the square of its gradient.
 pub type Moments = BTreeMap<String, [Tensor; 2]>;
 
-/// Moments before the first step: zeros for each parameter of `parameters` that `trained` chooses.
+/// Moments before the first step: zeros for each parameter of `parameters` that `trained` selects.
 pub fn moments(parameters: &Parameters, trained: &dyn Fn(&str) -> bool) -> Moments {
     let zeros = |tensor: &Tensor| Tensor::F32(ndarray::ArrayD::zeros(tensor.shape().to_vec()));
-    let chosen = parameters.iter().filter(|(name, _)| trained(name));
-    chosen.map(|(name, tensor)| (name.clone(), [zeros(tensor), zeros(tensor)])).collect()
+    let selected = parameters.iter().filter(|(name, _)| trained(name));
+    selected.map(|(name, tensor)| (name.clone(), [zeros(tensor), zeros(tensor)])).collect()
 }
 
-/// The optimizer's graph ([`crate::model::optimizer`]) in ONNX Runtime's hands.
+/// AdamW: the graph of [`crate::optimizer`] in an ONNX Runtime session.
 pub struct Optimizer {
     session: Session,
     names: Vec<String>,
 }
 
 impl Optimizer {
-    /// For the parameters that have moments.
+    /// The optimizer of the parameters that have moments.
     ///
     /// # Errors
     /// `config.value` when a constant is impossible; `graph.invalid` when nothing is trained; `runtime.*`.
@@ -42,11 +42,13 @@ impl Optimizer {
         Ok(Self { session, names: moments.keys().cloned().collect() })
     }
 
-    /// Takes step number `step` (from 1) with the learning rate `rate`. Where it fails, or leads to what is no number, nothing
-    /// has moved.
+    /// Step number `step` (from 1) with the learning rate `rate`: updates parameters and moments in place. `gradients`
+    /// holds one of each parameter that has moments, by its state-dict key, f32 of its shape. On an error nothing is
+    /// changed.
     ///
     /// # Errors
-    /// `runtime.run`; `training.diverged` when a parameter or moment would not be finite, naming it.
+    /// `runtime.run`; `training.diverged` when a parameter or moment would not be finite, naming it; `internal` when
+    /// `parameters` or `gradients` lacks one.
     pub fn step(
         &mut self,
         parameters: &mut Parameters,
@@ -55,14 +57,14 @@ impl Optimizer {
         step: i64,
         rate: f32,
     ) -> Result<()> {
-        let lost = |name: &str| Error::new(Code::RUNTIME_RUN, format!("the step lacks `{name}`"));
+        let missing = |name: &str| Error::internal(format!("optimizer step: `{name}` missing"));
         let rate = Tensor::F32(ndarray::arr1(&[rate]).into_dyn());
         let number = Tensor::I64(ndarray::arr1(&[step]).into_dyn());
         let mut feed: Vec<(String, &Tensor)> = vec![("learning_rate".into(), &rate), ("step".into(), &number)];
         for name in &self.names {
-            let [first, second] = moments.get(name).ok_or_else(|| lost(name))?;
-            feed.push((name.clone(), parameters.get(name).ok_or_else(|| lost(name))?));
-            feed.push((format!("{name}_grad"), gradients.get(name).ok_or_else(|| lost(name))?));
+            let [first, second] = moments.get(name).ok_or_else(|| missing(name))?;
+            feed.push((name.clone(), parameters.get(name).ok_or_else(|| missing(name))?));
+            feed.push((format!("{name}_grad"), gradients.get(name).ok_or_else(|| missing(name))?));
             feed.extend([(format!("{name}.m"), first), (format!("{name}.v"), second)]);
         }
         let outputs: Vec<String> =
@@ -78,7 +80,7 @@ impl Optimizer {
         let mut results = results.into_iter();
         for name in &self.names {
             let (Some(next), Some(first), Some(second)) = (results.next(), results.next(), results.next()) else {
-                return Err(lost(name));
+                return Err(missing(name));
             };
             parameters.insert(name.clone(), next);
             moments.insert(name.clone(), [first, second]);
@@ -87,12 +89,12 @@ impl Optimizer {
     }
 }
 
-/// Whether every number is one.
+/// Whether every value is finite.
 pub(super) fn finite(tensor: &Tensor) -> bool {
     tensor.as_f32().is_none_or(|values| values.iter().all(|x| x.is_finite()))
 }
 
-/// Adds gradients to a sum.
+/// Adds gradients to their sum over micro-batches.
 pub(super) fn accumulate(sum: &mut Parameters, more: Parameters) {
     for (name, gradient) in more {
         match (sum.get_mut(&name), gradient) {

@@ -1,12 +1,12 @@
-//! Checkpoint → training artifacts: the work of `ba-train prepare`.
+//! `ba-train prepare`: from checkpoints to training artifacts.
 //!
 //! ```text
-//! config.json, adapter.*, m3d/ ─ weights ─┬ frozen.safetensors ◄───────────────┐ (large weights lie there once)
+//! config.json, adapter.*, m3d/ ─ weights ─┬ frozen.safetensors ◄───────────────┐ (large weights are stored once)
 //!                                         ├ checkpoint                         │
 //!                                         └ stages ─ Monolith ─ training_model, eval_model.onnx
 //! ```
 //!
-//! The language model is not read: reports are encoded by the bundle that the result will be put into.
+//! The language model is not read: `fit` encodes reports with the bundle that the trained weights are meant for.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::artifacts::{CHECKPOINT, FILES, FORMAT, FROZEN, MANIFEST, Manifest, parameters_of};
-use super::graphs::{Activations, Graphs, Options, is_weight};
+use super::graphs::{Activations, GraphOptions, TrainingGraphs, is_weight};
 use super::monolith::Monolith;
 use crate::bundle::{FileRecord, SourceRecord, Staged, Tool, sha256_of};
 use crate::checkpoint::{Checkpoint, TrainingState, safetensors_offsets, write_safetensors};
@@ -24,17 +24,18 @@ use crate::export::{INTENDED_USE, Sources};
 use crate::files;
 use crate::model::adapter::Statistics;
 use crate::model::{self, Attention, Mode, Stages, loss, vit};
-use crate::onnx::{Placed, write_optimizer_model, write_part_of};
+use crate::onnx::{DataLayout, write_part_of};
+use crate::optimizer::write_optimizer_model;
 use crate::passes::weights_to_inputs;
 use crate::progress::Progress;
 use crate::tensor::LazyTensor;
 
-/// What to prepare, and how.
+/// The settings of `ba-train prepare`.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The checkpoints; `text` is not read.
     pub sources: Sources,
-    /// What is trained.
+    /// Which parameters are trained, by which loss.
     pub mode: Mode,
     /// What batch norms normalise by in training.
     pub statistics: Statistics,
@@ -44,20 +45,20 @@ pub struct Plan {
     pub output: PathBuf,
 }
 
-/// What was prepared.
+/// The result of [`run`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// The folder.
+    /// The folder of the artifacts.
     pub output: PathBuf,
-    /// What is trained.
+    /// Which parameters are trained, by which loss.
     pub mode: Mode,
     /// What batch norms normalise by in training.
     pub statistics: Statistics,
-    /// Number of trained numbers.
+    /// Number of trainable parameters (elements of tensors).
     pub trained: u64,
-    /// Number of numbers of adapter and heads that are not trained.
+    /// Number of parameters of adapter and heads that stay frozen.
     pub fixed: u64,
-    /// Number of the frozen transformer's weights.
+    /// Number of parameters of the frozen vision transformer.
     pub frozen: u64,
     /// The files.
     pub files: Vec<FileRecord>,
@@ -65,7 +66,7 @@ pub struct Summary {
     pub skipped: Vec<String>,
 }
 
-/// Writes the artifacts; an old folder of artifacts in their place is replaced.
+/// Writes the artifacts; an existing folder of artifacts is replaced.
 ///
 /// # Errors
 /// `config.*`, `checkpoint.*`, `output.exists`, `io`, `disk.full`.
@@ -105,9 +106,9 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         sources: source_records(plan, &adapter, &vision)?,
         skipped,
     };
-    let json = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::new(Code::IO, e.to_string()))?;
+    let json = serde_json::to_vec_pretty(&manifest).map_err(Error::internal)?;
     files::replace(&staged.path().join(MANIFEST), &json)?;
-    // A training may have begun in the old folder meanwhile.
+    // A training may have started in the old folder meanwhile.
     check_target(&target)?;
     staged.put(&target)?;
     let count = |all: &BTreeMap<String, LazyTensor>| all.values().map(|t| t.len() as u64).sum();
@@ -123,8 +124,8 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     })
 }
 
-/// Adapter and heads as training begins with them. All tensors are held, also those that the mode does not read: the result is a
-/// whole checkpoint.
+/// The initial parameters of adapter and heads. Tensors that the mode does not read are kept too: the result is a whole
+/// checkpoint. Also returns the names of tensors that the model does not use.
 fn state(config: &Config, mode: Mode, adapter: &Checkpoint) -> Result<(TrainingState, Vec<String>)> {
     let mut found = model::trained(config, adapter)?;
     let mut state = TrainingState::default();
@@ -151,7 +152,7 @@ fn state(config: &Config, mode: Mode, adapter: &Checkpoint) -> Result<(TrainingS
     Ok((state, found.skipped))
 }
 
-/// The last part of the name of a batch norm's counter.
+/// Suffix of the counter of a batch norm.
 const COUNT: &str = ".num_batches_tracked";
 
 fn write_graphs(
@@ -161,19 +162,19 @@ fn write_graphs(
     frozen: &BTreeMap<String, LazyTensor>,
     dir: &Path,
 ) -> Result<()> {
-    let options = Options {
+    let options = GraphOptions {
         mode: plan.mode,
         statistics: plan.statistics,
         activations: Activations::Recompute,
         class_weights: None,
     };
-    let graphs = Graphs::new(config, &options, &|name| plan.mode.trains(name))?;
+    let graphs = TrainingGraphs::new(config, &options, &|name| plan.mode.trains(name))?;
     let parameters = parameters_of(state);
     let monolith = Monolith { config, mode: plan.mode, graphs: &graphs, parameters: &parameters, frozen };
-    let placed = Placed { file: FROZEN.into(), offsets: safetensors_offsets(&dir.join(FROZEN))? };
+    let placed = DataLayout { file: FROZEN.into(), offsets: safetensors_offsets(&dir.join(FROZEN))? };
     write_part_of(&monolith.training()?, dir, "training_model", &placed)?;
     write_part_of(&monolith.evaluation()?, dir, "eval_model", &placed)?;
-    // The sequence form has room for one decay and none for clipping; `fit` has a graph of its own.
+    // Microsoft's optimizer supports a single weight decay and no clipping; `fit` has a graph of its own.
     let plain = AdamW { weight_decay: 0.0, clip: None, ..plan.adamw };
     write_optimizer_model(&dir.join("optimizer_model.onnx"), state.trainable.len(), &plain)
 }
@@ -182,7 +183,7 @@ fn file_records(dir: &Path) -> Result<Vec<FileRecord>> {
     let mut records = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, "cannot read the folder", e))? {
         let entry = entry.map_err(|e| Error::io(dir, "cannot read the folder", e))?;
-        let bytes = entry.metadata().map_err(|e| Error::io(entry.path(), "cannot look at the file", e))?.len();
+        let bytes = entry.metadata().map_err(|e| Error::io(entry.path(), "cannot read the size of the file", e))?.len();
         let name = entry.file_name().to_string_lossy().into_owned();
         records.push(FileRecord { name, bytes, sha256: sha256_of(&entry.path())? });
     }
@@ -197,14 +198,15 @@ fn source_records(plan: &Plan, adapter: &Checkpoint, vision: &Checkpoint) -> Res
     all.extend(of("adapter", adapter));
     all.extend(of("vision", vision));
     let record = |(role, path): (&str, PathBuf)| {
-        let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, "cannot look at the file", e))?.len();
+        let bytes =
+            std::fs::metadata(&path).map_err(|e| Error::io(&path, "cannot read the size of the file", e))?.len();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(SourceRecord { role: role.into(), name, bytes, sha256: sha256_of(&path)? })
     };
     all.into_iter().map(record).collect()
 }
 
-/// Refuses a folder that holds anything but artifacts of this kind.
+/// Refuses a folder that holds anything other than training artifacts.
 fn check_target(target: &Path) -> Result<()> {
     let entries = match std::fs::read_dir(target) {
         Ok(entries) => entries,
@@ -216,7 +218,7 @@ fn check_target(target: &Path) -> Result<()> {
         let name = entry.file_name();
         if !ours || !FILES.iter().chain([&MANIFEST]).any(|known| name == *known) {
             let message = format!(
-                "the folder holds `{}`, which is not ours to replace: choose another -o",
+                "the folder holds `{}`, which ba-train did not write: choose another -o",
                 name.to_string_lossy()
             );
             return Err(Error::new(Code::OUTPUT_EXISTS, message).at(target));
@@ -225,7 +227,7 @@ fn check_target(target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a manifest is one that this program wrote, in whatever version.
+/// Whether this program wrote the manifest, in any version.
 fn is_ours(manifest: &Path) -> bool {
     #[derive(serde::Deserialize)]
     struct Any {

@@ -8,6 +8,7 @@
 /// How far outside the file a coordinate may lie and still count as its border voxel. Scanners write spacings in f32:
 /// exact ties come out a few 1e-8 off.
 const SNAP: f64 = 1e-6;
+use crate::tensor::number::{to_f32, to_f64, truncate};
 
 /// `x[at] + weight · (x[at + 1] − x[at])`; with weight 0, `at + 1` need not exist.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,10 +52,10 @@ pub(super) struct AxisMap {
 impl AxisMap {
     /// Maps `out_n` voxels of `out_mm` onto a file axis of `n` voxels (at least 2) of `spacing` mm.
     pub(super) fn new(n: usize, spacing: f64, flipped: bool, out_n: usize, out_mm: f64) -> Self {
-        let last = (n - 1) as f64;
+        let last = to_f64(n - 1);
         let step = out_mm / spacing;
-        let (centre, out_centre) = (((n - 1) / 2) as f64, ((out_n - 1) / 2) as f64);
-        let coordinate = |o: usize| (o as f64 - out_centre) * step + centre;
+        let (centre, out_centre) = (to_f64((n - 1) / 2), to_f64((out_n - 1) / 2));
+        let coordinate = |o: usize| (to_f64(o) - out_centre) * step + centre;
         let mut first = 0;
         let mut taps = Vec::with_capacity(out_n);
         for o in 0..out_n {
@@ -65,8 +66,8 @@ impl AxisMap {
                 continue;
             }
             let c = if flipped { last - c } else { c }.clamp(0.0, last);
-            let at = (c as usize).min(n - 1);
-            taps.push(Tap { at, weight: (c - at as f64) as f32 });
+            let at = truncate(c).min(n - 1);
+            taps.push(Tap { at, weight: to_f32(c - to_f64(at)) });
         }
         let along = |step: isize| {
             taps.iter().all(|t| t.weight == 0.0)

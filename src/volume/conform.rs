@@ -4,7 +4,7 @@
 //! order `[k][j][i]` (k inferior→superior, j posterior→anterior, i left→right), 0 outside the file.
 //!
 //! Each row is resampled along axis 0, each complete slice along axis 1, and two neighbouring slices give the output
-//! planes between them along axis 2. Held beside the output: one slice, three planes, and one tile of planes where
+//! planes between them along axis 2. Held besides the output: one slice, three planes, and one tile of planes where
 //! the scan's third axis runs left–right. That tile (and the blocks of `scatter`) exist for the cache: without
 //! them a sagittal scan would write one 4-byte voxel to each of 65,536 cache lines per plane.
 
@@ -52,7 +52,7 @@ pub(super) struct Resampler {
     slice: usize,
     row: usize,
     /// The slice being filled, resampled along axis 0.
-    half: Vec<f32>,
+    slice_x: Vec<f32>,
     previous: Vec<f32>,
     current: Vec<f32>,
     /// Output planes that wait to be written together.
@@ -75,7 +75,7 @@ impl Resampler {
         out: Vec<f32>,
     ) -> Self {
         let strides = world.map(|w| [1, grid[0], grid[0] * grid[1]][w]);
-        // not told by the stride: in a grid one voxel wide several axes have stride 1
+        // not by the stride: in a grid one voxel wide several axes have stride 1
         let fast = world.iter().position(|&w| w == 0).unwrap_or(0);
         let (m0, m1) = (axes[0].len(), axes[1].len());
         let plane = m0 * m1;
@@ -90,7 +90,7 @@ impl Resampler {
             row_length: shape[0],
             slice: 0,
             row: 0,
-            half: vec![0.0; m0 * shape[1]],
+            slice_x: vec![0.0; m0 * shape[1]],
             previous: vec![0.0; plane],
             current: vec![0.0; plane],
             tile: vec![0.0; if fast == 2 { plane * TILE } else { plane }],
@@ -102,11 +102,11 @@ impl Resampler {
         }
     }
 
-    /// Takes whole rows in file order.
+    /// Accepts complete rows in file order.
     pub(super) fn push(&mut self, values: &[f32]) {
         let m0 = self.axes[0].len();
         for row in values.chunks_exact(self.row_length) {
-            if let Some(out) = self.half.get_mut(self.row * m0..(self.row + 1) * m0) {
+            if let Some(out) = self.slice_x.get_mut(self.row * m0..(self.row + 1) * m0) {
                 self.axes[0].apply(row, out);
             }
             self.row += 1;
@@ -145,7 +145,7 @@ impl Resampler {
         }
         let m0 = self.axes[0].len();
         for (tap, out) in self.axes[1].taps.iter().zip(self.current.chunks_exact_mut(m0)) {
-            let (a, b) = (&self.half[tap.at * m0..][..m0], &self.half[tap.next() * m0..][..m0]);
+            let (a, b) = (&self.slice_x[tap.at * m0..][..m0], &self.slice_x[tap.next() * m0..][..m0]);
             mix(a, b, tap.weight, out);
         }
         while let Some(offset) = self.due() {

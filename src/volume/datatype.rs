@@ -5,6 +5,7 @@
 //! a type that is not a real number is `nifti.datatype`.
 
 use crate::error::{Code, Error, Result};
+use crate::tensor::number::{Widen, to_f32};
 
 /// Largest magnitude accepted. Interpolation subtracts two voxels and normalisation two extremes: a quarter of the
 /// f32 range keeps every intermediate finite, and no scanner comes near it.
@@ -93,7 +94,7 @@ impl Datatype {
 
     /// A bound on the magnitude of an integer type.
     fn magnitude(self) -> f64 {
-        2f64.powi(8 * self.size() as i32)
+        2f64.powi(8 * i32::try_from(self.size()).expect("a voxel has at most 8 bytes"))
     }
 }
 
@@ -114,15 +115,15 @@ macro_rules! convert {
 macro_rules! by_type {
     ($decoder:expr, $bytes:expr, $out:expr, $convert:expr) => {
         match $decoder.datatype {
-            Datatype::U8 => convert!(u8, $decoder, $bytes, $out, |v| $convert(v as f64)),
-            Datatype::I8 => convert!(i8, $decoder, $bytes, $out, |v| $convert(v as f64)),
-            Datatype::U16 => convert!(u16, $decoder, $bytes, $out, |v| $convert(v as f64)),
-            Datatype::I16 => convert!(i16, $decoder, $bytes, $out, |v| $convert(v as f64)),
-            Datatype::U32 => convert!(u32, $decoder, $bytes, $out, |v| $convert(v as f64)),
-            Datatype::I32 => convert!(i32, $decoder, $bytes, $out, |v| $convert(v as f64)),
-            Datatype::U64 => convert!(u64, $decoder, $bytes, $out, |v| $convert(v as f64)),
-            Datatype::I64 => convert!(i64, $decoder, $bytes, $out, |v| $convert(v as f64)),
-            Datatype::F32 => convert!(f32, $decoder, $bytes, $out, |v| $convert(v as f64)),
+            Datatype::U8 => convert!(u8, $decoder, $bytes, $out, |v| $convert(Widen::widen(v))),
+            Datatype::I8 => convert!(i8, $decoder, $bytes, $out, |v| $convert(Widen::widen(v))),
+            Datatype::U16 => convert!(u16, $decoder, $bytes, $out, |v| $convert(Widen::widen(v))),
+            Datatype::I16 => convert!(i16, $decoder, $bytes, $out, |v| $convert(Widen::widen(v))),
+            Datatype::U32 => convert!(u32, $decoder, $bytes, $out, |v| $convert(Widen::widen(v))),
+            Datatype::I32 => convert!(i32, $decoder, $bytes, $out, |v| $convert(Widen::widen(v))),
+            Datatype::U64 => convert!(u64, $decoder, $bytes, $out, |v| $convert(Widen::widen(v))),
+            Datatype::I64 => convert!(i64, $decoder, $bytes, $out, |v| $convert(Widen::widen(v))),
+            Datatype::F32 => convert!(f32, $decoder, $bytes, $out, |v| $convert(Widen::widen(v))),
             Datatype::F64 => convert!(f64, $decoder, $bytes, $out, $convert),
         }
     };
@@ -149,12 +150,12 @@ impl Decoder {
     pub(super) fn decode(&self, bytes: &[u8], out: &mut Vec<f32>) -> Result<u64> {
         out.clear();
         match (self.scaling, self.datatype) {
-            (Some((slope, inter)), _) => by_type!(self, bytes, out, |v: f64| (slope * v + inter) as f32),
+            (Some((slope, inter)), _) => by_type!(self, bytes, out, |v: f64| to_f32(slope * v + inter)),
             // exact in f32, and the two commonest types: no detour through f64
             (None, Datatype::I16) => convert!(i16, self, bytes, out, f32::from),
             (None, Datatype::U8) => convert!(u8, self, bytes, out, f32::from),
             (None, Datatype::F32) => convert!(f32, self, bytes, out, |v| v),
-            (None, _) => by_type!(self, bytes, out, |v: f64| v as f32),
+            (None, _) => by_type!(self, bytes, out, to_f32),
         }
         if self.always_fits {
             return Ok(0);

@@ -1,7 +1,7 @@
 //! From a path (or bytes in memory) to a checked header and a stream that stands at the first wanted voxel.
 //!
-//! Paths are looked at before they are opened: opening a named pipe would wait for ever, and a device never ends.
-//! Single files, `.hdr`/`.img` pairs and gzip of either are told by content. Extensions are never interpreted;
+//! Paths are checked before they are opened: opening a named pipe would wait for ever, and a device never ends.
+//! Single files, `.hdr`/`.img` pairs and gzip of either are detected by content. Extensions are never interpreted;
 //! `vox_offset` alone says where the voxels are. Errors carry the path of the file they are about.
 
 use std::fs::File;
@@ -12,6 +12,7 @@ use super::header::{self, Header, MAX_OFFSET};
 use super::sniff;
 use super::stream::{Input, Stream, Tail};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
+use crate::tensor::number::to_u64;
 
 /// Bytes unpacked at most to reach a later volume: four times the longest functional runs in use.
 const MAX_SKIP: u64 = 16 << 30;
@@ -49,7 +50,7 @@ pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
 
 /// As [`open`], of a single-file scan in memory.
 pub(super) fn open_bytes<'a>(bytes: &'a [u8], volume: Option<usize>, warnings: &mut Vec<Warning>) -> Result<Scan<'a>> {
-    let stream = Stream::new(Input::Bytes(bytes), bytes.len() as u64)?;
+    let stream = Stream::new(Input::Bytes(bytes), to_u64(bytes.len()))?;
     let (header, stream) = read_header(stream, warnings)?;
     if header.pair {
         return Err(Error::new(Code::NIFTI_PAIR, "the voxels are in a separate .img file: give a path, not bytes"));
@@ -76,13 +77,13 @@ fn no_metadata(path: &Path, e: std::io::Error) -> Error {
         ErrorKind::NotFound | ErrorKind::NotADirectory if !link => {
             Error::new(Code::NIFTI_NOT_FOUND, "no such file: check the path").at(path)
         }
-        ErrorKind::PermissionDenied => Error::io(path, "cannot look at the scan", e),
+        ErrorKind::PermissionDenied => Error::io(path, "cannot open the scan", e),
         _ if link => Error::new(Code::NIFTI_NOT_FOUND, format!("the link leads to no file: {e}")).at(path),
-        _ => Error::io(path, "cannot look at the scan", e),
+        _ => Error::io(path, "cannot open the scan", e),
     }
 }
 
-/// A folder is most often a DICOM series: worth a look at a few of its files.
+/// A folder is most often a DICOM series: a few of its files are checked.
 fn folder(path: &Path) -> Error {
     let dicom = std::fs::read_dir(path).into_iter().flatten().flatten().take(16).any(|entry| {
         let mut start = Vec::new();
@@ -129,7 +130,7 @@ fn read_header<'a>(mut stream: Stream<'a>, warnings: &mut Vec<Warning>) -> Resul
     let Some(pair) = header::is_pair(bytes) else { return Err(not_nifti(bytes)) };
     let header = Header::parse(bytes, big, pair)?;
     let bits = header.datatype.size() * 8;
-    if i64::from(header.bitpix) != bits as i64 {
+    if usize::try_from(header.bitpix) != Ok(bits) {
         let text =
             format!("bitpix is {}, but {} has {bits} bits; bitpix is ignored", header.bitpix, header.datatype.name());
         warnings.push(Warning::new(WarningCode::BITPIX, text));
@@ -173,7 +174,7 @@ fn extensions_are_sound(stream: &mut Stream<'_>, header: &Header) -> Result<bool
 fn image_half(path: &Path, e: Error) -> Error {
     let name = path.as_os_str().to_string_lossy().to_ascii_lowercase();
     if e.code() == Code::NIFTI_NOT_NIFTI && (name.ends_with(".img") || name.ends_with(".img.gz")) {
-        return Error::new(Code::NIFTI_NOT_NIFTI, "an .img file holds only voxels: give the .hdr file beside it");
+        return Error::new(Code::NIFTI_NOT_NIFTI, "an .img file holds only voxels: give the .hdr file next to it");
     }
     e
 }
@@ -185,7 +186,7 @@ fn finish_header(mut stream: Stream<'_>, warnings: &mut Vec<Warning>) -> Result<
         if stream.finish()? != Tail::Clean {
             warnings.push(Warning::new(
                 WarningCode::TRAILING_DATA,
-                "the .hdr file goes on after the header; the rest is ignored",
+                "bytes follow the header in the .hdr file; they are ignored",
             ));
         }
     }
@@ -210,7 +211,7 @@ fn image_of(path: &Path) -> Result<PathBuf> {
     found.next().ok_or_else(|| {
         let stem = stem.display();
         let text =
-            format!("the header says that the voxels are in {stem}.img or {stem}.img.gz beside it; neither is there");
+            format!("the header says that the voxels are in {stem}.img or {stem}.img.gz next to it; neither exists");
         Error::new(Code::NIFTI_PAIR, text).at(path)
     })
 }
@@ -267,7 +268,7 @@ fn choose(header: &Header, volume: Option<usize>) -> Result<u64> {
             );
             return Err(error(text));
         }
-        Some(n) => n as u64,
+        Some(n) => to_u64(n),
     };
     if chosen >= count {
         return Err(error(format!("has no volume {chosen}: it holds {count}, numbered from 0")));

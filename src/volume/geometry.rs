@@ -7,6 +7,7 @@
 
 use super::header::Header;
 use crate::error::{Code, Error, Result, Warning, WarningCode};
+use crate::tensor::number::to_f64;
 
 /// Row-major 4×4 matrix, millimetres.
 pub(super) type Affine = [[f64; 4]; 4];
@@ -106,7 +107,7 @@ fn base(header: &Header) -> Result<Affine> {
     let mut affine = [[0.0, 0.0, 0.0, 1.0]; 4];
     for r in 0..3 {
         affine[r][r] = scale[r];
-        affine[r][3] = -scale[r] * (header.shape[r] - 1) as f64 / 2.0;
+        affine[r][3] = -scale[r] * to_f64(header.shape[r] - 1) / 2.0;
     }
     Ok(affine)
 }
@@ -205,13 +206,13 @@ impl Orientation {
 
     /// The matrix of the conformed grid: the reoriented matrix rescaled about the centre voxel.
     pub(super) fn conformed_affine(&self, affine: &Affine, n: [usize; 3], shape: [usize; 3], mm: [f64; 3]) -> Affine {
-        let half = |n: usize| ((n - 1) / 2) as f64;
+        let half = |n: usize| to_f64((n - 1) / 2);
         let mut out = [[0.0, 0.0, 0.0, 1.0]; 4];
         for (row, source) in out.iter_mut().zip(affine).take(3) {
             let mut origin = source[3];
             for axis in 0..3 {
                 let w = self.world[axis];
-                let (sign, start) = if self.flipped[axis] { (-1.0, (n[axis] - 1) as f64) } else { (1.0, 0.0) };
+                let (sign, start) = if self.flipped[axis] { (-1.0, to_f64(n[axis] - 1)) } else { (1.0, 0.0) };
                 row[w] = source[axis] * sign * (mm[w] / self.spacing[axis]);
                 // reoriented origin, then the source's centre voxel minus the output's
                 origin += source[axis] * (start + sign * half(n[axis])) - row[w] * half(shape[w]);

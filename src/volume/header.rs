@@ -7,13 +7,14 @@
 
 use super::datatype::Datatype;
 use crate::error::{Code, Error, Result};
+use crate::tensor::number::{Widen, to_u64, truncate};
 
 /// Voxels of one volume: sixteen 256³ scans, or a head at 0.4 mm.
 const MAX_VOXELS: u64 = 1 << 28;
 /// Header and extensions together.
 pub(super) const MAX_OFFSET: u64 = 16 << 20;
 /// NIfTI-1's own limit per dimension, kept for NIfTI-2: it bounds the row that is held in memory.
-const MAX_DIM: i64 = i16::MAX as i64;
+const MAX_DIM: i64 = 0x7fff;
 
 /// What is read from a header.
 #[derive(Debug)]
@@ -44,7 +45,7 @@ pub(super) struct Header {
     pub sform: [[f64; 4]; 3],
 }
 
-/// Header length and byte order told by `sizeof_hdr`, the first four bytes.
+/// Header length and byte order, detected from `sizeof_hdr`, the first four bytes.
 pub(super) fn kind(first: [u8; 4]) -> Option<(usize, bool)> {
     [(i32::from_le_bytes(first), false), (i32::from_be_bytes(first), true)].into_iter().find_map(|(size, big)| {
         match size {
@@ -143,7 +144,7 @@ impl Raw {
             dim: std::array::from_fn(|i| f.i64(16 + 8 * i)),
             pixdim: std::array::from_fn(|i| f.f64(104 + 8 * i)),
             // Beyond 2^53 the conversion rounds; such offsets are refused anyway.
-            offset: f.i64(168) as f64,
+            offset: f.i64(168).widen(),
             slope: f.f64(176),
             inter: f.f64(184),
             qform_code: f.i32(344),
@@ -189,14 +190,14 @@ impl Header {
 
     /// Bytes of one volume.
     pub(super) fn volume_bytes(&self) -> u64 {
-        self.shape.iter().map(|&n| n as u64).product::<u64>() * self.datatype.size() as u64
+        self.shape.iter().map(|&n| to_u64(n)).product::<u64>() * to_u64(self.datatype.size())
     }
 }
 
 /// Checks `dim` and splits it into the spatial shape and the number of volumes.
 fn dimensions(dim: &[i64; 8]) -> Result<([usize; 3], u64)> {
     let count = match dim[0] {
-        n @ 1..=7 => n as usize,
+        n @ 1..=7 => usize::try_from(n).expect("1 to 7"),
         n => {
             return Err(Error::new(Code::NIFTI_DIMS, format!("dim[0] is {n}, expected 1 to 7: the header is damaged")));
         }
@@ -211,17 +212,18 @@ fn dimensions(dim: &[i64; 8]) -> Result<([usize; 3], u64)> {
     }
     let mut shape = [1; 3];
     for (axis, &n) in shape.iter_mut().zip(used) {
-        *axis = n as usize;
+        // What does not fit is refused below.
+        *axis = usize::try_from(n).unwrap_or(usize::MAX);
     }
-    let voxels = used.iter().take(3).try_fold(1u64, |product, &n| product.checked_mul(n as u64));
+    let voxels = used.iter().take(3).try_fold(1u64, |product, &n| product.checked_mul(n.unsigned_abs()));
     if voxels.is_none_or(|v| v > MAX_VOXELS) || used.iter().take(3).any(|&n| n > MAX_DIM) {
         return Err(Error::new(
             Code::NIFTI_TOO_LARGE,
             format!("the header says {shown} voxels; at most {MAX_VOXELS} per volume and {MAX_DIM} per axis are read"),
         ));
     }
-    let volumes = used.iter().skip(3).try_fold(1u64, |product, &n| product.checked_mul(n as u64));
-    let Some(volumes) = volumes.filter(|&n| n <= i64::MAX as u64 / (MAX_VOXELS * 8)) else {
+    let volumes = used.iter().skip(3).try_fold(1u64, |product, &n| product.checked_mul(n.unsigned_abs()));
+    let Some(volumes) = volumes.filter(|&n| n <= i64::MAX.unsigned_abs() / (MAX_VOXELS * 8)) else {
         return Err(Error::new(Code::NIFTI_TOO_LARGE, format!("the header says {shown} voxels: too many volumes")));
     };
     if volumes == 1 && shape.iter().any(|&n| n < 2) {
@@ -234,9 +236,9 @@ fn dimensions(dim: &[i64; 8]) -> Result<([usize; 3], u64)> {
 }
 
 fn data_offset(offset: f64, header: usize, pair: bool) -> Result<u64> {
-    let least = if pair { 0 } else { header as u64 + 4 };
+    let least = if pair { 0 } else { to_u64(header) + 4 };
     // The range test fails for NaN too.
-    if !(least as f64..=MAX_OFFSET as f64).contains(&offset) || offset.fract() != 0.0 {
+    if !(least.widen()..=MAX_OFFSET.widen()).contains(&offset) || offset.fract() != 0.0 {
         return Err(Error::new(
             Code::NIFTI_VOX_OFFSET,
             format!(
@@ -244,7 +246,7 @@ fn data_offset(offset: f64, header: usize, pair: bool) -> Result<u64> {
             ),
         ));
     }
-    Ok(offset as u64)
+    Ok(to_u64(truncate(offset)))
 }
 
 fn scaling(slope: f64, inter: f64) -> Result<Option<(f64, f64)>> {

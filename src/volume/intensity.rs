@@ -4,6 +4,7 @@
 //! `numpy.percentile` (linear interpolation), found by two counting passes instead of a sort or a copy.
 
 use crate::error::{Code, Error, Result};
+use crate::tensor::number::{to_f32, to_f64, to_usize, truncate};
 
 /// Maps an f32 to a u32 in the same order (negative values reversed below positive ones).
 fn key(v: f32) -> u32 {
@@ -15,11 +16,16 @@ fn value(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 { key & !(1 << 31) } else { !key })
 }
 
+/// An index of the tables of [`order_statistics`], which have 2^16 entries.
+fn half(index: usize) -> u32 {
+    u32::from(u16::try_from(index).expect("the tables have 2^16 entries"))
+}
+
 /// The values at the given ranks (0-based) of the sorted sequence; `ranks` are below `values.len()`.
 fn order_statistics<const N: usize>(values: &[f32], ranks: [usize; N]) -> [f32; N] {
     let mut high = vec![0usize; 1 << 16];
     for v in values {
-        high[(key(*v) >> 16) as usize] += 1;
+        high[to_usize(key(*v) >> 16)] += 1;
     }
     // For each rank: its bin of upper halves, and the rank within that bin.
     let places = ranks.map(|rank| locate(&high, rank));
@@ -28,13 +34,13 @@ fn order_statistics<const N: usize>(values: &[f32], ranks: [usize; N]) -> [f32; 
     places.map(|(bin, rank)| {
         if counted != Some(bin) {
             low.fill(0);
-            for k in values.iter().map(|v| key(*v)).filter(|k| (k >> 16) as usize == bin) {
-                low[(k & 0xffff) as usize] += 1;
+            for k in values.iter().map(|v| key(*v)).filter(|k| to_usize(k >> 16) == bin) {
+                low[to_usize(k & 0xffff)] += 1;
             }
             counted = Some(bin);
         }
         let (rest, _) = locate(&low, rank);
-        value((bin as u32) << 16 | rest as u32)
+        value(half(bin) << 16 | half(rest))
     })
 }
 
@@ -52,12 +58,12 @@ fn locate(bins: &[usize], mut rank: usize) -> (usize, usize) {
 /// The `percents`-th percentiles (0 to 100) of `values`, which is not empty.
 pub(super) fn percentiles(values: &[f32], percents: [f64; 2]) -> [f64; 2] {
     let last = values.len().saturating_sub(1);
-    let at = percents.map(|p| p / 100.0 * last as f64);
-    let below = at.map(|at| (at.floor() as usize).min(last));
+    let at = percents.map(|p| p / 100.0 * to_f64(last));
+    let below = at.map(|at| truncate(at.floor()).min(last));
     let above = below.map(|i| (i + 1).min(last));
     let [a0, b0, a1, b1] = order_statistics(values, [below[0], above[0], below[1], above[1]]).map(f64::from);
     let mix = |a: f64, b: f64, t: f64| a + (b - a) * t;
-    [mix(a0, b0, at[0] - below[0] as f64), mix(a1, b1, at[1] - below[1] as f64)]
+    [mix(a0, b0, at[0] - to_f64(below[0])), mix(a1, b1, at[1] - to_f64(below[1]))]
 }
 
 /// Checks a percentile clip.
@@ -79,7 +85,7 @@ pub(super) fn normalize(values: &mut [f32], min: f32, max: f32, clip: Option<[f6
         Some(percents) => {
             check_clip(percents)?;
             let [low, high] = percentiles(values, percents);
-            (low as f32, high as f32)
+            (to_f32(low), to_f32(high))
         }
     };
     let range = max - min;

@@ -15,6 +15,7 @@ use super::header::Header;
 use super::stream::{Stream, TAIL_LIMIT, Tail};
 use super::{Conformed, Grid, SourceInfo};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
+use crate::tensor::number::{to_f64, to_u64};
 
 /// Decoded bytes that travel together: large enough to make hand-over cheap, small enough for the cache.
 const BLOCK: usize = 256 * 1024;
@@ -51,7 +52,7 @@ pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Re
         let text = format!("{nonfinite} of {count} voxels are NaN or infinite; they are taken as 0");
         warnings.push(Warning::new(WarningCode::NONFINITE, text));
     }
-    refuse_constant(source, "scan", nonfinite == count as u64)?;
+    refuse_constant(source, "scan", nonfinite == to_u64(count))?;
     refuse_constant(range, "conformed volume", false)?;
     Ok(Conformed {
         voxels,
@@ -88,7 +89,7 @@ fn source_info(header: &Header, transform: &Transform, orientation: &Orientation
 }
 
 fn refuse_constant(range: Range, what: &str, nothing_finite: bool) -> Result<()> {
-    // A range below the smallest normal f32 has lost its precision: nothing could be told apart after normalising.
+    // A range below the smallest normal f32 has lost its precision: nothing could be distinguished after normalising.
     if range.max - range.min >= f32::MIN_POSITIVE {
         return Ok(());
     }
@@ -112,7 +113,7 @@ fn field_of_view(axes: &[AxisMap; 3], orientation: &Orientation, grid: &Grid) ->
             }
         }
     }
-    let [x, y, z] = [0, 1, 2].map(|w| grid.shape[w] as f64 * grid.voxel_mm[w]);
+    let [x, y, z] = [0, 1, 2].map(|w| to_f64(grid.shape[w]) * grid.voxel_mm[w]);
     (!cuts.is_empty()).then(|| {
         let cuts = cuts.join(", ");
         let text = format!("the scan reaches beyond the {x} × {y} × {z} mm grid and is cut there, air or not: {cuts}");
@@ -171,14 +172,14 @@ fn unpack(
     full: &SyncSender<Vec<u8>>,
     empty: &Receiver<Vec<u8>>,
 ) -> Result<()> {
-    let wanted = (row * rows) as u64;
+    let wanted = to_u64(row * rows);
     let mut got = 0;
     while rows > 0 {
         let count = block_rows.min(rows);
         let mut block = empty.try_recv().unwrap_or_default();
         block.resize(count * row, 0);
         let read = stream.read(&mut block)?;
-        got += read as u64;
+        got += to_u64(read);
         if read < block.len() {
             return Err(Error::new(
                 Code::NIFTI_TRUNCATED,
@@ -195,7 +196,7 @@ fn unpack(
     Ok(())
 }
 
-/// Takes blocks until there are no more. After a failure the rest is received but not looked at, so that the other
+/// Receives blocks until there are no more. After a failure the rest is received and discarded, so that the other
 /// end reaches the container's checksum.
 fn consume(full: &Receiver<Vec<u8>>, empty: &Sender<Vec<u8>>, consumer: &mut Consumer) -> Result<()> {
     let mut result = Ok(());

@@ -13,7 +13,7 @@
 //! Voxels are f32 in the model's order `[k][j][i]`: k runs inferior→superior and slowest, j posterior→anterior,
 //! i left→right and fastest. That is also how NIfTI stores a RAS volume. Distances are millimetres.
 //!
-//! Files are taken for hostile: no allocation follows a claim, no panic follows a byte, and each refusal is one line
+//! Files are untrusted: no allocation follows a claim, no panic follows a byte, and each error is one line
 //! with one of the `nifti.*` codes. What is odd but usable becomes a [`Warning`]: `no_orientation`, `xform_code`,
 //! `bitpix`, `extension`, `trailing_data`, `nonfinite`, `fov_cut`.
 //!
@@ -25,6 +25,8 @@
 //! assert_eq!(volume.shape, [256, 256, 256]);
 //! # Ok::<(), brain_adapter::Error>(())
 //! ```
+
+#![cfg_attr(not(test), deny(clippy::as_conversions))]
 
 mod axis;
 mod conform;
@@ -166,7 +168,7 @@ pub fn files(path: &Path) -> Result<Vec<std::path::PathBuf>> {
 
 /// Reads the scan at `path` and conforms it to `options.grid`.
 ///
-/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, gzip or not (told by content), either byte order.
+/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, gzip or not (detected by content), either byte order.
 ///
 /// # Errors
 /// One of the `nifti.*` codes, `io`, or `config.value` for an impossible grid. A volume without contrast is

@@ -1,6 +1,6 @@
 //! Writing a volume for people and other tools: NIfTI and a PNG preview.
 //!
-//! In: voxels in the model's order `[k][j][i]` and their grid. Out: a file that appears whole or not at all: it is
+//! In: voxels in the model's order `[k][j][i]` and their grid. Out: a file that appears completely or not at all: it is
 //! written under a temporary name in the same folder and then renamed. Errors: `io`, `disk.full`, and
 //! `config.value` for a name of the wrong kind.
 
@@ -15,11 +15,12 @@ use super::geometry::Affine;
 use super::intensity::percentiles;
 use crate::error::{Code, Error, Result};
 use crate::files::Pending;
+use crate::tensor::number::{to_f32, to_u8, to_usize};
 
 /// Dark columns between the preview's panels.
 const GAP: usize = 2;
 
-/// Lets `write` fill a temporary file beside `path`, then puts it in place.
+/// Lets `write` fill a temporary file next to `path`, then puts it in place.
 fn replace(path: &Path, suffix: &str, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let pending = Pending::beside(path, suffix)?;
     write(pending.temporary()).map_err(|e| Error::io(path, "cannot write", e))?;
@@ -34,7 +35,7 @@ pub(super) fn save_nifti(path: &Path, voxels: &[f32], shape: [usize; 3], affine:
         n if n.ends_with(".nii") => ".nii",
         _ => return Err(Error::new(Code::CONFIG_VALUE, "the name must end in .nii.gz or .nii").at(path)),
     };
-    let [x, y, z] = [0, 1, 2].map(|r| affine[r].map(|v| v as f32));
+    let [x, y, z] = [0, 1, 2].map(|r| affine[r].map(to_f32));
     let length = |c: usize| [x[c], y[c], z[c]].iter().map(|v| v * v).sum::<f32>().sqrt();
     let header = NiftiHeader {
         pixdim: [1.0, length(0), length(1), length(2), 0.0, 0.0, 0.0, 0.0],
@@ -93,6 +94,11 @@ pub(super) fn save_preview(path: &Path, voxels: &[f32], shape: [usize; 3]) -> Re
     })
 }
 
+/// A row or column of a picture, which was made large enough for its panels.
+fn column(n: usize) -> u32 {
+    u32::try_from(n).expect("pictures have fewer than 2^32 rows and columns")
+}
+
 /// Draws a panel at the column `left`, centred vertically, and returns its width.
 fn draw<F: Fn(usize, usize) -> usize>(picture: &mut GrayImage, left: usize, panel: &Panel<F>, voxels: &[f32]) -> usize {
     let values: Vec<f32> = (0..panel.height)
@@ -102,11 +108,12 @@ fn draw<F: Fn(usize, usize) -> usize>(picture: &mut GrayImage, left: usize, pane
     // A few bright vessels or spikes would leave the brain black: the window ends at a percentile.
     let [low, high] = percentiles(&values, [0.0, 99.5]);
     let scale = if high > low { 255.0 / (high - low) } else { 0.0 };
-    let top = (picture.height() as usize - panel.height.min(picture.height() as usize)) / 2;
+    let height = to_usize(picture.height());
+    let top = (height - panel.height.min(height)) / 2;
     for (pixel, value) in values.iter().enumerate() {
         let (x, y) = (left + pixel % panel.width, top + pixel / panel.width);
-        let grey = ((f64::from(*value) - low) * scale).round() as u8;
-        picture.put_pixel(x as u32, y as u32, Luma([grey]));
+        let grey = to_u8(((f64::from(*value) - low) * scale).round());
+        picture.put_pixel(column(x), column(y), Luma([grey]));
     }
     panel.width
 }

@@ -3,7 +3,7 @@
 //! In: a regular file or bytes in memory. Out: decoded bytes in order, and at the end a [`Tail`] that says what
 //! followed them. Nothing here allocates by what a file claims: the buffers have fixed sizes.
 //!
-//! The container is told by its first two bytes, never by its name. Every gzip member is read to its trailer, so a
+//! The container is detected from its first two bytes, never from its name. Every gzip member is read to its trailer, so a
 //! wrong CRC or length is an error: `nifti.gzip` for damage, `nifti.truncated` where bytes are missing, `io` where
 //! the operating system failed.
 
@@ -13,6 +13,7 @@ use std::io::{self, BufRead, Read, Seek, SeekFrom};
 use flate2::bufread::GzDecoder;
 
 use crate::error::{Code, Error, Result};
+use crate::tensor::number::to_u64;
 
 const BUFFER: usize = 128 * 1024;
 
@@ -89,9 +90,10 @@ impl<'a> Peek<'a> {
     }
 
     fn skip(&mut self, count: u64) -> io::Result<()> {
-        let held = (self.end - self.start) as u64;
+        let held = to_u64(self.end - self.start);
         let from_buffer = held.min(count);
-        self.consume(from_buffer as usize);
+        // Never more than the buffer holds.
+        self.consume(usize::try_from(from_buffer).unwrap_or(usize::MAX));
         if count > from_buffer { self.input.skip(count - from_buffer) } else { Ok(()) }
     }
 }
@@ -169,7 +171,7 @@ impl<'a> Members<'a> {
             if held.is_empty() {
                 return Ok(());
             }
-            padding += held.len() as u64;
+            padding += to_u64(held.len());
             if padding > TAIL_LIMIT || held.iter().any(|&b| b != 0) {
                 self.garbage = true;
                 return Ok(());
@@ -250,7 +252,7 @@ impl<'a> Stream<'a> {
                 Err(e) => return Err(failure(e)),
             }
         }
-        self.position += filled as u64;
+        self.position += to_u64(filled);
         Ok(filled)
     }
 
@@ -265,9 +267,9 @@ impl<'a> Stream<'a> {
         let mut scratch = [0; 16 * 1024];
         let mut left = count;
         while left > 0 {
-            let want = left.min(scratch.len() as u64) as usize;
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(scratch.len());
             let got = self.read(&mut scratch[..want])?;
-            left -= got as u64;
+            left -= to_u64(got);
             if got < want {
                 break;
             }

@@ -14,7 +14,7 @@ use brain_adapter::tensor::{DType, LazyTensor};
 use rules::{graph, op, rows};
 
 const F: DType = DType::F32;
-const B: Dim = Dim::Symbol("batch");
+const B: Dim = Dim::BATCH;
 const K: fn(usize) -> Dim = Dim::Known;
 
 /// What the rule makes of an operator over such operands.

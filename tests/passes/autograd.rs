@@ -14,7 +14,7 @@ use brain_adapter::model::{Attention, Mode, Stages, Weights, loss, vit};
 use brain_adapter::passes::{autodiff, weights_to_inputs};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{LazyTensor, Tensor};
-use brain_adapter::train::{Activations, Batch, Engine, Frozen, Graphs, Options, Parameters};
+use brain_adapter::train::{Activations, Batch, FrozenWeights, GraphOptions, Parameters, StagedModel, TrainingGraphs};
 use common::{package, runtime};
 use serde_json::Value;
 use training::norm_error;
@@ -77,19 +77,19 @@ fn model(case: &Value, activations: Activations) -> f64 {
     config.validate().unwrap();
     let (mode, frozen) = (mode(case), part("models", case, "vit"));
     let graph = vit::build(&config, &lazy_weights(&frozen), Attention::Fused, Stages::Output).unwrap();
-    let frozen = Frozen::new(weights_to_inputs(&graph, &|name| !name.starts_with("const.")).unwrap().1).unwrap();
+    let frozen = FrozenWeights::new(weights_to_inputs(&graph, &|name| !name.starts_with("const.")).unwrap().1).unwrap();
     let statistics: Statistics = serde_json::from_value(case["statistics"].clone()).unwrap();
-    let options = Options { mode, statistics, activations, class_weights: None };
-    let graphs = Graphs::new(&config, &options, &|name| mode.trains(name)).unwrap();
+    let options = GraphOptions { mode, statistics, activations, class_weights: None };
+    let graphs = TrainingGraphs::new(&config, &options, &|name| mode.trains(name)).unwrap();
     let session = SessionOptions { threads: Some(1), ..SessionOptions::default() };
-    let mut engine = Engine::new(runtime(), session, &graphs, frozen);
+    let mut model = StagedModel::new(runtime(), session, &graphs, frozen);
     let parameters: Parameters = part("models", case, "heads");
     let mut feed = part("models", case, "in");
     let batch =
         Batch { volumes: feed.remove("volume").unwrap(), text: feed.remove("text"), labels: labels("models", case) };
-    let step = engine.step(&parameters, &batch, 1.0).unwrap();
-    close(&what, step.outcome.loss, case);
-    compare(&what, &step.moved, &part("models", case, "moved"), 1e-6);
+    let step = model.forward_backward(&parameters, &batch, 1.0).unwrap();
+    close(&what, step.heads.loss, case);
+    compare(&what, &step.running_stats, &part("models", case, "moved"), 1e-6);
     compare(&what, &step.gradients, &part("models", case, "grad"), LIMIT)
 }
 

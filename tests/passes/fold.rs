@@ -19,7 +19,7 @@ fn vector(values: [f32; CHANNELS]) -> LazyTensor {
 /// A graph with the input `x [batch, 2, 4, 4]`.
 fn start() -> (Builder, ValueId) {
     let mut g = Builder::new("g");
-    let x = g.input("x", DType::F32, &[Dim::Symbol("batch"), 2.into(), 4.into(), 4.into()]);
+    let x = g.input("x", DType::F32, &[Dim::BATCH, 2.into(), 4.into(), 4.into()]);
     (g, x)
 }
 

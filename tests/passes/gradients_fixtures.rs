@@ -16,12 +16,12 @@ const LIMIT: f64 = 1e-4;
 fn check(mode: Mode, statistics: Statistics, activations: Activations) -> f64 {
     let fixture = Fixture::tiny();
     let parameters = fixture.parameters.clone();
-    let mut engine = fixture.engine(mode, statistics, activations);
-    let step = engine.step(&parameters, &fixture.batch(mode), 1.0).unwrap();
+    let mut model = fixture.model(mode, statistics, activations);
+    let step = model.forward_backward(&parameters, &fixture.batch(mode), 1.0).unwrap();
     let convention = if statistics == Statistics::Batch { "bn_train" } else { "bn_eval" };
     let expected = training::tensors(&format!("grads/{}-{convention}.safetensors", mode.name()), "");
     let loss = expected["loss.1"].as_f32().unwrap()[0];
-    assert!((step.outcome.loss - loss).abs() <= 1e-5 * loss.abs(), "loss {} of {loss}", step.outcome.loss);
+    assert!((step.heads.loss - loss).abs() <= 1e-5 * loss.abs(), "loss {} of {loss}", step.heads.loss);
     let names: Vec<&str> = expected.keys().filter_map(|k| k.strip_prefix("grad.")).collect();
     let found: Vec<&str> = step.gradients.keys().map(String::as_str).collect();
     assert_eq!(found, names, "the trained parameters of {mode:?}");
@@ -31,12 +31,12 @@ fn check(mode: Mode, statistics: Statistics, activations: Activations) -> f64 {
         assert!(error <= LIMIT, "{mode:?} {statistics:?} {name}: {error:.1e}");
         worst = worst.max(error);
     }
-    for (name, moved) in &step.moved {
+    for (name, moved) in &step.running_stats {
         let error = norm_error(moved, &expected[&format!("after1.{name}")]);
         assert!(error <= 1e-6, "{name}: {error:.1e}");
     }
     let statistics_moved = expected.keys().filter(|k| k.starts_with("after1.") && k.contains(".running_")).count();
-    assert_eq!(step.moved.len(), statistics_moved);
+    assert_eq!(step.running_stats.len(), statistics_moved);
     worst
 }
 
@@ -57,8 +57,8 @@ fn loss_and_gradients_are_those_of_pytorch() {
 fn what_is_kept_changes_nothing_but_rounding() {
     let fixture = Fixture::tiny();
     let step = |activations| {
-        let mut engine = fixture.engine(Mode::Tlp, Statistics::Batch, activations);
-        engine.step(&fixture.parameters, &fixture.batch(Mode::Tlp), 0.5).unwrap().gradients
+        let mut model = fixture.model(Mode::Tlp, Statistics::Batch, activations);
+        model.forward_backward(&fixture.parameters, &fixture.batch(Mode::Tlp), 0.5).unwrap().gradients
     };
     let (saved, recomputed) = (step(Activations::Save), step(Activations::Recompute));
     for (name, gradient) in &saved {

@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use brain_adapter::calibrate::{Feed, Inputs, Role, Runner, Wanted, walk};
 use brain_adapter::config::{LlamaConfig, TextPool};
-use brain_adapter::graph::{Builder, Dim, Graph};
+use brain_adapter::graph::{Builder, Dim, Graph, Segment, Tail};
 use brain_adapter::model::{self, Attention, Stages, Weights};
 use brain_adapter::onnx;
 use brain_adapter::passes::quantize::{Plan, Scheme, quantize};
 use brain_adapter::passes::{
-    Segment, exceeds_fp16, factors, fold_batch_norm, half_nodes, linears, quantizable, quantize_convolutions, rounding,
-    segments, smooth, to_fp16,
+    exceeds_fp16, factors, fold_batch_norm, fp16_nodes, linears, quantizable, quantize_convolutions, rounding, smooth,
+    to_fp16,
 };
 use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
@@ -266,7 +266,7 @@ fn blocks_run_one_after_the_other_as_the_whole_does() {
         for graph in [llama(&case).1, vit(&case), adapter(&case)] {
             let mut values = feed(&case, &graph);
             let whole = run(&graph, &values);
-            for segment in segments(&graph) {
+            for segment in graph.segments(Tail::Separate) {
                 let block = graph.extract(segment.nodes).unwrap();
                 let made = run(&block, &values);
                 values.extend(made);
@@ -301,7 +301,7 @@ fn blocks_run_over_the_weights_of_the_whole() {
         let reduced =
             if scheme == Scheme::Fp16 { to_fp16(&graph, &BTreeSet::new()) } else { quantize(&graph, &plan) }.unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let (_, placed) = onnx::write_placed(&reduced, dir.path(), "text", &mut |_| {}).unwrap();
+        let (_, placed) = onnx::write_with_layout(&reduced, dir.path(), "text", &mut |_| {}).unwrap();
         assert!(placed.offsets.len() > 14, "{placed:?}");
         let before = std::fs::read_dir(dir.path()).unwrap().count();
         let runner = Runner { runtime: common::runtime(), threads: None, scratch: dir.path(), placed: Some(&placed) };
@@ -326,7 +326,7 @@ fn blocks_run_over_the_weights_of_the_whole() {
 fn half_precision_keeps_what_needs_the_range() {
     let case = random_case(6);
     let (_, graph) = llama(&case);
-    let halves = half_nodes(&graph, &BTreeSet::new());
+    let halves = fp16_nodes(&graph, &BTreeSet::new());
     let kinds = |half: bool| -> BTreeSet<&str> {
         graph.nodes.iter().filter(|n| halves.contains(&n.name) == half).map(|n| n.op.kind).collect()
     };
@@ -346,15 +346,15 @@ fn half_precision_keeps_what_needs_the_range() {
         let all = sums(&whole);
         assert!(all.len() >= 2 && all.values().all(|t| *t == DType::F32), "{all:?}");
         // The reduced graph falls into the same blocks, and only float32 flows between them.
-        let names = |g: &Graph| segments(g).into_iter().map(|s| s.name).collect::<Vec<_>>();
+        let names = |g: &Graph| g.segments(Tail::Separate).into_iter().map(|s| s.name).collect::<Vec<_>>();
         assert_eq!(names(&whole), names(graph));
-        for segment in segments(&whole) {
+        for segment in whole.segments(Tail::Separate) {
             let block = whole.extract(segment.nodes).unwrap();
             for &id in block.inputs.iter().chain(&block.outputs) {
                 assert_ne!(block.value(id).ty.dtype, DType::F16, "{} flows between blocks", block.value(id).name);
             }
         }
-        for segment in segments(graph) {
+        for segment in graph.segments(Tail::Separate) {
             let block = to_fp16(&graph.extract(segment.nodes).unwrap(), &BTreeSet::new()).unwrap();
             sums(&block).iter().for_each(|(name, dtype)| assert_eq!(all[name], *dtype, "{name}"));
         }
@@ -370,7 +370,7 @@ fn half_precision_keeps_what_needs_the_range() {
     for range in [(0.0, 40_000.0), (-1e9, 0.0), (0.0, f32::INFINITY), (f32::MIN, f32::MAX)] {
         let keep = exceeds_fp16(&graph, &BTreeMap::from([(value.clone(), range)]));
         assert!(keep.contains(&product.name) && keep.len() >= 2, "{range:?}: {keep:?}");
-        assert!(!half_nodes(&graph, &keep).contains(&product.name));
+        assert!(!fp16_nodes(&graph, &keep).contains(&product.name));
     }
     assert!(exceeds_fp16(&graph, &BTreeMap::from([(value, (-30_000.0, 30_000.0))])).is_empty());
 }

@@ -125,9 +125,8 @@ fn pairs_in_half_precision() {
 
 fn attention(dtype: DType, heads: usize, width: usize, [queries, keys]: [usize; 2]) -> Graph {
     let mut g = Builder::new("attention");
-    let mut input = |name: &str, rows: usize| {
-        g.input(name, DType::F32, &[Dim::Symbol("batch"), Dim::Known(rows), Dim::Known(width)])
-    };
+    let mut input =
+        |name: &str, rows: usize| g.input(name, DType::F32, &[Dim::BATCH, Dim::Known(rows), Dim::Known(width)]);
     let inputs = [input("q", queries), input("k", keys), input("v", keys)];
     let inputs = inputs.map(|id| if dtype == DType::F32 { id } else { g.cast(id, dtype).unwrap() });
     let op = Op::microsoft("MultiHeadAttention").int("num_heads", heads as i64);

@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use brain_adapter::calibrate::{ChannelStats, Feed, Inputs, Role, Runner, Wanted, walk};
 use brain_adapter::config::{LlamaConfig, TextPool};
-use brain_adapter::graph::Graph;
+use brain_adapter::graph::{Graph, Segment, Tail};
 use brain_adapter::model::{self, Stages, Weights};
-use brain_adapter::passes::{Segment, segments};
 use brain_adapter::progress::Progress;
 use brain_adapter::tensor::{LazyTensor, Tensor};
 use reference::generate::case_around;
@@ -75,7 +74,7 @@ fn bits<'a>(values: impl IntoIterator<Item = &'a f32>) -> Vec<u32> {
 
 /// Walks to those blocks: what was run, what was seen, and whether the graph's results came of it.
 fn visit(graph: &Graph, inputs: &mut Inputs, blocks: &[usize]) -> (usize, Vec<Seen>, Option<Vec<Feed>>) {
-    let names: Vec<String> = segments(graph).into_iter().map(|s| s.name).collect();
+    let names: Vec<String> = graph.segments(Tail::Separate).into_iter().map(|s| s.name).collect();
     let wanted = |s: &Segment| blocks.iter().any(|&b| names[b] == s.name);
     let dir = tempfile::tempdir().unwrap();
     let runner = Runner { runtime: common::runtime(), threads: Some(1), scratch: dir.path(), placed: None };
@@ -100,7 +99,7 @@ fn visit(graph: &Graph, inputs: &mut Inputs, blocks: &[usize]) -> (usize, Vec<Se
 #[test]
 fn a_walk_from_what_was_kept_shows_the_same_and_runs_only_what_is_visited() {
     let graph = graph();
-    let count = segments(&graph).len();
+    let count = graph.segments(Tail::Separate).len();
     let all: Vec<usize> = (0..count).collect();
     let text = |outputs: Vec<Feed>| -> Vec<Vec<u32>> {
         outputs.iter().map(|feed| bits(feed["text"].as_f32().unwrap())).collect()

@@ -5,6 +5,7 @@
 mod architecture;
 mod circles;
 mod gpu_bench;
+mod links;
 mod oracles;
 mod sizes;
 mod source;

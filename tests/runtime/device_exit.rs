@@ -14,9 +14,9 @@ fn options() -> Options {
     Options { as_on_gpu: true, library: Some(commands::library()), ..Options::default() }
 }
 
-fn answer(predictor: &mut Predictor, scan: &Path) -> brain_adapter::Result<Prediction> {
+fn answer(predictor: &Predictor, scan: &Path) -> brain_adapter::Result<Prediction> {
     let reader = predictor.reader();
-    predictor.predict_both("Memory complaints for two years. MMSE 24.", &mut None, || reader.read(scan))
+    predictor.predict_with_report("Memory complaints for two years. MMSE 24.", &mut None, || reader.read(scan))
 }
 
 /// Threads of this process, and of what it has loaded.
@@ -33,21 +33,21 @@ fn nothing_runs_when_a_predictor_is_gone() {
 
 fn predict_and_go() {
     // What is started once a process and stays is there by then.
-    let mut predictor = Predictor::open(commands::tiny_bundle(), options()).unwrap();
-    answer(&mut predictor, &commands::scan()).unwrap();
+    let predictor = Predictor::open(commands::tiny_bundle(), options()).unwrap();
+    answer(&predictor, &commands::scan()).unwrap();
     drop(predictor);
     std::thread::sleep(std::time::Duration::from_millis(500));
     let before = threads();
     for mode in [Mode::Resident, Mode::OneShot] {
         for work in 0..4 {
             let options = Options { mode: Some(mode), ..options() };
-            let mut predictor = Predictor::open(commands::tiny_bundle(), options).unwrap();
+            let predictor = Predictor::open(commands::tiny_bundle(), options).unwrap();
             if work > 0 {
-                predictor.load_ahead().unwrap();
+                predictor.preload().unwrap();
             }
             match work {
-                2 => drop(answer(&mut predictor, &commands::scan()).unwrap()),
-                3 => drop(answer(&mut predictor, Path::new("none.nii")).unwrap_err()),
+                2 => drop(answer(&predictor, &commands::scan()).unwrap()),
+                3 => drop(answer(&predictor, Path::new("none.nii")).unwrap_err()),
                 _ => {}
             }
             drop(predictor);

@@ -18,7 +18,7 @@ use brain_adapter::Code;
 use brain_adapter::bundle::{Bundle, Precision};
 use brain_adapter::infer::{EncodedReport, Mode, Options, Prediction, Predictor};
 use brain_adapter::onnx::SegmentedModel;
-use brain_adapter::progress::Tell;
+use brain_adapter::progress::{Progress, Shared};
 use brain_adapter::runtime::{
     DeviceTensor, EngineOptions, Input, OutputPlacement, ProfiledInput, RuntimeValue, Session, SessionOptions, Source,
 };
@@ -213,13 +213,13 @@ fn said(p: &Prediction) -> (Vec<u32>, Vec<u32>, Option<u32>, String) {
 const REPORT: &str = "Memory complaints for two years. MMSE 24.";
 
 fn both(
-    predictor: &mut Predictor,
+    predictor: &Predictor,
     report: &str,
     encoded: &mut Option<EncodedReport>,
     scan: &Path,
 ) -> brain_adapter::Result<Prediction> {
     let reader = predictor.reader();
-    predictor.predict_both(report, encoded, || reader.read(scan))
+    predictor.predict_with_report(report, encoded, || reader.read(scan))
 }
 
 /// Whole and in groups, kept and let go: the same answer. In a process of its own: what other tests hold at the moment
@@ -235,7 +235,7 @@ fn answer_alike() {
     {
         // Weights that are laid out anew are added up in another order.
         let expected_of = |mode| {
-            let mut plain = Predictor::open(&bundle, Options { mode: Some(mode), ..options(false) }).unwrap();
+            let plain = Predictor::open(&bundle, Options { mode: Some(mode), ..options(false) }).unwrap();
             let encoded = plain.encode_report(&report).unwrap();
             let scan = plain.reader().read(&commands::scan()).unwrap();
             let prediction = plain.predict(scan, Some(&encoded)).unwrap();
@@ -246,10 +246,10 @@ fn answer_alike() {
         for (mode, tight) in [(Mode::OneShot, false), (Mode::Resident, false), (Mode::OneShot, large)] {
             let expected = if mode == Mode::Resident { &resident } else { &one_shot };
             let options = Options { mode: Some(mode), ..options(true) };
-            let mut predictor =
+            let predictor =
                 if tight { large::tightest(&bundle, &options) } else { Predictor::open(&bundle, options).unwrap() };
             for round in 0..2 {
-                let prediction = both(&mut predictor, &report, &mut None, &commands::scan()).unwrap();
+                let prediction = both(&predictor, &report, &mut None, &commands::scan()).unwrap();
                 let what = format!("{mode} {tight} {:?}", prediction.timing_ms);
                 assert_eq!(said(&prediction), *expected, "{what}");
                 let warmed = prediction.timing_ms.iter().any(|(name, _)| name == "warm_up");
@@ -260,7 +260,7 @@ fn answer_alike() {
             }
         }
         let cold = Options { warm_up: false, ..options(true) };
-        let cold = both(&mut Predictor::open(&bundle, cold).unwrap(), &report, &mut None, &commands::scan()).unwrap();
+        let cold = both(&Predictor::open(&bundle, cold).unwrap(), &report, &mut None, &commands::scan()).unwrap();
         assert_eq!(said(&cold), one_shot);
         assert!(cold.timing_ms.iter().all(|(name, _)| name != "warm_up"));
     }
@@ -271,8 +271,8 @@ fn answer_alike() {
 fn tensors_that_are_kept_are_the_same() {
     let tensors = |as_on_gpu| {
         let options = Options { keep_tensors: true, ..options(as_on_gpu) };
-        let mut predictor = Predictor::open(commands::tiny_bundle(), options).unwrap();
-        both(&mut predictor, REPORT, &mut None, &commands::scan()).unwrap().tensors
+        let predictor = Predictor::open(commands::tiny_bundle(), options).unwrap();
+        both(&predictor, REPORT, &mut None, &commands::scan()).unwrap().tensors
     };
     let (plain, bound) = (tensors(false), tensors(true));
     assert_eq!(plain.len(), bound.len());
@@ -288,17 +288,17 @@ fn errors_of_either_side_are_told_once() {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = dir.path().join("none.nii");
     for as_on_gpu in [true, false] {
-        let mut predictor = Predictor::open(commands::tiny_bundle(), options(as_on_gpu)).unwrap();
+        let predictor = Predictor::open(commands::tiny_bundle(), options(as_on_gpu)).unwrap();
         let mut encoded = None;
-        let error = both(&mut predictor, REPORT, &mut encoded, &nowhere).unwrap_err();
+        let error = both(&predictor, REPORT, &mut encoded, &nowhere).unwrap_err();
         assert_eq!(error.code(), Code::NIFTI_NOT_FOUND);
         // The report is read all the same, and not again.
         let tokens = encoded.as_ref().unwrap().tokens;
-        let prediction = both(&mut predictor, "another one", &mut encoded, &commands::scan()).unwrap();
+        let prediction = both(&predictor, "another one", &mut encoded, &commands::scan()).unwrap();
         assert_eq!(encoded.unwrap().tokens, tokens);
         assert!(prediction.similarity.is_some());
         // The next has no memory of any of it.
-        let again = both(&mut predictor, REPORT, &mut None, &commands::scan()).unwrap();
+        let again = both(&predictor, REPORT, &mut None, &commands::scan()).unwrap();
         assert_eq!(said(&again), said(&prediction));
     }
     // Wrong weights of the language model, found while it runs.
@@ -311,9 +311,9 @@ fn errors_of_either_side_are_told_once() {
     std::fs::write(&weights, &bytes).unwrap();
     for scan in [commands::scan(), nowhere] {
         for as_on_gpu in [true, false] {
-            let mut predictor = Predictor::open(&bundle, options(as_on_gpu)).unwrap();
+            let predictor = Predictor::open(&bundle, options(as_on_gpu)).unwrap();
             let mut encoded = None;
-            let error = both(&mut predictor, REPORT, &mut encoded, &scan).unwrap_err();
+            let error = both(&predictor, REPORT, &mut encoded, &scan).unwrap_err();
             assert_eq!(error.code(), Code::BUNDLE_CHECKSUM, "{error}");
             assert!(encoded.is_none());
         }
@@ -327,8 +327,8 @@ fn cohorts_answer_alike() {
     let reports = ["CN. Normal study.", "AD suspected; MMSE 19/30.", REPORT, "MCI, follow-up in a year."];
     let run = |as_on_gpu: bool, cache: Option<&str>| {
         let cache = cache.map(|name| dir.path().join(name));
-        let mut predictor = Predictor::open(commands::tiny_bundle(), Options { cache, ..options(as_on_gpu) }).unwrap();
-        let answer = |report| both(&mut predictor, report, &mut None, &commands::scan()).unwrap();
+        let predictor = Predictor::open(commands::tiny_bundle(), Options { cache, ..options(as_on_gpu) }).unwrap();
+        let answer = |report| both(&predictor, report, &mut None, &commands::scan()).unwrap();
         let all: Vec<Prediction> = reports.into_iter().cycle().take(6).map(answer).collect();
         let cached = all.iter().map(|p| p.run.from_cache.clone()).collect::<Vec<_>>();
         (all.iter().map(said).collect::<Vec<_>>(), cached)
@@ -342,13 +342,21 @@ fn cohorts_answer_alike() {
     assert_eq!(run(false, Some("cache")).1[0], ["vision", "text"]);
 }
 
-/// Whoever wants to be told, on whatever thread, is.
+/// Collects notes.
+struct Notes(Arc<Mutex<Vec<String>>>);
+
+impl Progress for Notes {
+    fn line(&mut self, text: &str) {
+        self.0.lock().unwrap().push(text.to_owned());
+    }
+}
+
+/// A progress is shared by threads; without one, notes go nowhere.
 #[test]
-fn lines_reach_who_listens() {
+fn notes_reach_a_shared_progress() {
     let lines = Arc::new(Mutex::new(Vec::new()));
-    let heard = Arc::clone(&lines);
-    let tell = Tell::new(move |line| heard.lock().unwrap().push(line.to_owned()));
-    std::thread::scope(|scope| scope.spawn(|| tell.clone().say("one")).join().unwrap());
-    Tell::default().say("to nobody");
+    let progress = Shared::new(Notes(Arc::clone(&lines)));
+    std::thread::scope(|scope| scope.spawn(|| progress.clone().note("one")).join().unwrap());
+    Shared::default().note("to nobody");
     assert_eq!(*lines.lock().unwrap(), ["one"]);
 }

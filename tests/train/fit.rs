@@ -38,7 +38,7 @@ fn a_seed_decides_every_byte() {
         study.fit(run, &args).ok();
     }
     study.fit("other", &[args.as_slice(), &["--seed", "1"]].concat()).ok();
-    // One that goes on where nothing is left to do changes nothing.
+    // Resuming a finished training changes nothing.
     study.fit("two", &[args.as_slice(), &["--resume"]].concat()).ok();
     assert_eq!(study.results("one"), study.results("two"));
     for ((name, one), other) in RESULTS.iter().zip(study.results("one")).zip(study.results("other")) {
@@ -47,24 +47,24 @@ fn a_seed_decides_every_byte() {
 }
 
 #[test]
-fn a_training_goes_on_only_as_it_began() {
+fn a_training_resumes_only_with_its_own_settings() {
     let study = Study::new("tlp");
     let args = ["--epochs", "2"];
     study.fit("run", &args).ok();
     let before = study.results("run");
     study.fit("run", &args).fails_with_one_line("output.exists").naming(&["--resume"]);
     let changed: [(&[&str], &str); 11] = [
-        (&["--lr", "1e-3"], "schedule was"),
-        (&["--warmup", "0.5"], "schedule was"),
-        (&["--schedule", "constant"], "schedule was"),
-        (&["--seed", "7"], "seed was 0, is 7"),
-        (&["--epochs", "3"], "epochs was 2, is 3"),
-        (&["--threads", "2"], "threads was 1, is 2"),
-        (&["--batch", "3"], "batch was 2, is 3"),
-        (&["--accumulate", "2"], "accumulate was 1, is 2"),
-        (&["--clip", "1"], "adamw was"),
-        (&["--patience", "1"], "patience was"),
-        (&["--balance", "weights"], "balance was"),
+        (&["--lr", "1e-3"], "cannot resume with other settings: --lr was 0.002, now 0.001"),
+        (&["--warmup", "0.5"], "--warmup was 0.05, now 0.5"),
+        (&["--schedule", "constant"], "--schedule was cosine, now constant"),
+        (&["--seed", "7"], "--seed was 0, now 7"),
+        (&["--epochs", "3"], "--epochs was 2, now 3"),
+        (&["--threads", "2"], "--threads was 1, now 2"),
+        (&["--batch", "3"], "--batch was 2, now 3"),
+        (&["--accumulate", "2"], "--accumulate was 1, now 2"),
+        (&["--clip", "1"], "--clip was none, now 1"),
+        (&["--patience", "1"], "--patience was none, now 1"),
+        (&["--balance", "weights"], "--balance was none, now weights"),
     ];
     for (flags, named) in changed {
         // A flag given twice is refused: those of the study are left out where the test has its own.
@@ -86,11 +86,14 @@ fn a_training_goes_on_only_as_it_began() {
     let mut other = rows();
     other[3] = other[3].replace("CN", "AD");
     write_rows(&study.data, &other);
-    study.fit("run", &[args.as_slice(), &["--resume"]].concat()).fails("training.resume").naming(&["cohort was"]);
+    study
+        .fit("run", &[args.as_slice(), &["--resume"]].concat())
+        .fails("training.resume")
+        .naming(&["the cohort (--data) changed"]);
     assert_eq!(study.results("run"), before);
 }
 
-/// What is at hand instead of a state that can be gone on with.
+/// Files that are not a state to resume from.
 #[test]
 fn states_of_others_are_refused() {
     let study = Study::new("mri");
@@ -116,7 +119,7 @@ fn states_of_others_are_refused() {
     refused(&with(&[("epoch", 3.into())]), "contradicts");
     refused(&with(&[("waited", 9.into())]), "contradicts");
     refused(&with(&[("seen", i64::MAX.into())]), "contradicts");
-    refused(&with(&[("next", (-1).into())]), "cannot be gone on with");
+    refused(&with(&[("next", (-1).into())]), "cannot be resumed");
     refused(
         &with(&[
             ("epoch", 0.into()),

@@ -15,7 +15,7 @@ use std::fs;
 use brain_adapter::checkpoint::TrainingState;
 use brain_adapter::model::Mode;
 use brain_adapter::model::adapter::Statistics;
-use brain_adapter::train::{Activations, Engine, Graphs, Options};
+use brain_adapter::train::{Activations, GraphOptions, StagedModel, TrainingGraphs};
 use commands::{tiny_model, write_model};
 use fitting::{Study, TRAIN, VALIDATION};
 use serde_json::Value;
@@ -62,7 +62,7 @@ fn what_a_mode_does_not_train_stays() {
 }
 
 #[test]
-fn a_frozen_adapter_is_looked_through_once() {
+fn features_of_a_frozen_adapter_are_computed_once() {
     let study = Study::new("tlp");
     let args = ["--epochs", "3", "--frozen-adapter", "--embed", "3"];
     study.fit("run", &args).ok();
@@ -108,18 +108,24 @@ fn heads_alone_learn_as_they_do_in_the_whole_model() {
     let fixture = Fixture::tiny();
     for mode in [Mode::Tlp, Mode::Fpm, Mode::Mri] {
         let batch = fixture.batch(mode);
-        let mut whole = fixture.engine(mode, Statistics::Running, Activations::Recompute);
-        let expected = whole.step(&fixture.parameters, &batch, 0.5).unwrap();
-        let options =
-            Options { mode, statistics: Statistics::Running, activations: Activations::Recompute, class_weights: None };
+        let mut whole = fixture.model(mode, Statistics::Running, Activations::Recompute);
+        let expected = whole.forward_backward(&fixture.parameters, &batch, 0.5).unwrap();
+        let options = GraphOptions {
+            mode,
+            statistics: Statistics::Running,
+            activations: Activations::Recompute,
+            class_weights: None,
+        };
         let heads = |name: &str| mode.trains(name) && !name.starts_with("adapter.");
-        let graphs = Graphs::new(&fixture.config, &options, &heads).unwrap();
-        let mut engine = Engine::new(common::runtime(), training::one_thread(), &graphs, fixture.frozen());
-        let vision = engine.features(&fixture.parameters, &batch.volumes).unwrap();
-        let found = engine.head_step(&fixture.parameters, &vision, batch.text.as_ref(), &batch.labels, 0.5).unwrap();
+        let graphs = TrainingGraphs::new(&fixture.config, &options, &heads).unwrap();
+        let mut model = StagedModel::new(common::runtime(), training::one_thread(), &graphs, fixture.frozen());
+        let vision = model.features(&fixture.parameters, &batch.volumes).unwrap();
+        let found = model
+            .forward_backward_heads(&fixture.parameters, &vision, batch.text.as_ref(), &batch.labels, 0.5)
+            .unwrap();
         let names: Vec<&String> = expected.gradients.keys().filter(|n| heads(n)).collect();
         assert_eq!(found.gradients.keys().collect::<Vec<_>>(), names);
-        assert!((found.outcome.loss - expected.outcome.loss).abs() <= 1e-6 * expected.outcome.loss);
+        assert!((found.heads.loss - expected.heads.loss).abs() <= 1e-6 * expected.heads.loss);
         for name in names {
             let error = norm_error(&found.gradients[name], &expected.gradients[name]);
             assert!(error <= 1e-5, "{mode:?} {name}: {error:.1e}");

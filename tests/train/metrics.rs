@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use brain_adapter::metrics::temperature::{Outcome, fit};
-use brain_adapter::metrics::{Answer, Confusion, Scores, bootstrap};
+use brain_adapter::metrics::{Confusion, LabelledPrediction, Scores, bootstrap};
 use serde_json::Value;
 
 /// Sums in another order: a few bits of f64.
@@ -20,9 +20,9 @@ fn read<T: serde::de::DeserializeOwned>(value: &Value) -> T {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-fn answers(case: &Value) -> Vec<Answer> {
+fn answers(case: &Value) -> Vec<LabelledPrediction> {
     let (truth, probabilities): (Vec<usize>, Vec<Vec<f64>>) = (read(&case["truth"]), read(&case["probabilities"]));
-    truth.into_iter().zip(probabilities).map(|(t, p)| Answer::new(t, p)).collect()
+    truth.into_iter().zip(probabilities).map(|(t, p)| LabelledPrediction::new(t, p)).collect()
 }
 
 #[track_caller]
@@ -84,7 +84,9 @@ fn temperatures_are_scipys_minima() {
         assert!((found.temperature / expected - 1.0).abs() < 1e-6, "{found:?}, expected {expected}");
         close(found.nll_before, &case["nll_before"], 1e-12, "before");
         close(found.nll_after, &case["nll_after"], 1e-12, "after");
-        let at = |t: f64| -> Vec<Answer> { pairs.iter().map(|(truth, z)| Answer::at(*truth, z, t)).collect() };
+        let at = |t: f64| -> Vec<LabelledPrediction> {
+            pairs.iter().map(|(truth, z)| LabelledPrediction::from_logits(*truth, z, t)).collect()
+        };
         let (before, after) = (at(1.0), at(found.temperature));
         assert!(before.iter().zip(&after).all(|(a, b)| a.predicted == b.predicted));
         let classes = logits[0].len();
@@ -102,7 +104,7 @@ fn intervals_are_those_of_the_distribution() {
     for case in cases("bootstrap.json") {
         let classes: usize = read(&case["classes"]);
         let answers = answers(&case);
-        let subjects: Vec<Vec<Answer>> = answers.iter().map(|a| vec![a.clone()]).collect();
+        let subjects: Vec<Vec<LabelledPrediction>> = answers.iter().map(|a| vec![a.clone()]).collect();
         let found = bootstrap(&subjects, 10_000, 5, |drawn| {
             let scores = Scores::of_refs(drawn, classes);
             vec![Some(scores.accuracy), scores.auc[0], Some(scores.reliability.ece)]

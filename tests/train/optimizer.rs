@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use brain_adapter::Code;
 use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::config::AdamW;
-use brain_adapter::model::optimizer::{Parameter, adamw, decays};
+use brain_adapter::optimizer::{Parameter, adamw, decays};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
 use common::{assert_close, package, runtime};

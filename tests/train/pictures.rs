@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use brain_adapter::metrics::{Answer, Confusion, Reliability, tsne};
-use brain_adapter::train::picture::{self, Epoch};
+use brain_adapter::metrics::{Confusion, LabelledPrediction, Reliability, tsne};
+use brain_adapter::plot::{self, Epoch};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -26,12 +26,12 @@ fn sound(name: &str, svg: &str) {
 }
 
 /// Answers of a model that is too sure of itself.
-fn answers(n: usize, sure: f32) -> Vec<Answer> {
+fn answers(n: usize, sure: f32) -> Vec<LabelledPrediction> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let answer = |i: usize| {
         let logits: Vec<f32> =
             (0..3).map(|c| sure * (rng.random::<f32>() * 2.0 + if c == i % 3 { 0.6 } else { 0.0 })).collect();
-        Answer::at(i % 3, &logits, 1.0)
+        LabelledPrediction::from_logits(i % 3, &logits, 1.0)
     };
     (0..n).map(answer).collect()
 }
@@ -39,21 +39,20 @@ fn answers(n: usize, sure: f32) -> Vec<Answer> {
 #[test]
 fn evaluations() {
     let (now, before) = (answers(300, 1.2), answers(300, 4.0));
-    let refs: Vec<&Answer> = now.iter().collect();
+    let refs: Vec<&LabelledPrediction> = now.iter().collect();
     let [now, before] = [&now, &before].map(|a| Reliability::of(&a.iter().collect::<Vec<_>>()));
-    let svg = picture::reliability(&now, Some(&before), "Reliability, test split of 300");
+    let svg = plot::reliability(&now, Some(&before), "Reliability, test split of 300");
     sound("reliability", &svg);
     assert!(svg.contains(&format!("ECE {:.3}", now.ece)) && svg.contains(&format!("ECE {:.3}", before.ece)));
-    sound("reliability-empty", &picture::reliability(&Reliability::of(&[]), None, "none"));
-    let svg =
-        picture::confusion(&Confusion::of(&refs, 3), &labels(&["CN", "MCI", "AD"]), "Confusion, test split of 300");
+    sound("reliability-empty", &plot::reliability(&Reliability::of(&[]), None, "none"));
+    let svg = plot::confusion(&Confusion::of(&refs, 3), &labels(&["CN", "MCI", "AD"]), "Confusion, test split of 300");
     sound("confusion", &svg);
     for label in ["CN", "MCI", "AD"] {
         assert_eq!(svg.matches(&format!("\n{label}\n")).count(), 2, "{label}: {svg}");
     }
     for classes in [1, 2, 5, 9] {
         let names: Vec<String> = (0..classes).map(|c| format!("class {c}")).collect();
-        sound(&format!("confusion-{classes}"), &picture::confusion(&Confusion::of(&refs, classes), &names, "t"));
+        sound(&format!("confusion-{classes}"), &plot::confusion(&Confusion::of(&refs, classes), &names, "t"));
     }
 }
 
@@ -65,21 +64,21 @@ fn learning_curves() {
         Epoch { epoch: i, train_loss: 1.1 / x.sqrt(), validation_loss: Some(1.1 / x.sqrt() + 0.004 * x), macro_f1: f1 }
     };
     let all: Vec<Epoch> = (1..=20).map(epoch).collect();
-    let svg = picture::history(&all, "Fine-tuning, mode tlp");
+    let svg = plot::history(&all, "Fine-tuning, mode tlp");
     sound("history", &svg);
     assert!(svg.contains("best: ") && svg.contains("validation") && svg.contains("training"));
-    sound("history-1", &picture::history(&all[..1], "one epoch"));
-    sound("history-2", &picture::history(&all[..2], "two epochs"));
-    sound("history-0", &picture::history(&[], "none"));
+    sound("history-1", &plot::history(&all[..1], "one epoch"));
+    sound("history-2", &plot::history(&all[..2], "two epochs"));
+    sound("history-0", &plot::history(&[], "none"));
     let train: Vec<Epoch> = all.iter().map(|e| Epoch { validation_loss: None, macro_f1: None, ..*e }).collect();
-    let svg = picture::history(&train, "no validation split");
+    let svg = plot::history(&train, "no validation split");
     sound("history-train", &svg);
     assert!(!svg.contains("macro-F1"));
     let nan = f64::NAN;
     let diverged = [Epoch { train_loss: nan, ..all[0] }, Epoch { train_loss: f64::INFINITY, ..all[1] }, all[2]];
-    sound("history-diverged", &picture::history(&diverged, "diverged"));
+    sound("history-diverged", &plot::history(&diverged, "diverged"));
     let many: Vec<Epoch> = (1..=400).map(|i| Epoch { macro_f1: Some(0.5), ..epoch(i) }).collect();
-    sound("history-many", &picture::history(&many, "many"));
+    sound("history-many", &plot::history(&many, "many"));
 }
 
 #[test]
@@ -90,25 +89,25 @@ fn embeddings() {
     let classes: Vec<usize> = (0..150).map(|i| i % 3).collect();
     let names = labels(&["CN", "MCI", "AD"]);
     let layout = tsne(&points, 7);
-    sound("embedding", &picture::embedding(&layout.points, &classes, &names, "Fused embedding, 150 subjects"));
-    sound("embedding-0", &picture::embedding(&[], &[], &names, "none"));
-    sound("embedding-1", &picture::embedding(&[[3.0, 4.0]], &[1], &names, "one"));
+    sound("embedding", &plot::embedding(&layout.points, &classes, &names, "Fused embedding, 150 subjects"));
+    sound("embedding-0", &plot::embedding(&[], &[], &names, "none"));
+    sound("embedding-1", &plot::embedding(&[[3.0, 4.0]], &[1], &names, "one"));
     let odd = [[f64::NAN, 1.0], [1e300, -1e300], [0.0, f64::INFINITY], [1e-300, 0.0]];
-    sound("embedding-odd", &picture::embedding(&odd, &[0, 1, 2, 0], &names, "odd"));
+    sound("embedding-odd", &plot::embedding(&odd, &[0, 1, 2, 0], &names, "odd"));
 }
 
 #[test]
 fn text_is_escaped() {
     let names = labels(&["<script>alert(1)</script>", "a&b\u{7}\u{0}", "\"q'"]);
     let title = "</text><script href='x'>&\u{1b}[31m";
-    let svg = picture::embedding(&[[0.0, 0.0], [1.0, 1.0]], &[0, 1], &names, title);
+    let svg = plot::embedding(&[[0.0, 0.0], [1.0, 1.0]], &[0, 1], &names, title);
     assert!(svg.contains("&lt;script&gt;alert(1)") && svg.contains("a&amp;b") && !svg.contains("<script"));
     assert!(svg.chars().all(|c| c == '\n' || !c.is_control()));
-    let refs = [&Answer::new(0, vec![1.0, 0.0, 0.0])];
+    let refs = [&LabelledPrediction::new(0, vec![1.0, 0.0, 0.0])];
     for svg in [
-        picture::confusion(&Confusion::of(&refs, 3), &names, title),
-        picture::reliability(&Reliability::of(&refs), None, title),
-        picture::history(&[], title),
+        plot::confusion(&Confusion::of(&refs, 3), &names, title),
+        plot::reliability(&Reliability::of(&refs), None, title),
+        plot::history(&[], title),
     ] {
         assert!(
             !svg.contains("<script") && svg.contains("&lt;script") && svg.chars().all(|c| c == '\n' || !c.is_control())

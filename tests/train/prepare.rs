@@ -150,7 +150,10 @@ fn damaged_artifacts_are_refused() {
     }
     refused(&|m| m["files"] = json!([]), &["lists"]);
     refused(&|m| drop(m["files"].as_array_mut().unwrap().remove(2)), &["lists"]);
-    refused(&|m| m["files"][1]["sha256"] = json!("00"), &["eval_model.onnx", "another file"]);
+    refused(
+        &|m| m["files"][1]["sha256"] = json!("00"),
+        &["eval_model.onnx", "differs from what training.json recorded"],
+    );
     refused(&|m| m["config"]["projection"]["dim"] = json!(41), &["found", "expected"]);
     refused(&|m| m["mode"] = json!("fpm"), &["checkpoint"]);
     hostile_config(&|c| c["volume"]["size"] = json!(u64::MAX));

@@ -156,7 +156,7 @@ fn who_uses_the_bundle_meanwhile_never_mixes() {
         let options = Options { mode: Some(mode), library: Some(commands::library()), ..Options::default() };
         Predictor::open(&bundle, options).unwrap()
     };
-    let ask = |predictor: &mut Predictor| {
+    let ask = |predictor: &Predictor| {
         let report = predictor.encode_report("Memory complaints. MMSE 24.")?;
         let scan = predictor.reader().read(&commands::scan())?;
         predictor.predict(scan, Some(&report)).map(|p| (p.logits, p.bundle.sha256))

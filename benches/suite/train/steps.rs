@@ -7,12 +7,12 @@ use anyhow::{Context, Result, bail};
 use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::config::AdamW;
 use brain_adapter::model::Mode;
-use brain_adapter::model::optimizer::{self, adamw};
 use brain_adapter::onnx::to_bytes;
+use brain_adapter::optimizer::{self, adamw};
 use brain_adapter::runtime::{Runtime, Session, SessionOptions};
 use brain_adapter::tensor::{LazyTensor, Tensor};
 use brain_adapter::train::artifacts::Artifacts;
-use brain_adapter::train::{Activations, Batch, Engine, Graphs, Options, Parameters};
+use brain_adapter::train::{Activations, Batch, GraphOptions, Parameters, StagedModel, TrainingGraphs};
 use serde_json::json;
 
 use super::step::STEPS;
@@ -29,23 +29,23 @@ pub fn child(artifacts: &Path, case: &Path, activations: &str) -> Result<()> {
     let artifacts = Artifacts::open(artifacts)?;
     let manifest = &artifacts.manifest;
     let (config, mode) = (&manifest.config, manifest.mode);
-    let options = Options { mode, statistics: manifest.statistics, activations, class_weights: None };
-    let graphs = Graphs::new(config, &options, &|name| mode.trains(name))?;
+    let options = GraphOptions { mode, statistics: manifest.statistics, activations, class_weights: None };
+    let graphs = TrainingGraphs::new(config, &options, &|name| mode.trains(name))?;
     // As `ba-train fit` decides: sessions of a large model give their memory back.
     let shrink = config.run_grid().iter().product::<usize>() * config.vision.hidden > 1 << 18;
     let session = SessionOptions { threads: Some(threads()), shrink, ..Default::default() };
     let runtime = Runtime::load(None)?;
-    let mut engine = Engine::new(runtime, session, &graphs, artifacts.frozen()?);
+    let mut model = StagedModel::new(runtime, session, &graphs, artifacts.frozen()?);
     let mut parameters = starting(&artifacts)?;
     let mut optimizer = Optimizer::new(runtime, &session, &parameters, mode)?;
     let batch = read_case(case)?;
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     for _ in 0..STEPS {
         let start = Instant::now();
-        let step = engine.step(&parameters, &batch, 1.0)?;
-        losses.push(step.outcome.loss);
+        let step = model.forward_backward(&parameters, &batch, 1.0)?;
+        losses.push(step.heads.loss);
         optimizer.step(&mut parameters, &step.gradients)?;
-        parameters.extend(step.moved);
+        parameters.extend(step.running_stats);
         seconds.push(start.elapsed().as_secs_f64());
     }
     tell(median(&seconds[1..])?, &json!({"losses": losses, "first": seconds[0]}));

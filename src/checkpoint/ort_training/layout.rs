@@ -4,6 +4,7 @@
 //! starts at a multiple of 8 bytes, with its vtable right in front of it, the elements of a vector at multiples of their size.
 
 use crate::tensor::LazyTensor;
+use crate::tensor::number::to_u64;
 
 /// Tensors start at multiples of this many bytes.
 const ALIGNMENT: usize = 16;
@@ -121,9 +122,9 @@ impl<'a> Layout<'a> {
     pub fn finish(mut self, most: u32) -> Result<Laid<'a>, u64> {
         let mut end = self.bytes.len();
         let mut tensors = Vec::with_capacity(self.tensors.len());
-        let mut total = end as u64;
+        let mut total = to_u64(end);
         for (from, name, tensor) in self.tensors {
-            total = total.saturating_add((tensor.byte_len() + ALIGNMENT + 4) as u64);
+            total = total.saturating_add(to_u64(tensor.byte_len() + ALIGNMENT + 4));
             if total > u64::from(most) {
                 continue;
             }

@@ -43,7 +43,7 @@ pub struct TrainingState {
     pub frozen: BTreeMap<String, LazyTensor>,
     /// The optimizer's state, unless training is to start from the beginning.
     pub optimizer: Option<OptimizerState>,
-    /// Named values beside the parameters.
+    /// Named values besides the parameters.
     pub properties: Properties,
 }
 
@@ -97,7 +97,7 @@ impl TrainingState {
         read::state(&Mapping::owned(bytes, path)).map_err(|e| e.at(path))
     }
 
-    /// Writes the file, whole or not at all, and gives its size in bytes. Tables and vectors are sorted by name, tensors
+    /// Writes the file completely or not at all, and returns its size in bytes. Tables and vectors are sorted by name, tensors
     /// start at multiples of 16 bytes, and the bytes depend on nothing but the state.
     ///
     /// # Errors

@@ -8,10 +8,11 @@ use super::layout::{Field, Laid, Layout, Link};
 use super::{OptimizerState, Properties, TrainingState, VERSION};
 use crate::error::{Code, Error, Result};
 use crate::files::Pending;
+use crate::tensor::number::to_u64;
 use crate::tensor::{CHUNK_BYTES, LazyTensor};
 
 /// What FlatBuffers' verifiers accept.
-const MAX_BYTES: u32 = i32::MAX as u32;
+const MAX_BYTES: u32 = i32::MAX.unsigned_abs();
 
 /// The name that Microsoft's runtime gives its one group.
 const GROUP: &str = "group0";
@@ -25,11 +26,11 @@ pub(super) fn write(state: &TrainingState, path: &Path) -> Result<u64> {
     let failed = |e| Error::io(path, "cannot write the file", e);
     let pending = Pending::beside(path, "")?;
     let mut out = BufWriter::with_capacity(CHUNK_BYTES, pending.file());
-    let mut written = head.len() as u64;
+    let mut written = to_u64(head.len());
     out.write_all(&head).map_err(failed)?;
     for (before, name, tensor) in tensors {
         out.write_all(&before).map_err(failed)?;
-        written += (before.len() + tensor.byte_len()) as u64;
+        written += to_u64(before.len() + tensor.byte_len());
         tensor.stream(&mut |chunk| out.write_all(chunk).map_err(failed)).map_err(|e| match e.code() {
             Code::IO | Code::DISK_FULL => e,
             code => Error::new(code, format!("tensor `{name}`: {}", e.message())).caused_by(e).at(path),
@@ -69,7 +70,7 @@ fn tensors<'a>(file: &mut Layout<'a>, from: Link, all: impl ExactSizeIterator<It
         let fields = [Field::Link, Field::None, Field::Link, Field::I32(tensor.dtype().onnx()), Field::Link];
         let [text, dims, values] = file.table(link, &fields);
         file.text(text, name);
-        // No extent of a tensor in memory exceeds `isize`, but for those beside a zero.
+        // No dimension of a tensor in memory exceeds `isize`, except next to a dimension of 0.
         file.longs(dims, tensor.shape().iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)));
         file.tensor(values, name, tensor);
     }

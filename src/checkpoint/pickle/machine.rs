@@ -9,8 +9,9 @@ use super::globals::{find, refused};
 use super::reader::{Reader, long, quoted, unescape};
 use super::{MAX_NODES, Node, Pickle, Ref, corrupt};
 use crate::error::Result;
+use crate::tensor::number::to_usize;
 
-/// Interprets the pickle at the start of `bytes`; what follows its STOP opcode is not looked at.
+/// Interprets the pickle at the start of `bytes`; what follows its STOP opcode is not read.
 ///
 /// # Errors
 /// As the module says.
@@ -277,7 +278,7 @@ impl Machine<'_> {
     }
 
     pub(super) fn get(&self, at: Ref) -> &Node {
-        &self.nodes[at.0 as usize]
+        &self.nodes[to_usize(at.0)]
     }
 
     /// Bytes read so far.
@@ -289,8 +290,7 @@ impl Machine<'_> {
         if self.nodes.len() >= MAX_NODES {
             return Err(corrupt(format!("the pickle holds more than {MAX_NODES} objects")));
         }
-        // MAX_NODES is far below 2^32.
-        let at = Ref(self.nodes.len() as u32);
+        let at = Ref(u32::try_from(self.nodes.len()).expect("MAX_NODES is far below 2^32"));
         self.nodes.push(node);
         self.push_ref(at)
     }
@@ -344,7 +344,7 @@ impl Machine<'_> {
 
     fn extend(&mut self, items: &[Ref]) -> Result<()> {
         let at = self.top()?;
-        match &mut self.nodes[at.0 as usize] {
+        match &mut self.nodes[to_usize(at.0)] {
             Node::List(list) => list.extend_from_slice(items),
             Node::Object => {}
             other => return Err(corrupt(format!("the pickle appends to {}", other.kind()))),
@@ -354,7 +354,7 @@ impl Machine<'_> {
 
     fn set_items(&mut self, items: &[(Ref, Ref)]) -> Result<()> {
         let at = self.top()?;
-        match &mut self.nodes[at.0 as usize] {
+        match &mut self.nodes[to_usize(at.0)] {
             Node::Dict(entries) => entries.extend_from_slice(items),
             Node::Object => {}
             other => return Err(corrupt(format!("the pickle sets entries of {}", other.kind()))),

@@ -21,6 +21,7 @@ pub(super) use machine::read;
 
 use crate::error::{Code, Error};
 use crate::tensor::DType;
+use crate::tensor::number::to_usize;
 
 /// Bytes of the longest pickle that is read. That of a 7B model with its optimizer has about a million.
 pub(super) const MAX_BYTES: usize = 64 << 20;
@@ -155,7 +156,7 @@ pub(super) struct Pickle {
 impl Pickle {
     /// The node at `at`.
     pub fn get(&self, at: Ref) -> &Node {
-        &self.nodes[at.0 as usize]
+        &self.nodes[to_usize(at.0)]
     }
 
     /// A tuple or list of non-negative integers: a shape or strides.
@@ -182,8 +183,8 @@ impl Pickle {
 }
 
 fn sizes(nodes: &[Node], at: Ref) -> Option<Vec<usize>> {
-    let (Node::Tuple(items) | Node::List(items)) = &nodes[at.0 as usize] else { return None };
-    let size = |r: &Ref| if let Node::Int(i) = nodes[r.0 as usize] { usize::try_from(i).ok() } else { None };
+    let (Node::Tuple(items) | Node::List(items)) = &nodes[to_usize(at.0)] else { return None };
+    let size = |r: &Ref| if let Node::Int(i) = nodes[to_usize(r.0)] { usize::try_from(i).ok() } else { None };
     (items.len() <= MAX_AXES).then(|| items.iter().map(size).collect())?
 }
 

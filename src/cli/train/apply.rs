@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// Scans and reports to calibrate a reduced adapter on, and to compare with fp32 [default: ./calibration]
     #[arg(long, value_name = "DIR")]
     calibration: Option<PathBuf>,
-    /// OutputPlacement the adapter of an int8 or int4 bundle in fp32 where there is no scan to calibrate it on
+    /// Leave the adapter of an int8 or int4 bundle in fp32 where there is no scan to calibrate it on
     #[arg(long)]
     adapter_fp32: bool,
     /// Write the trained tensors as safetensors for PyTorch too
@@ -88,7 +88,7 @@ fn plan(args: &Args, common: &Common) -> Result<Plan> {
         bundle: args.bundle.clone(),
         checkpoint: args.checkpoint.clone(),
         calibration: Some(calibration_folder(args.calibration.as_ref())?),
-        single_adapter: args.adapter_fp32,
+        adapter_fp32: args.adapter_fp32,
         save_adapter: args.save_adapter.clone(),
         library: common.ort_lib.clone(),
         threads: common.threads(),

@@ -9,9 +9,9 @@ use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::Options;
 use crate::infer::results::error_json;
+use crate::plot;
 use crate::runtime::{Device, take_log};
-use crate::train::eval::{self, Choice, Evaluation, Plan};
-use crate::train::picture;
+use crate::train::eval::{self, EvalSplit, Evaluation, Plan};
 
 /// Flags of `ba-train eval`.
 #[derive(clap::Args, Debug)]
@@ -24,11 +24,11 @@ pub(super) struct Args {
     bundle: PathBuf,
     /// Rows to measure: train, validation, test or all [default: test where the list has it, else all]
     #[arg(long, value_name = "SPLIT", value_parser = parse_split)]
-    split: Option<Choice>,
+    split: Option<EvalSplit>,
     /// Fit a temperature on the validation rows and put it into the bundle: probabilities change, labels do not
     #[arg(long)]
     fit_temperature: bool,
-    /// OutputPlacement reports out: the image-only classifier answers every row, as prepare --mode mri trains it
+    /// Leave reports out: the image-only classifier answers every row, as prepare --mode mri trains it
     #[arg(long)]
     image_only: bool,
     /// Draws of the bootstrap that gives the 95 % intervals; 0: none
@@ -65,8 +65,8 @@ struct Document<'a> {
     error: Option<serde_json::Value>,
 }
 
-fn parse_split(text: &str) -> std::result::Result<Choice, String> {
-    Choice::from_name(text).ok_or_else(|| format!("`{text}` is no split: expected train, validation, test or all"))
+fn parse_split(text: &str) -> std::result::Result<EvalSplit, String> {
+    EvalSplit::from_name(text).ok_or_else(|| format!("`{text}` is no split: expected train, validation, test or all"))
 }
 
 /// Runs the subcommand. With `--json` there is one document, also when rows failed.
@@ -88,7 +88,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
             library: common.ort_lib.clone(),
             max_memory: args.max_memory,
             cache: args.cache.clone(),
-            tell: telling(common),
+            progress: telling(common),
             ..Options::default()
         },
         ..Plan::new(&args.data, &args.bundle)
@@ -125,12 +125,12 @@ fn pictures(folder: &Path, evaluation: &Evaluation) -> Result<Vec<PathBuf>> {
     let split = &evaluation.split;
     let of = format!("{} rows, split {}", split.answered, split.name);
     let (labels, before) = (&evaluation.labels, evaluation.uncalibrated.as_ref());
-    let reliability = picture::reliability(&evaluation.scores.reliability, before, &format!("Reliability ({of})"));
-    let confusion = picture::confusion(&evaluation.confusion, labels, &format!("Confusion ({of})"));
+    let reliability = plot::reliability(&evaluation.scores.reliability, before, &format!("Reliability ({of})"));
+    let confusion = plot::confusion(&evaluation.confusion, labels, &format!("Confusion ({of})"));
     let mut files = vec![("reliability.svg", reliability), ("confusion.svg", confusion)];
     if let Some(embedding) = &evaluation.embedding {
         let title = format!("Fused embedding ({} rows, split {})", embedding.classes.len(), split.name);
-        let svg = picture::embedding(&embedding.layout.points, &embedding.classes, labels, &title);
+        let svg = plot::embedding(&embedding.layout.points, &embedding.classes, labels, &title);
         files.push(("embedding.svg", svg));
     }
     let write = |(name, svg): (&str, String)| {

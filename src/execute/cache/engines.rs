@@ -1,13 +1,12 @@
-//! TensorRT's engines on disk: made once a bundle, card and version, found again by every later process.
+//! TensorRT's engines on disk: built once a bundle, GPU and version, found again by every later process.
 //!
-//! `engines/KEY/` in the folder that the user named as cache; without one there is no place that would be nobody's surprise, so
-//! engines are then made anew by every process, and that is said. KEY is the SHA-256 of [`EngineKey`], which lies in clear in
-//! the folder's `key.json`: where anything in it changes, another folder is made, and the old ones are named, to be removed by
-//! hand.
+//! `engines/KEY/` in the cache folder that the user named; without one, no place would be expected by the user, so every process
+//! builds its engines, and reports that. KEY is the SHA-256 of [`EngineKey`], which is stored as plain text in the folder's
+//! `key.json`: where anything in it changes, another folder is made, and the old ones are reported, to be removed by hand.
 //!
-//! A folder grows as `.building-KEY` and is renamed when it is whole; its `key.json` is written last. Who builds holds a lock on
-//! `KEY.lock`, which the system lets go when the process dies: the next one clears what a killed one left. Who finds the lock
-//! held says so and waits.
+//! A folder grows as `.building-KEY` and is renamed when it is complete; its `key.json` is written last. The building process
+//! holds a lock on `KEY.lock`, which the system releases when the process dies: the next one clears what a killed one left. A
+//! process that finds the lock held reports so and waits.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -17,21 +16,21 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::files::{check_room, replace};
-use crate::progress::Tell;
+use crate::progress::Shared;
 use crate::runtime::ProfiledInput;
 use crate::tensor::hex;
 
-/// What says in a folder what its engines are for.
+/// The file that says what a folder's engines are for.
 const KEY_FILE: &str = "key.json";
 
-/// Largest `key.json` that is read.
+/// Maximum size of a `key.json`.
 const MAX_KEY_BYTES: u64 = 1 << 20;
 
 /// Everything that engines depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EngineKey {
-    /// Version of this meaning of the folder.
+    /// Version of the folder's format.
     pub format: u32,
     /// [`crate::bundle::Bundle::model_sha256`].
     pub bundle: String,
@@ -41,9 +40,9 @@ pub(crate) struct EngineKey {
     pub segments: [usize; 2],
     /// The provider's name.
     pub provider: String,
-    /// The card's name.
+    /// The GPU's name.
     pub gpu: String,
-    /// Its compute capability, such as `8.9`.
+    /// The GPU's compute capability, such as `8.9`.
     pub compute_capability: String,
     /// TensorRT's libraries, with their versions.
     pub tensorrt: String,
@@ -51,12 +50,12 @@ pub(crate) struct EngineKey {
     pub driver: String,
     /// ONNX Runtime's build.
     pub onnxruntime: String,
-    /// The extents that engines are made for.
+    /// The input sizes that engines are built for.
     pub inputs: Vec<ProfiledInput>,
 }
 
 impl EngineKey {
-    /// The folder's name.
+    /// The name of the folder for this key.
     fn name(&self) -> Result<String> {
         Ok(hex(&Sha256::digest(self.json()?)))
     }
@@ -65,55 +64,55 @@ impl EngineKey {
         serde_json::to_vec_pretty(self).map_err(|e| Error::io(KEY_FILE, "cannot write", e.into()))
     }
 
-    /// Whether it is for the same graph on the same card, in whatever versions.
+    /// Whether both are for the same graph on the same GPU, in whatever versions.
     fn same_place(&self, other: &Self) -> bool {
         let place = |key: &Self| [&key.bundle, &key.graph, &key.provider, &key.gpu].map(String::clone);
         place(self) == place(other) && self.segments == other.segments
     }
 }
 
-/// What engines are made of.
-pub(crate) struct Made<'a> {
-    /// The graph, in words.
+/// The graph that engines are built from.
+pub(crate) struct EngineSource<'a> {
+    /// The graph in words, for messages.
     pub what: &'a str,
     /// Bytes of its weights, which go into the engines.
     pub weights: u64,
-    /// The model that must lie beside them to be loaded in place of the graph, where the provider wants one.
+    /// The context model that must lie next to them, to be loaded in place of the graph, where the provider needs one.
     pub context: Option<&'static str>,
 }
 
-/// A folder of engines.
+/// The engines in a cache folder.
 #[derive(Clone, Debug)]
-pub(crate) struct Engines {
+pub(crate) struct EngineCache {
     folder: PathBuf,
-    tell: Tell,
+    progress: Shared,
 }
 
-impl Engines {
-    /// The engines in a cache folder. What takes long is told.
-    pub fn new(cache: &Path, tell: Tell) -> Self {
-        Self { folder: cache.join("engines"), tell }
+impl EngineCache {
+    /// The engines in a cache folder. Long work is reported to `progress`.
+    pub fn new(cache: &Path, progress: Shared) -> Self {
+        Self { folder: cache.join("engines"), progress }
     }
 
-    /// The folder with the engines of this key. Where there is none, `build` is called with an empty folder to make them in; it
-    /// must have closed all files when it returns. `made` says what they are of. None where nothing was made.
+    /// The folder with the engines of this key. Where there is none, `build` is called with an empty folder to build them in; it
+    /// must have closed all files when it returns. `source` says what they are built from. None where nothing was kept.
     ///
     /// # Errors
     /// `io` and `disk.full`, and those of `build`: then nothing is kept.
     pub fn folder(
         &self,
         key: &EngineKey,
-        made: &Made<'_>,
+        source: &EngineSource<'_>,
         build: &mut dyn FnMut(&Path) -> Result<()>,
     ) -> Result<Option<PathBuf>> {
-        let (name, what) = (key.name()?, made.what);
+        let (name, what) = (key.name()?, source.what);
         let place = self.folder.join(&name);
         if finished(&place).as_ref() == Some(key) {
             return Ok(Some(place));
         }
         make(&self.folder)?;
         let _lock = self.lock(&self.folder.join(format!("{name}.lock")), what)?;
-        // Another process may have made them meanwhile.
+        // Another process may have built them in the meantime.
         if finished(&place).as_ref() == Some(key) {
             return Ok(Some(place));
         }
@@ -121,20 +120,20 @@ impl Engines {
         clear(&building)?;
         clear(&place)?;
         // TensorRT itself would only log that it could not write.
-        check_room(&self.folder, made.weights.saturating_add(made.weights / 8), "TensorRT's engines")?;
+        check_room(&self.folder, source.weights.saturating_add(source.weights / 8), "TensorRT's engines")?;
         make(&building)?;
-        self.tell.say(&format!(
+        self.progress.note(&format!(
             "building TensorRT engines for {what} on {}: the first run takes minutes, later ones do not{}",
             key.gpu,
             self.others(key, &name)
         ));
-        match build(&building).and_then(|()| finish(&building, key, made.context)) {
+        match build(&building).and_then(|()| finish(&building, key, source.context)) {
             Ok(true) => {
                 fs::rename(&building, &place).map_err(|e| Error::io(&place, "cannot put the engines into place", e))?;
                 Ok(Some(place))
             }
             Ok(false) => {
-                self.tell.say(&format!("TensorRT kept no engine for {what}: each process makes it anew"));
+                self.progress.note(&format!("TensorRT kept no engine for {what}: every process builds it again"));
                 clear(&building)?;
                 Ok(None)
             }
@@ -145,14 +144,14 @@ impl Engines {
         }
     }
 
-    /// Holds the lock, waiting for another process where that has it.
+    /// Takes the lock, waiting while another process has it.
     fn lock(&self, path: &Path, what: &str) -> Result<File> {
         let failed = |e| Error::io(path, "cannot lock the engines", e);
         let file = File::options().create(true).truncate(false).write(true).open(path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                self.tell.say(&format!("another process builds TensorRT engines for {what}: waiting for it"));
+                self.progress.note(&format!("another process builds TensorRT engines for {what}: waiting for it"));
                 file.lock().map_err(failed)?;
             }
             Err(TryLockError::Error(e)) => return Err(failed(e)),
@@ -160,7 +159,7 @@ impl Engines {
         Ok(file)
     }
 
-    /// What is said of older engines of the same graph on the same card.
+    /// A note on older engines of the same graph on the same GPU.
     fn others(&self, key: &EngineKey, name: &str) -> String {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
         let same = |path: &PathBuf| !path.ends_with(name) && finished(path).is_some_and(|other| other.same_place(key));
@@ -174,7 +173,7 @@ impl Engines {
     }
 }
 
-/// The key of a folder that is whole.
+/// The key of a complete folder.
 fn finished(folder: &Path) -> Option<EngineKey> {
     let path = folder.join(KEY_FILE);
     let meta = fs::metadata(&path).ok().filter(|m| m.is_file() && m.len() <= MAX_KEY_BYTES)?;
@@ -182,7 +181,7 @@ fn finished(folder: &Path) -> Option<EngineKey> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Makes sure that what was built is on the disk, and says last what it is. False where nothing was built.
+/// Makes sure that the engines are on the disk, then writes their key. False where nothing was built.
 fn finish(folder: &Path, key: &EngineKey, context: Option<&str>) -> Result<bool> {
     let failed = |e| Error::io(folder, "cannot keep the engines", e);
     let mut files = 0;

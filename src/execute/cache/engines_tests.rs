@@ -1,4 +1,4 @@
-//! Engines on disk, made by builders that are none: keys, locks between threads and processes, builders that are killed.
+//! EngineCache on disk, made by builders that are none: keys, locks between threads and processes, builders that are killed.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,15 +24,24 @@ fn key() -> EngineKey {
     }
 }
 
-/// A folder of engines and the lines that it tells.
-fn engines(dir: &Path) -> (Engines, Arc<Mutex<Vec<String>>>) {
-    let lines = Arc::new(Mutex::new(Vec::new()));
-    let told = Arc::clone(&lines);
-    (Engines::new(dir, Tell::new(move |line| told.lock().unwrap().push(line.to_owned()))), lines)
+/// Collects notes.
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl crate::progress::Progress for Lines {
+    fn line(&mut self, text: &str) {
+        self.0.lock().unwrap().push(text.to_owned());
+    }
 }
 
-fn of(what: &str) -> Made<'_> {
-    Made { what, weights: 1000, context: None }
+/// A cache of engines and its notes.
+fn engines(dir: &Path) -> (EngineCache, Arc<Mutex<Vec<String>>>) {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let notes = Arc::clone(&lines);
+    (EngineCache::new(dir, Shared::new(Lines(notes))), lines)
+}
+
+fn of(what: &str) -> EngineSource<'_> {
+    EngineSource { what, weights: 1000, context: None }
 }
 
 fn write(folder: &Path) -> Result<()> {
@@ -126,7 +135,7 @@ fn what_is_not_whole_is_made_anew() {
     }
     assert_eq!(lines.lock().unwrap().iter().filter(|l| l.contains("kept no engine for nothing")).count(), 2);
     // Nor one that leaves kernels and not the model that is to be loaded.
-    let context = || Made { context: Some("context.onnx"), ..of("kernels") };
+    let context = || EngineSource { context: Some("context.onnx"), ..of("kernels") };
     assert_eq!(engines.folder(&empty, &context(), &mut |folder| write(folder)).unwrap(), None);
     let whole = engines.folder(&empty, &context(), &mut |folder| {
         fs::write(folder.join("context.onnx"), b"model").map_err(|e| Error::io(folder, "cannot write", e))?;
@@ -135,7 +144,7 @@ fn what_is_not_whole_is_made_anew() {
     assert!(whole.unwrap().unwrap().join("context.onnx").is_file());
     let empty = EngineKey { bundle: "none".into(), ..key() };
     if cfg!(unix) {
-        let huge = Made { what: "all", weights: u64::MAX, context: None };
+        let huge = EngineSource { what: "all", weights: u64::MAX, context: None };
         let refused = engines.folder(&empty, &huge, &mut |_| panic!("it was begun")).unwrap_err();
         assert_eq!(refused.code(), Code::DISK_FULL);
     }

@@ -40,7 +40,7 @@ impl Prepacked {
         let key = self.key(part);
         let graph = self.folder(&key).join(format!("{part}.onnx"));
         let memory = VerifiedCache::load(&self.cache, &key);
-        let sound = |path: &Path| memory.knows(path, &record(path));
+        let sound = |path: &Path| memory.is_verified(path, &record(path));
         (sound(&graph) && sound(&graph.with_extension("onnx.data"))).then_some(graph)
     }
 

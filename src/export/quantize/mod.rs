@@ -23,8 +23,8 @@ use super::{CalibrationInput, Plan, disk_space};
 use crate::bundle::{Calibration, LayerRecord, Precision, Quantization, Target};
 use crate::calibrate::{Feed, Inputs, Role, Runner, Statistics};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
-use crate::graph::Graph;
-use crate::passes::{Segment, segments, to_fp16, unfit_for_fp16};
+use crate::graph::{Graph, Segment, Tail};
+use crate::passes::{to_fp16, unfit_for_fp16};
 use crate::progress::Progress;
 
 /// Fewer tokens of reports than this, or fewer scans than [`FEW_SCANS`], are too few to trust a range.
@@ -302,5 +302,5 @@ fn no_ranges(part: usize) -> Error {
 /// Bytes of the largest block's weights: what is written for a moment while it is calibrated.
 fn largest_block(graph: &Graph) -> u64 {
     let bytes = |s: Segment| graph.extract(s.nodes).map_or(0, |block| super::stage::weight_bytes(&block));
-    segments(graph).into_iter().map(bytes).max().unwrap_or(0)
+    graph.segments(Tail::Separate).into_iter().map(bytes).max().unwrap_or(0)
 }

@@ -14,11 +14,10 @@ use crate::calibrate::{
 };
 use crate::error::{Code, Error, Result};
 use crate::export::numeric_format::NumericFormat;
-use crate::graph::{Graph, ValueId};
+use crate::graph::{Graph, Segment, Tail, ValueId};
 use crate::passes::quantize::{Plan, Scheme, quantize};
 use crate::passes::{
-    Linear, Rounded, Scores, Segment, decompose_attention, exceeds_fp16, linears, rounding, segments, smooth, to_fp16,
-    unfit_for_fp16,
+    Linear, Rounded, Scores, decompose_attention, exceeds_fp16, linears, rounding, smooth, to_fp16, unfit_for_fp16,
 };
 use crate::progress::Progress;
 use crate::tensor::{DType, Tensor};
@@ -220,7 +219,7 @@ impl<'a> Decider<'a> {
         let known = |segment: &Segment| {
             before.blocks.get(&segment.nodes.start).filter(|b| b.start == start(segment) && b.judged)
         };
-        for segment in segments(graph) {
+        for segment in graph.segments(Tail::Separate) {
             if let Some(block) = known(&segment) {
                 choice.blocks.insert(segment.nodes.start, block.clone());
             }

@@ -18,7 +18,7 @@ use super::numeric_format::NumericFormat;
 use super::quantize::{ADAPTER, HEADS};
 use super::reduced::{PICTURE, STATISTICS, listed};
 use super::stage::{self, Format};
-use super::{CalibrationInput, PartSummary, inputs, picture};
+use super::{CalibrationInput, PartSummary, inputs};
 use crate::bundle::{Bundle, FileRecord, Precision, Quantization, SourceRecord, Staging};
 use crate::calibrate::{Feed, Statistics};
 use crate::checkpoint::SourceFile;
@@ -27,6 +27,7 @@ use crate::files::check_room;
 use crate::graph::Graph;
 use crate::model::{self, PARTS, Part, Trained};
 use crate::passes::fold_batch_norm;
+use crate::plot;
 use crate::progress::Progress;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
@@ -154,7 +155,7 @@ impl Bundled<'_> {
                 record.calibration.statistics = Some(STATISTICS.to_owned());
             }
         }
-        if let Some(picture) = picture::errors(record) {
+        if let Some(picture) = plot::layer_errors(record) {
             let path = self.staging.path().join(PICTURE);
             std::fs::write(&path, picture).map_err(|e| Error::io(&path, "cannot write", e))?;
             files.push(listed(&path, PICTURE)?);

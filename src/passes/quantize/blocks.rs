@@ -249,4 +249,23 @@ mod tests {
             assert_eq!(found.integers, nibbles, "{case}");
         }
     }
+
+    /// Each block is fitted with the importance of its own inputs.
+    #[test]
+    fn every_block_has_its_own_importance() {
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        for block in [16, 32, 64] {
+            let row: Vec<f32> = (0..5 * block - 3).map(|_| rng.random_range(-1.0f32..1.0).powi(3)).collect();
+            let importance: Vec<f32> = row.iter().map(|_| rng.random_range(0.0f32..1.0).powi(9)).collect();
+            let found = four_bits(&row, block, Some(&importance));
+            let alone: Vec<Blocked> =
+                row.chunks(block).zip(importance.chunks(block)).map(|(w, i)| four_bits(w, block, Some(i))).collect();
+            let scales: Vec<f32> = alone.iter().flat_map(|b| b.scales.clone()).collect();
+            assert_eq!(found.scales, scales, "blocks of {block}");
+            let integers: Vec<u8> = alone.iter().flat_map(|b| b.integers.clone()).collect();
+            assert_eq!(found.integers, integers, "blocks of {block}");
+            // The importance matters here: without it the blocks are fitted otherwise.
+            assert_ne!(found.scales, four_bits(&row, block, None).scales, "blocks of {block}");
+        }
+    }
 }

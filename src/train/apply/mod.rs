@@ -1,16 +1,34 @@
-//! Trained weights into a bundle: the work of `ba-train apply`.
+//! `ba-train apply`: from trained weights to a new version of a bundle.
 //!
 //! ```text
-//! checkpoint ─ shapes by the bundle's configuration ─ adapter, heads ─ reduced as the bundle is ─ judged ┐
-//! bundle ──── verified ──── vision transformer, language model, tokenizer: the same files ───────────────┴─ a new version
+//! checkpoint ─ adapter, heads ─ quantized as the bundle is ─ compared with fp32 ┐
+//! bundle ──── verified ──── vision transformer, language model, tokenizer ──────┴─ a new version
 //! ```
 //!
-//! Shapes and the order of labels are the bundle's. The two new graphs are made, reduced and judged as an export does it; a
-//! limit that is missed, or weights that cannot be used, leave the bundle as it is. The new bundle becomes a version beside the
-//! old one ([`Versions`] says how and where), then goes into use in one step; [`roll_back`] brings an older one back, byte for
-//! byte.
+//! Shapes and the order of labels are the bundle's. The two new graphs are built, quantized and compared as in an
+//! export; an error above its limit, or weights that cannot be used, leave the bundle as it is. The new bundle becomes
+//! a version next to the old one (see [`Versions`]), then replaces it in one step; [`roll_back`] restores an older one,
+//! byte for byte.
 //!
-//! What was measured or derived with the old weights does not go on: the manifest of the new version is built field by field.
+//! Results that were measured with the old weights are dropped: the manifest of the new version is built field by
+//! field.
+//!
+//! ```no_run
+//! use brain_adapter::progress::Silent;
+//! use brain_adapter::train::apply::{self, Plan};
+//!
+//! let plan = Plan {
+//!     bundle: "onnx".into(),
+//!     checkpoint: "training/run/best".into(),
+//!     calibration: None,
+//!     adapter_fp32: false,
+//!     save_adapter: None,
+//!     library: None,
+//!     threads: None,
+//! };
+//! println!("version {}", apply::run(&plan, &mut Silent)?.version);
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 mod manifest;
 mod state_dict;
@@ -26,52 +44,52 @@ pub use state_dict::save as save_state_dict;
 use crate::bundle::{Bundle, Manifest, SourceRecord, Staging, Version, Versions};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Code, Error, Result};
-use crate::execute::{Expected, Graphs, Options};
+use crate::execute::{Expected, Options, Pipeline, Timing};
 use crate::export::{self, Bundled, CalibrationInput, PartSummary, Retrained, calibration_inputs};
 use crate::model::{self, Part, Trained};
 use crate::progress::Progress;
 use crate::runtime::Device;
 
-/// What goes into which bundle, and how.
+/// The settings of `ba-train apply`.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The bundle's folder.
     pub bundle: PathBuf,
     /// The trained weights: a file or folder that [`Checkpoint::open`] reads, under PyTorch's names.
     pub checkpoint: PathBuf,
-    /// A folder of scans and reports, to calibrate a reduced adapter on and to compare both parts with float32.
+    /// A folder of scans and reports: calibrates a quantized adapter, and compares both parts with float32.
     pub calibration: Option<PathBuf>,
-    /// Whether the adapter of a bundle that has it in int8 may be float32 where there is no scan to calibrate it on.
-    pub single_adapter: bool,
-    /// Where the trained tensors go as safetensors for PyTorch.
+    /// Whether an adapter that is int8 in the bundle may become float32 if there is no scan to calibrate it on.
+    pub adapter_fp32: bool,
+    /// Also save the trained tensors there, as safetensors for PyTorch.
     pub save_adapter: Option<PathBuf>,
-    /// ONNX Runtime's library, where it is not to be searched for.
+    /// Path of the ONNX Runtime library; by default it is searched for.
     pub library: Option<PathBuf>,
-    /// Threads to compute with; by default one a core.
+    /// Threads within an operator; by default one a core.
     pub threads: Option<usize>,
 }
 
-/// What was made.
+/// The result of [`run`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     /// The bundle's folder.
     #[serde(serialize_with = "as_text")]
     pub bundle: PathBuf,
-    /// The new version's number.
+    /// Number of the new version.
     pub version: u32,
-    /// The version that it was made from, which is kept.
+    /// Number of the version that it was made from, which is kept.
     pub parent: u32,
     /// SHA-256 of the new `bundle.json`.
     pub sha256: String,
-    /// Adapter and heads.
+    /// The two new parts: adapter and heads.
     pub parts: Vec<PartSummary>,
-    /// Largest difference of a probability that the two parts' reduced precision makes, where it was measured.
+    /// Maximum change of a probability by the quantization of the two parts, if it was measured.
     pub probabilities: Option<f64>,
-    /// The checkpoint's files.
+    /// The files of the checkpoint.
     pub sources: Vec<SourceRecord>,
-    /// Names of the files that the versions share.
+    /// Names of the files that both versions share.
     pub shared: Vec<String>,
-    /// Seconds in all.
+    /// Wall time, in seconds.
     pub seconds: f64,
 }
 
@@ -79,12 +97,12 @@ fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Res
     serializer.collect_str(&path.display())
 }
 
-/// Puts trained weights into a bundle. On any error the bundle in use stays as it is.
+/// Makes a new version of a bundle from trained weights. On an error the bundle in use stays as it is.
 ///
 /// # Errors
-/// `bundle.*` when the bundle is damaged, in use by another change, or replaced meanwhile; `checkpoint.*` when the weights do not
-/// fit or cannot be used; `config.contradiction` when they were trained for other labels; `calibration.input`,
-/// `verify.mismatch`, `quantize.error`; `runtime.*` when something is compared; `io`, `disk.full`.
+/// `bundle.*` when the bundle is damaged, changed by another program, or replaced in the meantime; `checkpoint.*` when
+/// the weights do not fit or cannot be used; `config.contradiction` when they were trained for other labels;
+/// `calibration.input`, `verify.mismatch`, `quantize.error`; `runtime.*` when something is compared; `io`, `disk.full`.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let started = Instant::now();
     progress.step("reading the bundle and the checkpoint", None);
@@ -96,12 +114,11 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let parent = in_use(&versions, &old)?;
     let number = versions.all()?.iter().map(|v| v.number).max().unwrap_or(parent).saturating_add(1);
     let staging = versions.stage(number)?;
-    let made = make(plan, &old, &trained, &inputs, &staging, progress)?;
+    let retrained = retrain(plan, &old, &trained, &inputs, &staging, progress)?;
     let sources = export::sources_of(checkpoint.files())?;
     let shared = share(&old, &staging)?;
-    let summary_parts = made.parts.clone();
-    let probabilities = made.probabilities;
-    let manifest = manifest::next(&old, made, &trained, &sources, number);
+    let (parts, probabilities) = (retrained.parts.clone(), retrained.probabilities);
+    let manifest = manifest::next(&old, retrained, &trained, &sources, number);
     if let Some(path) = &plan.save_adapter {
         save_state_dict(path, &checkpoint, &old.manifest.config)?;
     }
@@ -115,7 +132,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         version: number,
         parent,
         sha256,
-        parts: summary_parts,
+        parts,
         probabilities,
         sources,
         shared,
@@ -123,14 +140,14 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     })
 }
 
-/// Brings an older version of the bundle back: the one that the bundle in use was made from, or the one of that number. What was
-/// in use is kept.
+/// Restores an older version of the bundle: version `to`, by default the one that the bundle in use was made from. The
+/// bundle that was in use is kept as a version. Returns the restored number.
 ///
 /// # Errors
-/// `bundle.version` when there is no such version; `bundle.*` when it is damaged or the bundle is changed by somebody else; `io`,
-/// `disk.full`.
+/// `bundle.version` when there is no such version; `bundle.*` when it is damaged or another program changes the bundle;
+/// `io`, `disk.full`.
 pub fn roll_back(bundle: &Path, to: Option<u32>, progress: &mut dyn Progress) -> Result<u32> {
-    // Without a bundle or a store there is nothing to lock.
+    // Fails without a bundle or versions: there is nothing to lock.
     Versions::list(bundle)?;
     let versions = Versions::lock(bundle)?;
     let number = match to {
@@ -161,7 +178,7 @@ fn previous(bundle: &Path, all: &[Version]) -> Result<u32> {
     parent.map(|v| v.number).ok_or_else(|| none(format!("the version before the one in use is not here: {choose}")))
 }
 
-/// The trained tensors, as the bundle wants them.
+/// The trained tensors under the bundle's names, with its shapes.
 fn trained(bundle: &Bundle, checkpoint: &Checkpoint) -> Result<Trained> {
     let manifest = &bundle.manifest;
     let here = |e: Error| e.at(checkpoint.path());
@@ -174,19 +191,19 @@ fn trained(bundle: &Bundle, checkpoint: &Checkpoint) -> Result<Trained> {
     }
     let trained = model::trained(&manifest.config, checkpoint)?;
     if manifest.image_head && !trained.image_head {
-        let message = "there is no `image_classifier.*`, by which the bundle answers scans without a report: export the \
-                       model anew to do without";
+        let message = "there is no `image_classifier.*`, which the bundle needs for scans without a report: to do without, export \
+                       the model again";
         return Err(here(Error::new(Code::CHECKPOINT_TENSORS, message)));
     }
-    // Also those that no graph reads, such as `logit_scale`: a checkpoint that holds a NaN is a broken one.
+    // Also tensors that no graph reads, such as `logit_scale`: a checkpoint with a NaN is broken.
     for (name, tensor) in checkpoint.iter().filter(|(name, t)| model::is_trained(name) && t.dtype().is_float()) {
         tensor.checked_finite(name).stream(&mut |_| Ok(())).map_err(here)?;
     }
     Ok(trained)
 }
 
-/// Makes the two graphs; meanwhile or afterwards the whole bundle is verified.
-fn make(
+/// Builds the two new parts and verifies the whole bundle.
+fn retrain(
     plan: &Plan,
     old: &Arc<Bundle>,
     trained: &Trained,
@@ -199,7 +216,7 @@ fn make(
         trained,
         checkpoint: &plan.checkpoint,
         inputs,
-        single_adapter: plan.single_adapter,
+        single_adapter: plan.adapter_fp32,
         library: plan.library.as_deref(),
         threads: plan.threads,
         staging,
@@ -209,7 +226,7 @@ fn make(
         progress.step("verifying the bundle", None);
         Bundle::open(&plan.bundle)?;
         let nothing = |_: Part, _: &[(&str, &_)], _: &[&str]| {
-            Err(Error::new(Code::CALIBRATION_INPUT, "without a scan no graph of the bundle is run"))
+            Err(Error::new(Code::CALIBRATION_INPUT, "there is no calibration scan: add one to the folder"))
         };
         return export::retrained(&task, &mut { nothing }, progress);
     }
@@ -221,14 +238,20 @@ fn make(
         expected: Expected { scans, reports },
         ..Options::default()
     };
-    let mut graphs = Graphs::open(Arc::clone(old), &options)?;
-    let made = export::retrained(&task, &mut |part, feed, outputs| graphs.run(part, feed, outputs), progress)?;
+    let pipeline = Pipeline::over(Arc::clone(old), &options)?;
+    let mut run = |part: Part, feed: &[(&str, &_)], outputs: &[&str]| {
+        let mut timing = Timing::default();
+        let tensors = pipeline.run(part, feed, outputs, &mut timing)?;
+        pipeline.verify(&[part], &mut timing)?;
+        Ok(tensors)
+    };
+    let retrained = export::retrained(&task, &mut run, progress)?;
     progress.step("verifying the bundle", None);
-    graphs.verify()?;
-    Ok(made)
+    pipeline.verify_all()?;
+    Ok(retrained)
 }
 
-/// Takes the files over that stay; gives their names.
+/// Links the files that stay the same into the new version; returns their names.
 fn share(old: &Bundle, staging: &Staging) -> Result<Vec<String>> {
     let names = old.manifest.files.iter().map(|f| f.name.clone());
     let shared: Vec<String> = names.filter(|name| !export::is_remade(name)).collect();
@@ -241,16 +264,16 @@ fn in_use(versions: &Versions, bundle: &Bundle) -> Result<u32> {
     let all = versions.all()?;
     let current = all.iter().find(|v| v.in_use && v.sha256() == Some(&bundle.sha256));
     current.map(|v| v.number).ok_or_else(|| {
-        let message = "the bundle was replaced meanwhile: run this again";
+        let message = "the bundle was replaced in the meantime: run this again";
         Error::new(Code::BUNDLE_REPLACED, message).at(&bundle.dir)
     })
 }
 
-/// Keeps the old version, adds the new one and puts it into use; gives its number.
+/// Keeps the old version, adds the new one and puts it into use; returns its number.
 fn install(versions: &Versions, staging: Staging, manifest: &Manifest, number: u32) -> Result<u32> {
     versions.keep()?;
     let number = match versions.find(manifest)? {
-        // An interrupted run put it there, and not into use.
+        // An interrupted run installed it and did not put it into use.
         Some(number) => number,
         None => {
             staging.install(manifest)?;

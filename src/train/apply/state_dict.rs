@@ -1,4 +1,4 @@
-//! Trained tensors as safetensors that PyTorch's `load_state_dict(strict=True)` takes.
+//! Trained tensors as safetensors for PyTorch's `load_state_dict(strict=True)`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,20 +9,20 @@ use crate::error::{Code, Error, Result};
 use crate::model;
 use crate::tensor::{DType, LazyTensor};
 
-/// The fact of a file that names the labels.
+/// Key of the labels in a file's metadata.
 pub(super) const LABELS: &str = "labels";
 
-/// The labels in their order, as a file names them: a JSON array.
+/// The labels in their order, as stored in metadata: a JSON array.
 pub(super) fn labels(config: &Config) -> String {
     serde_json::json!(config.labels.0).to_string()
 }
 
-/// What a batch norm counts: int64 of no axes.
+/// Name of a batch norm's counter: int64 `[]`.
 const COUNT: &str = "num_batches_tracked";
 
-/// Writes the trained tensors of a checkpoint to `path`: under PyTorch's names, in the types and shapes in which they are
-/// stored. A batch norm's `num_batches_tracked` is int64 `[]`, and 0 where the checkpoint has none: PyTorch reads it only for norms
-/// without a momentum.
+/// Writes the trained tensors of a checkpoint to `path`: under PyTorch's names, in the types and shapes in which they
+/// are stored. A batch norm's `num_batches_tracked` is int64 `[]`, and 0 where the checkpoint has none: PyTorch reads
+/// it only for norms without a momentum.
 ///
 /// # Errors
 /// `checkpoint.*` when tensors are missing, misshapen or cannot be read; `io`, `disk.full`.
@@ -34,7 +34,7 @@ pub fn save(path: &Path, checkpoint: &Checkpoint, config: &Config) -> Result<()>
     for (name, tensor) in others {
         let tensor = match name {
             name if name.ends_with(COUNT) => count(name, tensor, checkpoint.path())?,
-            // A number without axes, which not every format knows.
+            // A scalar: not every format has rank 0.
             "logit_scale" if tensor.len() == 1 => tensor.reshaped(&[]),
             _ => tensor.clone(),
         };
@@ -47,13 +47,13 @@ pub fn save(path: &Path, checkpoint: &Checkpoint, config: &Config) -> Result<()>
             tensors.entry(name).or_insert_with(|| LazyTensor::from_i64(&[], &[0]));
         }
     }
-    // `format` is what other readers of safetensors look for.
-    let facts = [("format", "pt".to_owned()), (LABELS, labels(config))];
-    let facts = facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-    write_safetensors(path, tensors, &facts).map(drop)
+    // Other readers of safetensors expect `format`.
+    let metadata = [("format", "pt".to_owned()), (LABELS, labels(config))];
+    let metadata = metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+    write_safetensors(path, tensors, &metadata).map(drop)
 }
 
-/// A count as PyTorch has it, also from runtimes whose checkpoints hold nothing but floats.
+/// A counter as int64 `[]`, also from checkpoints that store only floats.
 fn count(name: &str, tensor: &LazyTensor, path: &Path) -> Result<LazyTensor> {
     if tensor.dtype() == DType::I64 && tensor.shape().is_empty() {
         return Ok(tensor.clone());
@@ -63,6 +63,6 @@ fn count(name: &str, tensor: &LazyTensor, path: &Path) -> Result<LazyTensor> {
         [value] if (0.0..9e15).contains(&f64::from_le_bytes(*value)) => {
             Ok(LazyTensor::from_i64(&[], &[f64::from_le_bytes(*value) as i64]))
         }
-        _ => Err(Error::new(Code::CHECKPOINT_VALUE, format!("`{name}` is no count of batches")).at(path)),
+        _ => Err(Error::new(Code::CHECKPOINT_VALUE, format!("`{name}` is not a count of batches")).at(path)),
     }
 }

@@ -1,4 +1,4 @@
-//! The cohort through the bundle: an answer a row, or why there is none.
+//! The predictions of a bundle for a cohort: one a row, or why there is none.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,48 +8,48 @@ use serde_json::Value;
 
 use super::Plan;
 use crate::bundle::Temperature;
+use crate::cohort::{Case, Split};
 use crate::error::{Code, Error, Result, Warning};
 use crate::infer::results::error_json;
-use crate::infer::{BundleIdentity, Expected, Options, Prediction, Predictor, Reading, ahead};
+use crate::infer::{BundleIdentity, Expected, Options, PendingScan, Prediction, Predictor, read_ahead};
 use crate::progress::Progress;
 use crate::text::read_report;
-use crate::train::cohort::{Split, Subject};
 
-/// A row and its answer.
+/// A row and its prediction.
 #[derive(Clone, Debug, Serialize)]
 pub struct RowResult {
     /// Line in the list.
     pub row: usize,
-    /// Who it is about.
+    /// The person.
     pub subject: String,
     /// The scan's path.
     pub scan: String,
-    /// The report's path; without one the image-only classifier answered.
+    /// The report's path; without one the image-only classifier predicts.
     pub report: Option<String>,
-    /// What the list uses it for.
+    /// The split.
     #[serde(serialize_with = "split_name")]
     pub split: Option<Split>,
     /// The true class, from 0.
     #[serde(skip)]
     pub truth: usize,
-    /// Its name.
+    /// Name of the true class.
     pub true_label: String,
-    /// What the bundle says.
+    /// Name of the predicted class.
     pub label: String,
-    /// softmax(logits / temperature), a class each.
+    /// softmax(logits / temperature), by class.
     pub probabilities: serde_json::Map<String, Value>,
-    /// What the classifier gave.
+    /// The classifier's output, one a class.
     pub logits: Vec<f32>,
-    /// Cosine of image and report; none without a report.
+    /// Cosine similarity of image and report; none without a report.
     pub similarity: Option<f32>,
-    /// What the reader should know.
+    /// Warnings about scan and report.
     pub warnings: Vec<Warning>,
-    /// What the classifier saw ([`Prediction::fused`]).
+    /// The classifier's input ([`Prediction::fused`]).
     #[serde(skip)]
     pub fused: Vec<f32>,
 }
 
-/// A row without an answer.
+/// A row without a prediction.
 #[derive(Clone, Debug, Serialize)]
 pub struct Failure {
     /// Line in the list.
@@ -65,16 +65,16 @@ fn split_name<S: serde::Serializer>(split: &Option<Split>, serializer: S) -> std
 }
 
 impl RowResult {
-    fn new(subject: &Subject, labels: &[String], prediction: Prediction) -> Self {
+    fn new(case: &Case, labels: &[String], prediction: Prediction) -> Self {
         let text = |path: &PathBuf| path.display().to_string();
         Self {
-            row: subject.row,
-            subject: subject.subject.clone(),
-            scan: text(&subject.scan),
-            report: subject.report.as_ref().map(text),
-            split: subject.split,
-            truth: subject.label,
-            true_label: labels.get(subject.label).cloned().unwrap_or_default(),
+            row: case.line,
+            subject: case.subject.clone(),
+            scan: text(&case.scan),
+            report: case.report.as_ref().map(text),
+            split: case.split,
+            truth: case.label,
+            true_label: labels.get(case.label).cloned().unwrap_or_default(),
             label: prediction.label,
             probabilities: serde_json::Map::new(),
             logits: prediction.logits,
@@ -84,72 +84,72 @@ impl RowResult {
         }
     }
 
-    /// The row with probabilities.
-    pub(super) fn with(mut self, probabilities: Vec<f64>, labels: &[String]) -> Self {
+    /// The row with its probabilities, one for each of `labels`.
+    pub(super) fn with_probabilities(mut self, probabilities: Vec<f64>, labels: &[String]) -> Self {
         self.probabilities = labels.iter().cloned().zip(probabilities.into_iter().map(Value::from)).collect();
         self
     }
 }
 
-/// What the bundle said.
-pub(super) struct Answers {
+/// All predictions of a bundle.
+pub(super) struct Predictions {
     pub rows: Vec<RowResult>,
     pub failures: Vec<Failure>,
     pub bundle: BundleIdentity,
-    /// What the bundle has.
+    /// The temperature in the bundle.
     pub temperature: Temperature,
     pub device: String,
 }
 
-/// Answers the rows in their order; scans are read ahead. A row that fails is told and the rest go on, unless it is the bundle
-/// that is damaged.
-pub(super) fn answer(
+/// Predicts the rows in their order; scans are read ahead. A row that fails is reported and the others continue, unless
+/// the bundle itself is damaged.
+pub(super) fn predict(
     plan: &Plan,
-    subjects: &[&Subject],
+    cases: &[&Case],
     labels: &[String],
     progress: &mut dyn Progress,
-) -> Result<Answers> {
-    let reports: BTreeSet<&Path> = subjects.iter().filter_map(|s| s.report.as_deref()).collect();
-    let expected = Expected { scans: subjects.len(), reports: reports.len() };
+) -> Result<Predictions> {
+    let reports: BTreeSet<&Path> = cases.iter().filter_map(|case| case.report.as_deref()).collect();
+    let expected = Expected { scans: cases.len(), reports: reports.len() };
     let options = Options { expected, keep_tensors: false, voxels: false, ..plan.options.clone() };
-    let mut predictor = Predictor::open(&plan.bundle, options)?;
+    let predictor = Predictor::open(&plan.bundle, options)?;
     predictor.chosen().told(false).iter().for_each(|line| progress.line(line));
     let manifest = &predictor.bundle().manifest;
     if manifest.labels != labels {
-        return Err(Error::new(Code::BUNDLE_MANIFEST, "the bundle was replaced meanwhile").at(&plan.bundle));
+        return Err(Error::new(Code::BUNDLE_MANIFEST, "the bundle was replaced in the meantime").at(&plan.bundle));
     }
     let (bundle, temperature) = (BundleIdentity::of(predictor.bundle()), manifest.temperature);
-    let (reader, beside) = (predictor.reader(), predictor.reads_beside());
-    if subjects.first().is_some_and(|first| !reader.knows(&first.scan)) {
-        predictor.load_ahead()?;
+    let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
+    if cases.first().is_some_and(|first| !reader.is_cached(&first.scan)) {
+        predictor.preload()?;
     }
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    let mut next = subjects.iter().enumerate();
-    ahead(&reader, subjects.iter().map(|s| s.scan.as_path()), beside, &mut |reading| {
-        let Some((i, subject)) = next.next() else { return Ok(()) };
-        progress.item("answering", i, subjects.len());
-        match one(&mut predictor, subject, reading) {
-            Ok(prediction) => rows.push(RowResult::new(subject, labels, prediction)),
+    let mut next = cases.iter().enumerate();
+    read_ahead(&reader, cases.iter().map(|case| case.scan.as_path()), in_background, &mut |reading| {
+        let Some((i, case)) = next.next() else { return Ok(()) };
+        progress.item("predicting", i, cases.len());
+        match predict_row(&predictor, case, reading) {
+            Ok(prediction) => rows.push(RowResult::new(case, labels, prediction)),
             Err(e) if e.code() == Code::BUNDLE_CHECKSUM => return Err(e),
             Err(e) => {
-                progress.line(&format!("line {}: error[{}]: {e}", subject.row, e.code()));
-                let scan = subject.scan.display().to_string();
-                failures.push(Failure { row: subject.row, scan, error: error_json(&e) });
+                progress.line(&format!("line {}: error[{}]: {e}", case.line, e.code()));
+                let scan = case.scan.display().to_string();
+                failures.push(Failure { row: case.line, scan, error: error_json(&e) });
             }
         }
         Ok(())
     })?;
-    let left = predictor.placements().filter_map(|(part, placement)| placement.told(part.as_str(), false));
-    left.for_each(|line| progress.line(&line));
-    Ok(Answers { rows, failures, bundle, temperature, device: predictor.device().to_owned() })
+    let fallbacks = predictor.placements().filter_map(|(part, placement)| placement.told(part.as_str(), false));
+    fallbacks.for_each(|line| progress.line(&line));
+    Ok(Predictions { rows, failures, bundle, temperature, device: predictor.device().to_owned() })
 }
 
-/// One row: its report is read and encoded while its scan is read.
-fn one(predictor: &mut Predictor, subject: &Subject, reading: Reading<'_>) -> Result<Prediction> {
-    match &subject.report {
-        Some(path) => predictor.predict_both(&read_report(path)?, &mut None, || reading.finish()),
+/// Predicts one row; its report is encoded while its scan is read.
+fn predict_row(predictor: &Predictor, case: &Case, reading: PendingScan<'_>) -> Result<Prediction> {
+    match &case.report {
+        Some(path) => predictor.predict_with_report(&read_report(path)?, &mut None, || reading.finish()),
         None => {
-            predictor.needs_no_report()?;
+            predictor.require_image_head()?;
             predictor.predict(reading.finish()?, None)
         }
     }

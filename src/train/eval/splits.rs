@@ -1,111 +1,121 @@
-//! Which rows are measured.
+//! Which rows are evaluated.
 
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 
 use super::RowResult;
+use crate::cohort::{Case, Split};
 use crate::error::{Code, Error, Result};
-use crate::train::cohort::{Split, Subject};
 
-/// Which rows to measure.
+/// Which rows to evaluate.
+///
+/// ```
+/// use brain_adapter::cohort::Split;
+/// use brain_adapter::train::eval::EvalSplit;
+///
+/// assert_eq!(EvalSplit::from_name("test"), Some(EvalSplit::Only(Split::Test)));
+/// assert_eq!(EvalSplit::All.name(), "all");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// Those of a split.
-    Of(Split),
-    /// All of them.
+pub enum EvalSplit {
+    /// The rows of one split.
+    Only(Split),
+    /// All rows.
     All,
 }
 
-impl Choice {
+impl EvalSplit {
     /// `train`, `validation`, `test` or `all`.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Of(split) => split.name(),
+            Self::Only(split) => split.name(),
             Self::All => "all",
         }
     }
 
-    /// The choice of that name.
+    /// Parses a name, in lower case.
     pub fn from_name(name: &str) -> Option<Self> {
-        let splits = [Split::Train, Split::Validation, Split::Test].map(Self::Of);
-        splits.into_iter().chain([Self::All]).find(|choice| choice.name() == name)
+        let splits = Split::ALL.map(Self::Only);
+        splits.into_iter().chain([Self::All]).find(|split| split.name() == name)
     }
 
-    fn holds(self, split: Option<Split>) -> bool {
-        self == Self::All || split.map(Self::Of) == Some(self)
+    fn contains(self, split: Option<Split>) -> bool {
+        self == Self::All || split.map(Self::Only) == Some(self)
     }
 }
 
-/// Which rows were measured.
+/// Which rows were evaluated.
 #[derive(Clone, Debug, Serialize)]
-pub struct Measured {
+pub struct EvaluatedRows {
     /// The split: `train`, `validation`, `test` or `all`.
     pub name: &'static str,
-    /// Why that one: `asked for`, `the list has it`, or `the list has no test split`.
+    /// The reason for that split: `asked for`, `the list has it`, or `the list has no test split`.
     pub why: &'static str,
-    /// Rows of the split.
+    /// Number of rows of the split.
     pub rows: usize,
-    /// Rows that were answered: the figures are theirs.
+    /// Number of rows with a prediction: the metrics are theirs.
     pub answered: usize,
-    /// People that these are about.
+    /// Number of subjects of these rows.
     pub subjects: usize,
-    /// Of the answered rows, those without a report: the image-only classifier answered.
+    /// Number of these rows without a report, which the image-only classifier predicts.
     pub without_report: usize,
 }
 
-/// A choice that was made.
-pub(super) struct Chosen {
-    pub choice: Choice,
+/// The rows of an evaluation.
+pub(super) struct Selection {
+    pub split: EvalSplit,
     why: &'static str,
-    fit: bool,
+    /// Whether the validation rows are needed too, to fit temperatures on.
+    fit_temperature: bool,
 }
 
-/// Decides what is measured.
-pub(super) fn choose(subjects: &[Subject], asked: Option<Choice>, fit: bool) -> Result<Chosen> {
-    let has = |choice: Choice| subjects.iter().any(|s| choice.holds(s.split));
-    let test = Choice::Of(Split::Test);
-    let (choice, why) = match asked {
-        Some(choice) => (choice, "asked for"),
+/// Selects the rows to evaluate: of the split that was asked for, else of the test split, else all.
+pub(super) fn select(cases: &[Case], asked: Option<EvalSplit>, fit_temperature: bool) -> Result<Selection> {
+    let has = |split: EvalSplit| cases.iter().any(|case| split.contains(case.split));
+    let (test, validation) = (EvalSplit::Only(Split::Test), EvalSplit::Only(Split::Validation));
+    let (split, why) = match asked {
+        Some(split) => (split, "asked for"),
         None if has(test) => (test, "the list has it"),
-        None => (Choice::All, "the list has no test split"),
+        None => (EvalSplit::All, "the list has no test split"),
     };
-    if !has(choice) {
-        let message = format!("the list has no row of the split `{}`: name it in the column `split`", choice.name());
+    if !has(split) {
+        let message = format!("the list has no row of the split `{}`: name it in the column `split`", split.name());
         return Err(Error::new(Code::LIST_INVALID, message));
     }
-    if fit && !has(Choice::Of(Split::Validation)) {
+    if fit_temperature && !has(validation) {
         let message = "there is no validation split to fit a temperature on: name it in the column `split`";
         return Err(Error::new(Code::LIST_INVALID, message));
     }
-    if fit && choice.holds(Some(Split::Validation)) {
+    if fit_temperature && split.contains(Some(Split::Validation)) {
         let message = format!(
-            "the split `{}` ({why}) holds the validation rows that the temperature is fitted on, and figures of them would \
-             flatter: measure `test` or `train`",
-            choice.name()
+            "the split `{}` ({why}) contains the validation rows that the temperature is fitted on, and metrics of \
+             them would be too good: evaluate `test` or `train`",
+            split.name()
         );
         return Err(Error::new(Code::CONFIG_VALUE, message));
     }
-    Ok(Chosen { choice, why, fit })
+    Ok(Selection { split, why, fit_temperature })
 }
 
-impl Chosen {
-    /// The rows that must be answered, in the list's order.
-    pub fn needed<'s>(&self, subjects: &'s [Subject]) -> Vec<&'s Subject> {
-        let fitted_on = |s: &Subject| self.fit && s.split == Some(Split::Validation);
-        subjects.iter().filter(|s| self.measures(s.split) || fitted_on(s)).collect()
+impl Selection {
+    /// The rows that need a prediction, in the list's order.
+    pub fn needed<'c>(&self, cases: &'c [Case]) -> Vec<&'c Case> {
+        let fitted_on = |case: &Case| self.fit_temperature && case.split == Some(Split::Validation);
+        cases.iter().filter(|case| self.evaluates(case.split) || fitted_on(case)).collect()
     }
 
-    /// Whether rows of that split are measured.
-    pub fn measures(&self, split: Option<Split>) -> bool {
-        self.choice.holds(split)
+    /// Whether rows of that split are evaluated.
+    pub fn evaluates(&self, split: Option<Split>) -> bool {
+        self.split.contains(split)
     }
 
-    pub fn measured(&self, subjects: &[Subject], answered: &[RowResult]) -> Measured {
-        Measured {
-            name: self.choice.name(),
+    /// The summary of the selection, with the rows that have a prediction.
+    pub fn summary(&self, cases: &[Case], answered: &[RowResult]) -> EvaluatedRows {
+        EvaluatedRows {
+            name: self.split.name(),
             why: self.why,
-            rows: subjects.iter().filter(|s| self.measures(s.split)).count(),
+            rows: cases.iter().filter(|case| self.evaluates(case.split)).count(),
             answered: answered.len(),
             subjects: answered.iter().map(|row| &row.subject).collect::<BTreeSet<_>>().len(),
             without_report: answered.iter().filter(|row| row.report.is_none()).count(),

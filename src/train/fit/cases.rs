@@ -1,86 +1,95 @@
-//! Who is trained on, and who is validated on.
+//! The training and validation cases of a cohort.
 
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::Plan;
+use crate::cohort::{Case, Split, assign_splits, read_labelled};
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::model::Mode;
 use crate::progress::Progress;
 use crate::tensor::hex;
-use crate::train::cohort::{self, Split, Subject};
 
-/// Shares of training and validation where a list decides nothing.
+/// Fractions of training, validation and test for rows without a split.
 const FRACTIONS: [f64; 3] = [0.8, 0.2, 0.0];
 
-/// The cases of a training. Those of the test split are left alone.
+/// The cases of a training. Those of the test split are not read.
 pub(super) struct Cases {
-    /// Their gradients move the parameters.
-    pub train: Vec<Subject>,
-    /// Choose the best epoch.
-    pub validation: Vec<Subject>,
-    /// Where the list lies, which its paths are relative to.
+    /// Their gradients update the parameters.
+    pub train: Vec<Case>,
+    /// Select the best epoch.
+    pub validation: Vec<Case>,
+    /// The folder of the list: its paths are relative to it.
     folder: PathBuf,
 }
 
 impl Cases {
-    /// All of them, training first.
-    pub fn all(&self) -> impl Iterator<Item = &Subject> {
+    /// All cases, training first.
+    pub fn all(&self) -> impl Iterator<Item = &Case> {
         self.train.iter().chain(&self.validation)
     }
 
-    /// A weight a class, `n / (classes · n_class)`, over the training cases.
+    /// The weight of each class, `n / (classes · n_class)`, over the training cases.
     pub fn weights(&self, classes: usize) -> Vec<f32> {
-        let count = |class: usize| self.train.iter().filter(|s| s.label == class).count();
+        let count = |class: usize| self.train.iter().filter(|c| c.label == class).count();
         (0..classes).map(|class| (self.train.len() as f64 / (classes * count(class)) as f64) as f32).collect()
     }
 
-    /// A hash of who is where, with which label, scan and report. It is the same wherever the list lies and however it is named.
+    /// SHA-256 of all cases with split, label, subject, scan and report. It does not depend on the place or the name of
+    /// the list.
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
-        for s in self.all() {
+        for case in self.all() {
             let listed = |path: &PathBuf| path.strip_prefix(&self.folder).unwrap_or(path).to_owned();
-            let line = (s.split.map(Split::name), s.label, &s.subject, listed(&s.scan), s.report.as_ref().map(listed));
+            let line = (
+                case.split.map(Split::name),
+                case.label,
+                &case.subject,
+                listed(&case.scan),
+                case.report.as_ref().map(listed),
+            );
             hash.update(format!("{line:?}\n").as_bytes());
         }
         hex(&hash.finalize())
     }
 }
 
-/// Reads the list and decides on rows without a split.
-pub(super) fn choose(plan: &Plan, config: &Config, mode: Mode, progress: &mut dyn Progress) -> Result<Cases> {
+/// Reads the list and assigns a split to rows without one.
+pub(super) fn read(plan: &Plan, config: &Config, mode: Mode, progress: &mut dyn Progress) -> Result<Cases> {
     let fail = |message: String| Err(Error::new(Code::TRAINING_DATA, message).at(&plan.data));
-    let mut subjects = cohort::read(&plan.data, &config.labels.0)?;
-    let undecided = subjects.iter().filter(|s| s.split.is_none()).count();
-    if undecided > 0 {
-        cohort::split(&mut subjects, FRACTIONS, plan.seed)?;
-        let message =
-            format!("{undecided} rows have no split: four fifths train, one validates, by the seed {}", plan.seed);
+    let mut all = read_labelled(&plan.data, &config.labels.0)?;
+    let unassigned = all.iter().filter(|c| c.split.is_none()).count();
+    if unassigned > 0 {
+        assign_splits(&mut all, FRACTIONS, plan.seed)?;
+        let message = format!(
+            "{unassigned} rows have no split: four fifths train, one fifth validates, by the seed {}",
+            plan.seed
+        );
         progress.warn(&Warning::new(WarningCode::SPLIT_MADE, message));
     }
     if mode.reads_reports()
-        && let Some(row) = subjects.iter().find(|s| s.report.is_none() && s.split != Some(Split::Test))
+        && let Some(case) = all.iter().find(|c| c.report.is_none() && c.split != Some(Split::Test))
     {
         let message = format!(
             "line {}: there is no report, which the mode {} needs; leave the row out, or use mri",
-            row.row,
+            case.line,
             mode.name()
         );
         return fail(message);
     }
-    let of = |split: Split| subjects.iter().filter(|s| s.split == Some(split)).cloned().collect::<Vec<_>>();
+    let of = |split: Split| all.iter().filter(|c| c.split == Some(split)).cloned().collect::<Vec<_>>();
     let folder = plan.data.parent().unwrap_or(Path::new("")).to_owned();
     let cases = Cases { train: of(Split::Train), validation: of(Split::Validation), folder };
     for (class, label) in config.labels.0.iter().enumerate() {
-        if !cases.train.iter().any(|s| s.label == class) {
-            return fail(format!("no training case is {label}: nothing can be learned of it"));
+        if !cases.train.iter().any(|c| c.label == class) {
+            return fail(format!("no training case has the label {label}: the model cannot learn it"));
         }
     }
     if cases.validation.is_empty() {
         return fail(
-            "there are no validation cases, which choose the best epoch: give some the split `validation`".into(),
+            "there are no validation cases, which select the best epoch: give some rows the split `validation`".into(),
         );
     }
     Ok(cases)

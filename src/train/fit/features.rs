@@ -1,10 +1,10 @@
-//! What is computed once: features of reports, and of scans where the adapter is frozen.
+//! Features that are computed once: of reports, and of scans where the adapter is frozen.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::cases::Cases;
-use super::scans::{Scans, named};
+use super::scans::Scans;
 use super::{Plan, threads};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
@@ -15,18 +15,18 @@ use crate::runtime::{Device, Runtime};
 use crate::tensor::Tensor;
 use crate::text::read_report;
 use crate::train::artifacts::Artifacts;
-use crate::train::engine::{Engine, Parameters};
+use crate::train::staged_model::{Parameters, StagedModel};
 use crate::volume;
 
 /// Features of reports.
 #[derive(Default)]
-pub(super) struct Reports {
+pub(super) struct ReportFeatures {
     by_path: BTreeMap<PathBuf, Tensor>,
-    /// SHA-256 of the bundle that made them.
+    /// SHA-256 of the bundle whose language model computed them.
     pub bundle: String,
 }
 
-impl Reports {
+impl ReportFeatures {
     /// f32 `[1, text.hidden]` of a report.
     pub fn get(&self, path: Option<&PathBuf>) -> Option<&Tensor> {
         self.by_path.get(path?)
@@ -34,7 +34,12 @@ impl Reports {
 }
 
 /// Encodes every report with the bundle's language model.
-pub(super) fn of_reports(plan: &Plan, config: &Config, cases: &Cases, progress: &mut dyn Progress) -> Result<Reports> {
+pub(super) fn of_reports(
+    plan: &Plan,
+    config: &Config,
+    cases: &Cases,
+    progress: &mut dyn Progress,
+) -> Result<ReportFeatures> {
     let mut paths: Vec<&PathBuf> = cases.all().filter_map(|s| s.report.as_ref()).collect();
     paths.sort();
     paths.dedup();
@@ -44,13 +49,13 @@ pub(super) fn of_reports(plan: &Plan, config: &Config, cases: &Cases, progress: 
         threads: plan.threads,
         library: plan.library.clone(),
         expected: Expected { scans: 0, reports: paths.len() },
-        cache: Some(cache(plan)),
+        cache: Some(cache_folder(plan)),
         ..Options::default()
     };
-    let mut predictor = Predictor::open(&plan.bundle, options)?;
+    let predictor = Predictor::open(&plan.bundle, options)?;
     let theirs = &predictor.bundle().manifest;
     if theirs.config.text != config.text {
-        let message = "the bundle's language model is configured otherwise than the training artifacts";
+        let message = "the bundle's language model has another configuration than the training artifacts";
         return Err(Error::new(Code::CONFIG_CONTRADICTION, message).at(&plan.bundle));
     }
     let bundle = theirs.model_sha256()?;
@@ -59,31 +64,35 @@ pub(super) fn of_reports(plan: &Plan, config: &Config, cases: &Cases, progress: 
         progress.item("report", i, paths.len());
         let encoded = predictor.encode_report(&read_report(path)?).map_err(|e| e.at(*path))?;
         for warning in encoded.warnings() {
-            progress.warn(&named(path, warning));
+            progress.warn(&warning.at(path));
         }
         by_path.insert((*path).clone(), encoded.features().clone());
     }
-    Ok(Reports { by_path, bundle })
+    Ok(ReportFeatures { by_path, bundle })
 }
 
-/// Where features are kept.
-pub(super) fn cache(plan: &Plan) -> PathBuf {
+/// The folder of cached features.
+fn cache_folder(plan: &Plan) -> PathBuf {
     plan.cache.clone().unwrap_or_else(|| plan.output().join("cache"))
 }
 
-/// `vision` f32 `[1, hidden]` of each case, with the parameters as they are: computed once, kept by content.
+/// The store of scans' vision features. Its key has everything that their bits depend on: activations that are saved
+/// decide which nodes are fused, threads the order of sums.
+pub(super) fn store(plan: &Plan, artifacts: &Artifacts, runtime: &Runtime) -> Result<Store> {
+    let (tool, how) = (env!("CARGO_PKG_VERSION"), format!("{:?}, {} threads", plan.activations, threads(plan)));
+    Store::open(&cache_folder(plan), &["training", &artifacts.sha256, tool, runtime.build, &how])
+}
+
+/// `vision` f32 `[1, vision.hidden]` of each case's scan with the current parameters: from `store`, else computed and
+/// stored.
 pub(super) fn of_scans(
-    plan: &Plan,
+    store: &Store,
     artifacts: &Artifacts,
     cases: &Cases,
-    engine: &mut Engine,
+    model: &mut StagedModel,
     parameters: &Parameters,
-    runtime: &Runtime,
     progress: &mut dyn Progress,
 ) -> Result<BTreeMap<PathBuf, Tensor>> {
-    // All that the bits depend on: what is kept decides fusions, threads the order of sums.
-    let (tool, how) = (env!("CARGO_PKG_VERSION"), format!("{:?}, {} threads", plan.activations, threads(plan)));
-    let store = Store::open(&cache(plan), &["training", &artifacts.sha256, tool, runtime.build, &how])?;
     let scans = Scans::new(&artifacts.manifest.config);
     let all: Vec<&Path> = cases.all().map(|s| s.scan.as_path()).collect();
     progress.step("vision features", None);
@@ -97,14 +106,14 @@ pub(super) fn of_scans(
         let features = match store.get(&key) {
             Some(features) => features,
             None => {
-                let tensor = engine.features(parameters, &scans.read(path)?)?;
+                let tensor = model.features(parameters, &scans.read(path)?)?;
                 let warnings = scans.take_warnings().into_iter().map(|(_, warning)| warning).collect();
                 let features = Features { tensor, warnings, tokens: 0 };
                 store.put(&key, &features)?;
                 features
             }
         };
-        features.warnings.iter().for_each(|warning| progress.warn(&named(path, warning)));
+        features.warnings.iter().for_each(|warning| progress.warn(&warning.at(path)));
         found.insert(path.to_path_buf(), features.tensor);
     }
     Ok(found)

@@ -1,4 +1,4 @@
-//! Which cases an epoch sees, in which order: by seed and epoch alone.
+//! The order of an epoch's cases, which depends on seed and epoch alone.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -8,32 +8,32 @@ use super::Balance;
 
 /// The cases of an epoch, as indices into `labels`, in micro-batches.
 pub(super) fn batches(labels: &[usize], balance: Balance, batch: usize, seed: u64, epoch: u32) -> Vec<Vec<usize>> {
-    // Streams of one seed do not meet.
+    // Each epoch has a random stream of its own.
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(u64::from(epoch));
     let mut all: Vec<usize> = (0..labels.len()).collect();
     if balance == Balance::Sampling {
-        all = evened(labels, &mut rng);
+        all = balanced(labels, &mut rng);
     }
     all.shuffle(&mut rng);
     all.chunks(batch).map(<[usize]>::to_vec).collect()
 }
 
-/// As many cases of each class as the largest has: smaller ones are gone through again and again, each time anew in another
-/// order.
-fn evened(labels: &[usize], rng: &mut ChaCha8Rng) -> Vec<usize> {
-    let classes = labels.iter().max().map_or(0, |most| most + 1);
+/// As many cases of each class as the largest class has (oversampling): a smaller class is repeated, each time in a new
+/// random order.
+fn balanced(labels: &[usize], rng: &mut ChaCha8Rng) -> Vec<usize> {
+    let classes = labels.iter().max().map_or(0, |last| last + 1);
     let of = |class: usize| (0..labels.len()).filter(|&i| labels[i] == class).collect::<Vec<_>>();
-    let most = (0..classes).map(|class| of(class).len()).max().unwrap_or(0);
+    let largest = (0..classes).map(|class| of(class).len()).max().unwrap_or(0);
     let mut all = Vec::new();
     for class in 0..classes {
         let mut cases = of(class);
-        let mut missing = if cases.is_empty() { 0 } else { most };
+        let mut missing = if cases.is_empty() { 0 } else { largest };
         while missing > 0 {
             cases.shuffle(rng);
-            let taken = missing.min(cases.len());
-            all.extend(&cases[..taken]);
-            missing -= taken;
+            let count = missing.min(cases.len());
+            all.extend(&cases[..count]);
+            missing -= count;
         }
     }
     all
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn sampling_evens_the_classes_and_misses_nobody() {
+    fn sampling_balances_the_classes_and_misses_nobody() {
         let labels = [vec![0; 17], vec![1; 5], vec![2; 9]].concat();
         let seen = batches(&labels, Balance::Sampling, 4, 3, 2).concat();
         for class in 0..3 {

@@ -1,4 +1,4 @@
-//! Scans as the adapter takes them.
+//! Scans on the model's grid, as the adapter's input.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,24 +11,26 @@ use crate::tensor::Tensor;
 use crate::train::tensors::stack;
 use crate::volume::{self, Grid, ReadOptions};
 
-/// Most bytes of volumes that stay in memory between epochs: small models' whole cohorts, and nothing of large ones.
-const KEPT_BYTES: usize = 1 << 30;
+/// Maximum size of the volumes that stay in memory between epochs, in bytes: the whole cohort of a small model, and
+/// only a few volumes of a large one.
+const CACHED_BYTES: usize = 1 << 30;
 
-/// Reads scans onto the model's grid. Small volumes are read once.
+/// Reads scans and conforms them to the model's grid. Small volumes are read once and stay in memory.
 pub(super) struct Scans {
     config: VolumeConfig,
-    kept: Mutex<BTreeMap<PathBuf, Tensor>>,
-    most: usize,
-    found: Mutex<Found>,
+    cached: Mutex<BTreeMap<PathBuf, Tensor>>,
+    /// Maximum number of cached volumes.
+    capacity: usize,
+    warnings: Mutex<Warnings>,
 }
 
-/// What is to be known of the scans.
+/// The warnings of scans.
 #[derive(Default)]
-struct Found {
-    /// Scans whose warnings were taken down.
-    seen: BTreeSet<PathBuf>,
-    /// What was not told yet.
-    untold: Vec<(PathBuf, Warning)>,
+struct Warnings {
+    /// Scans whose warnings were recorded: a scan warns once, however often it is read.
+    recorded: BTreeSet<PathBuf>,
+    /// Warnings that were not reported yet.
+    pending: Vec<(PathBuf, Warning)>,
 }
 
 impl Scans {
@@ -36,9 +38,9 @@ impl Scans {
         let bytes = config.volume.size.pow(3) * 4;
         Self {
             config: config.volume.clone(),
-            kept: Mutex::default(),
-            most: KEPT_BYTES / bytes.max(1),
-            found: Mutex::default(),
+            cached: Mutex::default(),
+            capacity: CACHED_BYTES / bytes.max(1),
+            warnings: Mutex::default(),
         }
     }
 
@@ -49,40 +51,33 @@ impl Scans {
 
     /// `volume` f32 `[1, D, H, W]` of a scan.
     pub fn read(&self, path: &Path) -> Result<Tensor> {
-        // A panic elsewhere leaves at most a volume out.
-        let known = |kept: &Mutex<BTreeMap<PathBuf, Tensor>>| {
-            kept.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
-        };
-        if let Some(tensor) = known(&self.kept) {
+        // After a panic on another thread the map lacks at most a volume: a poisoned lock is sound.
+        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
+        if let Some(tensor) = cached {
             return Ok(tensor);
         }
         let options = ReadOptions { grid: Grid::cube(self.config.size, self.config.voxel_mm), volume: None };
         let read = volume::read(path, &options)?.normalize(self.config.clip).map_err(|e| e.at(path))?;
-        self.take_down(path, &read.warnings);
+        self.record_warnings(path, &read.warnings);
         let tensor = batch::volume(read);
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < self.most {
-            kept.insert(path.to_path_buf(), tensor.clone());
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if cached.len() < self.capacity {
+            cached.insert(path.to_path_buf(), tensor.clone());
         }
         Ok(tensor)
     }
 
-    /// What the scans' readings warned of since this was last asked, with the scan's path, once a scan.
+    /// Removes and returns the pending warnings, each with its scan's path.
     pub fn take_warnings(&self) -> Vec<(PathBuf, Warning)> {
-        std::mem::take(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner).untold)
+        std::mem::take(&mut self.warnings.lock().unwrap_or_else(PoisonError::into_inner).pending)
     }
 
-    fn take_down(&self, path: &Path, warnings: &[Warning]) {
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if !warnings.is_empty() && found.seen.insert(path.to_path_buf()) {
-            found.untold.extend(warnings.iter().map(|w| (path.to_path_buf(), w.clone())));
+    fn record_warnings(&self, path: &Path, warnings: &[Warning]) {
+        let mut all = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if !warnings.is_empty() && all.recorded.insert(path.to_path_buf()) {
+            all.pending.extend(warnings.iter().map(|w| (path.to_path_buf(), w.clone())));
         }
     }
-}
-
-/// A warning that names what it is about.
-pub(super) fn named(path: &Path, warning: &Warning) -> Warning {
-    warning.at(path)
 }
 
 #[cfg(test)]
@@ -97,8 +92,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("scan.nii.gz");
         std::fs::copy(fixture.join("scan.nii.gz"), &path).unwrap();
-        let (small, large) = (Scans::new(&config), Scans { most: 0, ..Scans::new(&config) });
-        assert_eq!(small.most, KEPT_BYTES / (4 * 32 * 32 * 32));
+        let (small, large) = (Scans::new(&config), Scans { capacity: 0, ..Scans::new(&config) });
+        assert_eq!(small.capacity, CACHED_BYTES / (4 * 32 * 32 * 32));
         let volume = small.batch(&[&path, &path]).unwrap();
         assert_eq!(volume.shape(), [2, 32, 32, 32]);
         assert_eq!(large.batch(&[&path, &path]).unwrap().as_f32(), volume.as_f32());

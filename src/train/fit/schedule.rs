@@ -4,29 +4,40 @@ use std::f64::consts::PI;
 
 use crate::error::{Code, Error, Result};
 
-/// How the learning rate goes.
+/// The learning rate over a training: linear warm-up, then constant or a cosine decay.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// The largest rate.
+    /// The maximum rate.
     pub rate: f64,
-    /// The share of all steps over which the rate rises to it, linearly.
+    /// The fraction of all steps over which the rate rises to the maximum, linearly.
     pub warmup: f64,
-    /// Whether it then falls to 0 along half a cosine (Loshchilov and Hutter 2017), or stays.
+    /// Whether it then falls to 0 along half a cosine (Loshchilov and Hutter 2017), or stays at the maximum.
     pub cosine: bool,
 }
 
 impl Schedule {
-    /// Refuses impossible numbers.
+    /// Refuses impossible values.
     ///
     /// # Errors
     /// `config.value`.
     pub fn validate(&self) -> Result<()> {
         let sound = self.rate > 0.0 && self.rate.is_finite() && (0.0..1.0).contains(&self.warmup);
-        let message = || format!("the learning rate is above 0, its warm-up from 0 to below 1: found {self:?}");
+        let message = || {
+            let Self { rate, warmup, .. } = self;
+            format!("expected a learning rate above 0 and a warm-up from 0 to below 1, found {rate} and {warmup}")
+        };
         if sound { Ok(()) } else { Err(Error::new(Code::CONFIG_VALUE, message())) }
     }
 
-    /// The rate of step `step` (from 1) of `steps`. The first steps of a warm-up of w are 1/w, 2/w, … of the rate.
+    /// The rate of step `step` (from 1) of `steps`. The first steps of a warm-up of w steps have 1/w, 2/w, … of the
+    /// maximum.
+    ///
+    /// ```
+    /// use brain_adapter::train::fit::Schedule;
+    ///
+    /// let schedule = Schedule { rate: 1e-3, warmup: 0.1, cosine: true };
+    /// assert_eq!([1, 2].map(|step| schedule.at(step, 20)), [5e-4, 1e-3]);
+    /// ```
     pub fn at(&self, step: i64, steps: i64) -> f32 {
         let warm = (self.warmup * steps as f64).ceil();
         let step = step as f64;

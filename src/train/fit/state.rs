@@ -1,145 +1,153 @@
-//! Everything that a training needs to go on, and the file that holds it.
+//! The state of a training between two steps, and the checkpoint that holds it.
 //!
-//! The file is a training checkpoint (`ODTC`) that ONNX Runtime's own training runtime reads too: parameters, moments and step
-//! stand where it looks for them. Where the training stands within its epochs, its history and what it depends on are a property,
-//! as JSON.
+//! The file is a training checkpoint (`ODTC`) that ONNX Runtime's own training runtime reads too: parameters, moments
+//! and step are where it expects them. The position within the epochs, the history and the settings are a property, as
+//! JSON.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::outputs::EpochRecord;
+use super::record::EpochRecord;
+use super::settings::differences;
 use crate::checkpoint::{Moments, OptimizerState, TrainingState};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{DType, LazyTensor, Tensor};
-use crate::train::engine::Parameters;
-use crate::train::optimizer::{self, Moments as Both};
+use crate::train::optimizer::{self, Moments as BothMoments};
+use crate::train::staged_model::Parameters;
 
-/// The state after the last step that was kept.
+/// File name of the state after the last saved step.
 pub(super) const LAST: &str = "last";
-/// The parameters of the best epoch.
+/// File name of the state after the best epoch.
 pub(super) const BEST: &str = "best";
-/// The property's name.
+/// Name of the property with [`Position`].
 const PROPERTY: &str = "brain-adapter.fit";
-/// The last part of the name of a batch norm's counter.
+/// Suffix of the counter of a batch norm.
 const COUNT: &str = ".num_batches_tracked";
 
-/// A training under way, between two steps of the optimizer.
+/// The state of a training between two steps of the optimizer.
 pub(super) struct State {
     /// Every float parameter of adapter and heads, running statistics among them.
     pub parameters: Parameters,
-    /// How many batches each batch norm has seen.
+    /// The number of batches that each batch norm was trained on.
     pub counts: BTreeMap<String, i64>,
     /// Both moments of each trained parameter.
-    pub moments: Both,
+    pub moments: BothMoments,
     /// Steps of the optimizer so far.
     pub step: i64,
-    /// The learning rate of the last of them.
+    /// The learning rate of the last step.
     pub rate: f32,
-    /// Where it stands.
+    /// The position within the epochs, history and settings.
     pub at: Position,
 }
 
-/// Where a training stands.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The position of a training within its epochs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Position {
-    /// Epochs that are over.
+    /// Completed epochs.
     pub epoch: u32,
-    /// Micro-batches of the present epoch that are over.
-    pub next: usize,
-    /// Sum of the present epoch's losses, each weighted by its cases.
-    pub loss: f64,
+    /// Completed micro-batches of the current epoch.
+    #[serde(rename = "next")]
+    pub next_batch: usize,
+    /// Sum of the losses of the current epoch's micro-batches, each times its number of cases.
+    #[serde(rename = "loss")]
+    pub loss_sum: f64,
     /// Cases in that sum.
-    pub seen: usize,
-    /// Epochs without a better macro-F1.
-    pub waited: u32,
-    /// Whether nothing is left to do.
+    #[serde(rename = "seen")]
+    pub cases: usize,
+    /// Epochs since the best macro-F1.
+    #[serde(rename = "waited")]
+    pub since_best: u32,
+    /// Whether the training is over.
     pub finished: bool,
-    /// The epochs that are over.
+    /// The completed epochs.
     pub history: Vec<EpochRecord>,
-    /// Everything that the numbers depend on.
-    pub facts: BTreeMap<String, String>,
+    /// Everything that the numbers depend on ([`settings`](super::settings::settings)).
+    #[serde(rename = "facts")]
+    pub settings: BTreeMap<String, String>,
 }
 
-/// The file of an earlier training in `output`, where there is one and it is to go on.
+impl Position {
+    /// Completes the current epoch. The training is over after `epochs`, or when `patience` epochs in a row were not
+    /// the best.
+    pub fn finish_epoch(&mut self, record: EpochRecord, epochs: u32, patience: Option<u32>) {
+        self.since_best = if record.best { 0 } else { self.since_best + 1 };
+        self.history.push(record);
+        self.epoch += 1;
+        (self.next_batch, self.loss_sum, self.cases) = (0, 0.0, 0);
+        self.finished = self.epoch >= epochs || patience.is_some_and(|limit| self.since_best >= limit);
+    }
+}
+
+/// The state of an earlier training in `output`, if there is one, for `resume`.
 pub(super) fn earlier(output: &Path, resume: bool) -> Result<Option<PathBuf>> {
     let path = output.join(LAST);
     match (path.is_file(), resume) {
         (true, true) => Ok(Some(path)),
         (true, false) => {
-            let message = "the folder holds a training already: go on with --resume, or choose another -o";
+            let message = "the folder already holds a training: continue it with --resume, or choose another -o";
             Err(Error::new(Code::OUTPUT_EXISTS, message).at(output))
         }
-        // Killed before anything was kept.
+        // The earlier training was killed before its first save.
         (false, _) => Ok(None),
     }
 }
 
 impl State {
-    /// The beginning, from prepared parameters.
-    pub fn begin(
+    /// The state before the first step, from prepared parameters.
+    pub fn new(
         prepared: &TrainingState,
-        facts: BTreeMap<String, String>,
+        settings: BTreeMap<String, String>,
         trained: &dyn Fn(&str) -> bool,
     ) -> Result<Self> {
         let mut state = Self::read(prepared, trained)?;
-        state.at.facts = facts;
+        state.at.settings = settings;
         Ok(state)
     }
 
-    /// The state in a file.
+    /// The state in a file, to continue from.
     ///
     /// # Errors
-    /// `training.resume` when it is of another training, naming what differs.
+    /// `training.resume` when the file is of another training, naming the settings that differ.
     pub fn resume(
         path: &Path,
         prepared: &TrainingState,
-        facts: BTreeMap<String, String>,
+        settings: BTreeMap<String, String>,
         trained: &dyn Fn(&str) -> bool,
     ) -> Result<Self> {
         let refuse = |message: String| Error::new(Code::TRAINING_RESUME, message).at(path);
         let file = TrainingState::open(path)?;
         let text = file.properties.strings.get(PROPERTY);
         let text = text.ok_or_else(|| refuse("the checkpoint was not written by ba-train fit".into()))?;
-        let at: Position = serde_json::from_str(text).map_err(|e| refuse(format!("cannot be gone on with: {e}")))?;
-        let differing: Vec<String> = facts
-            .iter()
-            .filter(|(name, value)| at.facts.get(*name) != Some(value))
-            .map(|(name, value)| {
-                let before = at.facts.get(name).map_or("unknown", String::as_str);
-                format!("{name} was {before}, is {value}")
-            })
-            .collect();
+        let at: Position = serde_json::from_str(text).map_err(|e| refuse(format!("cannot be resumed: {e}")))?;
+        let differing = differences(&at.settings, &settings);
         if !differing.is_empty() {
-            return Err(refuse(format!(
-                "the numbers would not be those of an unbroken training: {}",
-                differing.join("; ")
-            )));
+            return Err(refuse(format!("cannot resume with other settings: {}", differing.join("; "))));
         }
         let tensors = |s: &TrainingState| -> BTreeMap<String, Vec<usize>> {
             s.trainable.iter().chain(&s.frozen).map(|(name, t)| (name.clone(), t.shape().to_vec())).collect()
         };
         let moments = file.optimizer.as_ref().map(|o| &o.moments);
-        let moved = |name: &String| moments.is_some_and(|m| m.contains_key(name)) == trained(name);
+        let has_moments = |name: &String| moments.is_some_and(|m| m.contains_key(name)) == trained(name);
         let (found, expected) = (tensors(&file), tensors(prepared));
-        if found != expected || !found.keys().all(moved) {
+        if found != expected || !found.keys().all(has_moments) {
             return Err(refuse("its tensors are not those of the training artifacts".into()));
         }
         let mut state = Self::read(&file, trained)?;
         state.at = at;
-        // Counters that no training reaches would only overflow.
-        const MOST: i64 = 1 << 48;
-        let counted = (0..MOST).contains(&state.step) && (state.at.seen as u64) < MOST as u64;
-        if !counted || state.at.waited > state.at.epoch || state.at.epoch as usize != state.at.history.len() {
-            return Err(refuse("it contradicts itself on where the training stands".into()));
+        // No training reaches larger counters: they could only overflow.
+        const LIMIT: i64 = 1 << 48;
+        let counted = (0..LIMIT).contains(&state.step) && (state.at.cases as u64) < LIMIT as u64;
+        if !counted || state.at.since_best > state.at.epoch || state.at.epoch as usize != state.at.history.len() {
+            return Err(refuse("it contradicts itself on the position of the training".into()));
         }
         Ok(state)
     }
 
     fn read(file: &TrainingState, trained: &dyn Fn(&str) -> bool) -> Result<Self> {
-        let (mut parameters, mut counts, mut known) = (Parameters::new(), BTreeMap::new(), Both::new());
+        let (mut parameters, mut counts, mut known) = (Parameters::new(), BTreeMap::new(), BothMoments::new());
         let broken = |name: &str| Error::new(Code::CHECKPOINT_CORRUPT, format!("`{name}` does not fill its shape"));
         for (name, tensor) in file.trainable.iter().chain(&file.frozen) {
             if name.ends_with(COUNT) {
@@ -155,17 +163,7 @@ impl State {
         let mut moments = optimizer::moments(&parameters, trained);
         moments.extend(known.into_iter().filter(|(name, _)| trained(name)));
         let (step, rate) = file.optimizer.as_ref().map_or((0, 0.0), |o| (o.step, o.learning_rate));
-        let at = Position {
-            epoch: 0,
-            next: 0,
-            loss: 0.0,
-            seen: 0,
-            waited: 0,
-            finished: false,
-            history: Vec::new(),
-            facts: BTreeMap::new(),
-        };
-        Ok(Self { parameters, counts, moments, step, rate, at })
+        Ok(Self { parameters, counts, moments, step, rate, at: Position::default() })
     }
 
     /// Writes the state, whole or not at all.
@@ -181,7 +179,7 @@ impl State {
         };
         let moments = self.moments.iter().map(pair).collect();
         file.optimizer = Some(OptimizerState { step: self.step, learning_rate: self.rate, moments });
-        let text = serde_json::to_string(&self.at).map_err(|e| Error::new(Code::IO, e.to_string()).at(path))?;
+        let text = serde_json::to_string(&self.at).map_err(Error::internal)?;
         file.properties.strings.insert(PROPERTY.into(), text);
         file.write(path).map(drop)
     }
@@ -196,7 +194,7 @@ fn lazy(tensor: &Tensor) -> LazyTensor {
     LazyTensor::from_f32(tensor.shape(), tensor.as_f32().unwrap_or_default())
 }
 
-/// The number that a tensor without axes holds.
+/// The value of an integer tensor of rank 0; none when the tensor is empty.
 fn integer(tensor: &LazyTensor) -> Result<Option<i64>> {
     let bytes = tensor.cast(DType::I64).bytes()?.into_owned();
     Ok(bytes.first_chunk::<8>().map(|b| i64::from_le_bytes(*b)))

@@ -10,7 +10,7 @@ use brain_adapter::model::{Attention, Mode, Stages, Weights, vit};
 use brain_adapter::passes::weights_to_inputs;
 use brain_adapter::runtime::SessionOptions;
 use brain_adapter::tensor::{LazyTensor, Tensor};
-use brain_adapter::train::{Activations, Batch, Engine, Frozen, Graphs, Options, Parameters};
+use brain_adapter::train::{Activations, Batch, FrozenWeights, GraphOptions, Parameters, StagedModel, TrainingGraphs};
 
 use crate::common::{package, runtime};
 
@@ -62,16 +62,16 @@ impl Fixture {
         Self { config, parameters, recorded: tensors("tiny/expected.safetensors", ""), labels: vec![2, 0, 1] }
     }
 
-    pub fn frozen(&self) -> Frozen {
+    pub fn frozen(&self) -> FrozenWeights {
         let weights: Weights = lazy("tiny/weights.safetensors", "vit/").into_iter().collect();
         let graph = vit::build(&self.config, &weights, Attention::Fused, Stages::Output).unwrap();
-        Frozen::new(weights_to_inputs(&graph, &|name| !name.starts_with("const.")).unwrap().1).unwrap()
+        FrozenWeights::new(weights_to_inputs(&graph, &|name| !name.starts_with("const.")).unwrap().1).unwrap()
     }
 
-    pub fn engine(&self, mode: Mode, statistics: Statistics, activations: Activations) -> Engine {
-        let options = Options { mode, statistics, activations, class_weights: None };
-        let graphs = Graphs::new(&self.config, &options, &|name| mode.trains(name)).unwrap();
-        Engine::new(runtime(), one_thread(), &graphs, self.frozen())
+    pub fn model(&self, mode: Mode, statistics: Statistics, activations: Activations) -> StagedModel {
+        let options = GraphOptions { mode, statistics, activations, class_weights: None };
+        let graphs = TrainingGraphs::new(&self.config, &options, &|name| mode.trains(name)).unwrap();
+        StagedModel::new(runtime(), one_thread(), &graphs, self.frozen())
     }
 
     pub fn batch(&self, mode: Mode) -> Batch {

@@ -1,5 +1,5 @@
 //! The folder that `ba-train prepare` writes, trained for three steps of two micro-batches: by stock ONNX Runtime from
-//! `training_model.onnx` and `optimizer_model.onnx`, by Microsoft's training runtime, and by this crate's engine. All must
+//! `training_model.onnx` and `optimizer_model.onnx`, by Microsoft's training runtime, and by this crate's model. All must
 //! give the same losses, gradients and parameters; and the onnx package must find the models sound.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
@@ -23,7 +23,9 @@ use brain_adapter::onnx::EXTERNAL_BYTES;
 use brain_adapter::runtime::SessionOptions;
 use brain_adapter::tensor::Tensor;
 use brain_adapter::train::artifacts::Artifacts;
-use brain_adapter::train::{Activations, Batch, Engine, Graphs, Moments, Optimizer, Options, Parameters, moments};
+use brain_adapter::train::{
+    Activations, Batch, GraphOptions, Moments, Optimizer, Parameters, StagedModel, TrainingGraphs, moments,
+};
 use commands::{ba_train, package, write_model};
 use ort_training::{read_npz, run, write_npz};
 use plain::with_plain_sessions;
@@ -159,14 +161,14 @@ fn dense(artifacts: &Artifacts) -> BTreeMap<String, Tensor> {
     float.map(|(n, t)| (n.clone(), Tensor::f32(t.shape(), t.to_f32().unwrap()).unwrap())).collect()
 }
 
-/// Three steps with the crate's engine and flat optimizer.
-fn with_the_engine(artifacts: &Artifacts, feeds: &BTreeMap<String, Tensor>) -> Trained {
+/// Three steps with the crate's model and flat optimizer.
+fn with_the_staged_model(artifacts: &Artifacts, feeds: &BTreeMap<String, Tensor>) -> Trained {
     let m = &artifacts.manifest;
-    let options =
-        Options { mode: m.mode, statistics: m.statistics, activations: Activations::Recompute, class_weights: None };
+    let (mode, statistics) = (m.mode, m.statistics);
+    let options = GraphOptions { mode, statistics, activations: Activations::Recompute, class_weights: None };
     let trained = |name: &str| m.mode.trains(name);
-    let graphs = Graphs::new(&m.config, &options, &trained).unwrap();
-    let mut engine = Engine::new(common::runtime(), ONE_THREAD, &graphs, artifacts.frozen().unwrap());
+    let graphs = TrainingGraphs::new(&m.config, &options, &trained).unwrap();
+    let mut model = StagedModel::new(common::runtime(), ONE_THREAD, &graphs, artifacts.frozen().unwrap());
     let mut parameters = dense(artifacts);
     let mut state: Moments = moments(&parameters, &trained);
     let adam = AdamW { weight_decay: 0.0, clip: None, ..AdamW::default() };
@@ -180,8 +182,8 @@ fn with_the_engine(artifacts: &Artifacts, feeds: &BTreeMap<String, Tensor>) -> T
     for step in 0..STEPS {
         let (mut sum, mut loss) = (Parameters::new(), 0.0);
         for j in 0..ACCUMULATE {
-            let found = engine.step(&parameters, &batch(step * ACCUMULATE + j), 1.0).unwrap();
-            loss += found.outcome.loss / ACCUMULATE as f32;
+            let found = model.forward_backward(&parameters, &batch(step * ACCUMULATE + j), 1.0).unwrap();
+            loss += found.heads.loss / ACCUMULATE as f32;
             for (name, gradient) in found.gradients {
                 let before = sum.remove(&name);
                 let both = match (before, &gradient) {
@@ -199,8 +201,8 @@ fn with_the_engine(artifacts: &Artifacts, feeds: &BTreeMap<String, Tensor>) -> T
         steps.push(sum);
     }
     let one = batch(0);
-    let vision = engine.features(&parameters, &one.volumes).unwrap();
-    let outcome = engine.outcome(&parameters, &vision, one.text.as_ref(), &one.labels).unwrap();
+    let vision = model.features(&parameters, &one.volumes).unwrap();
+    let outcome = model.evaluate_heads(&parameters, &vision, one.text.as_ref(), &one.labels).unwrap();
     Trained { losses, eval_loss: outcome.loss, first, parameters, steps }
 }
 
@@ -303,21 +305,21 @@ fn artifacts_train_alike_everywhere() {
         .ok();
         let artifacts = Artifacts::open(&folder).unwrap();
         let feeds = feeds(&artifacts);
-        let engine = with_the_engine(&artifacts, &feeds);
+        let model = with_the_staged_model(&artifacts, &feeds);
         let before = dense(&artifacts);
-        for (name, tensor) in &engine.parameters {
+        for (name, tensor) in &model.parameters {
             let moved = largest(tensor, &before[name])[0];
             assert_eq!(moved > 0.0, artifacts.manifest.mode.trains(name), "{what} {name}: {moved}");
         }
         let scratch = dir.path().join("scratch");
         fs::create_dir(&scratch).unwrap();
         commands::copy_files(&folder, &scratch);
-        if let Some(theirs) = with_microsofts_runtime(&scratch, &feeds, &engine) {
-            compare(&format!("{what}, Microsoft"), &theirs, &engine);
+        if let Some(theirs) = with_microsofts_runtime(&scratch, &feeds, &model) {
+            compare(&format!("{what}, Microsoft"), &theirs, &model);
         }
         if let Some(python) = &checker {
             let plain = with_plain_sessions(python, &scratch, &artifacts, &feeds);
-            compare(&format!("{what}, plain sessions"), &plain, &engine);
+            compare(&format!("{what}, plain sessions"), &plain, &model);
             sound(python, &folder, &what);
         }
     }

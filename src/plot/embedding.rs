@@ -1,30 +1,19 @@
-//! Pictures of training and evaluation, as SVG files that need nothing else.
-//!
-//! Each function gives the text of one file: dark ink on white, so that it reads the same on light and dark pages, in colours
-//! that the colour-blind can tell apart. What comes in as text (labels, titles) is escaped. Numbers that are not finite
-//! are left out.
-
-mod chart;
-mod evaluation;
-mod history;
+//! A scatter plot of an embedding.
 
 use plotters::prelude::*;
 
-pub use evaluation::{confusion, reliability};
-pub use history::{Epoch, history};
+use super::chart::{self, Canvas, DrawResult, colour, legend, padded_range};
 
-use chart::{Drawn, Picture, around, colour, legend};
-
-/// A scatter of `points` (on two axes without units, as t-SNE gives) in the colour of their class: `classes` holds an index
-/// into `labels` for each.
+/// A scatter plot of `points` in the plane (axes without units, as from t-SNE), each in the colour of its class:
+/// `classes` holds an index into `labels` for each point.
 pub fn embedding(points: &[[f64; 2]], classes: &[usize], labels: &[String], title: &str) -> String {
     chart::svg((720, 640), |area| scatter(&area, points, classes, labels, title))
 }
 
-fn scatter(area: &Picture<'_>, points: &[[f64; 2]], classes: &[usize], labels: &[String], title: &str) -> Drawn {
+fn scatter(area: &Canvas<'_>, points: &[[f64; 2]], classes: &[usize], labels: &[String], title: &str) -> DrawResult {
     let finite = || points.iter().zip(classes).filter(|(point, _)| point.iter().all(|v| v.is_finite()));
-    // One scale for both axes: distances mean something, directions do not.
-    let [x, y] = [0, 1].map(|axis| around(finite().map(|(point, _)| point[axis]), 0.06));
+    // One scale for both axes: distances have a meaning, directions do not.
+    let [x, y] = [0, 1].map(|axis| padded_range(finite().map(|(point, _)| point[axis]), 0.06));
     let half = ((x.end - x.start).max(y.end - y.start)) / 2.0;
     let square = |range: &std::ops::Range<f64>| {
         let middle = (range.start + range.end) / 2.0;

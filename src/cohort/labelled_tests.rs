@@ -1,4 +1,4 @@
-//! Tests of the training list: what is read, what is refused, how it is split.
+//! Tests of labelled lists: what is read, what is refused, how it is split.
 
 use super::*;
 
@@ -7,11 +7,11 @@ fn labels() -> Vec<String> {
 }
 
 /// Reads `text` as a list.
-fn list(text: impl AsRef<[u8]>) -> Result<Vec<Subject>> {
+fn list(text: impl AsRef<[u8]>) -> Result<Vec<Case>> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("cohort.csv");
     std::fs::write(&path, text).unwrap();
-    let mut subjects = read(&path, &labels())?;
+    let mut subjects = read_labelled(&path, &labels())?;
     for subject in &mut subjects {
         subject.scan = subject.scan.strip_prefix(dir.path()).unwrap().to_owned();
         subject.report = subject.report.take().map(|r| r.strip_prefix(dir.path()).unwrap().to_owned());
@@ -25,15 +25,15 @@ fn rows_are_read_whatever_the_order_of_columns() {
     let subjects = list(text).unwrap();
     assert_eq!(subjects.len(), 3);
     let [a, b, c] = subjects.as_slice() else { panic!() };
-    assert_eq!((a.row, a.label, a.split), (2, 1, Some(Split::Validation)));
+    assert_eq!((a.line, a.label, a.split), (2, 1, Some(Split::Validation)));
     assert_eq!((a.scan.to_str(), a.report.as_deref()), (Some("a.nii"), Some(Path::new("r.txt"))));
-    assert_eq!((b.row, b.label, b.split, b.report.as_deref()), (3, 0, None, None));
+    assert_eq!((b.line, b.label, b.split, b.report.as_deref()), (3, 0, None, None));
     assert_eq!((b.subject.as_str(), b.scan.to_str()), ("b,1.nii", Some("b,1.nii")));
-    assert_eq!((c.row, c.label, c.split), (5, 2, Some(Split::Test)));
+    assert_eq!((c.line, c.label, c.split), (5, 2, Some(Split::Test)));
 }
 
 #[test]
-fn subjects_are_told_by_column_or_path() {
+fn the_subject_comes_from_the_column_or_the_path() {
     let of = |text: &str| list(text).unwrap().into_iter().map(|s| s.subject).collect::<Vec<_>>();
     assert_eq!(of("subject,scan,label\nsub-7,a.nii,CN\n7,b.nii,CN\n,sub-9/anat/sub-9_T1w.nii,CN\n"), ["7", "7", "9"]);
     assert_eq!(of("participant_id,scan,label\nsub-7,x/sub-8_T1w.nii,CN\n"), ["7"]);
@@ -49,7 +49,7 @@ fn what_cannot_be_a_list_is_refused_in_one_line() {
     let cases: Vec<(&[u8], &str)> = vec![
         (b"", "no column `scan`"),
         (b"scan,report\na.nii,r.txt\n", "no column `label`; it has scan, report"),
-        (b"scan;label\na.nii;CN\n", "parted by commas"),
+        (b"scan;label\na.nii;CN\n", "separated by commas"),
         (b"scan,label,scan\na,CN,b\n", "2 columns `scan`"),
         (b"scan,label\n", "no rows"),
         (b"scan,label\na.nii,CN\n,AD\n", "line 3: names no scan"),
@@ -71,8 +71,8 @@ fn what_cannot_be_a_list_is_refused_in_one_line() {
         assert!(text.lines().count() == 1 && text.len() < 500, "{what:?}: {text}");
     }
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(read(dir.path(), &labels()).unwrap_err().code(), Code::LIST_INVALID);
-    assert_eq!(read(&dir.path().join("none.csv"), &labels()).unwrap_err().code(), Code::LIST_INVALID);
+    assert_eq!(read_labelled(dir.path(), &labels()).unwrap_err().code(), Code::LIST_INVALID);
+    assert_eq!(read_labelled(&dir.path().join("none.csv"), &labels()).unwrap_err().code(), Code::LIST_INVALID);
 }
 
 #[test]
@@ -106,9 +106,9 @@ fn a_link_to_a_scan_is_that_scan() {
     std::os::unix::fs::symlink("a.nii", dir.path().join("b.nii")).unwrap();
     let path = dir.path().join("cohort.csv");
     std::fs::write(&path, "scan,label,split\na.nii,CN,train\nb.nii,CN,test\n").unwrap();
-    assert!(read(&path, &labels()).unwrap_err().message().contains("in two splits"));
+    assert!(read_labelled(&path, &labels()).unwrap_err().message().contains("in two splits"));
     std::fs::write(&path, "scan,label,split\nb.nii,CN,\na.nii,CN,train\n").unwrap();
-    let subjects = read(&path, &labels()).unwrap();
+    let subjects = read_labelled(&path, &labels()).unwrap();
     assert!(subjects.iter().all(|s| s.subject == "a.nii" && s.split == Some(Split::Train)));
 }
 
@@ -119,9 +119,9 @@ fn a_row_without_a_split_goes_with_its_subject() {
 }
 
 /// `n` subjects of `visits` scans each, the class by `label(i)`.
-fn cohort(n: usize, visits: usize, label: impl Fn(usize) -> usize) -> Vec<Subject> {
-    let row = |i: usize, v: usize| Subject {
-        row: i,
+fn cohort(n: usize, visits: usize, label: impl Fn(usize) -> usize) -> Vec<Case> {
+    let row = |i: usize, v: usize| Case {
+        line: i,
         subject: format!("s{i}"),
         scan: format!("s{i}_{v}.nii").into(),
         report: None,
@@ -131,7 +131,7 @@ fn cohort(n: usize, visits: usize, label: impl Fn(usize) -> usize) -> Vec<Subjec
     (0..n).flat_map(|i| (0..visits).map(move |v| (i, v))).map(|(i, v)| row(i, v)).collect()
 }
 
-fn count(subjects: &[Subject], label: usize) -> [usize; 3] {
+fn count(subjects: &[Case], label: usize) -> [usize; 3] {
     Split::ALL.map(|split| subjects.iter().filter(|s| s.label == label && s.split == Some(split)).count())
 }
 
@@ -139,13 +139,13 @@ fn count(subjects: &[Subject], label: usize) -> [usize; 3] {
 fn splits_are_stratified() {
     // 50, 30 and 20 of a class
     let mut subjects = cohort(100, 1, |i| if i % 10 < 5 { 0 } else { 1 + usize::from(i % 10 > 7) });
-    split(&mut subjects, [0.6, 0.2, 0.2], 1).unwrap();
+    assign_splits(&mut subjects, [0.6, 0.2, 0.2], 1).unwrap();
     assert_eq!([0, 1, 2].map(|l| count(&subjects, l)), [[30, 10, 10], [18, 6, 6], [12, 4, 4]]);
     let mut few = cohort(5, 1, |i| usize::from(i >= 3));
-    split(&mut few, [0.9, 0.1, 0.0], 1).unwrap();
+    assign_splits(&mut few, [0.9, 0.1, 0.0], 1).unwrap();
     assert_eq!([0, 1].map(|l| count(&few, l)), [[2, 1, 0], [1, 1, 0]]);
     let mut one = cohort(1, 1, |_| 2);
-    split(&mut one, [0.8, 0.2, 0.0], 1).unwrap();
+    assign_splits(&mut one, [0.8, 0.2, 0.0], 1).unwrap();
     assert_eq!(count(&one, 2), [1, 0, 0]);
 }
 
@@ -166,8 +166,8 @@ fn counts_add_up_for_all_sizes() {
 
 #[test]
 fn splits_follow_seed_and_content_alone() {
-    let by_scan = |mut subjects: Vec<Subject>, seed| {
-        split(&mut subjects, [0.7, 0.3, 0.0], seed).unwrap();
+    let by_scan = |mut subjects: Vec<Case>, seed| {
+        assign_splits(&mut subjects, [0.7, 0.3, 0.0], seed).unwrap();
         subjects.into_iter().map(|s| (s.scan, s.split)).collect::<BTreeMap<_, _>>()
     };
     let subjects = cohort(40, 3, |i| i % 3);
@@ -183,12 +183,12 @@ fn splits_follow_seed_and_content_alone() {
 }
 
 #[test]
-fn what_is_decided_stays() {
+fn assigned_splits_stay() {
     let mut subjects = cohort(30, 2, |i| i % 3);
     subjects[0].split = Some(Split::Test);
     subjects[58].split = Some(Split::Train);
     let before = subjects.clone();
-    split(&mut subjects, [0.5, 0.5, 0.0], 3).unwrap();
+    assign_splits(&mut subjects, [0.5, 0.5, 0.0], 3).unwrap();
     assert_eq!([0, 1, 58, 59].map(|i| subjects[i].split.unwrap().name()), ["test", "test", "train", "train"]);
     assert!(subjects.iter().filter(|s| s.split == Some(Split::Test)).all(|s| s.subject == before[0].subject));
 }
@@ -197,7 +197,7 @@ fn what_is_decided_stays() {
 fn a_subject_that_changes_class_stays_whole() {
     let mut subjects = cohort(20, 2, |_| 0);
     (0..40).step_by(2).for_each(|i| subjects[i].label = 1);
-    split(&mut subjects, [0.5, 0.5, 0.0], 3).unwrap();
+    assign_splits(&mut subjects, [0.5, 0.5, 0.0], 3).unwrap();
     assert!(subjects.chunks(2).all(|pair| pair[0].split == pair[1].split));
     assert_eq!(count(&subjects, 1), [10, 10, 0]);
 }
@@ -205,7 +205,7 @@ fn a_subject_that_changes_class_stays_whole() {
 #[test]
 fn impossible_fractions_are_refused() {
     for fractions in [[0.5, 0.5, 0.5], [-0.5, 1.0, 0.5], [f64::NAN, 0.5, 0.5], [0.0, 0.0, 0.0], [2.0, -1.0, 0.0]] {
-        let e = split(&mut cohort(3, 1, |_| 0), fractions, 0).unwrap_err();
+        let e = assign_splits(&mut cohort(3, 1, |_| 0), fractions, 0).unwrap_err();
         assert_eq!(e.code(), Code::CONFIG_VALUE, "{fractions:?}");
     }
 }

@@ -1,20 +1,20 @@
-//! Reads scans beside the model's work.
+//! Reads scans, on another thread where wanted.
 //!
-//! A [`ScanReader`] needs nothing of the runtime and may be used on another thread. [`ahead`] reads the next scan while
-//! the last one is computed: at most two are in memory.
+//! A [`ScanReader`] needs nothing of the runtime. [`read_ahead`] reads the next scan while the last one is computed: at most two
+//! are in memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Instant, SystemTime};
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::execute::cache::features::{Features, Store};
 use crate::execute::milliseconds;
 use crate::volume::{self, Conformed, ReadOptions, Volume};
 
-/// A scan as it was read.
+/// A scan on the model's grid, or its features from the cache.
 pub struct Scan {
-    /// Its file.
+    /// The scan's file.
     pub path: PathBuf,
     /// Milliseconds that reading took.
     pub milliseconds: f64,
@@ -27,9 +27,9 @@ pub struct Scan {
 pub(super) enum Content {
     /// Its voxels on the model's grid, in its own intensities.
     Voxels(Box<Conformed>),
-    /// The same as the model takes them.
+    /// The same, normalized for the model.
     Volume(Box<Volume>),
-    /// What the model made of it before.
+    /// Its features from the cache.
     Features(Features),
 }
 
@@ -48,16 +48,16 @@ impl Scan {
 pub struct ScanReader {
     pub(super) options: ReadOptions,
     pub(super) store: Option<Store>,
-    /// Whether a scan is read also when its features are known, and its own intensities are kept.
-    pub(super) voxels: bool,
+    /// Whether a scan is read even when its features are in the cache, and its own intensities are kept.
+    pub(super) keep_voxels: bool,
     /// Percentiles that intensities are clipped to.
     pub(super) clip: Option<[f64; 2]>,
 }
 
 impl ScanReader {
-    /// Whether the scan's features are in the cache, so that it will not be read. What is wrong with it, reading says.
-    pub fn knows(&self, path: &Path) -> bool {
-        let Some(store) = self.store.as_ref().filter(|_| !self.voxels) else { return false };
+    /// Whether the scan's features are in the cache, so that it will not be read. False when the scan cannot be found.
+    pub fn is_cached(&self, path: &Path) -> bool {
+        let Some(store) = self.store.as_ref().filter(|_| !self.keep_voxels) else { return false };
         let key = volume::files(path).and_then(|files| store.scan_key(&files, self.options.volume));
         key.is_ok_and(|key| store.get(&key).is_some())
     }
@@ -76,104 +76,105 @@ impl ScanReader {
             return Ok(scan(self.content(path)?, None));
         };
         let files = volume::files(path)?;
-        let before = changed(&files);
+        let before = state(&files);
         let key = store.scan_key(&files, self.options.volume)?;
-        if let Some(features) = store.get(&key).filter(|_| !self.voxels) {
+        if let Some(features) = store.get(&key).filter(|_| !self.keep_voxels) {
             return Ok(scan(Content::Features(features), None));
         }
         let content = self.content(path)?;
         // Had the file changed between hashing and reading, its features would be stored as another's.
-        let same = changed(&files) == before && before.is_some();
+        let same = state(&files) == before && before.is_some();
         Ok(scan(content, same.then_some(key)))
     }
 
     fn content(&self, path: &Path) -> Result<Content> {
         let conformed = volume::read(path, &self.options)?;
-        if self.voxels {
+        if self.keep_voxels {
             return Ok(Content::Voxels(Box::new(conformed)));
         }
         Ok(Content::Volume(Box::new(conformed.normalize(self.clip).map_err(|e| e.at(path))?)))
     }
 }
 
-/// Lengths and times of files.
-fn changed(files: &[PathBuf]) -> Option<Vec<(u64, SystemTime)>> {
-    let look = |path: &PathBuf| {
+/// Lengths and modification times of files.
+fn state(files: &[PathBuf]) -> Option<Vec<(u64, SystemTime)>> {
+    let entry = |path: &PathBuf| {
         let meta = std::fs::metadata(path).ok()?;
         Some((meta.len(), meta.modified().ok()?))
     };
-    files.iter().map(look).collect()
+    files.iter().map(entry).collect()
 }
 
 /// Reads the scans at `paths` one after the other on another thread and hands each to `each` on this one. Reading stays one
-/// scan ahead. With `beside` false each is read when it is its turn, on this thread.
+/// scan ahead. Without `in_background` each is read when it is its turn, on this thread.
 ///
 /// # Errors
 /// The first of `each`; what reading fails with is handed to it.
-pub fn ahead<'p>(
+pub fn read_ahead<'p>(
     reader: &ScanReader,
     paths: impl Iterator<Item = &'p Path> + Send,
-    beside: bool,
-    each: &mut dyn FnMut(Reading<'_>) -> Result<()>,
+    in_background: bool,
+    each: &mut dyn FnMut(PendingScan<'_>) -> Result<()>,
 ) -> Result<()> {
-    if !beside {
+    if !in_background {
         let mut paths = paths;
-        return paths.try_for_each(|path| each(Reading { source: Some(Source::Here(reader, path)) }));
+        return paths.try_for_each(|path| each(PendingScan { source: Some(Source::Here(reader, path)) }));
     }
     std::thread::scope(|scope| {
-        // Nothing is queued: a scan that was read waits in the thread's hands until it is taken.
-        let (give, take) = mpsc::sync_channel(0);
+        // Nothing is queued: a scan that was read stays with the thread until it is received.
+        let (sender, receiver) = mpsc::sync_channel(0);
         let (begin, begun) = mpsc::channel::<()>();
         let thread = scope.spawn(move || {
             for path in paths {
-                if begin.send(()).is_err() || give.send(reader.read(path)).is_err() {
+                if begin.send(()).is_err() || sender.send(reader.read(path)).is_err() {
                     break;
                 }
             }
         });
         // One message a path, before it is read: so that `each` can do other work while the scan is read.
-        let outcome = begun.iter().try_for_each(|()| each(Reading { source: Some(Source::Elsewhere(&take)) }));
-        drop((take, begun));
+        let outcome = begun.iter().try_for_each(|()| each(PendingScan { source: Some(Source::Thread(&receiver)) }));
+        drop((receiver, begun));
         match thread.join() {
-            Err(_) if outcome.is_ok() => Err(Error::new(Code::IO, STOPPED)),
+            Err(_) if outcome.is_ok() => Err(gone()),
             _ => outcome,
         }
     })
 }
 
-/// Said when the reading thread is gone.
-const STOPPED: &str = "reading scans stopped unexpectedly";
+/// The reading thread ended without a scan.
+fn gone() -> Error {
+    Error::internal("the thread that reads scans panicked")
+}
 
 /// A scan that is being read.
-pub struct Reading<'a> {
+pub struct PendingScan<'a> {
     source: Option<Source<'a>>,
 }
 
 enum Source<'a> {
     Here(&'a ScanReader, &'a Path),
-    Elsewhere(&'a mpsc::Receiver<Result<Scan>>),
+    Thread(&'a mpsc::Receiver<Result<Scan>>),
 }
 
-impl Reading<'_> {
+impl PendingScan<'_> {
     /// Waits for the scan.
     ///
     /// # Errors
     /// Those of [`ScanReader::read`].
     pub fn finish(mut self) -> Result<Scan> {
-        let gone = || Error::new(Code::IO, STOPPED);
         match self.source.take() {
             Some(Source::Here(reader, path)) => reader.read(path),
-            Some(Source::Elsewhere(take)) => take.recv().unwrap_or_else(|_| Err(gone())),
+            Some(Source::Thread(receiver)) => receiver.recv().unwrap_or_else(|_| Err(gone())),
             None => Err(gone()),
         }
     }
 }
 
-impl Drop for Reading<'_> {
-    /// A scan that nobody wants any more is taken all the same: the thread would wait with it for ever.
+impl Drop for PendingScan<'_> {
+    /// Receives a scan that is no longer wanted: the thread would wait with it for ever.
     fn drop(&mut self) {
-        if let Some(Source::Elsewhere(take)) = self.source.take() {
-            let _ = take.recv();
+        if let Some(Source::Thread(receiver)) = self.source.take() {
+            let _ = receiver.recv();
         }
     }
 }

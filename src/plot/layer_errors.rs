@@ -1,7 +1,8 @@
-//! The error of each layer as a picture: where a person would rather look than read a table of 225 rows.
+//! The relative error of each layer of a reduced bundle: a table of 225 rows at a glance.
 
 use std::fmt::Write;
 
+use super::{Colour, palette};
 use crate::bundle::{LayerRecord, Quantization};
 use crate::passes::quantize::Scheme;
 
@@ -11,17 +12,21 @@ const RIGHT: f64 = 24.0;
 const TOP: f64 = 64.0;
 const BOTTOM: f64 = 56.0;
 
-/// Colours that the colour-blind can tell apart (Okabe and Ito 2008), with a name each.
-const COLOURS: [(&str, &str); 6] = [
-    ("int8", "#0072b2"),
-    ("int8 blocks", "#009e73"),
-    ("int4 blocks", "#cc79a7"),
-    ("fp16", "#e69f00"),
-    ("fp32", "#000000"),
-    ("int8 static", "#56b4e9"),
+/// The colour of the limit.
+const LIMIT: Colour = palette::VERMILION;
+
+/// The kinds of schemes with their colours, in the order of the legend.
+const KINDS: [(&str, Colour); 6] = [
+    ("int8", palette::BLUE),
+    ("int8 blocks", palette::GREEN),
+    ("int4 blocks", palette::PURPLE),
+    ("fp16", palette::ORANGE),
+    ("fp32", palette::BLACK),
+    ("int8 static", palette::SKY),
 ];
 
-fn colour(scheme: Scheme) -> usize {
+/// Index of a scheme in [`KINDS`].
+fn kind(scheme: Scheme) -> usize {
     match scheme {
         Scheme::Int8 { .. } => 0,
         Scheme::Blocks { bits: 8, .. } => 1,
@@ -32,8 +37,9 @@ fn colour(scheme: Scheme) -> usize {
     }
 }
 
-/// An SVG of the layers' errors on a logarithmic axis, with the limit; `None` when none was measured.
-pub(super) fn errors(record: &Quantization) -> Option<String> {
+/// An SVG of the layers' relative errors on a logarithmic axis, with the limit of `--max-error`; `None` when no layer's
+/// error was measured. A ring shows the error before a layer was smoothed or given a more exact scheme.
+pub fn layer_errors(record: &Quantization) -> Option<String> {
     let layers: Vec<&LayerRecord> = record.layers.iter().filter(|l| l.error.is_some()).collect();
     let errors = layers.iter().flat_map(|l| [l.error, l.first.as_ref().and_then(|f| f.error)]).flatten();
     let (low, high) = errors
@@ -100,11 +106,11 @@ fn grid(svg: &mut String, axis: &Axis, width: f64, limit: f64) {
     let y = axis.y(limit);
     let _ = writeln!(
         svg,
-        r##"<line x1="{LEFT}" y1="{y:.1}" x2="{width:.0}" y2="{y:.1}" stroke="#d55e00" stroke-dasharray="5 3"/>"##
+        r##"<line x1="{LEFT}" y1="{y:.1}" x2="{width:.0}" y2="{y:.1}" stroke="{LIMIT}" stroke-dasharray="5 3"/>"##
     );
     let _ = writeln!(
         svg,
-        r##"<text x="{:.0}" y="{:.1}" text-anchor="end" fill="#d55e00">limit {limit}</text>"##,
+        r##"<text x="{:.0}" y="{:.1}" text-anchor="end" fill="{LIMIT}">limit {limit}</text>"##,
         width - 4.0,
         y - 4.0
     );
@@ -112,8 +118,8 @@ fn grid(svg: &mut String, axis: &Axis, width: f64, limit: f64) {
 
 fn legend(svg: &mut String, layers: &[&LayerRecord]) {
     let mut x = LEFT;
-    for (i, (name, fill)) in COLOURS.iter().enumerate() {
-        if !layers.iter().any(|l| colour(l.scheme) == i) {
+    for (i, (name, fill)) in KINDS.iter().enumerate() {
+        if !layers.iter().any(|l| kind(l.scheme) == i) {
             continue;
         }
         let _ = writeln!(svg, r#"<circle cx="{:.0}" cy="38" r="4" fill="{fill}"/>"#, x + 4.0);
@@ -126,10 +132,10 @@ fn legend(svg: &mut String, layers: &[&LayerRecord]) {
     }
 }
 
-/// One layer: a dot, and a ring where it was before it was treated. Hovering names it.
+/// One layer: a dot, and a ring at its error under the first scheme. Hovering names it.
 fn point(svg: &mut String, axis: &Axis, x: f64, layer: &LayerRecord) {
     let error = layer.error.unwrap_or(0.0);
-    let (y, fill) = (axis.y(error), COLOURS[colour(layer.scheme)].1);
+    let (y, fill) = (axis.y(error), KINDS[kind(layer.scheme)].1);
     if let Some(before) = layer.first.as_ref().and_then(|f| f.error) {
         let high = axis.y(before);
         let _ = writeln!(svg, r##"<line x1="{x:.1}" y1="{high:.1}" x2="{x:.1}" y2="{y:.1}" stroke="#bbb"/>"##);
@@ -144,7 +150,7 @@ fn short(error: f64) -> String {
     format!("{error:.1e}")
 }
 
-/// Text as XML holds it.
+/// `text` escaped for XML.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

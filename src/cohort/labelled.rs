@@ -1,15 +1,15 @@
-//! The cohort list of training: labelled scans and reports, and which of them may be learned from.
+//! Labelled lists for training and evaluation: scans, reports, labels, and which split each row belongs to.
 //!
-//! CSV with a header: `scan` and `label`; optionally `report` (empty: the scan alone), `split` (`train`, `validation` or
-//! `val`, `test`; empty: not decided) and `subject` or `participant_id`. Other columns are passed over, the order is free.
-//! Paths are relative to the list.
+//! CSV with a header: `scan` and `label`; optionally `report` (empty: the scan alone), `split` (`train`, `validation`
+//! or `val`, `test`; empty: unassigned) and `subject` or `participant_id`. Other columns are ignored, the order is
+//! free. Paths are relative to the list.
 //!
-//! **One person, one split.** Two scans of a person resemble each other more than two people of a class do. A model that
-//! meets in validation or test whom it was trained on seems better than it is, and that harms the patients it is
-//! later used on. So rows of one subject never part: a list that puts a subject, or a scan, into two splits is refused; a
-//! row without a split takes the one that its subject has; and [`split`] moves whole subjects. Who a row is about is told
-//! by the column, else by a BIDS entity `sub-…` in the scan's path, else by the scan alone: two files of one
-//! person without either are taken for two people, which only the list's author can know better.
+//! **One person, one split.** Two scans of a person resemble each other more than two people of a class do. A model
+//! that meets in validation or test a person it was trained on seems better than it is, and that harms the patients it
+//! is later used on. So rows of one subject never part: a list that puts a subject, or a scan, into two splits is
+//! refused; a row without a split gets the split of its subject; and [`assign_splits`] moves whole subjects. The
+//! subject of a row is the cell of its column, else the BIDS entity `sub-…` in the scan's path, else the scan itself:
+//! two files of one person without either count as two people, which only the list's author can know better.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -17,22 +17,29 @@ use std::path::{Component, Path, PathBuf};
 use csv::StringRecord;
 use sha2::{Digest, Sha256};
 
-use crate::cohort::read_rows;
+use super::csv::read_rows;
 use crate::error::{Code, Error, Result};
 
 /// What a subject is used for.
+///
+/// ```
+/// use brain_adapter::cohort::Split;
+///
+/// assert_eq!(Split::from_name("val"), Some(Split::Validation));
+/// assert_eq!(Split::Test.name(), "test");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Split {
-    /// Its gradients move the weights.
+    /// Its gradients update the parameters.
     Train,
-    /// Chooses among checkpoints and settings.
+    /// Selects the best epoch, fits temperatures.
     Validation,
-    /// Looked at once, at the end.
+    /// Evaluated once, at the end.
     Test,
 }
 
 impl Split {
-    /// All, in the order of [`split`]'s fractions.
+    /// All splits, in the order of the fractions of [`assign_splits`].
     pub const ALL: [Self; 3] = [Self::Train, Self::Validation, Self::Test];
 
     /// `train`, `validation` or `test`.
@@ -47,12 +54,13 @@ impl Split {
     }
 }
 
-/// A row of the list.
+/// A row of a labelled list: one scan, perhaps with its report.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subject {
+pub struct Case {
     /// Line in the list; the header is on line 1.
-    pub row: usize,
-    /// Who it is about: rows of one value are one person. Without `sub-`; the scan as it is listed where nobody is named.
+    pub line: usize,
+    /// The person: all rows with one value are one person. Without `sub-`; the scan as it is listed where the list
+    /// names no person.
     pub subject: String,
     /// The scan's path.
     pub scan: PathBuf,
@@ -60,19 +68,35 @@ pub struct Subject {
     pub report: Option<PathBuf>,
     /// Index into the model's labels.
     pub label: usize,
-    /// What the list uses it for; none: not decided.
+    /// The split; none: the list assigns none.
     pub split: Option<Split>,
 }
 
-/// Reads a training list. `labels` are the model's. Files are not opened: a missing scan is found when it is read.
+/// Reads a labelled list; `labels` are the model's, in its order. Scans and reports are not opened: a missing file is
+/// an error only when it is read.
+///
+/// ```
+/// use brain_adapter::cohort::{assign_splits, read_labelled};
+///
+/// let folder = tempfile::tempdir()?;
+/// let list = folder.path().join("cohort.csv");
+/// std::fs::write(&list, "scan,label\nsub-01_T1w.nii.gz,CN\nsub-02_T1w.nii.gz,AD\n")?;
+/// let labels = ["CN", "MCI", "AD"].map(String::from);
+/// let mut cases = read_labelled(&list, &labels)?;
+/// assert_eq!((cases[1].subject.as_str(), cases[1].label), ("02", 2));
+///
+/// assign_splits(&mut cases, [0.8, 0.2, 0.0], 0)?;
+/// assert!(cases.iter().all(|case| case.split.is_some()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
-/// `list.invalid`, naming the line: no such column, a cell that is missing or unknown, a subject or a scan in two splits,
-/// a scan with two labels or of two subjects.
-pub fn read(path: &Path, labels: &[String]) -> Result<Vec<Subject>> {
+/// `list.invalid`, naming the line: no such column, a cell that is missing or unknown, a subject or a scan in two
+/// splits, a scan with two labels or of two subjects.
+pub fn read_labelled(path: &Path, labels: &[String]) -> Result<Vec<Case>> {
     let invalid = |message: String| Error::new(Code::LIST_INVALID, message).at(path);
     let folder = path.parent().unwrap_or(Path::new(""));
-    let rows = read_rows(path, Columns::find, |columns, record| columns.row(record, folder, labels))?;
+    let rows = read_rows(path, Header::find, |header, record| header.row(record, folder, labels))?;
     let numbered = |(line, row)| Row { line: usize::try_from(line).unwrap_or(usize::MAX), ..row };
     let mut rows: Vec<Row> = rows.into_iter().map(numbered).collect();
     if rows.is_empty() {
@@ -80,20 +104,20 @@ pub fn read(path: &Path, labels: &[String]) -> Result<Vec<Subject>> {
     }
     name_subjects(&mut rows).map_err(invalid)?;
     one_split_each(&mut rows).map_err(invalid)?;
-    Ok(rows.into_iter().map(Row::subject).collect())
+    Ok(rows.into_iter().map(Row::case).collect())
 }
 
-/// Decides on the subjects that have no split yet: `fractions` of them, class by class, go to training, validation and
-/// test. All rows of a subject go together.
+/// Assigns a split to the subjects that have none: `fractions` of them, class by class, go to training, validation and
+/// test (a stratified split). All rows of a subject go together.
 ///
-/// Each class is put in the order of the SHA-256 of seed and subject, and cut by the fractions (largest remainder; where
-/// there are enough subjects, no split that has a fraction stays empty). So the result depends on seed, names and
+/// Each class is sorted by the SHA-256 of seed and subject, then divided by the fractions (largest remainder; where
+/// there are enough subjects, no split with a positive fraction stays empty). So the result depends on seed, names and
 /// labels: not on the order of rows, the folder, or the machine. A subject whose rows differ in label counts for the
 /// last of them in the model's order.
 ///
 /// # Errors
 /// `config.value` for fractions that are negative, not finite or do not add up to 1.
-pub fn split(subjects: &mut [Subject], fractions: [f64; 3], seed: u64) -> Result<()> {
+pub fn assign_splits(cases: &mut [Case], fractions: [f64; 3], seed: u64) -> Result<()> {
     let sum: f64 = fractions.iter().sum();
     if !fractions.iter().all(|f| (0.0..=1.0).contains(f)) || (sum - 1.0).abs() > 1e-6 {
         let message =
@@ -101,7 +125,7 @@ pub fn split(subjects: &mut [Subject], fractions: [f64; 3], seed: u64) -> Result
         return Err(Error::new(Code::CONFIG_VALUE, message));
     }
     let mut persons: BTreeMap<&str, (usize, Option<Split>)> = BTreeMap::new();
-    for row in &*subjects {
+    for row in &*cases {
         let person = persons.entry(&row.subject).or_insert((row.label, row.split));
         *person = (person.0.max(row.label), person.1.or(row.split));
     }
@@ -110,31 +134,31 @@ pub fn split(subjects: &mut [Subject], fractions: [f64; 3], seed: u64) -> Result
         let hash = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name.as_bytes()).finalize();
         classes.entry(*label).or_default().push((hash.to_vec(), name));
     }
-    let mut decided = BTreeMap::new();
+    let mut assigned = BTreeMap::new();
     for persons in classes.values_mut() {
         persons.sort_unstable();
         let counts = apportion(persons.len(), fractions);
         let splits = Split::ALL.into_iter().zip(counts).flat_map(|(split, count)| std::iter::repeat_n(split, count));
-        decided.extend(persons.iter().map(|(_, name)| (*name).to_owned()).zip(splits));
+        assigned.extend(persons.iter().map(|(_, name)| (*name).to_owned()).zip(splits));
     }
     let known: BTreeMap<_, _> = persons.into_iter().filter_map(|(name, (_, s))| Some((name.to_owned(), s?))).collect();
-    decided.extend(known);
-    for row in subjects {
-        row.split = row.split.or_else(|| decided.get(&row.subject).copied());
+    assigned.extend(known);
+    for row in cases {
+        row.split = row.split.or_else(|| assigned.get(&row.subject).copied());
     }
     Ok(())
 }
 
-/// `total` in three whole numbers by `fractions` (largest remainder); where `total` allows it, none of a positive fraction
-/// is 0.
+/// `total` in three whole numbers by `fractions` (largest remainder); where `total` allows it, none of a positive
+/// fraction is 0.
 fn apportion(total: usize, fractions: [f64; 3]) -> [usize; 3] {
     let exact = fractions.map(|f| f * total as f64);
     // 0.2 of 5 is a hair above or below 1: neither may decide.
     let mut counts = exact.map(|x| (x + 1e-9).floor() as usize);
     let mut order = [0, 1, 2];
     order.sort_by(|a, b| (exact[*b] - counts[*b] as f64).total_cmp(&(exact[*a] - counts[*a] as f64)));
-    let left = total.saturating_sub(counts.iter().sum());
-    order.into_iter().filter(|i| fractions[*i] > 0.0).cycle().take(left).for_each(|i| counts[i] += 1);
+    let remaining = total.saturating_sub(counts.iter().sum());
+    order.into_iter().filter(|i| fractions[*i] > 0.0).cycle().take(remaining).for_each(|i| counts[i] += 1);
     if total >= fractions.iter().filter(|f| **f > 0.0).count() {
         while let Some(empty) = (0..3).find(|i| fractions[*i] > 0.0 && counts[*i] == 0) {
             let fullest =
@@ -146,8 +170,8 @@ fn apportion(total: usize, fractions: [f64; 3]) -> [usize; 3] {
     counts
 }
 
-/// Where the list keeps what.
-struct Columns {
+/// The columns of the list: each field is a column's index.
+struct Header {
     scan: usize,
     label: usize,
     report: Option<usize>,
@@ -155,7 +179,7 @@ struct Columns {
     subject: Option<usize>,
 }
 
-/// A row before its subject is known for certain.
+/// A row whose subject is not final yet.
 struct Row {
     line: usize,
     named: Option<String>,
@@ -167,7 +191,7 @@ struct Row {
     split: Option<Split>,
 }
 
-impl Columns {
+impl Header {
     fn find(header: &StringRecord) -> Result<Self, String> {
         let names: Vec<&str> = header.iter().map(|h| h.trim_start_matches('\u{feff}')).collect();
         let column = |name: &str| match names.iter().filter(|n| **n == name).count() {
@@ -178,7 +202,7 @@ impl Columns {
         let needed = |name: &str| {
             let shown = brief(&names.join(", "));
             let hint =
-                if names.len() == 1 && shown.contains([';', '\t']) { " (columns are parted by commas)" } else { "" };
+                if names.len() == 1 && shown.contains([';', '\t']) { " (columns are separated by commas)" } else { "" };
             column(name)?.ok_or_else(|| format!("the header has no column `{name}`; it has {shown}{hint}"))
         };
         let subject = column("subject")?.or(column("participant_id")?);
@@ -217,9 +241,9 @@ impl Columns {
 }
 
 impl Row {
-    fn subject(self) -> Subject {
+    fn case(self) -> Case {
         let Self { line, named, listed, scan, report, label, split } = self;
-        Subject { row: line, subject: named.unwrap_or(listed), scan, report, label, split }
+        Case { line, subject: named.unwrap_or(listed), scan, report, label, split }
     }
 }
 
@@ -235,7 +259,7 @@ fn bids_subject(scan: &str) -> Option<&str> {
     })
 }
 
-/// Rows of one scan get one subject, and must agree on who it is and on the label.
+/// Gives rows of one scan one subject; they must agree on the subject, the label and the split.
 fn name_subjects(rows: &mut [Row]) -> Result<(), String> {
     let mut scans: BTreeMap<PathBuf, Vec<usize>> = BTreeMap::new();
     for (i, row) in rows.iter().enumerate() {
@@ -266,7 +290,7 @@ fn name_subjects(rows: &mut [Row]) -> Result<(), String> {
     Ok(())
 }
 
-/// Rows of one subject get its split; two are refused.
+/// Gives rows of one subject its split; two splits are refused.
 fn one_split_each(rows: &mut [Row]) -> Result<(), String> {
     let who = |row: &Row| row.named.clone().unwrap_or_else(|| row.listed.clone());
     let mut known: BTreeMap<String, (Split, usize)> = BTreeMap::new();
@@ -283,12 +307,12 @@ fn one_split_each(rows: &mut [Row]) -> Result<(), String> {
     Ok(())
 }
 
-/// A cell for a message: its beginning.
+/// The beginning of a cell, for a message.
 fn brief(text: &str) -> String {
     let start: String = text.chars().take(60).collect();
     if start.len() < text.len() { format!("{start}…") } else { start }
 }
 
 #[cfg(test)]
-#[path = "cohort_tests.rs"]
+#[path = "labelled_tests.rs"]
 mod tests;

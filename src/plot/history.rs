@@ -4,23 +4,23 @@ use std::ops::Range;
 
 use plotters::prelude::*;
 
-use super::chart::{self, Chart, Drawn, Picture, around, colour, legend};
+use super::chart::{self, Canvas, Chart, DrawResult, colour, legend, padded_range};
 
-/// What an epoch gave.
+/// The metrics of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Epoch {
-    /// Which it was, from 1.
+    /// Number of the epoch, from 1.
     pub epoch: u32,
-    /// Mean loss of training.
+    /// Mean training loss, in nats.
     pub train_loss: f64,
-    /// Loss on the validation split, where there is one.
+    /// Mean loss on the validation split in nats, if there is one.
     pub validation_loss: Option<f64>,
-    /// Macro-F1 on the validation split, 0 to 1, where there is one.
+    /// Macro-F1 on the validation split, 0 to 1, if there is one.
     pub macro_f1: Option<f64>,
 }
 
-/// Loss (training and validation) and, where it was measured, macro-F1 over the epochs. The epoch with the best macro-F1 is
-/// marked.
+/// Loss (training and validation) and, where it was measured, macro-F1 over the epochs. The epoch with the best
+/// macro-F1 is marked.
 pub fn history(epochs: &[Epoch], title: &str) -> String {
     chart::svg((720, 640), |area| {
         if epochs.iter().any(|e| e.macro_f1.is_some_and(f64::is_finite)) {
@@ -33,17 +33,17 @@ pub fn history(epochs: &[Epoch], title: &str) -> String {
     })
 }
 
-/// The axis of epochs: whole numbers, with room for a single one.
+/// The range of the epoch axis, with half an epoch on each side.
 fn range(epochs: &[Epoch]) -> Range<f64> {
     let numbers = || epochs.iter().map(|e| f64::from(e.epoch));
     let (low, high) = numbers().fold((f64::INFINITY, 0f64), |(l, h), v| (l.min(v), h.max(v)));
     if low > high { 0.0..1.0 } else { low - 0.5..high + 0.5 }
 }
 
-fn losses(area: &Picture<'_>, epochs: &[Epoch], title: &str) -> Drawn {
+fn losses(area: &Canvas<'_>, epochs: &[Epoch], title: &str) -> DrawResult {
     let train = series(epochs, |e| Some(e.train_loss));
     let validation = series(epochs, |e| e.validation_loss);
-    let y = around(train.iter().chain(&validation).map(|(_, loss)| *loss), 0.08);
+    let y = padded_range(train.iter().chain(&validation).map(|(_, loss)| *loss), 0.08);
     let mut chart = chart::builder(area, title).build_cartesian_2d(range(epochs), y)?;
     mesh(&mut chart, epochs, "loss (nats)")?;
     line(&mut chart, &train, 0, "training")?;
@@ -53,7 +53,7 @@ fn losses(area: &Picture<'_>, epochs: &[Epoch], title: &str) -> Drawn {
     legend(&mut chart, SeriesLabelPosition::UpperRight)
 }
 
-fn f1(area: &Picture<'_>, epochs: &[Epoch]) -> Drawn {
+fn f1(area: &Canvas<'_>, epochs: &[Epoch]) -> DrawResult {
     let points = series(epochs, |e| e.macro_f1);
     let mut chart = chart::builder(area, "").build_cartesian_2d(range(epochs), 0.0..1.0)?;
     mesh(&mut chart, epochs, "macro-F1")?;
@@ -70,25 +70,25 @@ fn f1(area: &Picture<'_>, epochs: &[Epoch]) -> Drawn {
     legend(&mut chart, SeriesLabelPosition::LowerRight)
 }
 
-/// The finite values with their epochs.
+/// The finite values, each with its epoch.
 fn series(epochs: &[Epoch], value: impl Fn(&Epoch) -> Option<f64>) -> Vec<(f64, f64)> {
     let finite = |e: &Epoch| value(e).filter(|v| v.is_finite()).map(|v| (f64::from(e.epoch), v));
     epochs.iter().filter_map(finite).collect()
 }
 
-fn mesh(chart: &mut Chart<'_, '_>, epochs: &[Epoch], y: &str) -> Drawn {
-    // No more labels than there are epochs: halves of one mean nothing.
+fn mesh(chart: &mut Chart<'_, '_>, epochs: &[Epoch], y: &str) -> DrawResult {
+    // No more labels than epochs: there are no half epochs.
     let labels = epochs.len().clamp(1, 12);
     chart::mesh_with(chart, "epoch", y, labels, &|v| {
         if (v - v.round()).abs() < 1e-9 { format!("{v:.0}") } else { String::new() }
     })
 }
 
-fn line(chart: &mut Chart<'_, '_>, points: &[(f64, f64)], class: usize, name: &str) -> Drawn {
+fn line(chart: &mut Chart<'_, '_>, points: &[(f64, f64)], class: usize, name: &str) -> DrawResult {
     let style = colour(class).stroke_width(2);
     let key = move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style);
     chart.draw_series(LineSeries::new(points.iter().copied(), style))?.label(name).legend(key);
-    // A dot an epoch, unless there are too many to tell apart: a single epoch has no line.
+    // A dot for each epoch, since a single epoch has no line; unless there are too many to distinguish.
     if points.len() <= 60 {
         chart.draw_series(points.iter().map(|p| Circle::new(*p, 3, colour(class).filled())))?;
     }

@@ -1,4 +1,4 @@
-//! Temperatures from the validation split, into the bundle.
+//! Temperatures: fitted on the validation split, stored in the bundle.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use crate::bundle::{Temperature, set_temperature};
 use crate::error::{Result, Warning, WarningCode};
 use crate::metrics::temperature::{self, Fit};
 
-/// Rows below which a temperature is called uncertain. A convention.
+/// With fewer rows a temperature is reported as uncertain. A convention.
 const FEW: usize = 30;
 
-/// What was fitted, and where it went.
+/// The fitted temperatures, and the bundle that has them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Fitted {
     /// For scans with a report; none where the validation split has none.
@@ -21,40 +21,40 @@ pub struct Fitted {
     pub image: Option<Fit>,
     /// SHA-256 of the bundle with these temperatures in it.
     pub bundle_sha256: String,
-    /// That there were few rows to fit on.
+    /// Warnings that there were few rows to fit on.
     pub warnings: Vec<Warning>,
 }
 
-/// Fits a temperature to each of the two classifiers that answered.
+/// Fits a temperature to each of the two classifiers: with and without reports.
 pub(super) fn fit(rows: &[RowResult]) -> Fitted {
     let of = |with_report: bool| {
         let rows = rows.iter().filter(|row| row.report.is_some() == with_report);
-        let answers: Vec<(usize, &[f32])> = rows.map(|row| (row.truth, row.logits.as_slice())).collect();
-        (!answers.is_empty()).then(|| temperature::fit(&answers))
+        let held_out: Vec<(usize, &[f32])> = rows.map(|row| (row.truth, row.logits.as_slice())).collect();
+        (!held_out.is_empty()).then(|| temperature::fit(&held_out))
     };
     let (report, image) = (of(true), of(false));
     let warnings = [few(&report, "with"), few(&image, "without")].into_iter().flatten().collect();
     Fitted { report, image, bundle_sha256: String::new(), warnings }
 }
 
-/// A warning, where there were few rows to fit on.
+/// A warning if there were few rows to fit on.
 fn few(fit: &Option<Fit>, with: &str) -> Option<Warning> {
-    let answers = fit.as_ref().map(|f| f.answers).filter(|answers| *answers < FEW)?;
+    let rows = fit.as_ref().map(|f| f.answers).filter(|rows| *rows < FEW)?;
     let message = format!(
-        "the temperature for scans {with} a report is fitted on {answers} validation rows: with fewer than {FEW} it says \
-         little"
+        "the temperature for scans {with} a report is fitted on {rows} validation rows: with fewer than {FEW} it is \
+         uncertain"
     );
     Some(Warning::new(WarningCode::VALIDATION_FEW, message))
 }
 
 impl Fitted {
-    /// The bundle's temperatures from now on: one that could not be fitted stays as it was.
+    /// The new temperatures of the bundle: one that was not fitted keeps its `old` value.
     pub(super) fn temperature(&self, old: Temperature) -> Temperature {
         let new = |fit: &Option<Fit>, old: Option<f64>| fit.as_ref().map(|f| f.temperature).or(old);
         Temperature { report: new(&self.report, old.report), image: new(&self.image, old.image) }
     }
 
-    /// Puts `temperature` into the bundle with the hash `expected`.
+    /// Stores `temperature` in the bundle, whose SHA-256 must be `expected`.
     pub(super) fn install(self, bundle: &Path, expected: &str, temperature: Temperature) -> Result<Self> {
         Ok(Self { bundle_sha256: set_temperature(bundle, expected, temperature)?, ..self })
     }

@@ -1,0 +1,107 @@
+//! Plans for hosts of different sizes, with graphs of LLaMA 2 7B's and the vision transformer's full geometry.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::config::{Config, LlamaConfig};
+use crate::model::{Attention, Stages, Weights, keys, llama, vit};
+use crate::onnx::{SegmentedModel, without_data};
+
+const GB: u64 = 1_000_000_000;
+const IN_USE: u64 = 200_000_000;
+const TOKENS: u64 = 512;
+
+/// The vision transformer and a language model of 7B's sizes.
+struct Full {
+    vision: SegmentedModel,
+    text: SegmentedModel,
+}
+
+impl Full {
+    fn new() -> Self {
+        let config: Config = serde_json::from_str("{}").unwrap();
+        let sizes = LlamaConfig {
+            vocab: 32000,
+            hidden: 4096,
+            mlp: 11008,
+            layers: 32,
+            heads: 32,
+            kv_heads: 32,
+            head_dim: 128,
+            rms_eps: 1e-5,
+            rope_theta: 1e4,
+        };
+        let weights = Weights::placeholders(keys::vision(&config));
+        let vision = vit::build(&config, &weights, Attention::Fused, Stages::Output).unwrap();
+        let weights = Weights::placeholders(keys::text(&sizes));
+        let text = llama::build(&sizes, config.text.pool, &weights, Stages::Output).unwrap();
+        let read = |graph| SegmentedModel::from_bytes(&without_data(&graph).unwrap()).unwrap();
+        Self { vision: read(vision), text: read(text) }
+    }
+
+    /// Both parts, each in its mode.
+    fn parts(&self, vision: Mode, text: Mode) -> Vec<PlannedPart<'_>> {
+        let dimensions = BTreeMap::from([("batch", 1), ("tokens", TOKENS)]);
+        vec![
+            PlannedPart { part: Part::Vision, model: &self.vision, mode: vision, dimensions: dimensions.clone() },
+            PlannedPart { part: Part::Text, model: &self.text, mode: text, dimensions },
+        ]
+    }
+}
+
+fn limit(limit: u64) -> MemoryBudget {
+    MemoryBudget { limit, limited_by: LimitedBy::Request, in_use: IN_USE }
+}
+
+fn stored(model: &SegmentedModel) -> u64 {
+    model.segments().iter().map(|s| s.weights).sum()
+}
+
+/// ONNX Runtime's allocator was measured to take up to 2.3 times the live activations of this very geometry.
+#[test]
+fn activations_are_planned_with_what_the_allocator_takes() {
+    let full = Full::new();
+    let text = &full.parts(Mode::OneShot, Mode::OneShot)[1..];
+    let live = full.text.live_bytes(0..full.text.segments().len(), &text[0].dimensions);
+    assert!(live > 10_000_000, "512 tokens of 4096 channels in float32 are 8 MB a tensor: {live}");
+    let (planned, peak) = plan(text, &limit(1000 * GB), true).unwrap();
+    assert_eq!(planned[0].groups.len(), 1);
+    assert!(peak >= IN_USE + stored(&full.text) + live * 23 / 10, "{peak}");
+    assert!(peak <= IN_USE + stored(&full.text) + live * 3 + GB / 10, "{peak}");
+}
+
+/// What stays resident is there while a one-shot graph runs: its groups have what is left.
+#[test]
+fn one_shot_graphs_share_memory_with_resident_ones() {
+    let full = Full::new();
+    let parts = full.parts(Mode::Resident, Mode::OneShot);
+    let (alone, whole) = plan(&parts[1..], &limit(1000 * GB), true).unwrap();
+    assert_eq!(alone[0].groups.len(), 1);
+    let resident = stored(&full.vision);
+    assert!(resident > 300_000_000, "{resident}");
+    // Enough for the language model as a whole, were the vision transformer not loaded.
+    let budget = limit(whole + resident / 2);
+    let (planned, peak) = plan(&parts, &budget, true).unwrap();
+    assert_eq!((planned[0].mode, planned[1].mode), (Mode::Resident, Mode::OneShot));
+    assert!(planned[1].groups.len() > 1, "{:?}", planned[1].groups);
+    assert!(peak <= budget.limit && peak > whole, "{peak}");
+    // Groups are consecutive and complete.
+    let ends: Vec<usize> = planned[1].groups.iter().map(|g| g.segments.end).collect();
+    let starts: Vec<usize> = planned[1].groups.iter().map(|g| g.segments.start).collect();
+    assert_eq!((starts[0], *ends.last().unwrap()), (0, full.text.segments().len()));
+    assert_eq!(starts[1..], ends[..ends.len() - 1]);
+}
+
+/// Where not all can stay loaded the language model is released first; modes that the caller chose are kept.
+#[test]
+fn the_language_model_gives_way_first() {
+    let full = Full::new();
+    let parts = full.parts(Mode::Resident, Mode::Resident);
+    let tight = limit(stored(&full.text) + stored(&full.vision));
+    let (planned, peak) = plan(&parts, &tight, false).unwrap();
+    assert_eq!((planned[0].mode, planned[1].mode), (Mode::Resident, Mode::OneShot));
+    assert!(peak <= tight.limit);
+    let error = plan(&parts, &tight, true).unwrap_err();
+    assert_eq!(error.code(), Code::MEMORY_LIMIT);
+    assert!(error.message().contains("--max-memory"), "{error}");
+}
