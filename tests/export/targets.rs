@@ -2,12 +2,6 @@
 //! saying what they are good for.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::commands;
-use support::common;
-use support::forms;
-use support::reference;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,9 +14,12 @@ use brain_adapter::passes::quantize::Scheme;
 use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{Tensor, cosine};
-use forms::{PART_RUNS, PartRun, Values};
-use reference::generate::{Case, random_case};
-use reference::write::write_case;
+use support::forms::{self, PART_RUNS, PartRun, Values};
+use support::reference::{
+    generate::{Case, random_case},
+    write::write_case,
+};
+use support::{commands, common};
 
 /// Least cosine of half precision, each stage on fp32's result of the stage before.
 const HALF: f64 = 0.9999;

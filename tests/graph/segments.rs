@@ -1,11 +1,5 @@
 //! Graphs taken apart: run in groups of blocks they give the same bits as run whole.
 
-#![allow(clippy::unwrap_used)]
-
-use support::common;
-use support::reduced;
-use support::reference;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -14,8 +8,8 @@ use brain_adapter::export::Plan;
 use brain_adapter::onnx::SegmentedModel;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
-use reference::generate::Case;
-use reference::weights::Random;
+use support::reference::{generate::Case, weights::Random};
+use support::{common, reduced};
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
     tensor.as_f32().unwrap().iter().map(|v| v.to_bits()).collect()

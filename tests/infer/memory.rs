@@ -1,18 +1,14 @@
 //! What `ba-infer` takes: planned, kept and refused; and what it remembers between runs.
 
-#![allow(clippy::unwrap_used)]
-
-use support::commands;
-use support::large;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use brain_adapter::bundle::{Precision, Target};
-use commands::{Done, bare, command, copy_files, finish, report, scan, tiny_bundle, tiny_copy};
 use serde_json::Value;
+use support::commands::{self, Done, bare, command, copy_files, finish, report, scan, tiny_bundle, tiny_copy};
+use support::large;
 
 /// A run on the large bundle.
 fn run(bundle: &Path, report: &Path, more: &[&str]) -> Done {

@@ -1,10 +1,5 @@
 //! The passes of reduced precision by themselves, with ONNX Runtime as the judge of what their graphs mean.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::reference;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -21,8 +16,12 @@ use brain_adapter::passes::{
 use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor};
-use reference::generate::{Case, case_around, random_case};
-use reference::weights::Random;
+use support::common;
+use support::reference::{
+    self,
+    generate::{Case, case_around, random_case},
+    weights::Random,
+};
 
 /// Whether this CPU's kernels of uint8 × int8 overflow: x86 without VNNI. ONNX Runtime goes round them in an optimization.
 fn products_overflow() -> bool {

@@ -1,13 +1,11 @@
 //! The recorded PyTorch models in reduced precision: probabilities of what was recorded stay within 0.01.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::commands::fixture;
-use support::forms;
 
 use brain_adapter::bundle::{Precision, Target};
 use brain_adapter::checkpoint::Checkpoint;
+use support::commands::fixture;
+use support::forms;
 
 fn probabilities(logits: &[f32]) -> Vec<f64> {
     let row = |row: &[f32]| {

@@ -1,13 +1,6 @@
 //! Reduced precision on random models of all sizes, with scans and reports to calibrate on: it stays close to the float64
 //! reference on inputs that the export never saw, or the export says that it cannot.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::forms;
-use support::nifti_writer;
-use support::reduced;
-use support::reference;
-
 use std::fs;
 use std::path::Path;
 
@@ -16,11 +9,14 @@ use brain_adapter::error::Code;
 use brain_adapter::export;
 use brain_adapter::progress::Silent;
 use brain_adapter::tensor::Tensor;
-use nifti_writer::{Datatype, Scan};
-use reduced::{REPORTS, plan, write_reports};
-use reference::generate::{Case, random_case};
-use reference::weights::Random;
-use reference::write::write_case;
+use support::forms;
+use support::nifti_writer::{Datatype, Scan};
+use support::reduced::{REPORTS, plan, write_reports};
+use support::reference::{
+    generate::{Case, random_case},
+    weights::Random,
+    write::write_case,
+};
 
 /// Scans of the model's own grid, so that what the model sees is what the reference is given.
 fn write_scans(case: &Case, folder: &Path, count: usize) {

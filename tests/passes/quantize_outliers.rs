@@ -1,12 +1,5 @@
 //! Reduced precision on language models with outliers: calibrated on two reports, judged on others.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::oracle;
-use support::reduced;
-use support::reference;
-
 use std::path::Path;
 
 use brain_adapter::bundle::{LayerRecord, Precision, Target};
@@ -14,7 +7,8 @@ use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::export::Plan;
 use brain_adapter::passes::quantize::Scheme;
 use brain_adapter::tensor::cosine;
-use reduced::{REPORTS, everywhere, export, least_cosine, massive, plan, sizes, texts, write};
+use support::reduced::{self, REPORTS, everywhere, export, least_cosine, massive, plan, sizes, texts, write};
+use support::{common, oracle, reference};
 
 /// A form of a bundle, and the least cosine of its pooled text to the reference's.
 #[derive(Clone, Copy)]

@@ -1,11 +1,6 @@
 //! int8 around 0 with one scale an activation, and attention in standard operators: what TensorRT is given, held against the
 //! arithmetic that it stands for.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::reference;
-
 use std::collections::BTreeMap;
 
 use brain_adapter::graph::{Builder, Dim, Graph, Op};
@@ -14,7 +9,8 @@ use brain_adapter::passes::{Scores, decompose_attention, to_fp16};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor, cosine};
 use half::f16;
-use reference::weights::Random;
+use support::common;
+use support::reference::weights::Random;
 
 fn run(graph: &Graph, feed: &[(&str, &Tensor)]) -> Vec<Vec<f32>> {
     let dir = tempfile::tempdir().unwrap();

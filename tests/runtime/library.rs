@@ -1,17 +1,14 @@
 //! ONNX Runtime's library, missing or wrong in every way: an error in one line, soon, and never a panic.
 
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
-use support::oracle;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use brain_adapter::runtime::LIBRARY_NAME;
-use commands::{Done, bare, finish, finish_within, library, scan, tiny_bundle};
+use support::commands::{self, Done, bare, finish, finish_within, library, scan, tiny_bundle};
+use support::oracle;
 
 /// The name that the library has in a wheel.
 const VERSIONED: &str = "libonnxruntime.so.1.99.0";

@@ -1,11 +1,9 @@
 //! Valid files with bytes flipped, overwritten, cut out or cut off: read or refused, never a panic, and nothing
 //! non-finite comes out. Seeded, so that a failure can be repeated. `fuzz/fuzz_targets/nifti.rs` goes further.
 
-use support::nifti_writer;
-
 use brain_adapter::volume::{self, Grid, ReadOptions};
-use nifti_writer::{Datatype, Scan, gzip};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use support::nifti_writer::{Datatype, Scan, gzip};
 
 const CASES: u64 = 6000;
 

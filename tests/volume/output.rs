@@ -1,9 +1,7 @@
 //! What is written can be read back, appears whole or not at all, and needs the right name.
 
-use support::nifti_writer;
-
 use brain_adapter::volume::{self, Conformed, Grid, ReadOptions};
-use nifti_writer::{Datatype, Scan};
+use support::nifti_writer::{Datatype, Scan};
 
 fn conformed() -> Conformed {
     let shape = [9, 8, 7];

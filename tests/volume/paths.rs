@@ -1,13 +1,11 @@
 //! Pairs, folders, volumes of 4-D files and the field of view: what depends on more than one file's bytes.
 
-use support::nifti_writer;
-
 use std::path::Path;
 
 use brain_adapter::WarningCode;
 use brain_adapter::volume::{self, Conformed, Grid, ReadOptions};
 use brain_adapter::{Code, Error};
-use nifti_writer::{Datatype, Scan, gzip};
+use support::nifti_writer::{Datatype, Scan, gzip};
 
 const VOXELS: usize = 352;
 

@@ -1,10 +1,8 @@
 //! The streaming, separable conform against the formula applied to one output voxel at a time.
 
-use support::nifti_writer;
-
 use brain_adapter::volume::{self, Conformed, Grid, ReadOptions};
-use nifti_writer::{Datatype, Scan, gzip};
 use proptest::prelude::*;
+use support::nifti_writer::{Datatype, Scan, gzip};
 
 /// A scan whose axes are `world` with `flips`, turned and sheared by too little to change that.
 #[derive(Clone, Debug)]

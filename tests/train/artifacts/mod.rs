@@ -2,14 +2,7 @@
 //! `training_model.onnx` and `optimizer_model.onnx`, by Microsoft's training runtime, and by this crate's model. All must
 //! give the same losses, gradients and parameters; and the onnx package must find the models sound.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
 mod plain;
-
-use support::commands;
-use support::common;
-use support::oracle;
-use support::ort_training;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,11 +19,12 @@ use brain_adapter::train::artifacts::Artifacts;
 use brain_adapter::train::{
     Activations, Batch, GraphOptions, Moments, Optimizer, Parameters, StagedModel, TrainingGraphs, moments,
 };
-use commands::{ba_train, package, write_model};
-use ort_training::{read_npz, run, write_npz};
 use plain::with_plain_sessions;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use support::commands::{self, ba_train, package, write_model};
+use support::ort_training::{read_npz, run, write_npz};
+use support::{common, oracle};
 
 /// Small graphs: threads would only wait for each other.
 const ONE_THREAD: SessionOptions = SessionOptions { threads: Some(1), ..SessionOptions::DEFAULT };
