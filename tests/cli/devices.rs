@@ -1,19 +1,15 @@
 //! What `ba-infer` says of GPUs over a driver and libraries that are not real. No GPU is needed or used.
 
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::commands;
-use support::devices::fake;
-use support::oracle;
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use brain_adapter::runtime::{Device, Machine};
-use commands::{Done, bare, finish, library, scan, tiny_bundle};
-use fake::{TENSORRT, gpu_build, take};
+use support::commands::{Done, bare, finish, library, scan, tiny_bundle};
+use support::devices::fake::{self, TENSORRT, gpu_build, take};
+use support::oracle;
 
 #[track_caller]
 fn names(message: &str, words: &[&str]) {

@@ -1,9 +1,6 @@
 //! The commands as a user meets them: usage errors, results, warnings, exit codes, cohorts.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -11,10 +8,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use commands::{
-    Done, ba_export, ba_infer, bare, command, copy_files, finish, report, save, scan, tensors, tiny_bundle, tiny_copy,
-};
 use serde_json::Value;
+use support::commands::{
+    self, Done, ba_export, ba_infer, bare, command, copy_files, finish, report, save, scan, tensors, tiny_bundle,
+    tiny_copy,
+};
 
 #[test]
 fn wrong_usage_exits_with_2() {

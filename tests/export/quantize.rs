@@ -1,9 +1,6 @@
 //! `ba-export --quantize` as it is typed: what it says, what it leaves behind, and how it fails.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::commands;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +9,10 @@ use brain_adapter::bundle::Bundle;
 use brain_adapter::calibrate::Statistics;
 use brain_adapter::checkpoint::{Checkpoint, write_safetensors};
 use brain_adapter::tensor::LazyTensor;
-use commands::{ba_export, ba_infer, names, package, snapshot, tiny_model};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
+use support::commands::{ba_export, ba_infer, names, package, snapshot, tiny_model};
 
 fn demo(path: &str) -> PathBuf {
     package("examples/demo").join(path)

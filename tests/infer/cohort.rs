@@ -1,17 +1,14 @@
 //! `ba-infer --list`: every row answered once, whatever happens in between.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
 
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use commands::{Done, command, finish, scan, tiny_bundle};
 use serde_json::Value;
+use support::commands::{Done, command, finish, scan, tiny_bundle};
 
 /// A cohort of `rows`, with a scan `s.nii.gz` and a report `r.txt` beside it.
 fn cohort(rows: &str) -> tempfile::TempDir {

@@ -1,14 +1,11 @@
 //! The pass that folds batch norms: what it folds, what it must leave alone, and that values stay the same.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::common;
-
 use brain_adapter::Code;
 use brain_adapter::graph::{Attribute, Builder, Dim, Graph, Op, ValueId};
 use brain_adapter::passes::fold_batch_norm;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor};
+use support::common;
 
 const CHANNELS: usize = 3;
 

@@ -1,11 +1,6 @@
 //! int8 around 0 with one scale an activation, and attention in standard operators: what TensorRT is given, held against the
 //! arithmetic that it stands for.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::reference;
-
 use std::collections::BTreeMap;
 
 use brain_adapter::graph::{Builder, Dim, Graph, Op};
@@ -14,7 +9,8 @@ use brain_adapter::passes::{Scores, decompose_attention, to_fp16};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor, cosine};
 use half::f16;
-use reference::weights::Random;
+use support::common;
+use support::reference::weights::Random;
 
 fn run(graph: &Graph, feed: &[(&str, &Tensor)]) -> Vec<Vec<f32>> {
     let dir = tempfile::tempdir().unwrap();
@@ -140,7 +136,20 @@ fn attention(dtype: DType, heads: usize, width: usize, [queries, keys]: [usize; 
 #[test]
 fn attention_in_standard_operators() {
     let rng = &mut Random::new(7);
-    for (heads, width, rows) in [(2, 16, [5, 5]), (4, 32, [1, 9]), (3, 24, [17, 17]), (12, 768, [33, 33])] {
+    struct Shape {
+        heads: usize,
+        width: usize,
+        queries: usize,
+        keys: usize,
+    }
+    let shapes = [
+        Shape { heads: 2, width: 16, queries: 5, keys: 5 },
+        Shape { heads: 4, width: 32, queries: 1, keys: 9 },
+        Shape { heads: 3, width: 24, queries: 17, keys: 17 },
+        Shape { heads: 12, width: 768, queries: 33, keys: 33 },
+    ];
+    for Shape { heads, width, queries, keys } in shapes {
+        let rows = [queries, keys];
         let tensor =
             |rng: &mut Random, rows: usize| Tensor::f32(&[2, rows, width], normal(rng, 2 * rows * width)).unwrap();
         let [q, k, v] = [rows[0], rows[1], rows[1]].map(|n| tensor(rng, n));

@@ -1,10 +1,5 @@
 //! Walks of a graph block by block: one that begins at what another kept shows the same, and runs less.
 
-#![allow(clippy::unwrap_used)]
-
-use support::common;
-use support::reference;
-
 use std::sync::Arc;
 
 use brain_adapter::calibrate::{ChannelStats, Feed, Inputs, Role, Runner, Walk};
@@ -13,7 +8,8 @@ use brain_adapter::graph::{Graph, Segment, Tail};
 use brain_adapter::model::{self, Stages, Weights};
 use brain_adapter::progress::Progress;
 use brain_adapter::tensor::{LazyTensor, Tensor};
-use reference::generate::case_around;
+use support::common;
+use support::reference::{self, generate::case_around};
 
 /// A language model of eight blocks.
 fn graph() -> Graph {

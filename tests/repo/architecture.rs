@@ -1,7 +1,5 @@
 //! The rules of ARCHITECTURE.md and CONTRIBUTING.md that a program can check.
 
-#![allow(clippy::unwrap_used)]
-
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::Command;

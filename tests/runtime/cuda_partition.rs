@@ -2,12 +2,6 @@
 //! (`devices/stub.rs`). It runs where `make gpu` has fetched the provider, and computes nothing.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::devices::stub;
-use support::forms;
-use support::oracle;
-use support::process::alone;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +11,9 @@ use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::export;
 use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Device, Gpu, Machine, Nvidia, Runtime, SHAPE_OPS, Session, SessionOptions};
+use support::devices::stub;
+use support::process::alone;
+use support::{forms, oracle};
 
 const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 

@@ -1,10 +1,6 @@
 //! Which device is taken on machines that are not there, and what is said of what is missing. No GPU is needed or used.
 
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::commands;
-use support::devices::fake;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,9 +10,11 @@ use brain_adapter::Code;
 use brain_adapter::runtime::{
     Device, Gpu, Machine, Nvidia, Runtime, SHAPE_OPS, SelectedDevice, Session, SessionOptions,
 };
-use commands::tiny_bundle;
-use fake::{CUDA, CUDA_PROVIDER, RTX, RTX_PROVIDER, TENSORRT, TENSORRT_PROVIDER, gpu_build, put_back, take};
 use prost::Message;
+use support::commands::tiny_bundle;
+use support::devices::fake::{
+    CUDA, CUDA_PROVIDER, RTX, RTX_PROVIDER, TENSORRT, TENSORRT_PROVIDER, gpu_build, put_back, take,
+};
 
 /// The little of ONNX's `ModelProto` that counts nodes.
 #[derive(Clone, PartialEq, Message)]

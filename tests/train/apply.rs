@@ -2,11 +2,6 @@
 //! comes back byte for byte, and what cannot be applied changes nothing.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::commands;
-use support::oracle;
-use support::trained;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,8 +10,9 @@ use std::path::Path;
 use brain_adapter::bundle::Bundle;
 use brain_adapter::calibrate::Statistics;
 use brain_adapter::tensor::LazyTensor;
-use commands::{Done, ba_export, ba_infer, ba_train, fixture, manifest, names, scan, snapshot};
-use trained::{Study, changed, dtypes_and_shapes};
+use support::commands::{self, Done, ba_export, ba_infer, ba_train, fixture, manifest, names, scan, snapshot};
+use support::oracle;
+use support::trained::{self, Study, changed, dtypes_and_shapes};
 
 const KEPT: [&str; 2] = ["vision.onnx", "text.onnx"];
 

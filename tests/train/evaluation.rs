@@ -1,17 +1,14 @@
 //! `ba-train eval`: figures of a bundle on a cohort, temperatures into the bundle, pictures.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
 
 use std::fs;
 use std::path::Path;
 
 use brain_adapter::bundle::Bundle;
 use brain_adapter::metrics::softmax;
-use commands::{Done, command, finish, scan, snapshot, tiny_bundle, tiny_copy};
 use serde_json::Value;
+use support::commands::{self, Done, command, finish, scan, snapshot, tiny_bundle, tiny_copy};
 
 const LABELS: [&str; 3] = ["CN", "MCI", "AD"];
 const REPORTS: [&str; 6] = [

@@ -1,19 +1,17 @@
 //! `ba-train fit`: the same bytes from the same seed, what `--resume` refuses, and what is left after a failure.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used)]
-
-use support::commands;
-use support::fitting;
 
 use std::fs;
 use std::path::Path;
 
 use brain_adapter::checkpoint::{Checkpoint, TrainingState};
 use brain_adapter::tensor::LazyTensor;
-use commands::{ba_export, ba_infer, ba_train, command, finish, names, report, tiny_bundle, tiny_copy, tiny_model};
-use fitting::{RESULTS, Study, limited, rows, well_formed, write_rows};
 use serde_json::Value;
+use support::commands::{
+    self, ba_export, ba_infer, ba_train, command, finish, names, report, tiny_bundle, tiny_copy, tiny_model,
+};
+use support::fitting::{RESULTS, Study, limited, rows, well_formed, write_rows};
 
 /// Every tensor of a checkpoint by name.
 fn all(state: &TrainingState) -> std::collections::BTreeMap<String, LazyTensor> {

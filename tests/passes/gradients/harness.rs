@@ -7,7 +7,6 @@ use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
 use support::common::runtime;
 
 /// The number behind the symbol `batch`.
