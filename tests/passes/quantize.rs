@@ -279,7 +279,7 @@ fn blocks_run_over_the_weights_of_the_whole() {
             if scheme == Scheme::Fp16 { to_fp16(&graph, &BTreeSet::new()) } else { quantize(&graph, &plan) }.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let (_, layout) = onnx::write_with_layout(&reduced, dir.path(), "text", &mut |_| {}).unwrap();
-        assert!(placed.offsets.len() > 14, "{placed:?}");
+        assert!(layout.offsets.len() > 14, "{layout:?}");
         let before = std::fs::read_dir(dir.path()).unwrap().count();
         let runner = Runner { runtime: common::runtime(), threads: None, scratch: dir.path(), layout: Some(&layout) };
         let feeds = feed(&case, &graph);
