@@ -23,7 +23,7 @@ use crate::error::{Code, Error, Result};
 use crate::export::Sources;
 use crate::files;
 use crate::model::adapter::Statistics;
-use crate::model::{self, Attention, Mode, Stages, loss, vit};
+use crate::model::{self, Attention, Mode, Part, Stages, loss, vit};
 use crate::onnx::{DataLayout, write_part_of};
 use crate::optimizer::write_optimizer_model;
 use crate::passes::weights_to_inputs;
@@ -195,8 +195,8 @@ fn source_records(plan: &Plan, adapter: &Checkpoint, vision: &Checkpoint) -> Res
     let of =
         |role: &'static str, c: &Checkpoint| c.files().iter().map(move |f| (role, f.path.clone())).collect::<Vec<_>>();
     let mut all = vec![("config", plan.sources.config.clone())];
-    all.extend(of("adapter", adapter));
-    all.extend(of("vision", vision));
+    all.extend(of(Part::Adapter.as_str(), adapter));
+    all.extend(of(Part::Vision.as_str(), vision));
     let record = |(role, path): (&str, PathBuf)| {
         let bytes =
             std::fs::metadata(&path).map_err(|e| Error::io(&path, "cannot read the size of the file", e))?.len();

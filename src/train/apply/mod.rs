@@ -188,8 +188,8 @@ fn trained(bundle: &Bundle, checkpoint: &Checkpoint) -> Result<Trained> {
     }
     let trained = model::trained(&manifest.config, checkpoint)?;
     if manifest.image_head && !trained.image_head {
-        let message = "there is no `image_classifier.*`, which the bundle needs for scans without a report: to do without, export \
-                       the model again";
+        let message = "there is no `image_classifier.*`, which the bundle needs for scans without a report: to do \
+                       without, export the model again";
         return Err(here(Error::new(Code::CHECKPOINT_TENSORS, message)));
     }
     // Also tensors that no graph reads, such as `logit_scale`: a checkpoint with a NaN is broken.
