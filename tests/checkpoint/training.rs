@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
-use support::common::package;
 use support::oracle;
+use support::package;
 
 const FILES: [&str; 3] = ["ms/checkpoint", "portable/checkpoint", "portable/checkpoint_after_3_steps"];
 

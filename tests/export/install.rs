@@ -180,7 +180,7 @@ fn a_converted_tokenizer_gives_the_same_bytes() {
     let model = dir.path().join("model");
     commands::write_model(&model, "tiny", "tiny");
     fs::remove_file(model.join("llama/tokenizer.json")).unwrap();
-    fs::copy(commands::package("tests/data/tokenizer/tokenizer.model"), model.join("llama/tokenizer.model")).unwrap();
+    fs::copy(support::package("tests/data/tokenizer/tokenizer.model"), model.join("llama/tokenizer.model")).unwrap();
     let mut hashes = Vec::new();
     for i in 0..4 {
         let target = dir.path().join(format!("onnx{i}"));

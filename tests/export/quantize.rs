@@ -11,7 +11,8 @@ use brain_adapter::tensor::LazyTensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
-use support::commands::{ba_export, ba_infer, names, package, snapshot, tiny_model};
+use support::commands::{ba_export, ba_infer, names, snapshot, tiny_model};
+use support::package;
 
 fn demo(path: &str) -> PathBuf {
     package("examples/demo").join(path)

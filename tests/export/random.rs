@@ -11,8 +11,9 @@ use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
 use safetensors::tensor::Dtype;
-use support::commands::{self, command, finish, package, snapshot};
+use support::commands::{self, command, finish, snapshot};
 use support::common;
+use support::package;
 use support::reference::{
     Array, files,
     generate::{Case, random_case},

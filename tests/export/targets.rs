@@ -100,7 +100,7 @@ fn export_case(case: &Case, dir: &Path, precision: Precision) -> Bundle {
     let model = dir.join("model");
     if !model.exists() {
         fs::create_dir(&model).unwrap();
-        write_case(case, &model, Some(&common::package("tests/data/tokenizer/tokenizer.json")));
+        write_case(case, &model, Some(&support::package("tests/data/tokenizer/tokenizer.json")));
     }
     let plan = Plan { precision, ..Plan::new(Sources::in_folder(&model).unwrap(), dir.join(precision.name())) };
     export::run(&plan, &mut Silent).unwrap_or_else(|e| panic!("seed {} {precision}: {e}", case.seed));
@@ -112,7 +112,7 @@ fn export_case(case: &Case, dir: &Path, precision: Precision) -> Bundle {
 fn the_companion_brings_no_weights() {
     let dir = tempfile::tempdir().unwrap();
     for precision in [Precision::Fp32, Precision::Fp16] {
-        let sources = Sources::in_folder(&common::package("examples/demo/checkpoint")).unwrap();
+        let sources = Sources::in_folder(&support::package("examples/demo/checkpoint")).unwrap();
         let plan = Plan { precision, ..Plan::new(sources, dir.path().join(precision.name())) };
         export::run(&plan, &mut Silent).unwrap();
         let bundle = Bundle::open(&plan.output).unwrap();

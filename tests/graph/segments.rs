@@ -92,7 +92,7 @@ fn groups_of_blocks_give_the_same_bits() {
         let case = reduced::massive(seed, &l, 200.0, 1.0);
         reduced::write(&case, dir.path(), 2);
         // TensorRT's scales want a scan too.
-        let scan = common::package("tests/data/fixtures/tiny/scan.nii.gz");
+        let scan = support::package("tests/data/fixtures/tiny/scan.nii.gz");
         std::fs::copy(scan, dir.path().join("calibration/report0.nii.gz")).unwrap();
         let (_, bundle) = reduced::export(&Plan { target, ..reduced::plan(dir.path(), precision) });
         assert!(compare(&bundle, &case, &mut rng) >= 2, "seed {seed}: nothing was cut");

@@ -12,7 +12,8 @@ use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{LazyTensor, Tensor};
 use brain_adapter::train::{Activations, Batch, FrozenWeights, GraphOptions, Parameters, StagedModel, TrainingGraphs};
 use serde_json::Value;
-use support::common::{package, runtime};
+use support::common::runtime;
+use support::package;
 use support::training::{self, norm_error};
 
 /// Largest relative error in norm of a gradient, and relative error of a loss.

@@ -8,7 +8,7 @@ use brain_adapter::export::Plan;
 use brain_adapter::passes::quantize::Scheme;
 use brain_adapter::tensor::cosine;
 use support::reduced::{self, REPORTS, everywhere, export, least_cosine, massive, plan, sizes, texts, write};
-use support::{common, oracle, reference};
+use support::{oracle, reference};
 
 /// A form of a bundle, and the least cosine of its pooled text to the reference's.
 #[derive(Clone, Copy)]
@@ -36,7 +36,7 @@ impl std::fmt::Display for Form {
 /// The plan of a form. TensorRT's wants to see a scan too.
 fn plan_of(dir: &Path, form: Form) -> Plan {
     if form.target == Target::TensorRt {
-        let scan = common::package("tests/data/fixtures/tiny/scan.nii.gz");
+        let scan = support::package("tests/data/fixtures/tiny/scan.nii.gz");
         std::fs::copy(scan, dir.join("calibration/report0.nii.gz")).unwrap();
     }
     Plan { target: form.target, ..plan(dir, form.precision) }

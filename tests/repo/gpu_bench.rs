@@ -10,12 +10,12 @@ use std::process::{Command, Output};
 use brain_adapter::checkpoint::write_safetensors;
 use brain_adapter::tensor::LazyTensor;
 use serde_json::{Value, json};
-use support::{common, oracle};
+use support::oracle;
 
 /// Runs a script of `benches/peers`; none where Python is skipped.
 fn script(name: &str, arguments: &[&str]) -> Option<Output> {
     let python = oracle::python("the scripts of benches/gpu.sh")?;
-    let script = common::package("benches/peers").join(name);
+    let script = support::package("benches/peers").join(name);
     Some(Command::new(python).arg("-B").arg(script).args(arguments).output().unwrap())
 }
 
@@ -153,7 +153,7 @@ fn the_tables_say_what_was_measured_and_what_was_not() {
     let dir = tempfile::tempdir().unwrap();
     records(dir.path());
     let page = dir.path().join("page.md");
-    let whole = fs::read_to_string(common::package("docs/gpu.md")).unwrap();
+    let whole = fs::read_to_string(support::package("docs/gpu.md")).unwrap();
     fs::write(&page, &whole).unwrap();
     let Some(output) = script("gpu_table.py", &[dir.path().to_str().unwrap(), "--write", page.to_str().unwrap()])
     else {

@@ -13,11 +13,11 @@ use std::time::Instant;
 use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::onnx::SegmentedModel;
 use serde_json::Value;
-use support::{common, forms, oracle};
+use support::{forms, oracle};
 
 /// Builds engines of these files, in one process; a row a file.
 fn build(python: &Path, files: &[PathBuf], options: &[&str]) -> Vec<Value> {
-    let script = common::package("tests/scripts/tensorrt_build.py");
+    let script = support::package("tests/scripts/tensorrt_build.py");
     let done = Command::new(python).arg(script).args(options).args(files).output().unwrap();
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{:?}: {said}", done.status);

@@ -260,7 +260,7 @@ fn pytorch_loads_what_is_saved() {
     let bundle = study.export("none", "onnx", &study.model);
     let saved = study.dir.path().join("adapter.safetensors");
     study.apply(&bundle, &["--save-adapter", saved.to_str().unwrap()]).ok();
-    let script = commands::package("tests/scripts/load_adapter.py");
+    let script = support::package("tests/scripts/load_adapter.py");
     let run = std::process::Command::new(python)
         .arg(script)
         .arg(&saved)

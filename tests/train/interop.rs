@@ -12,8 +12,9 @@ use brain_adapter::onnx::write;
 use brain_adapter::optimizer::{optimizer_model, write_optimizer_model};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor};
-use support::common::{assert_close, package, runtime};
+use support::common::{assert_close, runtime};
 use support::ort_training::{self, assert_within, train};
+use support::package;
 use support::{oracle, rules};
 
 fn fixture(name: &str) -> std::path::PathBuf {

@@ -8,7 +8,8 @@ use brain_adapter::config::AdamW;
 use brain_adapter::optimizer::{Parameter, adamw, decays};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
-use support::common::{assert_close, package, runtime};
+use support::common::{assert_close, runtime};
+use support::package;
 
 /// Of the largest magnitude in a tensor before and after a step: both sides round to float32, in another order. (Before,
 /// too: what is left where terms cancel has the rounding of the terms.)

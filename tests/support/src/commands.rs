@@ -1,7 +1,5 @@
 //! Running the commands: model folders made of the committed fixtures, bundles, and child processes with a time limit.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
-
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,12 +16,10 @@ use brain_adapter::tensor::LazyTensor;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::lasting;
+use crate::{lasting, package};
 
 /// Seconds after which a command has hung.
 const LIMIT: u64 = 120;
-
-pub use crate::package;
 
 /// A committed fixture.
 pub fn fixture(path: &str) -> PathBuf {

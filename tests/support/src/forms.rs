@@ -1,7 +1,5 @@
 //! Bundles in every form, made of the committed fixtures, and what is looked up in them.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,6 @@
 //! Microsoft's own training runtime (onnxruntime-training 1.19.2), driven by `train.py`: for every test that has a folder of
 //! training artifacts.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
-
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};

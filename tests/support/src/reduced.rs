@@ -1,8 +1,6 @@
 //! Language models with the activation outliers that real ones have, exported in reduced precision and held against the
 //! float64 reference.
 
-#![allow(dead_code, clippy::unwrap_used)]
-
 use std::fs;
 use std::path::Path;
 
@@ -122,7 +120,7 @@ fn stored(case: &mut Case) {
 pub fn write(case: &Case, folder: &Path, reports: usize) {
     let (model, calibration) = (folder.join("model"), folder.join("calibration"));
     fs::create_dir_all(&model).unwrap();
-    write_case(case, &model, Some(&common::package("tests/data/tokenizer/tokenizer.json")));
+    write_case(case, &model, Some(&crate::package("tests/data/tokenizer/tokenizer.json")));
     write_reports(&calibration, &REPORTS[..reports]);
 }
 

@@ -22,8 +22,9 @@ use brain_adapter::train::{
 use plain::with_plain_sessions;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use support::commands::{self, ba_train, package, write_model};
+use support::commands::{self, ba_train, write_model};
 use support::ort_training::{read_npz, run, write_npz};
+use support::package;
 use support::{common, oracle};
 
 /// Small graphs: threads would only wait for each other.
