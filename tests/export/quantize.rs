@@ -1,4 +1,4 @@
-//! `ba-export --quantize` as it is typed: what it says, what it leaves behind, and how it fails.
+//! `ba-export --quantize` as it is typed: what it prints, what it leaves behind, and how it fails.
 
 #![cfg(unix)]
 
@@ -159,7 +159,7 @@ fn statistics_are_reused() {
         layers.iter().map(|l| l["scheme"].clone()).collect()
     };
     assert_eq!(schemes(&first), schemes(&second));
-    // The file goes along unchanged, and says what it was taken from.
+    // The file is copied unchanged, and names what it was made from.
     assert_eq!(fs::read(&statistics).unwrap(), fs::read(two.join("calibration.safetensors")).unwrap());
     assert_eq!(second["quantization"]["calibration"]["scans"], first["quantization"]["calibration"]["scans"]);
 }
@@ -287,7 +287,7 @@ fn what_cannot_be_met_leaves_the_old_bundle_alone() {
     for useless in [["--max-error", "0.1"], ["--statistics", "calibration.safetensors"]] {
         assert_eq!(ba_export(&[&useless[0], &useless[1]]).code, Some(2), "{useless:?}");
     }
-    // A limit that only exact layers meet: everything climbs to the top of the ladder, and says so.
+    // A limit that only exact layers meet: everything climbs to the top of the ladder, and the summary reports it.
     let strict = dir.path().join("strict");
     let summary = export("int8", &strict, &["--max-error", "1e-4"]);
     let layers = summary["quantization"]["layers"].as_array().unwrap();

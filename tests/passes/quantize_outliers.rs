@@ -1,4 +1,4 @@
-//! Reduced precision on language models with outliers: calibrated on two reports, judged on others.
+//! Reduced precision on language models with outliers: calibrated on two reports, evaluated on others.
 
 use std::path::Path;
 
@@ -105,7 +105,7 @@ fn the_recorded_family() {
     }
 }
 
-/// A value beyond float16's range: its layer and its neighbours stay in float32, and the bundle says so.
+/// A value beyond float16's range: its layer and its neighbours stay in float32, and the bundle records it.
 #[test]
 fn activations_beyond_half_precision() {
     let l = sizes(192, 2, 8);

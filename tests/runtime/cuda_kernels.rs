@@ -81,8 +81,9 @@ fn missing(table: &BTreeMap<(String, String), Kernel>, file: &Value) -> Vec<Stri
     nodes.iter().filter_map(|node| why(node).map(|why| format!("{}: {why}", node["name"]))).collect()
 }
 
-/// Nodes that make numbers for shapes: ONNX Runtime puts what reads `Shape`, up to an operand that must lie in host memory, on the
-/// CPU although there are kernels (`GetCpuPreferredNodes`). Here that is the number of tokens on its way to `Range`.
+/// Nodes that make numbers for shapes: ONNX Runtime puts what reads `Shape`, up to an operand that must lie in host
+/// memory, on the CPU although there are kernels (`GetCpuPreferredNodes`). Here that is the number of tokens on its way
+/// to `Range`.
 fn of_shapes(file: &Value) -> Vec<String> {
     let names = ["positions.Shape", "positions.Squeeze", "positions.Range"];
     let named = |node: &Value| names.contains(&node["name"].as_str().unwrap());

@@ -1,4 +1,4 @@
-//! What the tests of training share: recorded fixtures as the trainer takes them.
+//! What the tests of training share: recorded fixtures as inputs of the trainer.
 
 use std::collections::BTreeMap;
 
