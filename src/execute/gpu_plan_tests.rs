@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::host_memory::LimitedBy;
+use crate::execute::host_memory::LimitedBy;
 use super::*;
 use crate::config::{Config, LlamaConfig};
 use crate::model::{Attention, Part, Stages, Weights, adapter, keys, llama, vit};

@@ -1,5 +1,5 @@
-//! int8 around 0 with one scale an activation, and attention in standard operators: what TensorRT is given, held against the
-//! arithmetic that it stands for.
+//! int8 around 0 with one scale an activation, and attention in standard operators: what TensorRT is given, held
+//! against the arithmetic that it stands for.
 
 use std::collections::BTreeMap;
 
@@ -132,7 +132,7 @@ fn attention(dtype: DType, heads: usize, width: usize, [queries, keys]: [usize; 
     g.finish().unwrap()
 }
 
-/// ONNX Runtime's own operator says what attention is.
+/// ONNX Runtime's own operator is the definition of attention.
 #[test]
 fn attention_in_standard_operators() {
     let rng = &mut Random::new(7);
