@@ -11,4 +11,5 @@ mod quantize_fixtures;
 mod quantize_models;
 mod quantize_outliers;
 mod quantize_symmetric;
+mod smoothing;
 mod walks;
