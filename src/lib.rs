@@ -2,9 +2,9 @@
 //!
 //! The model (arXiv 2501.16282) reads a 3-D brain MRI and the clinical report and tells cognitively normal (CN), mild
 //! cognitive impairment (MCI) and Alzheimer's disease (AD) apart. This crate turns its PyTorch checkpoints into an ONNX
-//! bundle ([`export`]) and runs that with ONNX Runtime, without Python and without a network ([`infer`]); it
-//! fine-tunes the adapter and heads there too ([`train`]). The commands `ba-export`, `ba-infer` and `ba-train` are thin over
-//! it. **Research use only**: not a medical device.
+//! bundle ([`export`]) and runs that with ONNX Runtime, without Python and without a network ([`infer`]); it fine-tunes
+//! the adapter and heads there too ([`train`]). The commands `ba-export`, `ba-infer` and `ba-train` are thin over it.
+//! **Research use only**: not a medical device.
 //!
 //! ```no_run
 //! use brain_adapter::export::{self, Plan, Sources};
@@ -37,7 +37,7 @@
 //! | 1 | [`tensor`], [`progress`], [`files`], [`metrics`] |
 //! | 2 | [`config`], [`checkpoint`], [`volume`], [`text`], [`graph`], [`cohort`] |
 //! | 3 | [`model`], [`passes`], [`onnx`], [`batch`] |
-//! | 4 | [`bundle`], [`runtime`] |
+//! | 4 | [`bundle`], [`optimizer`], [`runtime`] |
 //! | 5 | [`execute`], [`calibrate`], [`plot`] |
 //! | 6 | [`export`], [`infer`] |
 //! | 7 | [`train`] |
@@ -66,6 +66,7 @@ pub mod infer;
 pub mod metrics;
 pub mod model;
 pub mod onnx;
+pub mod optimizer;
 pub mod passes;
 #[cfg(feature = "runtime")]
 pub mod plot;

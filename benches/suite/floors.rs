@@ -99,7 +99,7 @@ pub fn absorb(suite: &mut Suite, rows: &mut Vec<Figure>) {
 /// The products of the layers, and nothing else.
 fn bare_products(integers: bool) -> Result<Graph> {
     let mut g = Builder::new("floor");
-    let rows = Dim::Symbol("tokens");
+    let rows = Dim::TOKENS;
     let zero = g.weight("zero", LazyTensor::new(DType::U8, vec![], Arc::new(vec![128])));
     let one = g.scalar(1.0);
     let (h, m) = GEOMETRY;

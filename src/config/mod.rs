@@ -16,16 +16,16 @@ pub use llama::LlamaConfig;
 
 use crate::error::{Code, Error, Result};
 
-/// Largest configuration file that is read.
+/// Maximum size of a configuration file, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// Largest extent that any size in a configuration may have.
+/// Maximum of any size in a configuration.
 const MAX_SIZE: usize = 1 << 20;
 
-/// Everything that `config.json` says.
+/// The content of `config.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The conformed cube.
+    /// The cube that every scan is conformed to.
     pub volume: VolumeConfig,
     /// The trainable CNN in front of the vision transformer.
     pub adapter: AdapterConfig,
@@ -163,7 +163,7 @@ pub struct TextConfig {
     pub hidden: usize,
     /// How tokens become one vector.
     pub pool: TextPool,
-    /// Most tokens of a report, BOS included; the rest is cut with a warning.
+    /// Maximum number of tokens of a report, BOS included; the rest is cut with a warning.
     pub max_tokens: usize,
 }
 
@@ -187,7 +187,7 @@ impl Default for ProjectionConfig {
     }
 }
 
-/// Training choices.
+/// Choices of a training that inference does not read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {

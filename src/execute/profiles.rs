@@ -5,7 +5,8 @@
 //! anew for each new extent.
 
 use crate::error::{Code, Error, Result};
-use crate::onnx::{Extent, SegmentedModel};
+use crate::graph::Dim;
+use crate::onnx::SegmentedModel;
 use crate::runtime::ProfiledInput;
 
 /// Tokens that engines are fastest for. A clinical note of 150 to 250 words, the usual length of a report in such cohorts, gives
@@ -28,18 +29,17 @@ pub(crate) fn profiles<'a>(
             let message = format!("input `{name}` has {what}: no engine can be made for it");
             Error::new(Code::ONNX_INVALID, message)
         };
-        let extents = model.extents(name).ok_or_else(|| unknown("no declared shape"))?;
-        if extents.iter().all(|extent| matches!(extent, Extent::Known(_))) {
+        let shape = model.shape(name).ok_or_else(|| unknown("no declared shape"))?;
+        if shape.iter().all(|dim| dim.known().is_some()) {
             continue;
         }
         let mut input = ProfiledInput { name: name.to_owned(), min: Vec::new(), opt: Vec::new(), max: Vec::new() };
-        for extent in extents {
-            let [min, opt, max] = match extent {
-                Extent::Known(n) => [n; 3],
-                Extent::Named(name) if name == "batch" => [1; 3],
-                Extent::Named(name) if name == "tokens" => [1, most.min(TYPICAL_TOKENS), most],
-                Extent::Named(name) => return Err(unknown(&format!("a dimension `{name}`"))),
-                Extent::Unknown => return Err(unknown("a dimension without a name")),
+        for dim in shape {
+            let [min, opt, max] = match dim {
+                Dim::Known(n) => [n as u64; 3],
+                Dim::BATCH => [1; 3],
+                Dim::TOKENS => [1, most.min(TYPICAL_TOKENS), most],
+                _ => return Err(unknown("a dimension that is neither a number nor `batch` nor `tokens`")),
             };
             input.min.push(min);
             input.opt.push(opt);

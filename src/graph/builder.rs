@@ -13,7 +13,7 @@ use crate::tensor::{DType, LazyTensor};
 /// use brain_adapter::tensor::{DType, LazyTensor};
 ///
 /// let mut g = Builder::new("double");
-/// let x = g.input("x", DType::F32, &[Dim::Symbol("batch"), Dim::Known(2)]);
+/// let x = g.input("x", DType::F32, &[Dim::BATCH, Dim::Known(2)]);
 /// let two = g.scalar(2.0);
 /// let y = g.mul(x, two)?;
 /// g.output("y", y)?;
@@ -46,11 +46,23 @@ impl Builder {
         &self.graph.value(id).name
     }
 
-    /// A new input of the graph.
+    /// A new input of the graph; its name is made unique when it is taken.
     pub fn input(&mut self, name: &str, dtype: DType, shape: &[super::Dim]) -> ValueId {
         let id = self.push_value(name.to_owned(), ValueType::new(dtype, shape), None);
         self.graph.inputs.push(id);
         id
+    }
+
+    /// A new input of the graph whose name must be free.
+    ///
+    /// # Errors
+    /// `graph.invalid` when a value has that name.
+    pub fn unique_input(&mut self, name: &str, dtype: DType, shape: &[super::Dim]) -> Result<ValueId> {
+        if self.names.contains_key(name) {
+            let message = format!("graph `{}`: there are two values `{name}`", self.graph.name);
+            return Err(Error::new(Code::GRAPH_INVALID, message));
+        }
+        Ok(self.input(name, dtype, shape))
     }
 
     /// A weight under its own name (made unique when it is taken).
@@ -163,7 +175,7 @@ impl Builder {
     }
 
     /// Gives a node's result another name, where that is free.
-    pub(super) fn rename(&mut self, id: ValueId, name: &str) {
+    pub(crate) fn rename(&mut self, id: ValueId, name: &str) {
         if !self.names.contains_key(name) {
             let old = std::mem::replace(&mut self.graph.values[id.0].name, name.to_owned());
             self.names.remove(&old);

@@ -31,8 +31,8 @@ impl Builder {
         self.graph.find(name)
     }
 
-    /// Adds a whole graph, with these values as its inputs; gives its results in the order of its outputs. Names that are
-    /// taken are made unique.
+    /// Adds a whole graph, with these values as its inputs; gives its results in the order of its outputs. Names that
+    /// are taken are made unique.
     ///
     /// # Errors
     /// `graph.invalid` when the values do not fit the graph.
@@ -74,8 +74,8 @@ impl Graph {
         self.values.iter().position(|v| v.name == name).map(ValueId)
     }
 
-    /// What leads from `inputs` to `outputs`, as a graph of its own: those of `inputs` that are read become its inputs, in
-    /// that order, under their names.
+    /// What leads from `inputs` to `outputs`, as a graph of its own: those of `inputs` that are read become its inputs,
+    /// in that order, under their names.
     ///
     /// # Errors
     /// `graph.invalid` when an output does not follow from these inputs and weights alone, or is one of them.
@@ -93,7 +93,7 @@ impl Graph {
         let mut rewrite = Rewrite::with_inputs(self, &read);
         for (node, _) in self.nodes.iter().zip(kept).filter(|(_, kept)| *kept) {
             rewrite.copy(node)?;
-            // A node may make what is given beside what is not.
+            // A node may make what is given together with what is not.
             for id in node.outputs.iter().filter(|id| given.contains(id)) {
                 let input = rewrite.builder.find(&self.value(*id).name);
                 input.into_iter().for_each(|input| rewrite.set(*id, input));

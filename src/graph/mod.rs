@@ -7,6 +7,7 @@
 //!
 //! `println!("{graph}")` prints a graph as one readable line a node.
 
+mod blocks;
 mod builder;
 mod compose;
 mod op;
@@ -17,6 +18,8 @@ mod rules;
 mod types;
 mod verify;
 
+pub(crate) use blocks::segments;
+pub use blocks::{Segment, Tail};
 pub use builder::Builder;
 pub use op::{Attribute, Body, Domain, Op};
 pub use rewrite::Rewrite;
@@ -39,7 +42,7 @@ pub struct Value {
     pub init: Option<LazyTensor>,
 }
 
-/// One operation.
+/// An operator with its operands and results.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// Unique name, made of the scopes it was built in: `blocks.3.attn.MatMul`.
@@ -48,7 +51,7 @@ pub struct Node {
     pub op: Op,
     /// Operands; `None` where an optional one is left out.
     pub inputs: Vec<Option<ValueId>>,
-    /// Results.
+    /// Results, in the operator's order; each is made by this node alone.
     pub outputs: Vec<ValueId>,
 }
 

@@ -36,7 +36,7 @@ pub enum Attribute {
     Ints(Vec<i64>),
     /// An element type (written as ONNX's number for it).
     Type(DType),
-    /// Text.
+    /// A string (ONNX's `STRING`).
     Text(&'static str),
     /// What an operator runs again and again.
     Graph(Body),
@@ -52,7 +52,7 @@ impl Body {
         Self(Arc::new(graph))
     }
 
-    /// The graph.
+    /// The graph that is run.
     pub fn graph(&self) -> &Graph {
         &self.0
     }
@@ -83,9 +83,9 @@ impl fmt::Display for Attribute {
 pub struct Op {
     /// ONNX's name of the operator, such as `MatMul`.
     pub kind: &'static str,
-    /// Who defines it.
+    /// Who defines the operator.
     pub domain: Domain,
-    /// Attributes by name.
+    /// Attributes by name, in the order in which they are written.
     pub attributes: Vec<(&'static str, Attribute)>,
 }
 

@@ -107,7 +107,7 @@ impl Builder {
         self.node(Op::new("Slice"), &[Some(x), Some(start), Some(end), Some(axis)])
     }
 
-    /// Zeros around `x`: as many as `pads` says before each axis, then after each axis.
+    /// Zeros around `x`: as many as in `pads` before each axis, then after each axis.
     pub fn pad(&mut self, x: ValueId, pads: &[i64]) -> Result<ValueId> {
         let pads = self.ints(pads);
         self.node(Op::new("Pad"), &[Some(x), Some(pads)])
@@ -135,14 +135,15 @@ impl Builder {
         self.reduction("ReduceSum", x, axes, keep)
     }
 
-    /// A reduction that keeps the reduced axes, with extent 1.
+    /// A reduction that keeps the reduced axes, with size 1.
     pub fn reduce(&mut self, kind: &'static str, x: ValueId, axes: &[i64]) -> Result<ValueId> {
         self.reduction(kind, x, axes, true)
     }
 
-    /// `com.microsoft.InPlaceAccumulatorV2` over float values of one shape and `reset`, bool `[1]`: gives a flag, bool `[1]`,
-    /// that means nothing, and `buffer + gradient`, or `gradient` alone where `reset` is true. Microsoft's training runtime
-    /// writes the sum into the buffer itself; elsewhere it is the second result. Both must be outputs of the graph there.
+    /// `com.microsoft.InPlaceAccumulatorV2` over float values of one shape and `reset`, bool `[1]`: gives a flag, bool
+    /// `[1]`, that means nothing, and `buffer + gradient`, or `gradient` alone where `reset` is true. Microsoft's
+    /// training runtime writes the sum into the buffer itself; elsewhere it is the second result. Both must be outputs
+    /// of the graph there.
     pub fn accumulate(&mut self, buffer: ValueId, gradient: ValueId, reset: ValueId) -> Result<[ValueId; 2]> {
         let op = Op::microsoft("InPlaceAccumulatorV2");
         let results = self.node_multi(op, &[Some(buffer), Some(gradient), Some(reset)], 2)?;

@@ -4,18 +4,32 @@ use std::fmt;
 
 use crate::tensor::DType;
 
-/// One extent of a shape.
+/// One dimension of a shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dim {
-    /// A number.
+    /// A size that every run has.
     Known(usize),
     /// A name that stands for one number a run, such as `batch`.
     Symbol(&'static str),
-    /// Not known: only a rule's answer, which a declared type makes precise.
+    /// Not known: a rule's result, which a declared type makes precise, or a name in a file that is not ours.
     Any,
 }
 
 impl Dim {
+    /// How many samples are computed together.
+    pub const BATCH: Self = Self::Symbol("batch");
+
+    /// How many tokens a report has.
+    pub const TOKENS: Self = Self::Symbol("tokens");
+
+    /// The names of dimensions in files that this crate writes.
+    pub const SYMBOLS: [&'static str; 2] = ["batch", "tokens"];
+
+    /// The dimension of that name, which a file declares; none when it is not one of [`Self::SYMBOLS`].
+    pub fn symbol(name: &str) -> Option<Self> {
+        Self::SYMBOLS.into_iter().find(|symbol| *symbol == name).map(Self::Symbol)
+    }
+
     /// The number, if there is one.
     pub fn known(self) -> Option<usize> {
         match self {
@@ -33,7 +47,7 @@ impl Dim {
         }
     }
 
-    /// The extent of two broadcast extents, or `None` when they cannot be broadcast for sure.
+    /// The size of two broadcast dimensions, or `None` when they cannot be broadcast for sure.
     pub fn broadcast(self, other: Self) -> Option<Self> {
         match (self, other) {
             (Self::Known(1), d) | (d, Self::Known(1)) => Some(d),
@@ -67,9 +81,9 @@ impl From<&'static str> for Dim {
 /// Element type and shape of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValueType {
-    /// Element type.
+    /// Type of each element.
     pub dtype: DType,
-    /// Extent of each axis; empty for a scalar.
+    /// Size of each axis; empty for a scalar.
     pub shape: Vec<Dim>,
 }
 
@@ -79,7 +93,7 @@ impl ValueType {
         Self { dtype, shape: shape.into() }
     }
 
-    /// A type whose extents are all numbers.
+    /// A type whose dimensions are all numbers.
     pub fn known(dtype: DType, shape: &[usize]) -> Self {
         Self { dtype, shape: shape.iter().map(|&n| Dim::Known(n)).collect() }
     }

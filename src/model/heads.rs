@@ -5,7 +5,7 @@
 //! cosine of `v` and `t`; `image_logits` f32 `[batch, labels]` over `v` alone where the checkpoint has that
 //! classifier. `v` and `image_logits` do not depend on `text`.
 
-use super::{Weights, keys};
+use super::{Part, Weights, keys};
 use crate::config::Config;
 use crate::error::Result;
 use crate::graph::{Builder, Dim, Graph, ValueId};
@@ -14,15 +14,15 @@ use crate::tensor::DType;
 /// Keeps a zero vector's length from dividing by zero: PyTorch's `F.normalize` uses the same bound.
 const MIN_NORM: f32 = 1e-12;
 
-/// The heads' graph.
+/// The heads' graph, inputs and outputs as in the module's doc.
 ///
 /// # Errors
 /// `checkpoint.tensors` when a weight is missing or misshapen.
 pub fn build(config: &Config, weights: &Weights) -> Result<Graph> {
-    let mut g = Builder::new("heads");
-    let batch = Dim::Symbol("batch");
-    let vision = g.input("vision", DType::F32, &[batch, Dim::Known(config.vision.hidden)]);
-    let text = g.input("text", DType::F32, &[batch, Dim::Known(config.text.hidden)]);
+    let mut g = Builder::new(Part::Heads.as_str());
+    let batch = Dim::BATCH;
+    let vision = g.input(Part::Vision.as_str(), DType::F32, &[batch, Dim::Known(config.vision.hidden)]);
+    let text = g.input(Part::Text.as_str(), DType::F32, &[batch, Dim::Known(config.text.hidden)]);
     let (d, classes) = (config.projection.dim, config.labels.0.len());
     let v = linear(&mut g, weights, vision, "vision_projection", [d, config.vision.hidden])?;
     let t = linear(&mut g, weights, text, "text_projection", [d, config.text.hidden])?;

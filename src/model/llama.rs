@@ -3,9 +3,9 @@
 //! `input_ids`, `attention_mask` i64 `[batch, tokens]` (padding on the right, mask 1 for tokens) → `text` f32
 //! `[batch, hidden]`. RMSNorm (Zhang and Sennrich 2019), rotary embeddings in the half-split layout (Su et al.
 //! 2021), SwiGLU (Shazeer 2020), grouped key-value heads (Ainslie et al. 2023). Standard operators only: at 512
-//! tokens the scores are small beside the linear layers.
+//! tokens the scores are small next to the linear layers.
 
-use super::{Stages, Weights};
+use super::{Part, Stages, Weights};
 use crate::config::{LlamaConfig, TextPool};
 use crate::error::Result;
 use crate::graph::{Builder, Dim, Graph, Op, ValueId};
@@ -20,8 +20,8 @@ const MASKED: f32 = f32::MIN;
 /// `checkpoint.tensors` when a weight is missing or misshapen.
 pub fn build(config: &LlamaConfig, pool: TextPool, weights: &Weights, stages: Stages) -> Result<Graph> {
     let model = Llama { c: config, weights };
-    let mut g = Builder::new("text");
-    let (batch, tokens) = (Dim::Symbol("batch"), Dim::Symbol("tokens"));
+    let mut g = Builder::new(Part::Text.as_str());
+    let (batch, tokens) = (Dim::BATCH, Dim::TOKENS);
     let ids = g.input("input_ids", DType::I64, &[batch, tokens]);
     let mask = g.input("attention_mask", DType::I64, &[batch, tokens]);
     let table = g.weight("embed_tokens.weight", weights.get("embed_tokens.weight", &[config.vocab, config.hidden])?);
@@ -34,7 +34,7 @@ pub fn build(config: &LlamaConfig, pool: TextPool, weights: &Weights, stages: St
     }
     let hidden = g.scope("norm", |g| model.rms_norm(g, x, "norm"))?;
     let pooled = g.scope("pool", |g| pooling(g, hidden, mask, positions, pool))?;
-    g.output("text", pooled)?;
+    g.output(Part::Text.as_str(), pooled)?;
     if stages == Stages::All {
         g.output("text_hidden", hidden)?;
     }
@@ -49,7 +49,7 @@ fn positions(g: &mut Builder, ids: ValueId) -> Result<ValueId> {
         let zero = g.weight("const.zero", LazyTensor::from_i64(&[], &[0]));
         let one = g.weight("const.one", LazyTensor::from_i64(&[], &[1]));
         let range = g.node(Op::new("Range"), &[Some(zero), Some(length), Some(one)])?;
-        g.declare(range, &[Dim::Symbol("tokens")])
+        g.declare(range, &[Dim::TOKENS])
     })
 }
 

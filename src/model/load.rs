@@ -1,7 +1,7 @@
 //! Checkpoints → the weights of the three models.
 //!
 //! Each model's tensors are found under whichever known prefix they were saved; what belongs to other models in
-//! the same file is skipped and listed, what looks like the model's own but fits nowhere is refused.
+//! the same file is skipped and listed, what is named like the model's own but fits nowhere is refused.
 
 use super::{Weights, keys};
 use crate::checkpoint::{Checkpoint, Requirements};
@@ -19,11 +19,11 @@ const TEXT: [&str; 3] = ["layers.", "embed_tokens.", "norm."];
 /// The weights of all three models.
 #[derive(Debug)]
 pub struct Models {
-    /// Adapter and heads.
+    /// Adapter and heads, by state-dict key.
     pub trained: Weights,
-    /// The vision transformer.
+    /// The vision transformer, by state-dict key without prefix.
     pub vision: Weights,
-    /// The language model.
+    /// The language model, by state-dict key without prefix.
     pub text: Weights,
     /// Whether there is an image-only classifier.
     pub image_head: bool,
@@ -54,7 +54,8 @@ pub fn trained(config: &Config, checkpoint: &Checkpoint) -> Result<Trained> {
     Ok(Trained { image_head: has_image_head(config, &weights), weights, skipped })
 }
 
-/// Finds the vision transformer in a checkpoint, under whichever known prefix; also names the checkpoint's other tensors.
+/// Finds the vision transformer in a checkpoint, under whichever known prefix; also names the checkpoint's other
+/// tensors.
 ///
 /// # Errors
 /// `checkpoint.tensors`, naming every missing, unexpected or wrong-shaped tensor with found and expected shape.
@@ -129,7 +130,7 @@ fn pick(
     Ok(picked.tensors.into_iter().collect())
 }
 
-/// All three, or one error that says what is wrong with each.
+/// All three, or one error with what is wrong with each.
 fn all(found: [Result<Weights>; 3]) -> Result<[Weights; 3]> {
     let errors: Vec<&Error> = found.iter().filter_map(|r| r.as_ref().err()).collect();
     if errors.len() > 1 {

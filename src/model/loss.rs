@@ -8,7 +8,7 @@
 //! v̂ and t̂ are v and t at length 1; the image-only mode has L = CE(image_classifier(v), y).
 
 use super::heads::{linear, normalized};
-use super::{Weights, keys};
+use super::{Part, Weights, keys};
 use crate::config::Config;
 use crate::error::Result;
 use crate::graph::{Builder, Dim, Graph, Op, ValueId};
@@ -17,7 +17,7 @@ use crate::tensor::{DType, LazyTensor};
 /// Largest factor of the similarities.
 pub const MAX_SCALE: f32 = 100.0;
 
-/// What is trained.
+/// Which parameters are trained, and with which loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -67,19 +67,21 @@ pub fn parameters(config: &Config, mode: Mode) -> Vec<keys::Key> {
 
 /// The heads with the loss.
 ///
-/// Inputs `vision` f32 `[batch, vision.hidden]`, `text` f32 `[batch, text.hidden]` (not in the mode `mri`) and `labels` i64
-/// `[batch]`; outputs `loss` f32 `[]`, `logits` f32 `[batch, labels]`, `v` and (not in `mri`) `t` f32
-/// `[batch, projection.dim]`. With `class_weights`, one a class, the classification loss is the mean weighted by the weights of
+/// Inputs `vision` f32 `[batch, vision.hidden]`, `text` f32 `[batch, text.hidden]` (not in the mode `mri`) and `labels`
+/// i64 `[batch]`; outputs `loss` f32 `[]`, `logits` f32 `[batch, labels]`, `v` and (not in `mri`) `t` f32 `[batch,
+/// projection.dim]`. With `class_weights`, one a class, the classification loss is the mean weighted by the weights of
 /// the labels, as PyTorch's `cross_entropy(weight=)` has it.
 ///
 /// # Errors
 /// `checkpoint.tensors` when a weight is missing or misshapen.
 pub fn build(config: &Config, weights: &Weights, mode: Mode, class_weights: Option<&[f32]>) -> Result<Graph> {
     let mut g = Builder::new("loss");
-    let batch = Dim::Symbol("batch");
+    let batch = Dim::BATCH;
     let (d, classes) = (config.projection.dim, config.labels.0.len());
-    let vision = g.input("vision", DType::F32, &[batch, Dim::Known(config.vision.hidden)]);
-    let text = mode.reads_reports().then(|| g.input("text", DType::F32, &[batch, Dim::Known(config.text.hidden)]));
+    let vision = g.input(Part::Vision.as_str(), DType::F32, &[batch, Dim::Known(config.vision.hidden)]);
+    let text = mode
+        .reads_reports()
+        .then(|| g.input(Part::Text.as_str(), DType::F32, &[batch, Dim::Known(config.text.hidden)]));
     let labels = g.input("labels", DType::I64, &[batch]);
     let v = linear(&mut g, weights, vision, "vision_projection", [d, config.vision.hidden])?;
     let (logits, t) = match text {
@@ -162,7 +164,7 @@ fn identity(g: &mut Builder, labels: ValueId) -> Result<ValueId> {
     let size = g.squeeze(size, &[0])?;
     let [start, step] = [0, 1].map(|i| g.weight("const.int", LazyTensor::from_i64(&[], &[i])));
     let numbers = g.node(Op::new("Range"), &[Some(start), Some(size), Some(step)])?;
-    let numbers = g.declare(numbers, &[Dim::Symbol("batch")])?;
+    let numbers = g.declare(numbers, &[Dim::BATCH])?;
     let [rows, columns] = [1, 0].map(|axis| g.unsqueeze(numbers, &[axis]));
     let same = g.binary("Equal", rows?, columns?)?;
     g.cast(same, DType::F32)

@@ -1,15 +1,19 @@
 //! The Brain-Adapter's four graphs, built from a configuration and named weights.
 //!
-//! Layer 3. `keys` says which tensors a model needs and their shapes; `weights` finds them in checkpoints, under
-//! whatever prefix and in whatever layout they were saved; `adapter`, `vit`, `llama` and `heads` build graphs.
-//! Sizes always come from the configuration.
+//! Layer 3. `keys` lists the tensors that a model needs, with their shapes; `weights` finds them in checkpoints, under
+//! whatever prefix and in whatever layout they were saved; `adapter`, `vit`, `llama` and `heads` build graphs. Sizes
+//! always come from the configuration. A graph and its main output have the name of its [`Part`]: that is the interface
+//! of the ONNX files.
 //!
 //! | graph | inputs | outputs |
 //! |---|---|---|
 //! | `adapter` | `volume` f32 `[batch, D, H, W]`, in `[0, 1]` | `adapter` f32 `[batch, out, H, W]` |
 //! | `vision` | `adapter` | `vision` f32 `[batch, vision.hidden]` |
-//! | `text` | `input_ids`, `attention_mask` i64 `[batch, tokens]`, padded on the right | `text` f32 `[batch, text.hidden]` |
-//! | `heads` | `vision`, `text` | `v`, `t` f32 `[batch, projection.dim]`, `logits` f32 `[batch, labels]`, `similarity` f32 `[batch]`, and `image_logits` where there is an image-only classifier |
+//! | `text` | `input_ids`, `attention_mask` i64 `[batch, tokens]` | `text` f32 `[batch, text.hidden]` |
+//! | `heads` | `vision`, `text` | `v`, `t` f32 `[batch, projection.dim]`, `logits` f32 `[batch, labels]`, `similarity` |
+//!
+//! Tokens are padded on the right. `similarity` is f32 `[batch]`. Where the checkpoint has an image-only classifier, the
+//! heads also give `image_logits` f32 `[batch, labels]`.
 
 pub mod adapter;
 mod attention;
@@ -18,7 +22,6 @@ pub mod keys;
 pub mod llama;
 mod load;
 pub mod loss;
-pub mod optimizer;
 mod part;
 pub mod vit;
 mod weights;
@@ -27,9 +30,6 @@ pub use load::{Models, Trained, is_trained, trained, vision};
 pub use loss::Mode;
 pub use part::{Part, PartMap};
 pub use weights::Weights;
-
-/// Names of the four graphs, in the order in which they run.
-pub const PARTS: [&str; 4] = ["adapter", "vision", "text", "heads"];
 
 /// How attention is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

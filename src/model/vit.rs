@@ -8,7 +8,7 @@
 //! the block does not.
 
 use super::attention::multi_head;
-use super::{Attention, Stages, Weights};
+use super::{Attention, Part, Stages, Weights};
 use crate::config::{Config, VisionPool};
 use crate::error::Result;
 use crate::graph::{Builder, Dim, Graph, ValueId};
@@ -23,9 +23,9 @@ const LAYER_NORM_EPS: f32 = 1e-5;
 /// `checkpoint.tensors` when a weight is missing or misshapen, or what reading the position embeddings gives.
 pub fn build(config: &Config, weights: &Weights, form: Attention, stages: Stages) -> Result<Graph> {
     let vit = Vit { config, weights, form };
-    let mut g = Builder::new("vision");
+    let mut g = Builder::new(Part::Vision.as_str());
     let [d, h, w] = config.run_size().map(Dim::Known);
-    let image = g.input("adapter", DType::F32, &[Dim::Symbol("batch"), d, h, w]);
+    let image = g.input(Part::Adapter.as_str(), DType::F32, &[Dim::BATCH, d, h, w]);
     let mut tokens = g.scope("patch_embedding", |g| vit.embed(g, image))?;
     let patches = config.run_grid().iter().product::<usize>() as i64;
     let mut taps = Vec::new();
@@ -54,7 +54,7 @@ pub fn build(config: &Config, weights: &Weights, form: Attention, stages: Stages
             g.reduce_mean(rest, &[1], false)?
         }
     };
-    g.output("vision", pooled)?;
+    g.output(Part::Vision.as_str(), pooled)?;
     taps.into_iter().try_for_each(|(name, id)| g.output(name, id))?;
     g.finish()
 }
@@ -141,20 +141,20 @@ impl Vit<'_> {
 /// Trilinear interpolation of `[from0, from1, from2, width]` to `[to0, to1, to2, width]`, as
 /// `torch.nn.functional.interpolate(mode="trilinear", align_corners=False)`, one axis after the other.
 fn resize_trilinear(values: &[f32], from: [usize; 3], to: [usize; 3], width: usize) -> Vec<f32> {
-    let mut extents = [from[0], from[1], from[2], width];
+    let mut sizes = [from[0], from[1], from[2], width];
     let mut values = values.to_vec();
     for axis in 0..3 {
-        if extents[axis] != to[axis] {
-            values = resize_axis(&values, &extents, axis, to[axis]);
-            extents[axis] = to[axis];
+        if sizes[axis] != to[axis] {
+            values = resize_axis(&values, &sizes, axis, to[axis]);
+            sizes[axis] = to[axis];
         }
     }
     values
 }
 
-fn resize_axis(values: &[f32], extents: &[usize; 4], axis: usize, to: usize) -> Vec<f32> {
-    let (n, inner) = (extents[axis], extents[axis + 1..].iter().product::<usize>());
-    let outer: usize = extents[..axis].iter().product();
+fn resize_axis(values: &[f32], sizes: &[usize; 4], axis: usize, to: usize) -> Vec<f32> {
+    let (n, inner) = (sizes[axis], sizes[axis + 1..].iter().product::<usize>());
+    let outer: usize = sizes[..axis].iter().product();
     let mut out = Vec::with_capacity(outer * to * inner);
     for o in 0..outer {
         let row = |i: usize| &values[(o * n + i) * inner..][..inner];

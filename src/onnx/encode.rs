@@ -1,37 +1,27 @@
 //! A graph as ONNX messages. Weights come in as ready messages: where their bytes lie is not decided here.
 
 use super::proto::{
-    AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
-    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type,
+    AttributeProto, DimensionProto, GraphProto, NodeProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
+    ValueInfoProto, attribute_type,
 };
-use super::{IR_VERSION, OPSET, functions};
 use crate::error::Result;
-use crate::graph::{Attribute, Dim, Domain, Graph, Node, ValueId, ValueType};
+use crate::graph::{Attribute, Dim, Graph, Node, ValueId, ValueType};
 use crate::tensor::LazyTensor;
 
-/// The model message of `graph` with these weights.
+/// The message of a graph with these weights.
 ///
 /// # Errors
 /// When a constant of an operator's body cannot be read.
-pub(super) fn model(graph: &Graph, initializer: Vec<TensorProto>) -> Result<ModelProto> {
-    Ok(ModelProto {
-        ir_version: Some(IR_VERSION),
-        producer_name: Some(env!("CARGO_PKG_NAME").into()),
-        producer_version: Some(env!("CARGO_PKG_VERSION").into()),
-        graph: Some(Scope { graph, prefix: String::new() }.message(initializer)?),
-        opset_import: opsets(graph),
-        functions: functions::of(graph),
-        ..Default::default()
-    })
+pub(super) fn graph(graph: &Graph, initializer: Vec<TensorProto>) -> Result<GraphProto> {
+    Scope { graph, prefix: String::new() }.message(initializer)
 }
 
-/// The standard operators' version, and that of each other domain that the graph uses.
-fn opsets(graph: &Graph) -> Vec<OperatorSetIdProto> {
-    let domains: std::collections::BTreeSet<Domain> = graph.nodes.iter().map(|n| n.op.domain).collect();
-    let others = domains.into_iter().filter(|d| *d != Domain::Onnx).map(|d| (d.name(), 1));
-    let entry =
-        |(domain, version): (&str, i64)| OperatorSetIdProto { domain: Some(domain.into()), version: Some(version) };
-    std::iter::once(("", OPSET)).chain(others).map(entry).collect()
+/// The message of one node of a graph.
+///
+/// # Errors
+/// As [`graph`].
+pub(super) fn node(graph: &Graph, node: &Node) -> Result<NodeProto> {
+    Scope { graph, prefix: String::new() }.node(node)
 }
 
 /// A graph, and what stands in front of the names in it: those of a body must differ from all around it.

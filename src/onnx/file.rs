@@ -9,12 +9,13 @@ use std::thread::JoinHandle;
 use sha2::{Digest, Sha256};
 
 use super::{ALIGNMENT, Written};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 
 /// Bytes that are handed over together.
 const PIECE: usize = 1 << 20;
 
-/// Most pieces that wait for the thread: about one large weight, so that it has work while the next is computed.
+/// Maximum number of pieces that wait for the thread: about one large weight, so that it has work while the next is
+/// computed.
 const WAITING: usize = 64;
 
 /// How long a file is meant to stay.
@@ -60,7 +61,7 @@ impl OutFile {
         Ok(Self { name, path, bytes: 0, piece, pieces, spare, keep, thread })
     }
 
-    /// Adds bytes.
+    /// Appends bytes to the file.
     ///
     /// # Errors
     /// `io` or `disk.full`, also for bytes that were added before.
@@ -94,7 +95,7 @@ impl OutFile {
     }
 
     fn ended(&self) -> Error {
-        Error::new(Code::IO, "the thread that writes has ended").at(&self.path)
+        Error::internal("the thread that writes has ended").at(&self.path)
     }
 
     /// Zeros up to the next multiple of [`ALIGNMENT`], which is returned.
@@ -119,7 +120,8 @@ impl OutFile {
         self.hand_over()?;
         let (file, sha256) = self.join()?;
         if self.keep == Keep::ForGood {
-            // Before the bundle is put into its place: after a power loss a name must not stand for bytes that never came.
+            // Before the bundle is put into its place: after a power loss a name must not stand for bytes that never
+            // came.
             file.sync_all().map_err(|e| Error::io(&self.path, "cannot write", e))?;
         }
         Ok(Written { name: self.name, bytes: self.bytes, sha256 })

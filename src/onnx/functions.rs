@@ -1,15 +1,15 @@
 //! Model-local functions for the two operators that only Microsoft's training runtime has.
 //!
-//! Flows in: a graph, or AdamW's constants. Flows out: ONNX functions of standard operators. That runtime
+//! Flows in: a graph, or an optimizer's step as a graph. Flows out: ONNX functions of standard operators. That runtime
 //! (onnxruntime-training 1.19.2) finds its own kernels and ignores the functions; any other inlines them.
 //!
-//! A function bakes its constants. It still declares the node's attributes, without which the node would be refused, and a
-//! node must ask for all of its results.
+//! A function bakes its constants. It still declares the node's attributes, without which the node would be refused,
+//! and a node must ask for all of its results.
 
-use super::OPSET;
 use super::proto::{AttributeProto, FunctionProto, NodeProto, OperatorSetIdProto, TensorProto, attribute_type};
-use crate::config::AdamW;
-use crate::graph::{Domain, Graph};
+use super::{OPSET, encode};
+use crate::error::{Code, Error, Result};
+use crate::graph::{Domain, Graph, ValueId};
 use crate::tensor::DType;
 
 /// Adds a gradient to the buffer that holds the sum of several.
@@ -33,7 +33,7 @@ pub(super) fn of(graph: &Graph) -> Vec<FunctionProto> {
 /// `sum = (reset ? 0 : buffer) + gradient`, of the buffer's rank even where that is 0; `flag` is true.
 fn accumulator() -> FunctionProto {
     let mut f = Body(Vec::new());
-    f.float("zero", 0.0);
+    f.constant("zero", DType::F32, 0f32.to_le_bytes().to_vec());
     f.node("Where", &["reset", "zero", "buffer"], "kept_or_none");
     f.node("Shape", &["buffer"], "shape");
     f.node("Reshape", &["kept_or_none", "shape"], "kept");
@@ -43,72 +43,42 @@ fn accumulator() -> FunctionProto {
     f.finish(ACCUMULATOR, &["buffer", "gradient", "reset"], &["flag", "sum"], &[])
 }
 
-/// AdamW over sequences, a tensor after the other. What depends on the step alone is computed in float64, as in PyTorch.
-pub(super) fn adamw(parameters: usize, options: &AdamW, attributes: &[AttributeProto]) -> FunctionProto {
+/// An optimizer's step over sequences, a tensor after the other. `step` is its graph: inputs are the learning rate, the
+/// number of the step, then parameter, gradient and two moments of each tensor; results the next parameter and moments
+/// of each.
+///
+/// # Errors
+/// `graph.invalid` when the graph is another.
+pub(super) fn optimizer(step: &Graph, attributes: &[AttributeProto]) -> Result<FunctionProto> {
+    let (inputs, results) = (step.inputs.get(2..).unwrap_or_default(), &step.outputs);
+    let (tensors, results) = (inputs.as_chunks::<4>(), results.as_chunks::<3>());
+    if !tensors.1.is_empty() || !results.1.is_empty() || tensors.0.is_empty() || tensors.0.len() != results.0.len() {
+        return Err(Error::new(Code::GRAPH_INVALID, format!("graph `{}` is no optimizer's step", step.name)));
+    }
     let mut f = Body(Vec::new());
-    let [beta1, beta2] = options.betas;
-    for (name, value) in [("one", 1.0), ("beta1", beta1), ("beta2", beta2), ("decay", options.weight_decay)] {
-        f.double(name, value);
+    let name = |id: ValueId| step.value(id).name.as_str();
+    for (value, constant) in step.values.iter().filter_map(|value| Some((value, value.init.as_ref()?))) {
+        f.constant(&value.name, constant.dtype(), constant.bytes()?.into_owned());
     }
-    let singles =
-        [("keep1", beta1), ("keep2", beta2), ("add1", 1.0 - beta1), ("add2", 1.0 - beta2), ("eps", options.eps)];
-    singles.into_iter().for_each(|(name, value)| f.float(name, value));
-    // Rank 0: a parameter of rank 0 times `[1]` would become `[1]`.
-    for (input, scalar) in [("learning_rate", "rate"), ("step", "t")] {
-        let single = format!("{scalar}.scalar");
-        f.node("Squeeze", &[input], &single);
-        f.cast(&single, DType::F64, scalar);
+    let mut sequences = tensors.0.iter().enumerate().peekable();
+    for node in &step.nodes {
+        // A tensor is taken out of its sequence where it is first read.
+        let reads = |ids: &[ValueId]| node.inputs.iter().flatten().any(|id| ids.contains(id));
+        while let Some((i, ids)) = sequences.next_if(|(_, ids)| reads(*ids)) {
+            let index = format!("index{i}");
+            f.constant(&index, DType::I64, (i as i64).to_le_bytes().to_vec());
+            for (sequence, &id) in OPTIMIZER_INPUTS[2..].iter().zip(ids) {
+                f.node("SequenceAt", &[sequence, &index], name(id));
+            }
+        }
+        f.0.push(NodeProto { name: None, ..encode::node(step, node)? });
     }
-    f.node("Pow", &["beta1", "t"], "power1");
-    f.node("Pow", &["beta2", "t"], "power2");
-    f.node("Sub", &["one", "power1"], "rest1");
-    f.node("Sub", &["one", "power2"], "rest2");
-    f.node("Div", &["rate", "rest1"], "corrected_rate");
-    f.node("Sqrt", &["rest2"], "root_correction");
-    f.node("Mul", &["rate", "decay"], "lost");
-    f.node("Sub", &["one", "lost"], "left");
-    for (double, single) in [("corrected_rate", "size"), ("root_correction", "correction"), ("left", "keep")] {
-        f.cast(double, DType::F32, single);
-    }
-    for index in 0..parameters {
-        update(&mut f, index);
-    }
-    for (list, of) in
-        [("params.out", "next_p"), ("first_order_moments.out", "next_m"), ("second_order_moments.out", "next_v")]
-    {
-        let parts: Vec<String> = (0..parameters).map(|i| format!("{of}{i}")).collect();
-        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        f.node("SequenceConstruct", &parts, list);
+    for (i, sequence) in OPTIMIZER_OUTPUTS[1..].iter().enumerate() {
+        let parts: Vec<&str> = results.0.iter().map(|ids| name(ids[i])).collect();
+        f.node("SequenceConstruct", &parts, sequence);
     }
     f.node("Equal", &["step", "step"], "updated_flag");
-    f.finish(OPTIMIZER, &OPTIMIZER_INPUTS, &OPTIMIZER_OUTPUTS, attributes)
-}
-
-/// The next parameter and moments of that index.
-fn update(f: &mut Body, index: usize) {
-    let at = |name: &str| format!("{name}{index}");
-    f.constant(&at("index"), DType::I64, (index as i64).to_le_bytes().to_vec());
-    let mut node = |kind: &str, inputs: [&str; 2], output: &str| {
-        let output = at(output);
-        let inputs = if kind == "Sqrt" { &inputs[..1] } else { &inputs[..] };
-        f.node(kind, inputs, &output);
-        output
-    };
-    let [_, _, lists @ ..] = OPTIMIZER_INPUTS;
-    let names = ["p", "g", "m", "v"];
-    let [p, g, m, v] = [0, 1, 2, 3].map(|i| node("SequenceAt", [lists[i], &at("index")], names[i]));
-    let (kept, added) = (node("Mul", [&m, "keep1"], "kept_m"), node("Mul", [&g, "add1"], "added_m"));
-    let first = node("Add", [&kept, &added], "next_m");
-    let square = node("Mul", [&g, &g], "square");
-    let (kept, added) = (node("Mul", [&v, "keep2"], "kept_v"), node("Mul", [&square, "add2"], "added_v"));
-    let second = node("Add", [&kept, &added], "next_v");
-    let root = node("Sqrt", [&second, ""], "root");
-    let root = node("Div", [&root, "correction"], "corrected");
-    let denominator = node("Add", [&root, "eps"], "denominator");
-    let direction = node("Div", [&first, &denominator], "direction");
-    let change = node("Mul", [&direction, "size"], "change");
-    let kept = node("Mul", [&p, "keep"], "kept_p");
-    node("Sub", [&kept, &change], "next_p");
+    Ok(f.finish(OPTIMIZER, &OPTIMIZER_INPUTS, &OPTIMIZER_OUTPUTS, attributes))
 }
 
 /// A function under way.
@@ -124,19 +94,6 @@ impl Body {
         let (name, r#type) = (Some("value".to_owned()), Some(attribute_type::TENSOR));
         let value = AttributeProto { name, t, r#type, ..Default::default() };
         self.0.push(NodeProto { attribute: vec![value], ..node("Constant", &[], &[output]) });
-    }
-
-    fn float(&mut self, output: &str, value: f64) {
-        self.constant(output, DType::F32, (value as f32).to_le_bytes().to_vec());
-    }
-
-    fn double(&mut self, output: &str, value: f64) {
-        self.constant(output, DType::F64, value.to_le_bytes().to_vec());
-    }
-
-    fn cast(&mut self, input: &str, to: DType, output: &str) {
-        let to = int("to", to.onnx().into());
-        self.0.push(NodeProto { attribute: vec![to], ..node("Cast", &[input], &[output]) });
     }
 
     fn finish(self, name: &str, inputs: &[&str], outputs: &[&str], attributes: &[AttributeProto]) -> FunctionProto {

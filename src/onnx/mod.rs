@@ -1,14 +1,15 @@
 //! [`Graph`](crate::graph::Graph) → ONNX files, and the little that is read back from them.
 //!
-//! Layer 3. [`write()`] makes `NAME.onnx` and, when there are large weights, `NAME.onnx.data` beside it. Weights are
-//! streamed from their sources, some chunks at a time, to a thread that takes the file's SHA-256 and writes it. Large weights
-//! start at multiples of [`ALIGNMENT`], so that a runtime can map them. A [`SegmentedModel`] is a file that was read to be
-//! run block by block. For Microsoft's training runtime, `functions` comes along with graphs that use its operators, and
-//! [`optimizer_model`] is what it optimizes with.
+//! Layer 3. [`write()`] makes `NAME.onnx` and, when there are large weights, `NAME.onnx.data` next to it. Weights are
+//! streamed from their sources, some chunks at a time, to a thread that takes the file's SHA-256 and writes it. Large
+//! weights start at multiples of [`ALIGNMENT`], so that a runtime can map them. A [`SegmentedModel`] is a file that was
+//! read to be run block by block. For Microsoft's training runtime, `functions` comes along with graphs that use its
+//! operators; [`crate::optimizer`] makes the file that it optimizes with.
 
 mod encode;
 mod file;
 mod functions;
+mod model;
 mod proto;
 mod read;
 mod segments;
@@ -16,11 +17,13 @@ mod training;
 mod write;
 
 pub use read::{external_files, external_files_in};
-pub use segments::{Extent, Extracted, SegmentInfo, SegmentedModel};
-pub use training::{optimizer_model, write_optimizer_model};
+pub use segments::{Extracted, SegmentInfo, SegmentedModel};
+pub(crate) use training::optimizer_model;
 #[cfg(test)]
 pub(crate) use write::without_data;
-pub use write::{Placed, Written, to_bytes, write, write_companion, write_part_of, write_placed, write_scratch};
+pub use write::{
+    DataLayout, Written, to_bytes, write, write_companion, write_part_of, write_scratch, write_with_layout,
+};
 
 /// Large weights start at multiples of this many bytes: the page size, as ONNX Runtime's mapping wants it.
 pub const ALIGNMENT: u64 = 4096;

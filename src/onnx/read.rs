@@ -10,7 +10,7 @@ use prost::Message;
 use super::proto::{AttributeProto, EXTERNAL, GraphProto, ModelProto, SparseTensorProto, TensorProto};
 use crate::error::{Code, Error, Result};
 
-/// Largest graph file that is read: graphs without their weights are far smaller.
+/// Maximum size of a graph file, in bytes: graphs without their weights are far smaller.
 const MAX_GRAPH_BYTES: u64 = 1 << 30;
 
 /// The `location`s of all external data in the file, in subgraphs, functions and sparse tensors too, as written there.

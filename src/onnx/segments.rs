@@ -1,10 +1,10 @@
 //! A graph's file, cut at its blocks, so that it can be run in less memory than its weights take.
 //!
-//! [`SegmentedModel::read`] takes `NAME.onnx` as this crate writes it. Its *segments* are the nodes of one transformer block
-//! each (`layers.N.*`, `blocks.N.*`), and what stands between. Consecutive segments make a graph of their own
-//! ([`SegmentedModel::extract`]): what flows in and out keeps its name, and large weights stay where they are in the data
-//! file. For planning, each segment tells the bytes of its weights, and [`SegmentedModel::live_bytes`] how many bytes of
-//! activations are alive at once.
+//! [`SegmentedModel::read`] takes `NAME.onnx` as this crate writes it. Its *segments* are the nodes of one transformer
+//! block each (`layers.N.*`, `blocks.N.*`), and what stands between. Consecutive segments make a graph of their own
+//! ([`SegmentedModel::extract`]): what flows in and out keeps its name, and large weights stay where they are in the
+//! data file. For planning, each segment has the bytes of its weights, and [`SegmentedModel::live_bytes`] counts the
+//! activations that are alive at once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -15,30 +15,21 @@ use prost::Message;
 use super::proto::{DimensionProto, EXTERNAL, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use super::read::graph_bytes;
 use crate::error::{Code, Error, Result};
+use crate::graph::{Dim, Segment, Tail, segments};
+use crate::tensor::DType;
 
 /// A part of a graph that can be run on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentInfo {
-    /// Its block's name (`layers.3`), or `rest`.
+    /// Its block's name (`layers.3`), or `GRAPH.rest` for what is no block.
     pub name: String,
     /// Bytes of its weights in the data file and in the graph's own.
     pub weights: u64,
-    /// Bytes that its half-precision weights take once they are widened to float32, as the CPU provider does at loading; and
-    /// integer weights with half-precision scales, which it has no product of and takes apart (at most: some at a time).
+    /// Bytes that its fp16 weights take once they are widened to float32, as the CPU provider does at loading; and
+    /// integer weights with fp16 scales, for which it has no kernel and which it dequantizes (at most: some at a time).
     pub widened: u64,
-    /// Whether it has weights in blocks (`MatMulNBits`), which are slow unless they are laid out anew at loading.
+    /// Whether it has weights in blocks (`MatMulNBits`), which are slow unless they are repacked at loading.
     pub blocked: bool,
-}
-
-/// One extent of a value, as the graph declares it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// A number.
-    Known(u64),
-    /// A name that stands for one number a run, such as `batch`.
-    Named(String),
-    /// Neither.
-    Unknown,
 }
 
 /// A graph that can be run segment by segment.
@@ -56,16 +47,16 @@ pub struct SegmentedModel {
 pub struct Extracted {
     /// The ONNX model; its data file is that of the whole.
     pub bytes: Vec<u8>,
-    /// Names of what it takes.
+    /// Names of its inputs.
     pub inputs: Vec<String>,
-    /// Names of what it gives.
+    /// Names of its outputs.
     pub outputs: Vec<String>,
 }
 
 impl SegmentedModel {
     /// Reads the graph at `path`.
     ///
-    /// A graph with more in it than this crate writes is one segment: taken apart, it might compute something else.
+    /// A graph with more in it than this crate writes is one segment: cut, it might compute something else.
     ///
     /// # Errors
     /// `onnx.invalid` when the file is no ONNX model.
@@ -81,17 +72,23 @@ impl SegmentedModel {
         let invalid = |message: &str| Error::new(Code::ONNX_INVALID, message.to_owned());
         let model = ModelProto::decode(bytes).map_err(|e| invalid(&format!("not an ONNX model: {e}")))?;
         // Fields that our messages lack were skipped, and would be missing in an extracted graph.
-        let whole = model.encoded_len() == bytes.len() && model.functions.is_empty() && model.training_info.is_empty();
+        let complete =
+            model.encoded_len() == bytes.len() && model.functions.is_empty() && model.training_info.is_empty();
         let graph = model.graph.as_ref().ok_or_else(|| invalid("the model has no graph"))?;
         let nested = |n: &NodeProto| n.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
-        let ours = whole && graph.sparse_initializer.is_empty() && !graph.node.iter().any(nested);
+        let ours = complete && graph.sparse_initializer.is_empty() && !graph.node.iter().any(nested);
         let weights: HashMap<String, usize> =
             graph.initializer.iter().enumerate().map(|(i, t)| (t.name().to_owned(), i)).collect();
         let declared = graph.value_info.iter().chain(&graph.input).chain(&graph.output);
         let values = declared.map(|v| (v.name.clone().unwrap_or_default(), v.clone())).collect();
-        let nodes = if ours { cut(&graph.node) } else { Vec::new() };
-        let nodes = if nodes.is_empty() { std::iter::once(0..graph.node.len()).collect() } else { nodes };
-        let segments = nodes.iter().map(|range| describe(graph, range.clone(), &weights)).collect::<Result<_>>()?;
+        let names = graph.node.iter().map(|n| n.name.as_deref().unwrap_or_default());
+        let whole = Segment { name: graph.name.clone().unwrap_or_default(), nodes: 0..graph.node.len() };
+        let mut cut = if ours { segments(&whole.name, names, Tail::WithLastBlock) } else { Vec::new() };
+        if cut.is_empty() {
+            cut.push(whole);
+        }
+        let segments = cut.iter().map(|segment| describe(graph, segment, &weights)).collect::<Result<_>>()?;
+        let nodes = cut.into_iter().map(|segment| segment.nodes).collect();
         Ok(Self { nodes, segments, weights, values, model })
     }
 
@@ -110,15 +107,11 @@ impl SegmentedModel {
         self.graph().input.iter().filter_map(|v| v.name.as_deref()).collect()
     }
 
-    /// The declared extents of an input, an output or a value inside; none where its type is not declared.
-    pub fn extents(&self, name: &str) -> Option<Vec<Extent>> {
+    /// The declared shape of an input, an output or a value inside; none where its type is not declared. Names other
+    /// than those of [`Dim::SYMBOLS`] are [`Dim::Any`].
+    pub fn shape(&self, name: &str) -> Option<Vec<Dim>> {
         let tensor = self.values.get(name)?.r#type.as_ref()?.tensor_type.as_ref()?;
-        let extent = |d: &DimensionProto| match (d.dim_value, d.dim_param.as_deref()) {
-            (Some(n), _) => u64::try_from(n).map_or(Extent::Unknown, Extent::Known),
-            (None, Some(name)) => Extent::Named(name.to_owned()),
-            (None, None) => Extent::Unknown,
-        };
-        Some(tensor.shape.as_ref()?.dim.iter().map(extent).collect())
+        Some(tensor.shape.as_ref()?.dim.iter().map(dim).collect())
     }
 
     /// These segments as a graph of their own.
@@ -168,13 +161,13 @@ impl SegmentedModel {
         Ok(Extracted { bytes, inputs: input_names, outputs: output_names })
     }
 
-    /// The most bytes of inputs and results that are alive at once while these segments run, where the named dimensions
-    /// have these extents. A value lives from the node that makes it to the last that reads it; what leaves the segments
-    /// lives to their end.
+    /// The maximum of bytes of inputs and results that are alive at once while these segments run, where the named
+    /// dimensions have these sizes. A value lives from the node that makes it to the last that reads it; what leaves
+    /// the segments lives to their end.
     ///
     /// Nothing is taken off for results that are written over their operands, and nothing added for what operators
     /// need inside. Dimensions that are neither known nor named count as 1.
-    pub fn live_bytes(&self, segments: Range<usize>, extents: &BTreeMap<&str, u64>) -> u64 {
+    pub fn live_bytes(&self, segments: Range<usize>, sizes: &BTreeMap<&str, u64>) -> u64 {
         let (graph, range) = (self.graph(), self.range(segments));
         let nodes = &graph.node[range.clone()];
         let read: HashSet<&str> = operands(&graph.node[range.end..]).chain(self.outputs()).collect();
@@ -184,7 +177,7 @@ impl SegmentedModel {
                 last.insert(name, if read.contains(name) { usize::MAX } else { i });
             }
         }
-        let size = |name: &str| self.values.get(name).map_or(0, |value| bytes_of(value, extents));
+        let size = |name: &str| self.values.get(name).map_or(0, |value| bytes_of(value, sizes));
         let made: HashSet<&str> = nodes.iter().flat_map(|n| &n.output).map(String::as_str).collect();
         let entering: HashSet<&str> = operands(nodes).filter(|n| !made.contains(n)).collect();
         let total = |sizes: &mut dyn Iterator<Item = u64>| sizes.fold(0, u64::saturating_add);
@@ -224,59 +217,34 @@ fn operands(nodes: &[NodeProto]) -> impl Iterator<Item = &str> {
     nodes.iter().flat_map(|n| &n.input).map(String::as_str).filter(|name| !name.is_empty())
 }
 
-/// The name of what is no block.
-const REST: &str = "rest";
-
-/// The block that a node is named for.
-fn block(name: &str) -> &str {
-    let mut ends = name.match_indices('.').map(|(i, _)| i);
-    let (Some(kind), end) = (ends.next(), ends.next().unwrap_or(name.len())) else { return REST };
-    let number = &name[kind + 1..end];
-    let numbered = !number.is_empty() && number.chars().all(|c| c.is_ascii_digit());
-    if numbered && matches!(&name[..kind], "layers" | "blocks") { &name[..end] } else { REST }
-}
-
-/// Cuts nodes where the block changes. What follows the last block stays with it: it is a norm and little else, and ONNX
-/// Runtime computes a norm together with the addition in front of it where nobody else reads the sum
-/// (`SkipLayerNormalization`), which rounds otherwise than one after the other.
-fn cut(nodes: &[NodeProto]) -> Vec<Range<usize>> {
-    let name = |i: usize| block(nodes[i].name.as_deref().unwrap_or_default());
-    let last = (0..nodes.len()).rev().find(|&i| name(i) != REST);
-    let mut all: Vec<Range<usize>> = Vec::new();
-    for i in 0..nodes.len() {
-        match all.last_mut() {
-            Some(range) if name(range.start) == name(i) || last.is_some_and(|last| i > last) => range.end = i + 1,
-            _ => all.push(i..i + 1),
-        }
-    }
-    all
-}
-
-fn describe(graph: &GraphProto, range: Range<usize>, weights: &HashMap<String, usize>) -> Result<SegmentInfo> {
-    let nodes = &graph.node[range];
+fn describe(graph: &GraphProto, segment: &Segment, weights: &HashMap<String, usize>) -> Result<SegmentInfo> {
+    let nodes = &graph.node[segment.nodes.clone()];
     let (mut bytes, mut widened, mut seen) = (0u64, 0u64, HashSet::new());
     for node in nodes {
         let weight =
             |i: usize| node.input.get(i).and_then(|name| weights.get(name)).map(|&index| &graph.initializer[index]);
-        widened = widened.saturating_add(taken_apart(node, &weight)?);
+        widened = widened.saturating_add(dequantized(node, &weight)?);
         for name in node.input.iter().filter(|name| seen.insert(name.as_str())) {
             let Some(&index) = weights.get(name) else { continue };
             let tensor = &graph.initializer[index];
             let length = weight_bytes(tensor)?;
             bytes = bytes.saturating_add(length);
             // A table that is looked up is widened behind the lookup, not as a whole.
-            if node.op_type.as_deref() != Some("Gather") && matches!(tensor.data_type, Some(10 | 16)) {
+            if node.op_type.as_deref() != Some("Gather") && matches!(dtype(tensor), Some(DType::F16 | DType::BF16)) {
                 widened = widened.saturating_add(length.saturating_mul(2));
             }
         }
     }
-    let name = nodes.first().and_then(|n| n.name.as_deref()).map_or(REST, block).to_owned();
     let blocked = nodes.iter().any(|n| n.op_type.as_deref() == Some("MatMulNBits"));
-    Ok(SegmentInfo { name, weights: bytes, widened, blocked })
+    Ok(SegmentInfo { name: segment.name.clone(), weights: bytes, widened, blocked })
 }
 
-/// What the integers of a GPU's form take as float32; 0 for other nodes.
-fn taken_apart<'a>(node: &NodeProto, weight: &dyn Fn(usize) -> Option<&'a TensorProto>) -> Result<u64> {
+fn dtype(tensor: &TensorProto) -> Option<DType> {
+    tensor.data_type.and_then(DType::from_onnx)
+}
+
+/// The bytes that a node's integers for a GPU take as float32; 0 for other nodes.
+fn dequantized<'a>(node: &NodeProto, weight: &dyn Fn(usize) -> Option<&'a TensorProto>) -> Result<u64> {
     let bits = node.attribute.iter().find(|a| a.name.as_deref() == Some("bits")).and_then(|a| a.i);
     let (integers, scales, bits) = match node.op_type.as_deref() {
         Some("MatMulNBits") => (weight(1), weight(2), bits.filter(|b| *b > 0).unwrap_or(4)),
@@ -284,7 +252,7 @@ fn taken_apart<'a>(node: &NodeProto, weight: &dyn Fn(usize) -> Option<&'a Tensor
         _ => return Ok(0),
     };
     match (integers, scales) {
-        (Some(integers), Some(scales)) if scales.data_type == Some(10) => {
+        (Some(integers), Some(scales)) if dtype(scales) == Some(DType::F16) => {
             Ok(weight_bytes(integers)?.saturating_mul(32) / bits.unsigned_abs())
         }
         _ => Ok(0),
@@ -303,33 +271,28 @@ fn weight_bytes(tensor: &TensorProto) -> Result<u64> {
     })
 }
 
-/// Bytes of a value under these extents; 0 where its type is not declared.
-fn bytes_of(value: &ValueInfoProto, extents: &BTreeMap<&str, u64>) -> u64 {
+/// A dimension as the file declares it.
+fn dim(proto: &DimensionProto) -> Dim {
+    let number = proto.dim_value.and_then(|n| usize::try_from(n).ok()).map(Dim::Known);
+    number.or_else(|| Dim::symbol(proto.dim_param.as_deref()?)).unwrap_or(Dim::Any)
+}
+
+/// Bytes of a value whose named dimensions have these sizes; 0 where its type is not declared.
+fn bytes_of(value: &ValueInfoProto, sizes: &BTreeMap<&str, u64>) -> u64 {
     let Some(tensor) = value.r#type.as_ref().and_then(|t| t.tensor_type.as_ref()) else { return 0 };
-    let element = match tensor.elem_type {
-        Some(1 | 6 | 12) => 4,
-        Some(4 | 5 | 10 | 16) => 2,
-        Some(7 | 11 | 13) => 8,
-        _ => 1,
+    let element = tensor.elem_type.and_then(DType::from_onnx).map_or(1, DType::size);
+    let size = |proto: &DimensionProto| match dim(proto) {
+        Dim::Known(n) => u64::try_from(n).unwrap_or(u64::MAX),
+        Dim::Symbol(name) => sizes.get(name).copied().unwrap_or(1),
+        Dim::Any => 1,
     };
-    let extent = |d: &DimensionProto| match (d.dim_value, d.dim_param.as_deref()) {
-        (Some(n), _) => u64::try_from(n).unwrap_or(0),
-        (None, Some(name)) => extents.get(name).copied().unwrap_or(1),
-        (None, None) => 1,
-    };
-    let dims = tensor.shape.iter().flat_map(|s| &s.dim).map(extent);
-    dims.fold(element, u64::saturating_mul)
+    let dims = tensor.shape.iter().flat_map(|s| &s.dim).map(size);
+    dims.fold(element as u64, u64::saturating_mul)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn blocks_have_names() {
-        let names = ["layers.3.mlp.Mul", "blocks.12.Add", "layers.x.Mul", "norm.Mul", "layers", "blocks.1"];
-        assert_eq!(names.map(block), ["layers.3", "blocks.12", "rest", "rest", "rest", "blocks.1"]);
-    }
 
     fn node(name: &str, input: &str, output: &str) -> NodeProto {
         NodeProto {
@@ -342,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn graphs_of_others_are_not_taken_apart() {
+    fn graphs_of_others_are_not_cut() {
         assert!(SegmentedModel::from_bytes(b"\xff\xff").is_err());
         let nodes = vec![node("layers.0.Relu", "x", "y"), node("layers.1.Relu", "y", "z")];
         let graph = GraphProto { node: nodes, ..GraphProto::default() };

@@ -1,9 +1,7 @@
 //! `optimizer_model.onnx`, for Microsoft's training runtime (onnxruntime-training 1.19.2) and any other.
 //!
-//! Flows in: AdamW's constants. Flows out: a model of one `com.microsoft.AdamWOptimizer` node, which that runtime insists
-//! on, with the function that other runtimes run in its place.
-
-use std::path::Path;
+//! Flows in: AdamW's constants, and its step as a graph. Flows out: a model of one `com.microsoft.AdamWOptimizer` node,
+//! which that runtime insists on, with the function that other runtimes run in its place.
 
 use prost::Message;
 
@@ -14,30 +12,16 @@ use super::proto::{
 };
 use super::{IR_VERSION, OPSET};
 use crate::config::AdamW;
-use crate::error::{Code, Error, Result};
-use crate::graph::Domain;
+use crate::error::Result;
+use crate::graph::{Domain, Graph};
 use crate::tensor::DType;
 
-/// `optimizer_model.onnx`: one step of AdamW over sequences of as many float32 tensors as there are `parameters`, whose
-/// shapes and order are the caller's. Inputs: `learning_rate` f32 `[1]`, `step` i64 `[1]` (the first is 1), `params`,
-/// `gradients`, `first_order_moments`, `second_order_moments`. Outputs: `updated_flag` bool `[1]`, always true, and the
-/// sequences `params.out`, `first_order_moments.out`, `second_order_moments.out`; Microsoft's runtime updates the tensors
-/// themselves and looks at none of these.
-///
-/// The formula is `torch.optim.AdamW`'s (`adam_mode` 0), with one weight decay for every parameter.
+/// The model of `step`, the graph of one step of AdamW with these constants, over sequences: see
+/// [`crate::optimizer::optimizer_model`].
 ///
 /// # Errors
-/// `config.value` when a constant is impossible, and when gradients are to be clipped, for which the runtime has no place;
-/// `graph.invalid` when there is no parameter.
-pub fn optimizer_model(parameters: usize, options: &AdamW) -> Result<Vec<u8>> {
-    options.validate()?;
-    if let Some(clip) = options.clip {
-        let message = format!("AdamW's clip is {clip}, expected none: Microsoft's training runtime does not clip");
-        return Err(Error::new(Code::CONFIG_VALUE, message));
-    }
-    if parameters == 0 {
-        return Err(Error::new(Code::GRAPH_INVALID, "an optimizer of no parameter"));
-    }
+/// `graph.invalid` when the graph is no optimizer's step.
+pub(crate) fn optimizer_model(step: &Graph, options: &AdamW) -> Result<Vec<u8>> {
     let float = |name: &str, value: f64| {
         let (name, r#type) = (Some(name.to_owned()), Some(attribute_type::FLOAT));
         AttributeProto { name, f: Some(value as f32), r#type, ..Default::default() }
@@ -56,8 +40,8 @@ pub fn optimizer_model(parameters: usize, options: &AdamW) -> Result<Vec<u8>> {
         ],
         ..functions::node(OPTIMIZER, &OPTIMIZER_INPUTS, &OPTIMIZER_OUTPUTS)
     };
-    let function = functions::adamw(parameters, options, &node.attribute);
-    let [rate, step, sequences @ ..] = OPTIMIZER_INPUTS;
+    let function = functions::optimizer(step, &node.attribute)?;
+    let [rate, number, sequences @ ..] = OPTIMIZER_INPUTS;
     let [flag, updated @ ..] = OPTIMIZER_OUTPUTS;
     let model = ModelProto {
         ir_version: Some(IR_VERSION),
@@ -66,7 +50,7 @@ pub fn optimizer_model(parameters: usize, options: &AdamW) -> Result<Vec<u8>> {
         graph: Some(GraphProto {
             node: vec![node],
             name: Some("optimizer".into()),
-            input: [tensor(rate, DType::F32), tensor(step, DType::I64)]
+            input: [tensor(rate, DType::F32), tensor(number, DType::I64)]
                 .into_iter()
                 .chain(sequences.map(sequence))
                 .collect(),
@@ -78,14 +62,6 @@ pub fn optimizer_model(parameters: usize, options: &AdamW) -> Result<Vec<u8>> {
         ..Default::default()
     };
     Ok(model.encode_to_vec())
-}
-
-/// Writes [`optimizer_model`] to `path`, whole or not at all.
-///
-/// # Errors
-/// As [`optimizer_model`]; `io` and `disk.full`.
-pub fn write_optimizer_model(path: &Path, parameters: usize, options: &AdamW) -> Result<()> {
-    crate::files::replace(path, &optimizer_model(parameters, options)?)
 }
 
 /// A tensor `[1]`.

@@ -7,15 +7,16 @@ use crate::tensor::{DType, LazyTensor};
 /// How many rows of queries have their scores held at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scores {
-    /// All of them: for a runtime that makes one kernel of products and softmax, such as TensorRT, and stores no scores. Slices
-    /// would hide that pattern from it.
+    /// All of them: for a runtime that makes one kernel of products and softmax, such as TensorRT, and stores no
+    /// scores. Slices would hide that pattern from it.
     Whole,
     /// So many: for one that runs operator by operator.
     Rows(usize),
 }
 
-/// The graph with every `com.microsoft.MultiHeadAttention` written as products and softmax: for runtimes without that operator.
-/// Products are of the operator's own element type; the softmax is of float32, whose range an exponential needs.
+/// The graph with every `com.microsoft.MultiHeadAttention` written as products and softmax: for runtimes without that
+/// operator. Products are of the operator's own element type; the softmax is of float32, whose range an exponential
+/// needs.
 ///
 /// # Errors
 /// `graph.invalid` when the number of queries, or their width, has no number.

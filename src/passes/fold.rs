@@ -45,7 +45,7 @@ fn fold(graph: &mut Graph, conv: usize, norm: usize) -> Result<()> {
     let norm = graph.nodes.remove(norm);
     let vector = |graph: &Graph, id: Option<ValueId>| match id.and_then(|id| graph.value(id).init.as_ref()) {
         Some(tensor) => tensor.to_f32(),
-        None => Err(Error::new(Code::GRAPH_INVALID, format!("node `{}` lacks a constant operand", norm.name))),
+        None => Err(Error::internal(format!("node `{}` lacks a constant operand", norm.name))),
     };
     let [gamma, beta, mean, var] = [1, 2, 3, 4].map(|i| vector(graph, norm.inputs[i]));
     let (gamma, beta, mean, var) = (gamma?, beta?, mean?, var?);

@@ -1,21 +1,21 @@
-//! Half precision where it is safe.
+//! fp16 where it is safe.
 //!
 //! Products (linear layers, convolutions, attention) and what lies between them compute in float16; what sums over many
-//! elements or needs the range stays in float32: the residual stream, norms, softmax, reductions, pooling. So the largest
-//! values of a language model, which flow along the residual stream, are never rounded to 11 bits nor cut at 65504. Nodes
-//! that were seen to exceed that, or whose weights do, are kept in float32 by name.
+//! elements or needs the range stays in float32: the residual stream, norms, softmax, reductions, pooling. So the
+//! largest values of a language model, which flow along the residual stream, are never rounded to 11 bits nor cut at
+//! 65504. Nodes that exceeded that in calibration, or whose weights do, are kept in float32 by name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use half::f16;
 
 use crate::error::Result;
-use crate::graph::{Graph, Node, Rewrite, ValueId};
+use crate::graph::{Graph, Node, Rewrite, Tail, ValueId};
 use crate::tensor::{DType, LazyTensor};
 
-/// Largest magnitude that a value may have been seen to have for its node to compute in float16: half of float16's
-/// range, since other inputs will be larger.
-pub const HALF_RANGE: f32 = 32752.0;
+/// Maximum magnitude of a value in calibration for its node to compute in float16: half of float16's range, since other
+/// inputs will be larger.
+pub const FP16_RANGE: f32 = 32752.0;
 
 /// What rounding to float16 does to a weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,24 +38,25 @@ pub fn rounding(weight: &LazyTensor) -> Result<Rounded> {
     weight.cast(DType::F32).stream(&mut |chunk| {
         for bytes in chunk.as_chunks::<4>().0 {
             let value = f32::from_le_bytes(*bytes);
-            let half = f16::from_f32(value);
-            found.flushed += u64::from(value != 0.0 && half.to_f32() == 0.0);
-            found.overflowed += u64::from(half.is_infinite());
+            let rounded = f16::from_f32(value);
+            found.flushed += u64::from(value != 0.0 && rounded.to_f32() == 0.0);
+            found.overflowed += u64::from(rounded.is_infinite());
         }
         Ok(())
     })?;
     Ok(found)
 }
 
-/// Nodes that would compute in float16 and read a weight that does not fit it, and how many weights would become 0 in all.
+/// Nodes that would compute in float16 and read a weight that does not fit it, and how many weights would become 0 in
+/// all.
 ///
 /// # Errors
 /// When a weight cannot be read.
 pub fn unfit_for_fp16(graph: &Graph) -> Result<(BTreeSet<String>, u64)> {
-    let halves = choose(graph, &BTreeSet::new());
+    let fp16 = choose(graph, &BTreeSet::new());
     let (mut unfit, mut flushed) = (BTreeSet::new(), 0);
-    for (node, half) in graph.nodes.iter().zip(halves) {
-        if !half && !super::quantize::is_table(graph, node) {
+    for (node, fp16) in graph.nodes.iter().zip(fp16) {
+        if !fp16 && !super::quantize::is_table(graph, node) {
             continue;
         }
         for id in node.inputs.iter().flatten() {
@@ -71,39 +72,40 @@ pub fn unfit_for_fp16(graph: &Graph) -> Result<(BTreeSet<String>, u64)> {
 }
 
 /// The names of the nodes that would compute in float16.
-pub fn half_nodes(graph: &Graph, keep: &BTreeSet<String>) -> BTreeSet<String> {
-    let halves = choose(graph, keep);
-    graph.nodes.iter().zip(halves).filter(|(_, half)| *half).map(|(n, _)| n.name.clone()).collect()
+pub fn fp16_nodes(graph: &Graph, keep: &BTreeSet<String>) -> BTreeSet<String> {
+    let fp16 = choose(graph, keep);
+    graph.nodes.iter().zip(fp16).filter(|(_, fp16)| *fp16).map(|(n, _)| n.name.clone()).collect()
 }
 
-/// Nodes whose operands or results were seen beyond [`HALF_RANGE`], by the least and largest value of each.
+/// Nodes with an operand or a result beyond [`FP16_RANGE`], by the minimum and maximum of each value (`ranges`, by
+/// name).
 pub fn exceeds_fp16(graph: &Graph, ranges: &BTreeMap<String, (f32, f32)>) -> BTreeSet<String> {
     let beyond = |id: &ValueId| {
         let range = ranges.get(&graph.value(*id).name);
-        range.is_some_and(|(low, high)| !(low.abs() <= HALF_RANGE && high.abs() <= HALF_RANGE))
+        range.is_some_and(|(low, high)| !(low.abs() <= FP16_RANGE && high.abs() <= FP16_RANGE))
     };
     let touched = |n: &&Node| n.inputs.iter().flatten().chain(&n.outputs).any(beyond);
     graph.nodes.iter().filter(touched).map(|n| n.name.clone()).collect()
 }
 
-/// The graph in half precision, but for the nodes in `keep`. Inputs and outputs stay float32; weights of float16 nodes
+/// The graph in fp16, but for the nodes in `keep`. Inputs and outputs stay float32; weights of float16 nodes
 /// and looked-up tables are stored as float16.
 ///
 /// # Errors
 /// `graph.invalid`.
 pub fn to_fp16(graph: &Graph, keep: &BTreeSet<String>) -> Result<Graph> {
-    let halves = choose(graph, keep);
+    let fp16 = choose(graph, keep);
     let mut pass = Pass { graph, new: Rewrite::new(graph), casts: HashMap::new(), scope: String::new() };
-    let starts: BTreeSet<usize> = super::segments(graph).into_iter().map(|s| s.nodes.start).collect();
-    for (i, (node, half)) in graph.nodes.iter().zip(halves).enumerate() {
+    let starts: BTreeSet<usize> = graph.segments(Tail::Separate).into_iter().map(|s| s.nodes.start).collect();
+    for (i, (node, fp16)) in graph.nodes.iter().zip(fp16).enumerate() {
         if starts.contains(&i) {
             // A block is a graph of its own still: it casts for itself.
             pass.casts.clear();
         }
-        if half {
+        if fp16 {
             pass.node(node, DType::F16)?;
         } else if super::quantize::is_table(graph, node) && !keep.contains(&node.name) {
-            super::quantize::half_table(&mut pass.new, graph, node)?;
+            super::quantize::fp16_table(&mut pass.new, graph, node)?;
         } else {
             pass.node(node, DType::F32)?;
         }
@@ -124,11 +126,11 @@ fn choose(graph: &Graph, keep: &BTreeSet<String>) -> Vec<bool> {
         .nodes
         .iter()
         .map(|node| {
-            let half = !keep.contains(&node.name) && wants_half(graph, node, &made, &scores);
-            if half {
+            let fp16 = !keep.contains(&node.name) && wants_fp16(graph, node, &made, &scores);
+            if fp16 {
                 made.extend(&node.outputs);
             }
-            half
+            fp16
         })
         .collect()
 }
@@ -149,12 +151,12 @@ fn attention_scores(graph: &Graph) -> HashSet<ValueId> {
     found
 }
 
-fn wants_half(graph: &Graph, node: &Node, made: &HashSet<ValueId>, scores: &HashSet<ValueId>) -> bool {
+fn wants_fp16(graph: &Graph, node: &Node, made: &HashSet<ValueId>, scores: &HashSet<ValueId>) -> bool {
     let constant = |id: &ValueId| graph.value(*id).init.is_some();
     let float = |id: &&ValueId| graph.value(**id).ty.dtype.is_float();
     let computed: Vec<ValueId> =
         node.inputs.iter().flatten().filter(float).filter(|id| !constant(id)).copied().collect();
-    let all_half = !computed.is_empty() && computed.iter().all(|id| made.contains(id));
+    let all_fp16 = !computed.is_empty() && computed.iter().all(|id| made.contains(id));
     match node.op.kind {
         "Conv" | "Gemm" | "MultiHeadAttention" | "MatMulNBits" | "DequantizeLinear" => true,
         "MatMul" => {
@@ -167,10 +169,10 @@ fn wants_half(graph: &Graph, node: &Node, made: &HashSet<ValueId>, scores: &Hash
         // A bias; a sum of two activations is the residual stream.
         "Add" => {
             let vector = |id: &ValueId| graph.value(*id).ty.shape.len() == 1;
-            all_half && node.inputs.iter().flatten().any(|id| constant(id) && vector(id))
+            all_fp16 && node.inputs.iter().flatten().any(|id| constant(id) && vector(id))
         }
-        "Gelu" | "Sigmoid" | "Relu" | "Mul" | "QuantizeLinear" => all_half,
-        "Reshape" | "Transpose" | "Split" | "Concat" | "Slice" | "Squeeze" | "Unsqueeze" | "Pad" => all_half,
+        "Gelu" | "Sigmoid" | "Relu" | "Mul" | "QuantizeLinear" => all_fp16,
+        "Reshape" | "Transpose" | "Split" | "Concat" | "Slice" | "Squeeze" | "Unsqueeze" | "Pad" => all_fp16,
         _ => false,
     }
 }

@@ -1,4 +1,4 @@
-//! Finds the linear layers of a graph, and the segments that it can be run in.
+//! Finds the linear layers of a graph.
 
 use std::ops::Range;
 
@@ -11,15 +11,15 @@ pub struct Linear {
     pub name: String,
     /// Index of its `MatMul` in the graph's nodes.
     pub node: usize,
-    /// Its activations.
+    /// Its activations `[.., k]`.
     pub input: ValueId,
-    /// Its weight.
+    /// Its weight `[k, n]`: the transpose of PyTorch's.
     pub weight: ValueId,
     /// Its result, before a bias.
     pub output: ValueId,
-    /// Inputs.
+    /// Number of input features.
     pub k: usize,
-    /// Outputs.
+    /// Number of output features.
     pub n: usize,
 }
 
@@ -47,33 +47,4 @@ pub fn linears(graph: &Graph, range: Range<usize>) -> Vec<Linear> {
         })
     };
     range.filter_map(linear).collect()
-}
-
-/// A part of a graph that is run on its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Its block's name (`layers.3`), or what it is otherwise.
-    pub name: String,
-    /// Its nodes.
-    pub nodes: Range<usize>,
-}
-
-/// Cuts a graph at its blocks: nodes named `layers.N.*` or `blocks.N.*` are a segment each, and so is what stands before
-/// and behind them. A graph without blocks is one segment.
-pub fn segments(graph: &Graph) -> Vec<Segment> {
-    let block = |name: &str| {
-        let mut parts = name.split('.');
-        let (kind, number) = (parts.next()?, parts.next()?);
-        let numbered = matches!(kind, "layers" | "blocks") && number.chars().all(|c| c.is_ascii_digit());
-        numbered.then(|| format!("{kind}.{number}"))
-    };
-    let mut all: Vec<Segment> = Vec::new();
-    for (i, node) in graph.nodes.iter().enumerate() {
-        let name = block(&node.name).unwrap_or_else(|| format!("{}.rest", graph.name));
-        match all.last_mut() {
-            Some(last) if last.name == name => last.nodes.end = i + 1,
-            _ => all.push(Segment { name, nodes: i..i + 1 }),
-        }
-    }
-    all
 }

@@ -4,8 +4,8 @@ use crate::error::Result;
 use crate::graph::{Graph, Rewrite};
 use crate::tensor::{DType, LazyTensor};
 
-/// The graph with each float32 weight that `choose` picks by name as a further input, in the order of their first use; and
-/// those weights.
+/// The graph with each float32 weight that `choose` picks by name as a further input, in the order of their first use;
+/// and those weights.
 ///
 /// # Errors
 /// `graph.invalid`.

@@ -14,11 +14,11 @@
 
 use crate::config::{Config, Norm};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Node};
+use crate::graph::{Graph, Node, Tail};
 use crate::model::adapter::{self, Statistics};
 use crate::model::{Attention, Mode, Stages, Weights, keys, loss, vit};
 use crate::passes::autodiff::{Differentiated, differentiate, joint};
-use crate::passes::{segments, weights_to_inputs};
+use crate::passes::weights_to_inputs;
 
 /// What a stage's forward pass saves for its backward pass (activation checkpointing).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -151,7 +151,7 @@ impl Trunk {
     fn new(config: &Config, save: &dyn Fn(&Node) -> bool) -> Result<Self> {
         let weights = Weights::placeholders(keys::vision(config));
         let graph = vit::build(config, &weights, Attention::Fused, Stages::Output)?;
-        let all = segments(&graph);
+        let all = graph.segments(Tail::WithLastBlock);
         let blocks: Vec<_> = all.iter().filter(|s| s.name.starts_with("blocks.")).collect();
         let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
             return Err(Error::internal("vision: the graph has no blocks"));
@@ -160,7 +160,7 @@ impl Trunk {
         Ok(Self {
             embed: stage(0..first.nodes.start)?,
             block: (blocks.len() > 1).then(|| stage(first.nodes.clone())).transpose()?,
-            last: stage(last.nodes.start..graph.nodes.len())?,
+            last: stage(last.nodes.clone())?,
             repeats: blocks.len() - 1,
         })
     }

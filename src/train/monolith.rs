@@ -127,7 +127,7 @@ impl Monolith<'_> {
     /// The inputs that both graphs have.
     fn begin(&self, name: &str) -> Result<Assembly<'_>> {
         let mut a = Assembly { g: Builder::new(name), frozen: self.frozen, known: HashMap::new() };
-        let (batch, side) = (Dim::Symbol("batch"), Dim::Known(self.config.volume.size));
+        let (batch, side) = (Dim::BATCH, Dim::Known(self.config.volume.size));
         a.input("volume", DType::F32, &[batch, Dim::Known(self.config.adapter.slices_in), side, side]);
         if self.mode.reads_reports() {
             a.input("text", DType::F32, &[batch, Dim::Known(self.config.text.hidden)]);

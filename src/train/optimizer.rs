@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::staged_model::Parameters;
 use crate::config::AdamW;
 use crate::error::{Code, Error, Result};
-use crate::model::optimizer::{Parameter, adamw};
 use crate::onnx::to_bytes;
+use crate::optimizer::{Parameter, adamw};
 use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::Tensor;
 
@@ -21,7 +21,7 @@ pub fn moments(parameters: &Parameters, trained: &dyn Fn(&str) -> bool) -> Momen
     selected.map(|(name, tensor)| (name.clone(), [zeros(tensor), zeros(tensor)])).collect()
 }
 
-/// AdamW: the graph of [`crate::model::optimizer`] in an ONNX Runtime session.
+/// AdamW: the graph of [`crate::optimizer`] in an ONNX Runtime session.
 pub struct Optimizer {
     session: Session,
     names: Vec<String>,

@@ -1,9 +1,6 @@
 //! Checkpoints that PyTorch wrote load to what PyTorch says is in them: those in `tests/data/checkpoint`, and the larger
 //! families in `../shared/fixtures` where that folder is there.
 
-// Clippy knows the bodies of tests, not their helpers.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
 use std::path::{Path, PathBuf};
 
 use brain_adapter::checkpoint::{Checkpoint, Format, Requirements};

@@ -1,8 +1,5 @@
 //! Files made to do harm, and files that are none: an error with the right code, one line, naming the file; nothing run.
 
-// Clippy knows the bodies of tests, not their helpers.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
 use std::path::{Path, PathBuf};
 
 use brain_adapter::checkpoint::Checkpoint;

@@ -1,9 +1,6 @@
 //! Thousands of damaged copies of small valid files: each loads or fails, none panics, and none takes memory or time out of
 //! proportion. The seed is fixed; `BA_MUTATIONS` sets how many are made of each file.
 
-// Clippy knows the bodies of tests, not their helpers.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
 use std::path::Path;
 
 use brain_adapter::checkpoint::Checkpoint;

@@ -1,8 +1,5 @@
 //! What is written is read back; what PyTorch makes at random is read as PyTorch reads it; large files stay on disk.
 
-// Clippy knows the bodies of tests, not their helpers.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;

@@ -1,12 +1,6 @@
 //! ONNX Runtime's training checkpoints: those of Microsoft's runtime read as the `flatbuffers` package reads them, ours read
 //! by it, round trips, damage. `tests/train/interop.rs` has Microsoft's runtime load ours.
 
-// Clippy knows the bodies of tests, not their helpers.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::oracle;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,11 +9,12 @@ use brain_adapter::Code;
 use brain_adapter::bundle::sha256_of;
 use brain_adapter::checkpoint::{Checkpoint, Format, Moments, OptimizerState, Properties, TrainingState};
 use brain_adapter::tensor::{DType, LazyTensor};
-use common::package;
 use proptest::prelude::*;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
+use support::common::package;
+use support::oracle;
 
 const FILES: [&str; 3] = ["ms/checkpoint", "portable/checkpoint", "portable/checkpoint_after_3_steps"];
 

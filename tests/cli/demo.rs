@@ -1,14 +1,11 @@
 //! The two commands, as they are built, on the demo checkpoint and the demo scan, against what PyTorch recorded.
 
-#![allow(clippy::unwrap_used)]
-
-use support::common;
-
 use std::path::Path;
 use std::process::{Command, Output};
 
 use brain_adapter::checkpoint::Checkpoint;
 use serde_json::Value;
+use support::common;
 
 /// End to end, scan to logits. The record was computed from the volume in half precision, so this is above rounding.
 const TOLERANCE: f32 = 1e-3;

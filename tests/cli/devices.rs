@@ -1,19 +1,15 @@
 //! What `ba-infer` says of GPUs over a driver and libraries that are not real. No GPU is needed or used.
 
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::commands;
-use support::devices::fake;
-use support::oracle;
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use brain_adapter::runtime::{Device, Machine};
-use commands::{Done, bare, finish, library, scan, tiny_bundle};
-use fake::{TENSORRT, gpu_build, take};
+use support::commands::{Done, bare, finish, library, scan, tiny_bundle};
+use support::devices::fake::{self, TENSORRT, gpu_build, take};
+use support::oracle;
 
 #[track_caller]
 fn names(message: &str, words: &[&str]) {
@@ -73,11 +69,11 @@ fn the_driver_is_asked() {
     refused(&[("FAKE_GPUS", two), ("CUDA_VISIBLE_DEVICES", "1,0")], &["Imagined 4000 has compute capability 7.0"]);
     // A driver whose library is damaged.
     fs::write(cli.dir.path().join("driver/libnvidia-ml.so.1"), "text").unwrap();
-    refused(&[], &["libnvidia-ml.so.1", "cannot be asked", "580"]);
+    refused(&[], &["libnvidia-ml.so.1", "cannot be queried", "580"]);
     // `auto` says that it does without, also without -v.
     let done = cli.run("auto", &[], &["--json"]).ok();
     assert_eq!((&done.json()["device"], &done.json()["run"]["chosen"]["asked"]), (&"cpu".into(), &"auto".into()));
-    names(&done.stderr, &["auto took cpu", "not cuda: NVIDIA's driver cannot be asked"]);
+    names(&done.stderr, &["cpu (auto)", "not cuda: NVIDIA's driver cannot be queried"]);
 }
 
 /// All is there, and nothing of it real: ONNX Runtime's own refusal is an error in one line, and the process ends cleanly.
@@ -86,11 +82,11 @@ fn what_onnx_runtime_refuses_is_told() {
     let cli = Cli::new();
     for (device, refused) in [("cuda", "cuda"), ("tensorrt", "tensorrt-rtx"), ("tensorrt-rtx", "tensorrt-rtx")] {
         let done = cli.run(device, &[], &[]).fails_with_one_line("device.unavailable");
-        done.naming(&[&format!("ONNX Runtime does not take the device `{refused}`")]);
+        done.naming(&[&format!("ONNX Runtime cannot use the device `{refused}`")]);
     }
     // `auto` goes on to the next, and the processor computes.
     let done = cli.run("auto", &[], &["--json"]).ok();
-    names(&done.stderr, &["auto took cpu", "not cuda: ONNX Runtime does not take"]);
+    names(&done.stderr, &["cpu (auto)", "not cuda: ONNX Runtime cannot use"]);
     let chosen = &done.json()["run"]["chosen"];
     assert_eq!((&chosen["device"], &chosen["driver"]), (&"cpu".into(), &"580.65.06".into()));
     let passed_over: Vec<&str> = (0..3).filter_map(|i| chosen["passed_over"][i]["device"].as_str()).collect();
@@ -125,13 +121,13 @@ fn the_loader_is_asked() {
     }
     fs::rename(away, cli.dir.path().join("driver").join(file)).unwrap();
     let done = cli.run("tensorrt", &hopper, &[]).fails("device.unavailable");
-    names(&done.stderr, &["ONNX Runtime does not take the device `tensorrt`"]);
+    names(&done.stderr, &["ONNX Runtime cannot use the device `tensorrt`"]);
 }
 
 /// The rest of this file imagines machines; this one is real.
 #[test]
 fn this_machine() {
-    if Machine::look(Device::Auto, None).installed {
+    if Machine::detect(Device::Auto, None).driver_installed {
         return oracle::not_here("an NVIDIA driver is installed", "the error without a driver");
     }
     let mut command = bare("ba-infer");

@@ -1,17 +1,16 @@
 //! Bundles that were changed, by accident or on purpose, are refused with the right code before ONNX Runtime sees them.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
 
 use std::fs;
 use std::path::Path;
 
 use brain_adapter::Code;
 use brain_adapter::bundle::Bundle;
-use commands::{ba_infer, bare, finish, finish_within, manifest, reseal, scan, tiny_bundle, tiny_copy, write_manifest};
 use serde_json::{Value, json};
+use support::commands::{
+    self, ba_infer, bare, finish, finish_within, manifest, reseal, scan, tiny_bundle, tiny_copy, write_manifest,
+};
 
 /// The bundle is refused with `code`, and names `word`.
 fn assert_refused(dir: &Path, code: Code, word: &str, what: &str) {

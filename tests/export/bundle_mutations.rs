@@ -1,9 +1,5 @@
 //! Damaged manifests, graphs and tokenizers, thousands of them: accepted or refused, never a panic, and soon.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,9 +8,9 @@ use brain_adapter::Code;
 use brain_adapter::bundle::{Bundle, Manifest};
 use brain_adapter::onnx::{SegmentedModel, external_files, external_files_in};
 use brain_adapter::text::Tokenizer;
-use commands::{tiny_bundle, tiny_copy};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use support::commands::{self, tiny_bundle, tiny_copy};
 
 /// One to eight random changes.
 fn mutate(bytes: &[u8], rng: &mut impl Rng) -> Vec<u8> {

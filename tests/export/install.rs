@@ -1,9 +1,6 @@
 //! How a bundle gets into its place: whole or not at all, other files kept, and the same bytes every time.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +9,7 @@ use std::time::Duration;
 
 use brain_adapter::bundle::{Bundle, sha256_of};
 use brain_adapter::tensor::LazyTensor;
-use commands::{ba_export, command, finish, names, snapshot, tiny_bundle, tiny_model};
+use support::commands::{self, ba_export, command, finish, names, snapshot, tiny_bundle, tiny_model};
 
 fn export_to(target: &Path, extra: &[&str]) -> commands::Done {
     finish(command("ba-export").arg("--model").arg(tiny_model()).arg("-o").arg(target).args(extra))

@@ -2,10 +2,6 @@
 //! told at once. All under limits of the operating system.
 
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::commands;
-use support::large;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -15,9 +11,9 @@ use std::sync::OnceLock;
 
 use brain_adapter::bundle::Bundle;
 use brain_adapter::tensor::LazyTensor;
-use commands::{bare, finish, save};
-use large::{L, SINGLE, tensors};
 use serde_json::json;
+use support::commands::{self, bare, finish, save};
+use support::large::{self, L, SINGLE, tensors};
 
 /// The most private memory that an export gets, in KiB: far less, and enough for what is on its way to the disk.
 const LIMIT: u64 = 176 << 10;

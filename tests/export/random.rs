@@ -1,11 +1,5 @@
 //! Random models, written as they are met in the wild, exported, and run: every stage against the reference.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
-use support::common;
-use support::reference;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -16,11 +10,14 @@ use brain_adapter::export::{self, Plan, Sources};
 use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
-use commands::{command, finish, package, snapshot};
-use reference::generate::{Case, random_case};
-use reference::write::{Written, write_case};
-use reference::{Array, files};
 use safetensors::tensor::Dtype;
+use support::commands::{self, command, finish, package, snapshot};
+use support::common;
+use support::reference::{
+    Array, files,
+    generate::{Case, random_case},
+    write::{Written, write_case},
+};
 
 const CASES: u64 = 44;
 const TOLERANCE: f32 = 1e-4;

@@ -2,46 +2,32 @@
 //! saying what they are good for.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-use support::commands;
-use support::common;
-use support::forms;
-use support::reference;
-
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use brain_adapter::Code;
 use brain_adapter::bundle::{Bundle, Manifest, Parity, PartRecord, Precision, Target};
-use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::export::{self, Plan, Sources};
 use brain_adapter::model::Part;
 use brain_adapter::passes::quantize::Scheme;
 use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{Tensor, cosine};
-use reference::generate::{Case, random_case};
-use reference::write::write_case;
+use support::forms::{self, PART_RUNS, PartRun, Values};
+use support::reference::{
+    generate::{Case, random_case},
+    write::write_case,
+};
+use support::{commands, common};
 
 /// Least cosine of half precision, each stage on fp32's result of the stage before.
 const HALF: f64 = 0.9999;
 
-/// A part, its inputs and outputs.
-const RUNS: [(&str, &[&str], &[&str]); 4] = [
-    ("adapter", &["volume"], &["adapter"]),
-    ("vision", &["adapter"], &["vision"]),
-    ("text", &["input_ids", "attention_mask"], &["text"]),
-    ("heads", &["vision", "text"], &["v", "t", "logits"]),
-];
-
-type Values = BTreeMap<String, Tensor>;
-
 /// One part's graph for a provider, on these inputs.
 fn run(bundle: &Bundle, provider: &str, part: usize, values: &Values) -> Values {
-    let (name, inputs, outputs) = RUNS[part];
-    let path = bundle.file(bundle.manifest.graph(name.parse().unwrap(), provider).unwrap());
+    let PartRun { part, inputs, outputs } = &PART_RUNS[part];
+    let path = bundle.file(bundle.manifest.graph(part.parse().unwrap(), provider).unwrap());
     let options = SessionOptions { threads: Some(1), ..SessionOptions::default() };
     let mut session = Session::open(common::runtime(), &path, &options).unwrap();
     let feed: Vec<(&str, &Tensor)> = inputs.iter().map(|n| (*n, &values[*n])).collect();
@@ -51,7 +37,7 @@ fn run(bundle: &Bundle, provider: &str, part: usize, values: &Values) -> Values 
 
 /// Everything that the fp32 bundle makes of the inputs.
 fn single(bundle: &Bundle, inputs: Values) -> Values {
-    (0..RUNS.len()).fold(inputs, |mut values, part| {
+    (0..PART_RUNS.len()).fold(inputs, |mut values, part| {
         let found = run(bundle, "cpu", part, &values);
         values.extend(found);
         values
@@ -74,34 +60,19 @@ fn cosines(bundle: &Bundle, provider: &str, expected: &Values) -> [f64; 4] {
     })
 }
 
-/// The recorded inputs of a fixture.
-fn recorded(name: &str) -> Values {
-    let file = Checkpoint::open(commands::fixture(name).join("expected.safetensors")).unwrap();
-    let tensor = |name: &str| {
-        let lazy = file.get(name).unwrap();
-        let values = lazy.to_f32().unwrap();
-        let tensor = match name {
-            "volume" => Tensor::f32(lazy.shape(), values),
-            _ => Tensor::i64(lazy.shape(), values.into_iter().map(|v| v as i64).collect()),
-        };
-        (name.to_owned(), tensor.unwrap())
-    };
-    ["volume", "input_ids", "attention_mask"].map(tensor).into()
-}
-
 #[test]
 fn half_precision_of_the_fixtures_in_both_forms() {
     for fixture in forms::FIXTURES {
         let dir = tempfile::tempdir().unwrap();
         forms::write(dir.path(), fixture);
         let bundles = [Precision::Fp32, Precision::Fp16].map(|p| forms::export(dir.path(), p, Target::Cpu));
-        let expected = single(&bundles[0], recorded(fixture.0));
+        let expected = single(&bundles[0], forms::recorded_inputs(fixture.name));
         // The second form of fp32 is the first, operator by operator.
         let same = cosines(&bundles[0], "tensorrt", &expected);
         assert!(same.iter().all(|c| *c > 1.0 - 1e-9), "{fixture:?}: {same:?}");
         for provider in ["cuda", "tensorrt"] {
             let found = cosines(&bundles[1], provider, &expected);
-            eprintln!("{} fp16 for {provider}: {found:.7?}", fixture.0);
+            eprintln!("{} fp16 for {provider}: {found:.7?}", fixture.name);
             assert!(found.iter().all(|c| *c >= HALF), "{fixture:?} for {provider}: {found:?}");
         }
     }
@@ -169,7 +140,7 @@ fn integers_for_gpus_keep_the_limits() {
         let dir = tempfile::tempdir().unwrap();
         forms::write(dir.path(), fixture);
         let bundle = forms::export(dir.path(), Precision::Fp32, Target::Cpu);
-        let expected = single(&bundle, recorded(fixture.0));
+        let expected = single(&bundle, forms::recorded_inputs(fixture.name));
         for (precision, target) in
             [(Precision::Int8, Target::Cuda), (Precision::Int8, Target::TensorRt), (Precision::Int4, Target::Cuda)]
         {
@@ -186,11 +157,13 @@ fn integers_for_gpus_keep_the_limits() {
                 record.layers.len()
             );
             let found = cosines(&bundle, "cpu", &expected);
-            eprintln!("{} {precision} for {target}: {found:.6?}", fixture.0);
+            eprintln!("{} {precision} for {target}: {found:.6?}", fixture.name);
             // The limits of 8 bits, and of 4 bits in the language model.
             let text = if precision == Precision::Int4 { 0.99 } else { 0.9995 };
-            for (found, (least, part)) in found.iter().zip([(HALF, 0), (0.9995, 1), (text, 2), (HALF, 3)]) {
-                assert!(*found >= least, "{fixture:?} {precision} for {target}, {}: {found}", RUNS[part].0);
+            // In the order of the parts.
+            let least = [HALF, 0.9995, text, HALF];
+            for ((found, least), PartRun { part, .. }) in found.into_iter().zip(least).zip(PART_RUNS) {
+                assert!(found >= least, "{fixture:?} {precision} for {target}, {part}: {found}");
             }
             assert!(bundle.manifest.parts.values().all(|p| matches!(p.parity, Parity::Checked { .. })));
             assert_eq!(bundle.manifest.parts["adapter"].precision, Precision::Fp16);
@@ -278,22 +251,30 @@ fn manifest(precision: Precision, target: Target, companion: bool) -> Manifest {
 fn a_manifest_says_what_it_is_good_for() {
     use Precision::{Fp16, Fp32, Int4, Int8};
     use Target::{Cpu, Cuda, TensorRt};
-    let providers = ["cpu", "cuda", "tensorrt", "tensorrt-rtx"];
+    /// A form of a bundle, whether its vision graph has a companion for TensorRT, and the providers that it suits.
+    struct Row {
+        precision: Precision,
+        target: Target,
+        companion: bool,
+        suits: &'static [&'static str],
+    }
+    let everywhere = &["cpu", "cuda", "tensorrt", "tensorrt-rtx"][..];
     let rows = [
-        (Fp32, Cpu, true, [true, true, true, true]),
-        (Fp16, Cpu, true, [true, true, true, true]),
+        Row { precision: Fp32, target: Cpu, companion: true, suits: everywhere },
+        Row { precision: Fp16, target: Cpu, companion: true, suits: everywhere },
         // Of a version before there were companions.
-        (Fp32, Cpu, false, [true, true, false, false]),
-        (Fp16, Cpu, false, [true, true, false, false]),
-        (Int8, Cpu, false, [true, false, false, false]),
-        (Int4, Cpu, false, [true, false, false, false]),
-        (Int8, Cuda, false, [true, true, false, false]),
-        (Int4, Cuda, false, [true, true, false, false]),
-        (Int8, TensorRt, false, [true, false, true, true]),
+        Row { precision: Fp32, target: Cpu, companion: false, suits: &["cpu", "cuda"] },
+        Row { precision: Fp16, target: Cpu, companion: false, suits: &["cpu", "cuda"] },
+        Row { precision: Int8, target: Cpu, companion: false, suits: &["cpu"] },
+        Row { precision: Int4, target: Cpu, companion: false, suits: &["cpu"] },
+        Row { precision: Int8, target: Cuda, companion: false, suits: &["cpu", "cuda"] },
+        Row { precision: Int4, target: Cuda, companion: false, suits: &["cpu", "cuda"] },
+        Row { precision: Int8, target: TensorRt, companion: false, suits: &["cpu", "tensorrt", "tensorrt-rtx"] },
     ];
-    for (precision, target, companion, expected) in rows {
+    for Row { precision, target, companion, suits } in rows {
         let manifest = manifest(precision, target, companion);
-        for (provider, expected) in providers.into_iter().zip(expected) {
+        for provider in everywhere {
+            let expected = suits.contains(provider);
             let found = manifest.suits(provider);
             assert_eq!(found.is_ok(), expected, "{precision} for {target} on {provider}: {found:?}");
             assert_eq!(manifest.graph(Part::Text, provider), expected.then_some("text.onnx"));
@@ -301,7 +282,9 @@ fn a_manifest_says_what_it_is_good_for() {
             let vision = if second { "vision.tensorrt.onnx" } else { "vision.onnx" };
             assert_eq!(manifest.graph(Part::Vision, provider), expected.then_some(vision));
             if let Err(why) = found {
-                let whole = why.contains(provider) && why.contains("export it anew") && !why.contains('\n');
+                let whole = why.contains(provider)
+                    && (why.contains("exported with `ba-export") || why.contains("export it again"))
+                    && !why.contains('\n');
                 assert!(whole, "{why}");
             }
         }

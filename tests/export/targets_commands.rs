@@ -1,10 +1,6 @@
 //! `--target` as it is typed, and what `ba-train apply` makes of bundles for GPUs.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::commands;
-use support::trained;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,8 +9,8 @@ use std::path::PathBuf;
 use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::export::{self, Plan, Sources};
 use brain_adapter::progress::Silent;
-use commands::{ba_export, ba_infer, ba_train, manifest, package, snapshot, tiny_model};
-use trained::Study;
+use support::commands::{ba_export, ba_infer, ba_train, manifest, package, snapshot, tiny_model};
+use support::trained::Study;
 
 #[test]
 fn the_flag_is_said_and_recorded() {

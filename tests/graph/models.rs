@@ -1,18 +1,16 @@
 //! The four graphs in ONNX Runtime against the independent reference, on random configurations, stage by stage.
 
-#![allow(clippy::unwrap_used)]
-
-use support::common;
-use support::reference;
-
 use brain_adapter::config::{Config, LlamaConfig, TextPool};
 use brain_adapter::graph::Graph;
 use brain_adapter::model::{self, Attention, Stages, Weights};
 use brain_adapter::passes::fold_batch_norm;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{LazyTensor, Tensor};
-use reference::Array;
-use reference::generate::{Case, random_case};
+use support::common;
+use support::reference::{
+    self, Array,
+    generate::{Case, random_case},
+};
 
 /// Largest difference allowed, relative to the largest magnitude of the stage: what float32 arithmetic leaves.
 const TOLERANCE: f32 = 1e-4;

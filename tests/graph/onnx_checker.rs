@@ -1,12 +1,6 @@
 //! What this crate writes, in the eyes of the `onnx` package: valid, of the shapes that it declares, with the right
 //! weights. Needs a Python with `onnx`, named by `BA_PYTHON` (`make test` does).
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::oracle;
-use support::reference;
-use support::rules;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -18,9 +12,9 @@ use brain_adapter::onnx::{ALIGNMENT, EXTERNAL_BYTES};
 use brain_adapter::passes::quantize::{self, Scheme};
 use brain_adapter::passes::{self, fold_batch_norm};
 use brain_adapter::tensor::{DType, LazyTensor};
-use reference::Array;
-use reference::generate::random_case;
 use serde_json::Value;
+use support::reference::{self, Array, generate::random_case};
+use support::{oracle, rules};
 
 /// Writes the graphs, and has Python check them; none where Python is skipped.
 fn check(graphs: &BTreeMap<String, Graph>) -> Option<Value> {
@@ -142,8 +136,8 @@ fn reduced_graphs() {
                 Scheme::Fp16Weight,
             ] {
                 let schemes = layers.iter().map(|l| (l.name.clone(), scheme)).collect();
-                let ranges = layers.iter().map(|l| (l.name.clone(), 3.0)).collect();
-                let plan = quantize::Plan { schemes, ranges, tables: Some(DType::F16), ..Default::default() };
+                let max_abs = layers.iter().map(|l| (l.name.clone(), 3.0)).collect();
+                let plan = quantize::Plan { schemes, max_abs, tables: Some(DType::F16), ..Default::default() };
                 let name = format!("{seed}-{}-{}", graph.name, scheme.to_string().replace([' ', '/'], "-"));
                 let reduced = quantize::quantize(&graph, &plan).unwrap();
                 if matches!(scheme, Scheme::Int8Tensor | Scheme::Blocks { .. }) {

@@ -1,17 +1,17 @@
 //! The random cases themselves: valid, varied, repeatable, small, and written so that reading gives them back.
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::reference;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-use reference::files::{read_safetensors, write_safetensors};
-use reference::generate::random_case;
-use reference::write::write_case;
-use reference::{AdapterConfig, Array, Case, LlamaConfig, VitConfig, Weights};
 use safetensors::tensor::Dtype;
+
+use support::reference::{
+    AdapterConfig, Array, Case, LlamaConfig, VitConfig, Weights,
+    files::{read_safetensors, write_safetensors},
+    generate::random_case,
+    write::write_case,
+};
 
 const SEEDS: u64 = 60;
 

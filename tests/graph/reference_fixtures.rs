@@ -2,17 +2,13 @@
 //!
 //! The recorded outputs and the weights behind them are copies in `tests/data/fixtures` (`make_weights.py` makes
 //! them). One fixture, `outliers`, is too big to copy and is read from `../shared/fixtures` where that exists.
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::oracle;
-use support::reference;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use reference::files::read_safetensors;
-use reference::{Array, Inputs, LlamaConfig, Weights, llama, math, meta};
 use serde_json::Value;
+use support::oracle;
+use support::reference::{self, Array, Inputs, LlamaConfig, Weights, files::read_safetensors, llama, math, meta};
 
 /// Fair limits between this and PyTorch in float32, by the fixtures' own README.
 const TOKENS: f64 = 1e-4;

@@ -1,11 +1,5 @@
 //! Graphs taken apart: run in groups of blocks they give the same bits as run whole.
 
-#![allow(clippy::unwrap_used)]
-
-use support::common;
-use support::reduced;
-use support::reference;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -14,8 +8,8 @@ use brain_adapter::export::Plan;
 use brain_adapter::onnx::SegmentedModel;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
-use reference::generate::Case;
-use reference::weights::Random;
+use support::reference::{generate::Case, weights::Random};
+use support::{common, reduced};
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
     tensor.as_f32().unwrap().iter().map(|v| v.to_bits()).collect()
@@ -112,12 +106,19 @@ fn what_is_planned_with_is_counted() {
     let l = reduced::sizes(64, 4, 2);
     let case = reduced::massive(3, &l, 100.0, 1.0);
     reduced::write(&case, dir.path(), 1);
-    for (precision, target, wide) in [
-        (Precision::Fp32, Target::Cpu, false),
-        (Precision::Fp16, Target::Cpu, true),
-        (Precision::Int8, Target::Cpu, false),
-        (Precision::Int8, Target::Cuda, true),
-    ] {
+    /// A form of a bundle, and whether its weights are widened to float32 before they are used.
+    struct Form {
+        precision: Precision,
+        target: Target,
+        widened: bool,
+    }
+    let forms = [
+        Form { precision: Precision::Fp32, target: Target::Cpu, widened: false },
+        Form { precision: Precision::Fp16, target: Target::Cpu, widened: true },
+        Form { precision: Precision::Int8, target: Target::Cpu, widened: false },
+        Form { precision: Precision::Int8, target: Target::Cuda, widened: true },
+    ];
+    for Form { precision, target, widened: wide } in forms {
         let (_, bundle) = reduced::export(&Plan { target, ..reduced::plan(dir.path(), precision) });
         let record = &bundle.manifest.parts["text"];
         let model = SegmentedModel::read(&bundle.file(&record.file)).unwrap();

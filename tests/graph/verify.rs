@@ -1,20 +1,16 @@
 //! The verifier and the type rules refuse wrong graphs; the printer's text, the builder and the folding pass.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
-use support::rules;
-
 use brain_adapter::Code;
 use brain_adapter::config::Config;
 use brain_adapter::graph::{Builder, Dim, Graph, Node, Op, Value, ValueId, ValueType};
 use brain_adapter::model::{self, Attention, Stages, Weights};
 use brain_adapter::passes::fold_batch_norm;
 use brain_adapter::tensor::{DType, LazyTensor};
-use rules::{graph, op, rows};
+use support::commands;
+use support::rules::{graph, op, rows};
 
 const F: DType = DType::F32;
-const B: Dim = Dim::Symbol("batch");
+const B: Dim = Dim::BATCH;
 const K: fn(usize) -> Dim = Dim::Known;
 
 /// What the rule makes of an operator over such operands.

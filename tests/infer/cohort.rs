@@ -1,17 +1,14 @@
 //! `ba-infer --list`: every row answered once, whatever happens in between.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
 
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use commands::{Done, command, finish, scan, tiny_bundle};
 use serde_json::Value;
+use support::commands::{Done, command, finish, scan, tiny_bundle};
 
 /// A cohort of `rows`, with a scan `s.nii.gz` and a report `r.txt` beside it.
 fn cohort(rows: &str) -> tempfile::TempDir {
@@ -75,7 +72,7 @@ fn it_goes_on_where_it_stopped() {
         assert!(fs::read_to_string(&out).unwrap().starts_with(&text[..kept.min(second)]));
     }
     let done = run(dir.path(), &["-o", "out.jsonl"]).ok();
-    assert!(done.stderr.contains("3 rows had their result already"), "{done:#?}");
+    assert!(done.stderr.contains("skipped 3 rows with a result"), "{done:#?}");
 }
 
 #[test]
@@ -115,7 +112,7 @@ fn as_csv() {
     assert!(rows[3][2].is_empty() && &rows[3][8] == "nifti.not_found");
     // The failed rows alone are tried again.
     let done = run(dir.path(), &["-o", "out.csv"]);
-    assert!(done.stderr.contains("3 rows had their result already"), "{done:#?}");
+    assert!(done.stderr.contains("skipped 3 rows with a result"), "{done:#?}");
 }
 
 #[test]

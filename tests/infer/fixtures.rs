@@ -2,19 +2,17 @@
 //! adapters, which leave nothing behind.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
-use support::common;
-use support::oracle;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::tensor::LazyTensor;
-use commands::{ba_export, ba_infer, command, finish, fixture, names, package, save, tensors, tiny_model, write_model};
 use serde_json::Value;
+use support::commands::{
+    self, ba_export, ba_infer, command, finish, fixture, names, package, save, tensors, tiny_model, write_model,
+};
+use support::{common, oracle};
 
 const TOLERANCE: f32 = 1e-4;
 

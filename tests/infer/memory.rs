@@ -1,18 +1,14 @@
 //! What `ba-infer` takes: planned, kept and refused; and what it remembers between runs.
 
-#![allow(clippy::unwrap_used)]
-
-use support::commands;
-use support::large;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use brain_adapter::bundle::{Precision, Target};
-use commands::{Done, bare, command, copy_files, finish, report, scan, tiny_bundle, tiny_copy};
 use serde_json::Value;
+use support::commands::{self, Done, bare, command, copy_files, finish, report, scan, tiny_bundle, tiny_copy};
+use support::large;
 
 /// A run on the large bundle.
 fn run(bundle: &Path, report: &Path, more: &[&str]) -> Done {
@@ -49,12 +45,21 @@ fn bytes(json: &Value, what: &str) -> u64 {
 #[test]
 fn a_limit_changes_memory_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
-    for (precision, limits) in [(Precision::Fp32, [80, 60]), (Precision::Int8, [92, 85])] {
+    /// The limits, in percent of the memory that is planned without one.
+    struct Limits {
+        precision: Precision,
+        percents: [u64; 2],
+    }
+    let cases = [
+        Limits { precision: Precision::Fp32, percents: [80, 60] },
+        Limits { precision: Precision::Int8, percents: [92, 85] },
+    ];
+    for Limits { precision, percents } in cases {
         let bundle = large::bundle(precision);
         for report in [report(dir.path()), long_report(dir.path())] {
             let whole = run(&bundle, &report, &[]).ok().json();
             assert_eq!(groups(&whole, "text"), 1);
-            for percent in limits {
+            for percent in percents {
                 let limit = (bytes(&whole, "planned") * percent / 100) >> 20;
                 let limited = run(&bundle, &report, &["--max-memory", &format!("{limit}M")]).ok().json();
                 assert!(groups(&limited, "text") > 1, "{precision} {limit}: {limited}");

@@ -1,9 +1,6 @@
 //! Temperatures in a bundle: they change probabilities and nothing else, and hostile ones are refused.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +8,8 @@ use std::path::Path;
 use brain_adapter::Code;
 use brain_adapter::bundle::{Bundle, Temperature, Versions, set_temperature};
 use brain_adapter::metrics::softmax;
-use commands::{Done, ba_infer, manifest, report, scan, tiny_bundle, tiny_copy, write_manifest};
 use serde_json::{Value, json};
+use support::commands::{self, Done, ba_infer, manifest, report, scan, tiny_bundle, tiny_copy, write_manifest};
 
 fn infer(bundle: &Path, report: Option<&Path>, more: &[&str]) -> Done {
     let (scan, bundle) = (scan(), bundle.to_str().unwrap());

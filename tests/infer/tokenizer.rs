@@ -1,7 +1,5 @@
 //! Tokenizers token for token: recorded ids of Hugging Face's `tokenizers` and of llama-tokenizer-js.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
 use std::io::Read;
 use std::path::Path;
 

@@ -1,10 +1,6 @@
 //! Losses and gradients against PyTorch's autograd in float64, on small random models: every kind of adapter and norm, vision
 //! transformers of one to three blocks with both poolings, all modes, batches of one to three; and the loss alone around the
 //! clamp of its scale and with weights of classes. `tests/data/fixtures/autograd/record.py` made the recorded values.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-use support::common;
-use support::training;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,9 +11,9 @@ use brain_adapter::passes::{autodiff, weights_to_inputs};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{LazyTensor, Tensor};
 use brain_adapter::train::{Activations, Batch, FrozenWeights, GraphOptions, Parameters, StagedModel, TrainingGraphs};
-use common::{package, runtime};
 use serde_json::Value;
-use training::norm_error;
+use support::common::{package, runtime};
+use support::training::{self, norm_error};
 
 /// Largest relative error in norm of a gradient, and relative error of a loss.
 const LIMIT: f64 = 1e-5;

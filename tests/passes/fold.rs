@@ -1,14 +1,11 @@
 //! The pass that folds batch norms: what it folds, what it must leave alone, and that values stay the same.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::common;
-
 use brain_adapter::Code;
 use brain_adapter::graph::{Attribute, Builder, Dim, Graph, Op, ValueId};
 use brain_adapter::passes::fold_batch_norm;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor};
+use support::common;
 
 const CHANNELS: usize = 3;
 
@@ -19,7 +16,7 @@ fn vector(values: [f32; CHANNELS]) -> LazyTensor {
 /// A graph with the input `x [batch, 2, 4, 4]`.
 fn start() -> (Builder, ValueId) {
     let mut g = Builder::new("g");
-    let x = g.input("x", DType::F32, &[Dim::Symbol("batch"), 2.into(), 4.into(), 4.into()]);
+    let x = g.input("x", DType::F32, &[Dim::BATCH, 2.into(), 4.into(), 4.into()]);
     (g, x)
 }
 

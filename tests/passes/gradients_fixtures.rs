@@ -1,14 +1,11 @@
 //! One training step against PyTorch in float64: the loss and every gradient, in all modes, with both conventions of batch
 //! norm, with saved and with recomputed activations. `tests/data/fixtures/grads` are recorded outputs (`make_weights.py` tells
 //! how the fixtures were made).
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-use support::training;
 
 use brain_adapter::model::Mode;
 use brain_adapter::model::adapter::Statistics;
 use brain_adapter::train::Activations;
-use training::{Fixture, norm_error};
+use support::training::{self, Fixture, norm_error};
 
 /// Largest relative error of a gradient in norm.
 const LIMIT: f64 = 1e-4;

@@ -11,5 +11,6 @@ mod quantize_fixtures;
 mod quantize_models;
 mod quantize_outliers;
 mod quantize_symmetric;
+mod quantize_weights;
 mod smoothing;
 mod walks;

@@ -1,14 +1,6 @@
 //! Reduced precision on random models of all sizes, with scans and reports to calibrate on: it stays close to the float64
 //! reference on inputs that the export never saw, or the export says that it cannot.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::nifti_writer;
-use support::reduced;
-use support::reference;
-
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -16,13 +8,15 @@ use brain_adapter::bundle::{Bundle, Parity, Precision, Target};
 use brain_adapter::error::Code;
 use brain_adapter::export;
 use brain_adapter::progress::Silent;
-use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
-use nifti_writer::Scan;
-use reduced::{REPORTS, plan, write_reports};
-use reference::generate::{Case, random_case};
-use reference::weights::Random;
-use reference::write::write_case;
+use support::forms;
+use support::nifti_writer::{Datatype, Scan};
+use support::reduced::{REPORTS, plan, write_reports};
+use support::reference::{
+    generate::{Case, random_case},
+    weights::Random,
+    write::write_case,
+};
 
 /// Scans of the model's own grid, so that what the model sees is what the reference is given.
 fn write_scans(case: &Case, folder: &Path, count: usize) {
@@ -34,7 +28,7 @@ fn write_scans(case: &Case, folder: &Path, count: usize) {
         let scan = Scan {
             shape: [size; 3],
             affine: [[mm, 0.0, 0.0, 0.0], [0.0, mm, 0.0, 0.0], [0.0, 0.0, mm, 0.0]],
-            datatype: 3,
+            datatype: Datatype::F32,
             big: false,
             version: 1,
             scaling: (1.0, 0.0),
@@ -47,30 +41,22 @@ fn write_scans(case: &Case, folder: &Path, count: usize) {
 /// The model in `dir/model` and four scans with reports in `dir/calibration`.
 fn written(case: &Case, dir: &Path) {
     fs::create_dir_all(dir.join("model")).unwrap();
-    write_case(case, &dir.join("model"), Some(&common::package("tests/data/tokenizer/tokenizer.json")));
+    write_case(case, &dir.join("model"), Some(&support::package("tests/data/tokenizer/tokenizer.json")));
     write_scans(case, &dir.join("calibration"), 4);
     write_reports(&dir.join("calibration"), &REPORTS[..4]);
 }
 
 /// Probabilities of every sample, each stage on the computed one before.
 fn probabilities(bundle: &Bundle, case: &Case) -> Vec<Vec<f64>> {
-    let mut values: BTreeMap<&str, Tensor> = BTreeMap::new();
     let ints = |rows: &[Vec<i64>]| Tensor::i64(&[rows.len(), rows[0].len()], rows.concat()).unwrap();
-    values.insert("volume", Tensor::f32(&case.inputs.volume.shape, case.inputs.volume.to_f32()).unwrap());
-    values.insert("input_ids", ints(&case.inputs.input_ids));
-    values.insert("attention_mask", ints(&case.inputs.attention_mask));
-    for (part, feeds, output) in [
-        ("adapter", &["volume"] as &[&str], "adapter"),
-        ("vision", &["adapter"], "vision"),
-        ("text", &["input_ids", "attention_mask"], "text"),
-        ("heads", &["vision", "text"], "logits"),
-    ] {
-        let path = bundle.file(&bundle.manifest.parts[part].file);
-        let mut session = Session::open(common::runtime(), &path, &SessionOptions::default()).unwrap();
-        let feed: Vec<(&str, &Tensor)> = feeds.iter().map(|n| (*n, &values[*n])).collect();
-        values.insert(output, session.run(&feed, &[output]).unwrap().remove(0));
-    }
-    softmax(values["logits"].as_f32().unwrap().iter().map(|v| f64::from(*v)))
+    let volume = Tensor::f32(&case.inputs.volume.shape, case.inputs.volume.to_f32()).unwrap();
+    let values = [
+        ("volume", volume),
+        ("input_ids", ints(&case.inputs.input_ids)),
+        ("attention_mask", ints(&case.inputs.attention_mask)),
+    ];
+    let logits = forms::logits(bundle, values.map(|(name, tensor)| (name.to_owned(), tensor)).into());
+    softmax(logits.into_iter().map(f64::from))
 }
 
 fn softmax(logits: impl Iterator<Item = f64>) -> Vec<Vec<f64>> {
@@ -87,13 +73,19 @@ fn farthest(found: &[Vec<f64>], expected: &[Vec<f64>]) -> f64 {
     pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) })
 }
 
-/// Most that a probability may be off in each form.
-const FORMS: [(Precision, Target, f64); 5] = [
-    (Precision::Fp16, Target::Cpu, 0.01),
-    (Precision::Int8, Target::Cpu, 0.02),
-    (Precision::Int4, Target::Cpu, 0.1),
-    (Precision::Int8, Target::Cuda, 0.02),
-    (Precision::Int8, Target::TensorRt, 0.02),
+/// A form of a bundle, and how far a probability may be off in it.
+struct Form {
+    precision: Precision,
+    target: Target,
+    tolerance: f64,
+}
+
+const FORMS: [Form; 5] = [
+    Form { precision: Precision::Fp16, target: Target::Cpu, tolerance: 0.01 },
+    Form { precision: Precision::Int8, target: Target::Cpu, tolerance: 0.02 },
+    Form { precision: Precision::Int4, target: Target::Cpu, tolerance: 0.1 },
+    Form { precision: Precision::Int8, target: Target::Cuda, tolerance: 0.02 },
+    Form { precision: Precision::Int8, target: Target::TensorRt, tolerance: 0.02 },
 ];
 
 #[test]
@@ -104,7 +96,8 @@ fn random_models_keep_their_probabilities() {
         written(&case, dir.path());
         let expected = softmax(case.forward()["logits"].data.iter().copied());
         // GPUs' forms are the slower ones here, where they are run for their numbers alone.
-        for (precision, target, most) in FORMS.into_iter().filter(|(_, t, _)| *t == Target::Cpu || case.seed < 6) {
+        let forms = FORMS.into_iter().filter(|form| form.target == Target::Cpu || case.seed < 6);
+        for Form { precision, target, tolerance } in forms {
             let plan = export::Plan { target, ..plan(dir.path(), precision) };
             match export::run(&plan, &mut Silent) {
                 Ok(summary) => {
@@ -113,7 +106,11 @@ fn random_models_keep_their_probabilities() {
                     let record = summary.quantization.unwrap();
                     let judged = record.probabilities.unwrap();
                     eprintln!("seed {} {precision} for {target}: {far:.4}, judged {judged:.4}", case.seed);
-                    assert!(far <= most, "seed {} {precision} for {target}: a probability is off by {far}", case.seed);
+                    assert!(
+                        far <= tolerance,
+                        "seed {} {precision} for {target}: a probability is off by {far}",
+                        case.seed
+                    );
                     for part in summary.parts {
                         let checked = matches!(part.record.parity, Parity::Checked { inputs: 2.., .. });
                         assert!(checked, "{}: {:?}", part.part, part.record.parity);
@@ -141,7 +138,7 @@ fn the_same_export_gives_the_same_bytes() {
         let case = random_case(seed);
         let dir = tempfile::tempdir().unwrap();
         written(&case, dir.path());
-        for (precision, target, _) in FORMS {
+        for Form { precision, target, .. } in FORMS {
             let mut hashes = Vec::new();
             for threads in [None, Some(1), Some(3)] {
                 let plan = export::Plan { threads, target, ..plan(dir.path(), precision) };

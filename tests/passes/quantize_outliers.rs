@@ -1,12 +1,5 @@
 //! Reduced precision on language models with outliers: calibrated on two reports, judged on others.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::oracle;
-use support::reduced;
-use support::reference;
-
 use std::path::Path;
 
 use brain_adapter::bundle::{LayerRecord, Precision, Target};
@@ -14,48 +7,69 @@ use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::export::Plan;
 use brain_adapter::passes::quantize::Scheme;
 use brain_adapter::tensor::cosine;
-use reduced::{REPORTS, everywhere, export, least_cosine, massive, plan, sizes, texts, write};
+use support::reduced::{self, REPORTS, everywhere, export, least_cosine, massive, plan, sizes, texts, write};
+use support::{common, oracle, reference};
 
-/// What each form must keep of the pooled text.
-const LEAST: [(Precision, Target, f64); 6] = [
-    (Precision::Fp16, Target::Cpu, 0.9999),
-    (Precision::Int8, Target::Cpu, 0.9995),
-    (Precision::Int4, Target::Cpu, 0.99),
-    (Precision::Int8, Target::Cuda, 0.9995),
-    (Precision::Int4, Target::Cuda, 0.99),
-    (Precision::Int8, Target::TensorRt, 0.9995),
+/// A form of a bundle, and the least cosine of its pooled text to the reference's.
+#[derive(Clone, Copy)]
+struct Form {
+    precision: Precision,
+    target: Target,
+    least_cosine: f64,
+}
+
+const FORMS: [Form; 6] = [
+    Form { precision: Precision::Fp16, target: Target::Cpu, least_cosine: 0.9999 },
+    Form { precision: Precision::Int8, target: Target::Cpu, least_cosine: 0.9995 },
+    Form { precision: Precision::Int4, target: Target::Cpu, least_cosine: 0.99 },
+    Form { precision: Precision::Int8, target: Target::Cuda, least_cosine: 0.9995 },
+    Form { precision: Precision::Int4, target: Target::Cuda, least_cosine: 0.99 },
+    Form { precision: Precision::Int8, target: Target::TensorRt, least_cosine: 0.9995 },
 ];
 
+impl std::fmt::Display for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} for {}", self.precision, self.target)
+    }
+}
+
 /// The plan of a form. TensorRT's wants to see a scan too.
-fn form(dir: &Path, precision: Precision, target: Target) -> Plan {
-    if target == Target::TensorRt {
+fn plan_of(dir: &Path, form: Form) -> Plan {
+    if form.target == Target::TensorRt {
         let scan = common::package("tests/data/fixtures/tiny/scan.nii.gz");
         std::fs::copy(scan, dir.join("calibration/report0.nii.gz")).unwrap();
     }
-    Plan { target, ..plan(dir, precision) }
+    Plan { target: form.target, ..plan(dir, form.precision) }
 }
 
 #[test]
 fn massive_activations_of_one_token() {
-    // Seed, hidden, layers, key-value heads, peak, gain.
+    struct Family {
+        seed: u64,
+        hidden: usize,
+        layers: usize,
+        kv_heads: usize,
+        peak: f64,
+        gain: f64,
+    }
     let families = [
-        (1, 256, 4, 8, 500.0, 50.0),
-        (2, 192, 3, 4, 900.0, 20.0),
-        (3, 320, 3, 8, 200.0, 80.0),
+        Family { seed: 1, hidden: 256, layers: 4, kv_heads: 8, peak: 500.0, gain: 50.0 },
+        Family { seed: 2, hidden: 192, layers: 3, kv_heads: 4, peak: 900.0, gain: 20.0 },
+        Family { seed: 3, hidden: 320, layers: 3, kv_heads: 8, peak: 200.0, gain: 80.0 },
         // Whose reports int4 hits very differently: the one that is held out looks better than others are.
-        (23, 192, 4, 8, 1200.0, 30.0),
-        (25, 320, 4, 2, 400.0, 100.0),
+        Family { seed: 23, hidden: 192, layers: 4, kv_heads: 8, peak: 1200.0, gain: 30.0 },
+        Family { seed: 25, hidden: 320, layers: 4, kv_heads: 2, peak: 400.0, gain: 100.0 },
     ];
-    for (seed, hidden, layers, kv_heads, peak, gain) in families {
+    for Family { seed, hidden, layers, kv_heads, peak, gain } in families {
         let l = sizes(hidden, layers, kv_heads);
         let case = massive(seed, &l, peak, gain);
         let dir = tempfile::tempdir().unwrap();
         write(&case, dir.path(), 2);
-        for (precision, target, least) in LEAST {
-            let (_, bundle) = export(&form(dir.path(), precision, target));
-            let found = least_cosine(&case, &l, &bundle, &REPORTS[2..]);
-            eprintln!("seed {seed} {precision} for {target}: cosine {found:.5}");
-            assert!(found >= least, "seed {seed}, {precision} for {target}: cosine {found}, expected at least {least}");
+        for form in FORMS {
+            let (_, bundle) = export(&plan_of(dir.path(), form));
+            let (found, least) = (least_cosine(&case, &l, &bundle, &REPORTS[2..]), form.least_cosine);
+            eprintln!("seed {seed} {form}: cosine {found:.5}");
+            assert!(found >= least, "seed {seed}, {form}: cosine {found}, expected at least {least}");
         }
     }
 }
@@ -77,17 +91,17 @@ fn the_recorded_family() {
     reduced::write_reports(&dir.path().join("calibration"), &reports[..2]);
     let recorded =
         Checkpoint::open(fixture.join("expected.safetensors")).unwrap().get("text").unwrap().to_f32().unwrap();
-    for (precision, target, least) in LEAST {
-        let (_, bundle) = export(&form(dir.path(), precision, target));
+    for form in FORMS {
+        let (_, bundle) = export(&plan_of(dir.path(), form));
         let found = texts(&bundle, &reports);
         let cosines: Vec<f64> = found
             .iter()
             .zip(recorded.chunks(l.hidden))
             .map(|(f, e)| cosine(f.iter().copied(), e.iter().copied()))
             .collect();
-        eprintln!("recorded, {precision} for {target}: {cosines:.5?}");
-        let worst = cosines.into_iter().fold(1.0, f64::min);
-        assert!(worst >= least, "{precision} for {target}: cosine {worst}, expected at least {least}");
+        eprintln!("recorded, {form}: {cosines:.5?}");
+        let (worst, least) = (cosines.into_iter().fold(1.0, f64::min), form.least_cosine);
+        assert!(worst >= least, "{form}: cosine {worst}, expected at least {least}");
     }
 }
 
@@ -98,13 +112,14 @@ fn activations_beyond_half_precision() {
     let case = massive(11, &l, 3e5, 20.0);
     let dir = tempfile::tempdir().unwrap();
     write(&case, dir.path(), 2);
-    for (precision, target, least) in LEAST.into_iter().filter(|(p, t, _)| *p == Precision::Fp16 || *t != Target::Cpu) {
-        let (summary, bundle) = export(&form(dir.path(), precision, target));
+    let forms = FORMS.into_iter().filter(|form| form.precision == Precision::Fp16 || form.target != Target::Cpu);
+    for form in forms {
+        let (summary, bundle) = export(&plan_of(dir.path(), form));
         let q = summary.quantization.unwrap();
         let kept: Vec<&str> = q.layers.iter().filter(|l| l.scheme == Scheme::Fp32).map(|l| l.layer.as_str()).collect();
-        assert_eq!(kept, ["layers.1.mlp.down_proj"], "what reads 3e5 is computed in float32, {precision} for {target}");
+        assert_eq!(kept, ["layers.1.mlp.down_proj"], "what reads 3e5 is computed in float32, {form}");
         let found = least_cosine(&case, &l, &bundle, &REPORTS[2..]);
-        assert!(found >= least, "{precision} for {target}: cosine {found}");
+        assert!(found >= form.least_cosine, "{form}: cosine {found}");
         assert!(texts(&bundle, &REPORTS[2..]).iter().flatten().all(|v| v.is_finite()));
     }
 }
@@ -120,7 +135,18 @@ fn layers(dir: &Path, precision: Precision, max_error: Option<f64>) -> (Vec<Laye
 
 #[test]
 fn outliers_in_the_same_columns_of_every_token() {
-    for (seed, hidden, kv_heads, gain, row) in [(1, 512, 8, 60.0, 30.0), (2, 256, 4, 40.0, 50.0)] {
+    struct Family {
+        seed: u64,
+        hidden: usize,
+        kv_heads: usize,
+        gain: f64,
+        row: f64,
+    }
+    let families = [
+        Family { seed: 1, hidden: 512, kv_heads: 8, gain: 60.0, row: 30.0 },
+        Family { seed: 2, hidden: 256, kv_heads: 4, gain: 40.0, row: 50.0 },
+    ];
+    for Family { seed, hidden, kv_heads, gain, row } in families {
         let l = sizes(hidden, 2, kv_heads);
         let case = everywhere(seed, &l, gain, row);
         let dir = tempfile::tempdir().unwrap();

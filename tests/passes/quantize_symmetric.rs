@@ -1,11 +1,6 @@
 //! int8 around 0 with one scale an activation, and attention in standard operators: what TensorRT is given, held against the
 //! arithmetic that it stands for.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::reference;
-
 use std::collections::BTreeMap;
 
 use brain_adapter::graph::{Builder, Dim, Graph, Op};
@@ -14,7 +9,8 @@ use brain_adapter::passes::{Scores, decompose_attention, to_fp16};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor, cosine};
 use half::f16;
-use reference::weights::Random;
+use support::common;
+use support::reference::weights::Random;
 
 fn run(graph: &Graph, feed: &[(&str, &Tensor)]) -> Vec<Vec<f32>> {
     let dir = tempfile::tempdir().unwrap();
@@ -63,8 +59,8 @@ fn pairs_mean_products_of_rounded_values() {
         }
         let graph = two(k, [&a, &b]);
         let schemes = BTreeMap::from(["a", "b"].map(|name| (name.to_owned(), Scheme::Int8Tensor)));
-        let ranges = BTreeMap::from(["a", "b"].map(|name| (name.to_owned(), range)));
-        let reduced = quantize(&graph, &Plan { schemes, ranges, ..Plan::default() }).unwrap();
+        let max_abs = BTreeMap::from(["a", "b"].map(|name| (name.to_owned(), range)));
+        let reduced = quantize(&graph, &Plan { schemes, max_abs, ..Plan::default() }).unwrap();
         let count = |kind: &str| reduced.nodes.iter().filter(|n| n.op.kind == kind).count();
         // What both read is rounded once.
         assert_eq!((count("QuantizeLinear"), count("DequantizeLinear")), (1, 3));
@@ -100,7 +96,7 @@ fn pairs_in_half_precision() {
             ("a".to_owned(), Scheme::Int8Tensor),
             ("b".to_owned(), Scheme::Blocks { bits: 8, block: 32 }),
         ]),
-        ranges: BTreeMap::from([("a".to_owned(), 4.0)]),
+        max_abs: BTreeMap::from([("a".to_owned(), 4.0)]),
         whole_activations: true,
         ..Plan::default()
     };
@@ -125,9 +121,8 @@ fn pairs_in_half_precision() {
 
 fn attention(dtype: DType, heads: usize, width: usize, [queries, keys]: [usize; 2]) -> Graph {
     let mut g = Builder::new("attention");
-    let mut input = |name: &str, rows: usize| {
-        g.input(name, DType::F32, &[Dim::Symbol("batch"), Dim::Known(rows), Dim::Known(width)])
-    };
+    let mut input =
+        |name: &str, rows: usize| g.input(name, DType::F32, &[Dim::BATCH, Dim::Known(rows), Dim::Known(width)]);
     let inputs = [input("q", queries), input("k", keys), input("v", keys)];
     let inputs = inputs.map(|id| if dtype == DType::F32 { id } else { g.cast(id, dtype).unwrap() });
     let op = Op::microsoft("MultiHeadAttention").int("num_heads", heads as i64);
@@ -141,7 +136,20 @@ fn attention(dtype: DType, heads: usize, width: usize, [queries, keys]: [usize; 
 #[test]
 fn attention_in_standard_operators() {
     let rng = &mut Random::new(7);
-    for (heads, width, rows) in [(2, 16, [5, 5]), (4, 32, [1, 9]), (3, 24, [17, 17]), (12, 768, [33, 33])] {
+    struct Shape {
+        heads: usize,
+        width: usize,
+        queries: usize,
+        keys: usize,
+    }
+    let shapes = [
+        Shape { heads: 2, width: 16, queries: 5, keys: 5 },
+        Shape { heads: 4, width: 32, queries: 1, keys: 9 },
+        Shape { heads: 3, width: 24, queries: 17, keys: 17 },
+        Shape { heads: 12, width: 768, queries: 33, keys: 33 },
+    ];
+    for Shape { heads, width, queries, keys } in shapes {
+        let rows = [queries, keys];
         let tensor =
             |rng: &mut Random, rows: usize| Tensor::f32(&[2, rows, width], normal(rng, 2 * rows * width)).unwrap();
         let [q, k, v] = [rows[0], rows[1], rows[1]].map(|n| tensor(rng, n));

@@ -1,7 +1,5 @@
 //! The rules of ARCHITECTURE.md and CONTRIBUTING.md that a program can check.
 
-#![allow(clippy::unwrap_used)]
-
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::Command;
@@ -16,7 +14,7 @@ const LAYERS: [&[&str]; 10] = [
     &["tensor", "progress", "files", "metrics"],
     &["volume", "text", "checkpoint", "graph", "config", "cohort"],
     &["model", "passes", "onnx", "batch"],
-    &["bundle", "runtime"],
+    &["bundle", "optimizer", "runtime"],
     &["execute", "calibrate", "plot"],
     &["export", "infer"],
     &["train"],

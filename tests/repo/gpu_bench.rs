@@ -2,10 +2,6 @@
 //! the records say. Needs a Python with numpy, named by `BA_PYTHON` (`make test` does).
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::oracle;
 
 use std::fs;
 use std::path::Path;
@@ -14,6 +10,7 @@ use std::process::{Command, Output};
 use brain_adapter::checkpoint::write_safetensors;
 use brain_adapter::tensor::LazyTensor;
 use serde_json::{Value, json};
+use support::{common, oracle};
 
 /// Runs a script of `benches/peers`; none where Python is skipped.
 fn script(name: &str, arguments: &[&str]) -> Option<Output> {

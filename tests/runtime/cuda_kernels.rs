@@ -2,11 +2,6 @@
 //! (`tests/data/cuda-kernels.tsv`): nothing runs there, but no node must be left to the CPU for want of a kernel.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::forms;
-use support::reference;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,9 +11,9 @@ use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::export::{self, Plan, Sources};
 use brain_adapter::model::Part;
 use brain_adapter::progress::Silent;
-use reference::generate::random_case;
-use reference::write::write_case;
 use serde_json::Value;
+use support::reference::{generate::random_case, write::write_case};
+use support::{common, forms};
 
 /// A row of the table.
 struct Kernel {

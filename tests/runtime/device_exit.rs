@@ -1,14 +1,12 @@
 //! What a predictor leaves behind. One test, in a process of its own: it counts the process's threads.
 
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used)]
-
-use support::commands;
-use support::process::alone;
 
 use std::path::Path;
 
 use brain_adapter::infer::{Mode, Options, Prediction, Predictor};
+use support::commands;
+use support::process::alone;
 
 fn options() -> Options {
     Options { as_on_gpu: true, library: Some(commands::library()), ..Options::default() }

@@ -1,15 +1,6 @@
 //! The ways that runs go on a GPU, gone on the processor: values bound and left where they are made, graphs warmed up, report and
 //! image at once. The answers are those of the plain way, bit for bit.
 
-#![allow(clippy::unwrap_used)]
-
-use support::commands;
-use support::common;
-use support::large;
-use support::process::alone;
-use support::reduced;
-use support::reference;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -23,7 +14,9 @@ use brain_adapter::runtime::{
     DeviceTensor, EngineOptions, Input, OutputPlacement, ProfiledInput, RuntimeValue, Session, SessionOptions, Source,
 };
 use brain_adapter::tensor::{Tensor, TensorView};
-use reference::generate::Case;
+use support::process::alone;
+use support::reference::generate::Case;
+use support::{commands, common, large, reduced};
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
     tensor.as_f32().unwrap().iter().map(|v| v.to_bits()).collect()

@@ -1,17 +1,14 @@
 //! ONNX Runtime's library, missing or wrong in every way: an error in one line, soon, and never a panic.
 
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
-use support::oracle;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use brain_adapter::runtime::LIBRARY_NAME;
-use commands::{Done, bare, finish, finish_within, library, scan, tiny_bundle};
+use support::commands::{self, Done, bare, finish, finish_within, library, scan, tiny_bundle};
+use support::oracle;
 
 /// The name that the library has in a wheel.
 const VERSIONED: &str = "libonnxruntime.so.1.99.0";
@@ -147,16 +144,23 @@ fn where_it_is_searched_for() {
     fs::create_dir_all(&work).unwrap();
     let none = run_lonely(&program, &work, &[]).fails_with_one_line("runtime.missing");
     none.naming(&["make ort", "--ort-lib", "ORT_DYLIB_PATH", LIBRARY_NAME]);
+    struct Place {
+        folder: &'static str,
+        name: &'static str,
+        /// Whether a virtual environment is active.
+        venv: bool,
+    }
+    let capi = "venv/lib/python3.12/site-packages/onnxruntime/capi";
     let places = [
-        ("bin", LIBRARY_NAME, false),
-        ("bin", VERSIONED, false),
-        ("work/.ort", LIBRARY_NAME, false),
-        ("work/deep/er/.ort", LIBRARY_NAME, false),
-        ("bin/.ort", LIBRARY_NAME, false),
-        (".ort", LIBRARY_NAME, false),
-        ("venv/lib/python3.12/site-packages/onnxruntime/capi", VERSIONED, true),
+        Place { folder: "bin", name: LIBRARY_NAME, venv: false },
+        Place { folder: "bin", name: VERSIONED, venv: false },
+        Place { folder: "work/.ort", name: LIBRARY_NAME, venv: false },
+        Place { folder: "work/deep/er/.ort", name: LIBRARY_NAME, venv: false },
+        Place { folder: "bin/.ort", name: LIBRARY_NAME, venv: false },
+        Place { folder: ".ort", name: LIBRARY_NAME, venv: false },
+        Place { folder: capi, name: VERSIONED, venv: true },
     ];
-    for (folder, name, venv) in places {
+    for Place { folder, name, venv } in places {
         let folder = dir.path().join(folder);
         fs::create_dir_all(&folder).unwrap();
         std::os::unix::fs::symlink(library(), folder.join(name)).unwrap();
@@ -184,6 +188,6 @@ fn devices_that_are_not_there_say_why() {
     for device in ["auto", "cpu"] {
         let done = infer(dir.path(), &[("ORT_DYLIB_PATH", &good)], &["--device", device, "--json", "-v"]).ok();
         assert_eq!(done.json()["device"], "cpu");
-        assert_eq!(done.stderr.contains("auto took cpu"), device == "auto", "{done:#?}");
+        assert_eq!(done.stderr.contains("cpu (auto)"), device == "auto", "{done:#?}");
     }
 }

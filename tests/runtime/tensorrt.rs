@@ -3,11 +3,6 @@
 //! compute is not looked at here.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::forms;
-use support::oracle;
 
 use std::fs;
 use std::ops::Range;
@@ -18,6 +13,7 @@ use std::time::Instant;
 use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::onnx::SegmentedModel;
 use serde_json::Value;
+use support::{common, forms, oracle};
 
 /// Builds engines of these files, in one process; a row a file.
 fn build(python: &Path, files: &[PathBuf], options: &[&str]) -> Vec<Value> {

@@ -2,11 +2,6 @@
 //! comes back byte for byte, and what cannot be applied changes nothing.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::commands;
-use support::oracle;
-use support::trained;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,8 +10,9 @@ use std::path::Path;
 use brain_adapter::bundle::Bundle;
 use brain_adapter::calibrate::Statistics;
 use brain_adapter::tensor::LazyTensor;
-use commands::{Done, ba_export, ba_infer, ba_train, fixture, manifest, names, scan, snapshot};
-use trained::{Study, changed, dtypes_and_shapes};
+use support::commands::{self, Done, ba_export, ba_infer, ba_train, fixture, manifest, names, scan, snapshot};
+use support::oracle;
+use support::trained::{self, Study, changed, dtypes_and_shapes};
 
 const KEPT: [&str; 2] = ["vision.onnx", "text.onnx"];
 
@@ -89,8 +85,8 @@ fn statistics_of_the_old_adapter_go() {
     assert!(before.activations.len() > text(&before) && text(&before) > 0);
     assert_eq!((after.activations.len(), text(&after), after.scans), (text(&before), text(&before), 0));
     assert_eq!(after.reports, before.reports);
-    for (name, columns) in &after.activations {
-        assert_eq!(columns.largest, before.activations[name].largest, "{name}");
+    for (name, stats) in &after.activations {
+        assert_eq!(stats.max_abs, before.activations[name].max_abs, "{name}");
     }
     // What stayed is of use: a fresh export takes the language model's from there.
     let (model, to) = (study.next.clone(), study.dir.path().join("again"));
@@ -148,6 +144,7 @@ fn an_adapter_beyond_the_limit_is_more_exact() {
     commands::write_manifest(&bundle, &strict);
     let done = study.apply(&bundle, &[]).ok();
     assert!(done.stderr.contains("warning[part_precision]"), "{done:?}");
+    assert_eq!(done.json()["warnings"][0]["code"], "part_precision", "{done:?}");
     let new = manifest(&bundle);
     let row = &new["quantization"]["layers"][0];
     assert_eq!((&new["parts"]["adapter"]["precision"], &row["scheme"]["scheme"]), (&"fp32".into(), &"fp32".into()));

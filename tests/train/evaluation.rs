@@ -1,17 +1,14 @@
 //! `ba-train eval`: figures of a bundle on a cohort, temperatures into the bundle, pictures.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-use support::commands;
 
 use std::fs;
 use std::path::Path;
 
 use brain_adapter::bundle::Bundle;
 use brain_adapter::metrics::softmax;
-use commands::{Done, command, finish, scan, snapshot, tiny_bundle, tiny_copy};
 use serde_json::Value;
+use support::commands::{self, Done, command, finish, scan, snapshot, tiny_bundle, tiny_copy};
 
 const LABELS: [&str; 3] = ["CN", "MCI", "AD"];
 const REPORTS: [&str; 6] = [
@@ -107,7 +104,7 @@ fn figures_of_a_cohort_with_bad_rows() {
         "answered    5 of 7 rows, 2 subjects; 1 without a report",
         "accuracy",
         "0.600 [",
-        "true \\ answer",
+        "true \\ predicted",
         "Research use",
     ] {
         assert!(text.stdout.contains(words), "{words}: {text:#?}");
@@ -149,6 +146,7 @@ fn a_temperature_goes_into_the_bundle() {
     let cache = dir.path().join("cache");
     let with_cache = ["--json", "--bootstrap", "50", "--cache", cache.to_str().unwrap()];
     let fit = eval(dir.path(), bundle.path(), &[with_cache.as_slice(), &["--fit-temperature"]].concat()).ok().json();
+    assert_eq!(fit["warnings"][0]["code"], "validation_few", "{fit}");
     for (name, answers) in [("report", 9), ("image", 2)] {
         let fitted = &fit["fitted"][name];
         assert_eq!(fitted["answers"], answers, "{fitted}");

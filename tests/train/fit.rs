@@ -1,19 +1,17 @@
 //! `ba-train fit`: the same bytes from the same seed, what `--resume` refuses, and what is left after a failure.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used)]
-
-use support::commands;
-use support::fitting;
 
 use std::fs;
 use std::path::Path;
 
 use brain_adapter::checkpoint::{Checkpoint, TrainingState};
 use brain_adapter::tensor::LazyTensor;
-use commands::{ba_export, ba_infer, ba_train, command, finish, names, report, tiny_bundle, tiny_copy, tiny_model};
-use fitting::{RESULTS, Study, limited, rows, well_formed, write_rows};
 use serde_json::Value;
+use support::commands::{
+    self, ba_export, ba_infer, ba_train, command, finish, names, report, tiny_bundle, tiny_copy, tiny_model,
+};
+use support::fitting::{RESULTS, Study, limited, rows, well_formed, write_rows};
 
 /// Every tensor of a checkpoint by name.
 fn all(state: &TrainingState) -> std::collections::BTreeMap<String, LazyTensor> {
@@ -175,10 +173,13 @@ fn what_scans_and_reports_warn_of_is_told_once_each() {
     for (run, args) in
         [("trained", &[][..]), ("frozen", &["--frozen-adapter"]), ("frozen", &["--frozen-adapter", "--resume"])]
     {
-        let done = study.fit(run, &[&["--epochs", "2"], args].concat()).ok();
+        let done = study.fit(run, &[&["--epochs", "2", "--json"], args].concat()).ok();
+        let warnings = done.json()["warnings"].clone();
         for (code, file) in [("no_orientation", "bare.nii.gz: "), ("report_truncated", "r0.txt: ")] {
             let told = |line: &&str| line.starts_with(&format!("warning[{code}]")) && line.contains(file);
             assert_eq!(done.stderr.lines().filter(told).count(), 1, "{run} {file}{}", done.stderr);
+            let same = warnings.as_array().unwrap().iter().filter(|w| w["code"] == code);
+            assert_eq!(same.filter(|w| w["message"].as_str().unwrap().contains(file)).count(), 1, "{warnings}");
         }
     }
 }

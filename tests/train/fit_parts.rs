@@ -2,12 +2,6 @@
 //! counters of batch norms, the other kinds of adapters.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used)]
-
-use support::commands;
-use support::common;
-use support::fitting;
-use support::training;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,10 +10,11 @@ use brain_adapter::checkpoint::TrainingState;
 use brain_adapter::model::Mode;
 use brain_adapter::model::adapter::Statistics;
 use brain_adapter::train::{Activations, GraphOptions, StagedModel, TrainingGraphs};
-use commands::{tiny_model, write_model};
-use fitting::{Study, TRAIN, VALIDATION};
 use serde_json::Value;
-use training::{Fixture, norm_error};
+use support::commands::{self, tiny_model, write_model};
+use support::common;
+use support::fitting::{self, Study, TRAIN, VALIDATION};
+use support::training::{self, Fixture, norm_error};
 
 /// Every tensor's bytes by name.
 fn tensors(state: &TrainingState) -> BTreeMap<String, Vec<u8>> {

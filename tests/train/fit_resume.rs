@@ -2,10 +2,6 @@
 //! unbroken training.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-use support::commands;
-use support::fitting;
 
 use std::fs;
 use std::path::Path;
@@ -13,9 +9,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
 use brain_adapter::checkpoint::TrainingState;
-use fitting::{RESULTS, Study};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use support::commands;
+use support::fitting::{RESULTS, Study};
 
 /// Every file that there is opens and is finite; gives the number of steps that are kept.
 fn check_files(run: &Path) -> i64 {

@@ -1,14 +1,6 @@
 //! Training artifacts in other hands: the onnx package's checker, stock ONNX Runtime, and Microsoft's training runtime, which
 //! must train with our files as it does with its own.
 
-// Clippy knows the bodies of tests, not their helpers.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::common;
-use support::oracle;
-use support::ort_training;
-use support::rules;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -16,11 +8,13 @@ use brain_adapter::Code;
 use brain_adapter::checkpoint::{Checkpoint, Properties, TrainingState};
 use brain_adapter::config::AdamW;
 use brain_adapter::graph::{Builder, Dim, Graph, Op, ValueId};
-use brain_adapter::onnx::{optimizer_model, write, write_optimizer_model};
+use brain_adapter::onnx::write;
+use brain_adapter::optimizer::{optimizer_model, write_optimizer_model};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor};
-use common::{assert_close, package, runtime};
-use ort_training::{assert_within, train};
+use support::common::{assert_close, package, runtime};
+use support::ort_training::{self, assert_within, train};
+use support::{oracle, rules};
 
 fn fixture(name: &str) -> std::path::PathBuf {
     package("tests/data/ort-training").join(name)

@@ -1,7 +1,5 @@
 //! Figures of merit against scikit-learn, SciPy and NumPy (`tests/data/metrics/make_metrics.py`).
 
-#![allow(clippy::unwrap_used)]
-
 use std::path::Path;
 
 use brain_adapter::metrics::temperature::{Outcome, fit};

@@ -1,19 +1,14 @@
 //! The optimizer's graph, run by ONNX Runtime, against recorded runs of torch.optim.AdamW (`tests/data/adamw`).
 
-// Clippy knows the bodies of tests, not their helpers.
-#![allow(clippy::unwrap_used)]
-
-use support::common;
-
 use std::collections::BTreeMap;
 
 use brain_adapter::Code;
 use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::config::AdamW;
-use brain_adapter::model::optimizer::{Parameter, adamw, decays};
+use brain_adapter::optimizer::{Parameter, adamw, decays};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
-use common::{assert_close, package, runtime};
+use support::common::{assert_close, package, runtime};
 
 /// Of the largest magnitude in a tensor before and after a step: both sides round to float32, in another order. (Before,
 /// too: what is left where terms cancel has the rounding of the terms.)

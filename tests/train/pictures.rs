@@ -1,7 +1,5 @@
 //! Pictures of training and evaluation: well-formed, complete, and harmless whatever the labels and numbers are.
 
-#![allow(clippy::unwrap_used)]
-
 use brain_adapter::metrics::{Confusion, LabelledPrediction, Reliability, tsne};
 use brain_adapter::plot::{self, Epoch};
 use rand::{RngExt, SeedableRng};

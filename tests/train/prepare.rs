@@ -1,10 +1,6 @@
 //! `ba-train prepare`, and folders of artifacts that are not what it wrote.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used)]
-
-use support::commands;
-use support::fitting;
 
 use std::fs;
 use std::path::Path;
@@ -13,9 +9,9 @@ use brain_adapter::bundle::sha256_of;
 use brain_adapter::checkpoint::{Checkpoint, TrainingState};
 use brain_adapter::tensor::LazyTensor;
 use brain_adapter::train::artifacts::Artifacts;
-use commands::{names, save, snapshot, tensors, tiny_model, write_model};
-use fitting::{Study, prepare};
 use serde_json::{Value, json};
+use support::commands::{self, names, save, snapshot, tensors, tiny_model, write_model};
+use support::fitting::{self, Study, prepare};
 
 const FILES: [&str; 6] = [
     "checkpoint",
@@ -31,6 +27,7 @@ fn the_same_artifacts_again() {
     let dir = tempfile::tempdir().unwrap();
     let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
     let summary = prepare(tiny_model(), "tlp", &one, &["--json"]).ok().json();
+    assert_eq!(summary["warnings"], json!([]));
     assert_eq!(summary["mode"], "tlp");
     assert_eq!(names(&one), FILES);
     prepare(tiny_model(), "tlp", &two, &[]).ok();

@@ -1,9 +1,5 @@
 //! Five steps of AdamW against PyTorch in float64: losses, and parameters and running statistics after the first step and the
 //! fifth, in all modes, with both conventions of batch norm. `tests/data/fixtures/grads` are recorded outputs.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-use support::common;
-use support::training;
 
 use brain_adapter::Code;
 use brain_adapter::config::AdamW;
@@ -11,7 +7,8 @@ use brain_adapter::model::Mode;
 use brain_adapter::model::adapter::Statistics;
 use brain_adapter::tensor::Tensor;
 use brain_adapter::train::{Activations, Optimizer, Parameters, moments};
-use training::Fixture;
+use support::common;
+use support::training::{self, Fixture};
 
 /// Largest differences after one step and after five; PyTorch in float32 differs by 6e-7 and 2e-6.
 const LIMITS: [f32; 2] = [1e-5, 5e-5];

@@ -1,10 +1,6 @@
 //! Versions of a bundle: kept whole, brought back byte for byte, and never half there, whoever is killed when.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-use support::commands;
-use support::trained;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,9 +9,9 @@ use std::process::Stdio;
 
 use brain_adapter::bundle::{Bundle, Versions, sha256_of};
 use brain_adapter::infer::{Mode, Options, Predictor};
-use commands::{ba_train, command, copy_files, manifest, names, save, snapshot};
 use serde_json::Value;
-use trained::{Study, changed};
+use support::commands::{self, ba_train, command, copy_files, manifest, names, save, snapshot};
+use support::trained::{Study, changed};
 
 fn versions(bundle: &Path) -> Vec<Value> {
     let done = ba_train(&[&"apply", &"--versions", &"--json", &"--bundle", &bundle]).ok().json();

@@ -1,12 +1,10 @@
 //! Valid scans against values from nibabel and scipy: orientations, transforms, types, containers, grids.
 
-use support::nifti_support;
-
 use std::path::Path;
 
 use brain_adapter::volume::{self, Conformed, ReadOptions};
-use nifti_support::{compare, corpora, grid, index, numbers, strings};
 use serde_json::Value;
+use support::nifti_support::{compare, corpora, grid, index, numbers, strings};
 
 #[test]
 fn corpus() {

@@ -2,16 +2,14 @@
 //! limits of time and memory. Every case runs in a process of its own (this test binary again), so that a signal, a
 //! hang or a peak of memory belongs to that case alone.
 
-use support::nifti_support;
-use support::oracle;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use brain_adapter::volume::{self, ReadOptions};
-use nifti_support::{compare, corpora, grid, index, strings};
 use serde_json::{Value, json};
+use support::nifti_support::{compare, corpora, grid, index, strings};
+use support::oracle;
 
 const SCAN: &str = "BA_HOSTILE_SCAN";
 const FOLDER: &str = "BA_HOSTILE_FOLDER";

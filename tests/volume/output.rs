@@ -1,15 +1,13 @@
 //! What is written can be read back, appears whole or not at all, and needs the right name.
 
-use support::nifti_writer;
-
 use brain_adapter::volume::{self, Conformed, Grid, ReadOptions};
-use nifti_writer::Scan;
+use support::nifti_writer::{Datatype, Scan};
 
 fn conformed() -> Conformed {
     let shape = [9, 8, 7];
     let values = (0..504).map(|i| f64::from(i * 31 % 97) - 20.0).collect();
     let affine = [[-3.0, 0.0, 0.2, 9.0], [0.0, 0.1, 4.0, -7.0], [0.3, 2.5, 0.0, 1.0]];
-    let scan = Scan { shape, affine, datatype: 1, big: false, version: 1, scaling: (0.0, 0.0), values };
+    let scan = Scan { shape, affine, datatype: Datatype::I16, big: false, version: 1, scaling: (0.0, 0.0), values };
     let grid = Grid { shape: [12, 11, 10], voxel_mm: [2.0, 2.5, 3.0] };
     volume::read_bytes(&scan.bytes(), &ReadOptions { grid, volume: None }).expect("a healthy scan")
 }

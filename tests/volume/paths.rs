@@ -1,20 +1,19 @@
 //! Pairs, folders, volumes of 4-D files and the field of view: what depends on more than one file's bytes.
 
-use support::nifti_writer;
-
 use std::path::Path;
 
 use brain_adapter::WarningCode;
 use brain_adapter::volume::{self, Conformed, Grid, ReadOptions};
 use brain_adapter::{Code, Error};
-use nifti_writer::{Scan, gzip};
+use support::nifti_writer::{Datatype, Scan, gzip};
 
 const VOXELS: usize = 352;
 
 fn scan() -> Vec<u8> {
     let values = (0..504).map(|i| f64::from(i * 31 % 97)).collect();
     let affine = [[-3.0, 0.0, 0.0, 9.0], [0.0, 2.0, 0.0, -7.0], [0.0, 0.0, 4.0, 1.0]];
-    Scan { shape: [9, 8, 7], affine, datatype: 1, big: false, version: 1, scaling: (0.0, 0.0), values }.bytes()
+    Scan { shape: [9, 8, 7], affine, datatype: Datatype::I16, big: false, version: 1, scaling: (0.0, 0.0), values }
+        .bytes()
 }
 
 fn read(path: &Path, volume: Option<usize>) -> Result<Conformed, Error> {
@@ -37,14 +36,18 @@ fn pairs_find_their_image() {
     std::fs::write(&whole, scan()).unwrap();
     let expected = read(&whole, None).unwrap().voxels;
     let (header, image) = pair();
-    for (name, head, partner, body) in [
-        ("a.hdr", header.clone(), "a.img", image.clone()),
-        ("b.v2.hdr.gz", gzip(&header, 1), "b.v2.img.gz", gzip(&image, 2)),
-        ("C.HDR", header.clone(), "C.IMG", image.clone()),
-        ("d.nii", header.clone(), "d.img", image.clone()),
-    ] {
-        std::fs::write(folder.path().join(name), head).unwrap();
-        std::fs::write(folder.path().join(partner), body).unwrap();
+    let (packed_header, packed_image) = (gzip(&header, 1), gzip(&image, 2));
+    let pairs = [
+        [("a.hdr", &header), ("a.img", &image)],
+        [("b.v2.hdr.gz", &packed_header), ("b.v2.img.gz", &packed_image)],
+        [("C.HDR", &header), ("C.IMG", &image)],
+        [("d.nii", &header), ("d.img", &image)],
+    ];
+    for pair in pairs {
+        for (name, bytes) in pair {
+            std::fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        let [(name, _), _] = pair;
         assert_eq!(read(&folder.path().join(name), None).unwrap().voxels, expected, "{name}");
     }
     let e = read(&folder.path().join("a.img"), None).unwrap_err();
@@ -110,7 +113,8 @@ fn one_volume_of_several() {
 fn a_damaged_container_explains_odd_voxels() {
     let values = (0..8).map(f64::from).collect();
     let affine = [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]];
-    let scan = Scan { shape: [2; 3], affine, datatype: 3, big: false, version: 1, scaling: (0.0, 0.0), values };
+    let scan =
+        Scan { shape: [2; 3], affine, datatype: Datatype::F32, big: false, version: 1, scaling: (0.0, 0.0), values };
     let mut bytes = scan.bytes();
     bytes[VOXELS..VOXELS + 4].copy_from_slice(&f32::MAX.to_le_bytes());
     let mut packed = gzip(&bytes, 1);

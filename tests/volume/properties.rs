@@ -1,10 +1,8 @@
 //! The streaming, separable conform against the formula applied to one output voxel at a time.
 
-use support::nifti_writer;
-
 use brain_adapter::volume::{self, Conformed, Grid, ReadOptions};
-use nifti_writer::{Scan, gzip};
 use proptest::prelude::*;
+use support::nifti_writer::{Datatype, Scan, gzip};
 
 /// A scan whose axes are `world` with `flips`, turned and sheared by too little to change that.
 #[derive(Clone, Debug)]
@@ -39,7 +37,7 @@ prop_compose! {
         spacing in prop::array::uniform3(prop_oneof![Just(1.0), Just(2.0), Just(0.5), 0.3f64..4.0]),
         angles in prop_oneof![Just([0.0; 3]), prop::array::uniform3(-0.3f64..0.3)],
         shear in prop_oneof![Just(0.0), -0.1f64..0.1],
-        datatype in 0usize..10,
+        datatype in (0..Datatype::ALL.len()).prop_map(|i| Datatype::ALL[i]),
         (big, version, members) in (any::<bool>(), 1u8..=2, 0usize..4),
         scaling in prop_oneof![Just((0.0, 7.0)), Just((1.0, 0.0)), (-3.0f64..3.0, -50.0f64..50.0)],
         out in prop::array::uniform3(1usize..20),
@@ -132,7 +130,7 @@ proptest! {
         match volume::read_bytes(&bytes, &options) {
             Ok(got) => {
                 let nan = case.scan.values.iter().filter(|v| v.is_nan()).count() as u64;
-                prop_assert_eq!(got.nonfinite, if matches!(case.scan.datatype, 3 | 4) { nan } else { 0 });
+                prop_assert_eq!(got.nonfinite, if matches!(case.scan.datatype, Datatype::F32 | Datatype::F64) { nan } else { 0 });
                 agrees(&case, &got)?;
             }
             // few voxels, or a grid within one: every output may be the same

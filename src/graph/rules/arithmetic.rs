@@ -6,12 +6,36 @@ use crate::graph::types::{Dim, ValueType, broadcast, show_dims};
 use crate::tensor::DType;
 
 impl Call<'_> {
-    pub(super) fn both_bool(&self) -> Answer<()> {
-        let (a, b) = (self.ty(0)?, self.ty(1)?);
-        if a.dtype == DType::Bool && b.dtype == DType::Bool { Ok(()) } else { Err(format!("operands are {a} and {b}")) }
+    /// The type of a float operand.
+    pub(super) fn same_float(&self) -> Answer<ValueType> {
+        self.float(0).cloned()
     }
 
-    pub(super) fn elementwise(&self, result: Option<DType>) -> Answer<ValueType> {
+    /// The type of the operand.
+    pub(super) fn same(&self) -> Answer<ValueType> {
+        self.ty(0).cloned()
+    }
+
+    /// Elementwise with broadcasting, of the operands' type.
+    pub(super) fn arithmetic(&self) -> Answer<ValueType> {
+        self.elementwise(None)
+    }
+
+    /// Elementwise with broadcasting, to bool.
+    pub(super) fn comparison(&self) -> Answer<ValueType> {
+        self.elementwise(Some(DType::Bool))
+    }
+
+    /// Elementwise with broadcasting, of bools.
+    pub(super) fn logical(&self) -> Answer<ValueType> {
+        let (a, b) = (self.ty(0)?, self.ty(1)?);
+        match (a.dtype, b.dtype) {
+            (DType::Bool, DType::Bool) => self.elementwise(None),
+            _ => Err(format!("operands are {a} and {b}")),
+        }
+    }
+
+    fn elementwise(&self, result: Option<DType>) -> Answer<ValueType> {
         let (a, b) = (self.ty(0)?, self.ty(1)?);
         if a.dtype != b.dtype {
             return Err(format!("operands are {a} and {b}"));
@@ -88,7 +112,7 @@ impl Call<'_> {
             let at = |v: &[i64], j: usize, default: i64| v.get(j).copied().unwrap_or(default);
             let padded = at(pads, i, 0) + at(pads, i + rank - 2, 0);
             let (Some(n), Some(k)) = (x.shape[i + 2].known(), w.shape[i + 2].known()) else {
-                return Err(format!("convolution over an extent that is not known: {x}"));
+                return Err(format!("convolution over a dimension that is not known: {x}"));
             };
             let room = n as i64 + padded - k as i64;
             if room < 0 || at(strides, i, 1) < 1 {
@@ -110,17 +134,25 @@ impl Call<'_> {
         for i in 0..rank - 2 {
             let at = |name: &str, j: usize, default: i64| self.op.get_ints(name).get(j).copied().unwrap_or(default);
             let (Some(n), Some(k)) = (x.shape[i + 2].known(), w.shape[i + 2].known()) else {
-                return Err(format!("convolution over an extent that is not known: {x}"));
+                return Err(format!("convolution over a dimension that is not known: {x}"));
             };
             let pads = at("pads", i, 0) + at("pads", i + rank - 2, 0);
-            let extent = (n as i64 - 1) * at("strides", i, 1) + k as i64 + at("output_padding", i, 0) - pads;
-            shape.push(Dim::Known(usize::try_from(extent).map_err(|_| format!("kernel {w} does not fit {x}"))?));
+            let size = (n as i64 - 1) * at("strides", i, 1) + k as i64 + at("output_padding", i, 0) - pads;
+            shape.push(Dim::Known(usize::try_from(size).map_err(|_| format!("kernel {w} does not fit {x}"))?));
         }
         Ok(ValueType::new(x.dtype, shape))
     }
 
+    pub(super) fn batch_norm(&self) -> Answer<ValueType> {
+        self.per_channel(5)
+    }
+
+    pub(super) fn instance_norm(&self) -> Answer<ValueType> {
+        self.per_channel(3)
+    }
+
     /// Normalisations whose operands 1.. are vectors of one number a channel (axis 1).
-    pub(super) fn per_channel(&self, operands: usize) -> Answer<ValueType> {
+    fn per_channel(&self, operands: usize) -> Answer<ValueType> {
         let x = self.float(0)?;
         let Some(&channels) = x.shape.get(1) else { return Err(format!("{x} has no channels")) };
         for i in 1..operands {

@@ -1,4 +1,4 @@
-//! Type rules: what an operator makes of its operands. One row an operator in [`infer`]'s table.
+//! Type rules: the types that an operator gives its results. One row an operator in [`RULES`].
 //!
 //! Rules follow the ONNX operator specification (opset 20) and, for `com.microsoft`, ONNX Runtime's contrib
 //! operator documentation, restricted to the forms that this crate writes.
@@ -10,9 +10,8 @@ mod subgraphs;
 mod training;
 
 use super::op::{Domain, Op};
-use super::types::{Dim, ValueType};
+use super::types::ValueType;
 use super::{Graph, ValueId};
-use crate::tensor::DType;
 
 /// One line that says what does not fit.
 type Answer<T> = Result<T, String>;
@@ -25,71 +24,120 @@ struct Call<'a> {
     outputs: usize,
 }
 
-/// The types of a node's results.
-pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs: usize) -> Answer<Vec<ValueType>> {
-    let call = Call { graph, op, inputs, outputs };
-    if inputs.len() > most_operands(op) {
-        return Err(format!("{} operands, at most {} are known", inputs.len(), most_operands(op)));
-    }
-    let one = |ty: Answer<ValueType>| ty.map(|t| vec![t]);
-    let types = match (op.domain, op.kind) {
-        (Domain::Onnx, "Relu" | "Gelu" | "Sigmoid" | "Sqrt" | "Abs") => one(call.float(0).cloned()),
-        (Domain::Onnx, "Reciprocal" | "Cos" | "Sin" | "Softmax" | "LogSoftmax") => one(call.float(0).cloned()),
-        (Domain::Onnx, "Exp" | "Log" | "Erf" | "Neg") => one(call.float(0).cloned()),
-        (Domain::Onnx, "Identity") => one(call.ty(0).cloned()),
-        (Domain::Onnx, "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max" | "Min") => one(call.elementwise(None)),
-        (Domain::Onnx, "And") => one(call.both_bool().and_then(|()| call.elementwise(Some(DType::Bool)))),
-        (Domain::Onnx, "GreaterOrEqual" | "Greater" | "Less" | "Equal") => one(call.elementwise(Some(DType::Bool))),
-        (Domain::Onnx, "Where") => one(call.select()),
-        (Domain::Onnx, "Cast") => one(call.cast()),
-        (Domain::Onnx, "MatMul") => one(call.matmul()),
-        (Domain::Onnx, "Gemm") => one(call.gemm()),
-        (Domain::Onnx, "Conv") => one(call.conv()),
-        (Domain::Onnx, "ConvTranspose") => one(call.conv_transpose()),
-        (Domain::Onnx, "BatchNormalization") => one(call.per_channel(5)),
-        (Domain::Onnx, "InstanceNormalization") => one(call.per_channel(3)),
-        (Domain::Onnx, "LayerNormalization") => one(call.layer_norm()),
-        (Domain::Onnx, "Reshape") => one(call.reshape()),
-        (Domain::Onnx, "Transpose") => one(call.transpose()),
-        (Domain::Onnx, "Concat") => one(call.concat()),
-        (Domain::Onnx, "Split") => call.split(),
-        (Domain::Onnx, "Slice") => one(call.slice()),
-        (Domain::Onnx, "Pad") => one(call.pad()),
-        (Domain::Onnx, "Unsqueeze") => one(call.unsqueeze()),
-        (Domain::Onnx, "Squeeze") => one(call.squeeze()),
-        (Domain::Onnx, "Shape") => one(call.shape_of()),
-        (Domain::Onnx, "Range") => one(Ok(ValueType::new(call.ty(0)?.dtype, [Dim::Any]))),
-        (Domain::Onnx, "Expand") => one(call.expand()),
-        (Domain::Onnx, "Size") => one(Ok(ValueType::new(DType::I64, []))),
-        (Domain::Onnx, "Scan") => call.scan(),
-        (Domain::Onnx, "Gather") => one(call.gather()),
-        (Domain::Onnx, "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin") => one(call.reduce()),
-        (Domain::Onnx, "QuantizeLinear") => one(call.quantize_linear()),
-        (Domain::Onnx, "DequantizeLinear") => one(call.dequantize_linear()),
-        (Domain::Onnx, "MatMulInteger") => one(call.matmul_integer()),
-        (Domain::Microsoft, "MatMulIntegerToFloat") => one(call.matmul_integer_to_float()),
-        (Domain::Microsoft, "MatMulNBits") => one(call.matmul_nbits()),
-        (Domain::Microsoft, "MultiHeadAttention") => one(call.attention()),
-        (Domain::Microsoft, "InPlaceAccumulatorV2") => call.accumulate(),
-        (domain, kind) => Err(format!("no type rule for operator `{kind}` of domain `{}`", domain.name())),
-    }?;
-    if types.len() == outputs { Ok(types) } else { Err(format!("makes {} results, not {outputs}", types.len())) }
+/// What an operator makes of its operands.
+enum Infer {
+    /// One result.
+    One(fn(&Call<'_>) -> Answer<ValueType>),
+    /// Results, as many as there are.
+    All(fn(&Call<'_>) -> Answer<Vec<ValueType>>),
 }
 
-/// Most operands of the forms that are written here: one more would be ignored by the rule, not by a runtime.
-fn most_operands(op: &Op) -> usize {
-    match op.kind {
-        "Relu" | "Gelu" | "Sigmoid" | "Sqrt" | "Abs" | "Reciprocal" | "Cos" | "Sin" | "Softmax" => 1,
-        "LogSoftmax" | "Exp" | "Log" | "Erf" | "Neg" => 1,
-        "Cast" | "Transpose" | "Shape" | "Size" | "Identity" => 1,
-        "Where" | "Gemm" | "Conv" | "InstanceNormalization" | "LayerNormalization" | "Range" => 3,
-        "MultiHeadAttention" | "Pad" | "MatMulInteger" | "QuantizeLinear" | "DequantizeLinear" => 3,
-        "MatMulNBits" => 4,
-        "Slice" | "BatchNormalization" | "MatMulIntegerToFloat" => 5,
-        "InPlaceAccumulatorV2" => 3,
-        "Concat" | "Scan" => usize::MAX,
-        _ => 2,
+/// One row of the table.
+struct Rule {
+    domain: Domain,
+    kind: &'static str,
+    /// Maximum of operands of the forms that are written here: the rule would ignore one more, a runtime would not.
+    operands: usize,
+    infer: Infer,
+}
+
+/// A row of a standard operator with one result.
+const fn rule(kind: &'static str, operands: usize, infer: fn(&Call<'_>) -> Answer<ValueType>) -> Rule {
+    Rule { domain: Domain::Onnx, kind, operands, infer: Infer::One(infer) }
+}
+
+/// A row of a standard operator with several results.
+const fn rules(kind: &'static str, operands: usize, infer: fn(&Call<'_>) -> Answer<Vec<ValueType>>) -> Rule {
+    Rule { domain: Domain::Onnx, kind, operands, infer: Infer::All(infer) }
+}
+
+/// A row of one of ONNX Runtime's operators.
+const fn contrib(kind: &'static str, operands: usize, infer: Infer) -> Rule {
+    Rule { domain: Domain::Microsoft, kind, operands, infer }
+}
+
+/// Any number of operands.
+const VARIADIC: usize = usize::MAX;
+
+/// Every operator that a graph may have: a new one is a row here and a function in one of the modules.
+const RULES: &[Rule] = &[
+    rule("Relu", 1, |c| c.same_float()),
+    rule("Gelu", 1, |c| c.same_float()),
+    rule("Sigmoid", 1, |c| c.same_float()),
+    rule("Sqrt", 1, |c| c.same_float()),
+    rule("Abs", 1, |c| c.same_float()),
+    rule("Reciprocal", 1, |c| c.same_float()),
+    rule("Cos", 1, |c| c.same_float()),
+    rule("Sin", 1, |c| c.same_float()),
+    rule("Exp", 1, |c| c.same_float()),
+    rule("Log", 1, |c| c.same_float()),
+    rule("Erf", 1, |c| c.same_float()),
+    rule("Neg", 1, |c| c.same_float()),
+    rule("Softmax", 1, |c| c.same_float()),
+    rule("LogSoftmax", 1, |c| c.same_float()),
+    rule("Identity", 1, |c| c.same()),
+    rule("Add", 2, |c| c.arithmetic()),
+    rule("Sub", 2, |c| c.arithmetic()),
+    rule("Mul", 2, |c| c.arithmetic()),
+    rule("Div", 2, |c| c.arithmetic()),
+    rule("Pow", 2, |c| c.arithmetic()),
+    rule("Max", 2, |c| c.arithmetic()),
+    rule("Min", 2, |c| c.arithmetic()),
+    rule("Equal", 2, |c| c.comparison()),
+    rule("Greater", 2, |c| c.comparison()),
+    rule("GreaterOrEqual", 2, |c| c.comparison()),
+    rule("Less", 2, |c| c.comparison()),
+    rule("And", 2, |c| c.logical()),
+    rule("Where", 3, |c| c.select()),
+    rule("Cast", 1, |c| c.cast()),
+    rule("MatMul", 2, |c| c.matmul()),
+    rule("Gemm", 3, |c| c.gemm()),
+    rule("Conv", 3, |c| c.conv()),
+    rule("ConvTranspose", 2, |c| c.conv_transpose()),
+    rule("BatchNormalization", 5, |c| c.batch_norm()),
+    rule("InstanceNormalization", 3, |c| c.instance_norm()),
+    rule("LayerNormalization", 3, |c| c.layer_norm()),
+    rule("ReduceMean", 2, |c| c.reduce()),
+    rule("ReduceSum", 2, |c| c.reduce()),
+    rule("ReduceMax", 2, |c| c.reduce()),
+    rule("ReduceMin", 2, |c| c.reduce()),
+    rule("Reshape", 2, |c| c.reshape()),
+    rule("Transpose", 1, |c| c.transpose()),
+    rule("Concat", VARIADIC, |c| c.concat()),
+    rules("Split", 2, |c| c.split()),
+    rule("Slice", 5, |c| c.slice()),
+    rule("Pad", 3, |c| c.pad()),
+    rule("Unsqueeze", 2, |c| c.unsqueeze()),
+    rule("Squeeze", 2, |c| c.squeeze()),
+    rule("Shape", 1, |c| c.shape_of()),
+    rule("Size", 1, |c| c.size()),
+    rule("Range", 3, |c| c.range()),
+    rule("Expand", 2, |c| c.expand()),
+    rule("Gather", 2, |c| c.gather()),
+    rules("Scan", VARIADIC, |c| c.scan()),
+    rule("QuantizeLinear", 3, |c| c.quantize_linear()),
+    rule("DequantizeLinear", 3, |c| c.dequantize_linear()),
+    rule("MatMulInteger", 3, |c| c.matmul_integer()),
+    contrib("MatMulIntegerToFloat", 5, Infer::One(|c| c.matmul_integer_to_float())),
+    contrib("MatMulNBits", 4, Infer::One(|c| c.matmul_nbits())),
+    contrib("MultiHeadAttention", 3, Infer::One(|c| c.attention())),
+    contrib("InPlaceAccumulatorV2", 3, Infer::All(|c| c.accumulate())),
+];
+
+/// The types of a node's results.
+pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs: usize) -> Answer<Vec<ValueType>> {
+    let rule = RULES.iter().find(|rule| (rule.domain, rule.kind) == (op.domain, op.kind));
+    let no_rule = || format!("no type rule for operator `{}` of domain `{}`", op.kind, op.domain.name());
+    let rule = rule.ok_or_else(no_rule)?;
+    if inputs.len() > rule.operands {
+        return Err(format!("{} operands, at most {} are known", inputs.len(), rule.operands));
     }
+    let call = Call { graph, op, inputs, outputs };
+    let types = match rule.infer {
+        Infer::One(infer) => vec![infer(&call)?],
+        Infer::All(infer) => infer(&call)?,
+    };
+    if types.len() == outputs { Ok(types) } else { Err(format!("makes {} results, not {outputs}", types.len())) }
 }
 
 impl Call<'_> {
@@ -112,5 +160,17 @@ impl Call<'_> {
     fn axis(&self, axis: i64, rank: usize) -> Answer<usize> {
         let shifted = if axis < 0 { axis + rank as i64 } else { axis };
         usize::try_from(shifted).ok().filter(|a| *a < rank).ok_or_else(|| format!("axis {axis} of a rank {rank} value"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_has_one_row() {
+        for (i, row) in RULES.iter().enumerate() {
+            assert!(!RULES[..i].iter().any(|r| (r.domain, r.kind) == (row.domain, row.kind)), "{} twice", row.kind);
+        }
     }
 }

@@ -5,7 +5,7 @@ use crate::graph::types::{Dim, ValueType, broadcast};
 use crate::tensor::DType;
 
 impl Call<'_> {
-    /// `Reshape`: 0 copies an extent, one -1 takes what is left.
+    /// `Reshape`: 0 copies a dimension, one -1 is inferred from the rest.
     pub(super) fn reshape(&self) -> Answer<ValueType> {
         let (x, target) = (self.ty(0)?, self.ints(1)?);
         let mut shape = Vec::with_capacity(target.len());
@@ -13,7 +13,7 @@ impl Call<'_> {
             shape.push(match t {
                 0 => *x.shape.get(i).ok_or_else(|| format!("{x} has no axis {i} to copy"))?,
                 -1 => Dim::Any,
-                n => Dim::Known(usize::try_from(n).map_err(|_| format!("extent {n} in {target:?}"))?),
+                n => Dim::Known(usize::try_from(n).map_err(|_| format!("dimension {n} in {target:?}"))?),
             });
         }
         // Copied names cancel; what is left must be numbers, and as many elements on both sides.
@@ -58,17 +58,17 @@ impl Call<'_> {
     pub(super) fn concat(&self) -> Answer<ValueType> {
         let first = self.ty(0)?;
         let axis = self.axis(self.op.get_int("axis", 0), first.shape.len())?;
-        let (mut shape, mut extent) = (first.shape.clone(), 0usize);
+        let (mut shape, mut joined) = (first.shape.clone(), 0usize);
         for i in 0..self.inputs.len() {
             let part = self.ty(i)?;
             let fits = part.dtype == first.dtype && part.shape.len() == shape.len();
             if !fits || (0..shape.len()).any(|a| a != axis && part.shape[a].unify(shape[a]).is_none()) {
                 return Err(format!("cannot join {part} to {first} along axis {axis}"));
             }
-            extent +=
-                part.shape[axis].known().ok_or_else(|| format!("extent of axis {axis} of {part} is not known"))?;
+            joined +=
+                part.shape[axis].known().ok_or_else(|| format!("the size of axis {axis} of {part} is not known"))?;
         }
-        shape[axis] = Dim::Known(extent);
+        shape[axis] = Dim::Known(joined);
         Ok(ValueType::new(first.dtype, shape))
     }
 
@@ -87,8 +87,8 @@ impl Call<'_> {
         Ok(sizes.iter().map(part).collect())
     }
 
-    /// `Slice` along constant axes by steps of at least 1. Where a bound is computed, or the extent has no number, neither has
-    /// what is left.
+    /// `Slice` along constant axes by steps of at least 1. Where a bound is computed, or the dimension has no number,
+    /// the result's has none either.
     pub(super) fn slice(&self) -> Answer<ValueType> {
         let (x, axes) = (self.ty(0)?, self.ints(3)?);
         let steps = if self.inputs.len() > 4 { self.ints(4)? } else { vec![1; axes.len()] };
@@ -127,7 +127,7 @@ impl Call<'_> {
         let grow = |i: usize| match (pads[i] + pads[i + rank], x.shape[i]) {
             (0, dim) => Ok(dim),
             (n, Dim::Known(k)) => Ok(Dim::Known(k + n as usize)),
-            (_, dim) => Err(format!("cannot pad the extent {dim}")),
+            (_, dim) => Err(format!("cannot pad the dimension {dim}")),
         };
         Ok(ValueType::new(x.dtype, (0..rank).map(grow).collect::<Answer<Vec<_>>>()?))
     }
@@ -146,8 +146,17 @@ impl Call<'_> {
         Ok(ValueType::new(x.dtype, shape))
     }
 
+    /// `Squeeze` of these axes; without them of all of size 1, where each size is a number.
     pub(super) fn squeeze(&self) -> Answer<ValueType> {
-        let (x, axes) = (self.ty(0)?, self.ints(1)?);
+        let x = self.ty(0)?;
+        if self.inputs.len() < 2 {
+            if x.shape.iter().any(|dim| dim.known().is_none()) {
+                return Err(format!("the axes of size 1 of {x} are not known"));
+            }
+            let shape = x.shape.iter().copied().filter(|dim| *dim != Dim::Known(1));
+            return Ok(ValueType::new(x.dtype, shape.collect::<Vec<_>>()));
+        }
+        let axes = self.ints(1)?;
         let mut shape = x.shape.clone();
         let mut axes = axes.iter().map(|&axis| self.axis(axis, shape.len())).collect::<Answer<Vec<_>>>()?;
         axes.sort_unstable();
@@ -158,6 +167,16 @@ impl Call<'_> {
             }
         }
         Ok(ValueType::new(x.dtype, shape))
+    }
+
+    /// `Size`: the number of elements.
+    pub(super) fn size(&self) -> Answer<ValueType> {
+        Ok(ValueType::new(DType::I64, []))
+    }
+
+    /// `Range`, whose length is known to the run alone.
+    pub(super) fn range(&self) -> Answer<ValueType> {
+        Ok(ValueType::new(self.ty(0)?.dtype, [Dim::Any]))
     }
 
     pub(super) fn shape_of(&self) -> Answer<ValueType> {
@@ -180,7 +199,8 @@ impl Call<'_> {
         Ok(ValueType::new(table.dtype, [before, indices.shape.as_slice(), after].concat()))
     }
 
-    /// `Expand` to a constant shape, or to one that is computed: then only its rank is known, and extents that cannot grow.
+    /// `Expand` to a constant shape, or to one that is computed: then only its rank is known, and dimensions that
+    /// cannot grow.
     pub(super) fn expand(&self) -> Answer<ValueType> {
         let (x, target) = (self.ty(0)?, self.ty(1)?);
         let fail = || format!("cannot expand {x} to a shape held by {target}");

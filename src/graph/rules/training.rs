@@ -5,7 +5,8 @@ use crate::graph::types::{Dim, ValueType};
 use crate::tensor::DType;
 
 impl Call<'_> {
-    /// `com.microsoft.InPlaceAccumulatorV2` over a buffer, what is added to it, and a bool `[1]` that empties it before.
+    /// `com.microsoft.InPlaceAccumulatorV2` over a buffer, what is added to it, and a bool `[1]` that empties it
+    /// before.
     pub(super) fn accumulate(&self) -> Answer<Vec<ValueType>> {
         let (buffer, value, reset) = (self.float(0)?, self.float(1)?, self.ty(2)?);
         let flag = ValueType::new(DType::Bool, [Dim::Known(1)]);

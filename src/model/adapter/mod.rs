@@ -14,7 +14,7 @@ mod bottleneck2d;
 mod bottleneck3d;
 mod norm;
 
-use super::Weights;
+use super::{Part, Weights};
 use crate::config::{AdapterKind, Config, Norm};
 use crate::error::Result;
 use crate::graph::{Builder, Dim, Graph, Op, ValueId};
@@ -39,20 +39,20 @@ pub fn build(config: &Config, weights: &Weights) -> Result<Graph> {
     build_with(config, weights, Statistics::Running)
 }
 
-/// The adapter's graph. With the batch's statistics, the moved running ones are further outputs, each under its name with
-/// `.out`.
+/// The adapter's graph. With the batch's statistics, the moved running ones are further outputs, each under its name
+/// with `.out`.
 ///
 /// # Errors
 /// As [`build`].
 pub fn build_with(config: &Config, weights: &Weights, statistics: Statistics) -> Result<Graph> {
-    let mut g = Builder::new("adapter");
+    let mut g = Builder::new(Part::Adapter.as_str());
     let side = Dim::Known(config.volume.size);
-    let x = g.input("volume", DType::F32, &[Dim::Symbol("batch"), Dim::Known(config.adapter.slices_in), side, side]);
+    let x = g.input("volume", DType::F32, &[Dim::BATCH, Dim::Known(config.adapter.slices_in), side, side]);
     let y = match config.adapter.kind {
         AdapterKind::Bottleneck2d => bottleneck2d::build(&mut g, config, weights, statistics, x)?,
         AdapterKind::Bottleneck3d => bottleneck3d::build(&mut g, config, weights, statistics, x)?,
     };
-    g.output("adapter", y)?;
+    g.output(Part::Adapter.as_str(), y)?;
     g.finish()
 }
 

@@ -36,12 +36,12 @@ fn batch(g: &mut Builder, layer: &Layer<'_>, x: ValueId, name: &str) -> Result<V
     g.node(Op::new("BatchNormalization").float("epsilon", NORM_EPS), &inputs)
 }
 
-/// Batch normalisation with the statistics of `x` itself, as PyTorch has it in training (Ioffe and Szegedy 2015). The running
-/// statistics become outputs of the graph under their names with `.out`: moved by [`MOMENTUM`] towards the mean, and the
-/// unbiased variance, over all axes but the channels'.
+/// Batch normalisation with the statistics of `x` itself, as PyTorch has it in training (Ioffe and Szegedy 2015). The
+/// running statistics become outputs of the graph under their names with `.out`: moved by [`MOMENTUM`] towards the
+/// mean, and the unbiased variance, over all axes but the channels'.
 fn batch_statistics(g: &mut Builder, layer: &Layer<'_>, x: ValueId, name: &str) -> Result<ValueId> {
-    let extents = g.ty(x).shape.len() - 2;
-    let axes: Vec<i64> = std::iter::once(0).chain(2..extents as i64 + 2).collect();
+    let spatial = g.ty(x).shape.len() - 2;
+    let axes: Vec<i64> = std::iter::once(0).chain(2..spatial as i64 + 2).collect();
     let mean = g.reduce_mean(x, &axes, true)?;
     let centred = g.sub(x, mean)?;
     let square = g.mul(centred, centred)?;
@@ -49,10 +49,10 @@ fn batch_statistics(g: &mut Builder, layer: &Layer<'_>, x: ValueId, name: &str) 
     let eps = g.scalar(NORM_EPS);
     let sum = g.add(var, eps)?;
     let deviation = g.unary("Sqrt", sum)?;
-    let weight = vector(g, layer, name, "weight", extents)?;
+    let weight = vector(g, layer, name, "weight", spatial)?;
     let factor = g.div(weight, deviation)?;
     let y = g.mul(centred, factor)?;
-    let bias = vector(g, layer, name, "bias", extents)?;
+    let bias = vector(g, layer, name, "bias", spatial)?;
     let y = g.add(y, bias)?;
     let sizes = [x, mean].map(|id| {
         let size = g.unary("Size", id)?;
@@ -90,23 +90,23 @@ fn check_variance(key: &str, tensor: &LazyTensor) -> Result<()> {
 /// Group normalisation (Wu and He 2018), written as an instance normalisation over `[batch, groups, rest]`:
 /// ONNX Runtime has no kernel of `GroupNormalization`, and the operator's meaning changed between opsets.
 fn group(g: &mut Builder, layer: &Layer<'_>, x: ValueId, name: &str) -> Result<ValueId> {
-    let extents = g.ty(x).shape[2..].iter().map(|d| d.known().map(|n| n as i64)).collect::<Option<Vec<i64>>>();
-    let extents = extents.expect("the adapter's extents are numbers");
+    let sizes = g.ty(x).shape[2..].iter().map(|d| d.known().map(|n| n as i64)).collect::<Option<Vec<i64>>>();
+    let sizes = sizes.expect("the adapter's dimensions are numbers");
     let grouped = g.reshape(x, &[0, NORM_GROUPS as i64, -1])?;
     let ones = g.weight(&format!("{name}.ones"), LazyTensor::from_f32(&[NORM_GROUPS], &[1.0; NORM_GROUPS]));
     let zeros = g.weight(&format!("{name}.zeros"), LazyTensor::from_f32(&[NORM_GROUPS], &[0.0; NORM_GROUPS]));
     let op = Op::new("InstanceNormalization").float("epsilon", NORM_EPS);
     let normal = g.node(op, &[Some(grouped), Some(ones), Some(zeros)])?;
-    let y = g.reshape(normal, &[vec![0, layer.channels as i64], extents.clone()].concat())?;
-    let weight = vector(g, layer, name, "weight", extents.len())?;
+    let y = g.reshape(normal, &[vec![0, layer.channels as i64], sizes.clone()].concat())?;
+    let weight = vector(g, layer, name, "weight", sizes.len())?;
     let y = g.mul(y, weight)?;
-    let bias = vector(g, layer, name, "bias", extents.len())?;
+    let bias = vector(g, layer, name, "bias", sizes.len())?;
     g.add(y, bias)
 }
 
-/// One number a channel, to be broadcast over the extents behind it.
-fn vector(g: &mut Builder, layer: &Layer<'_>, name: &str, part: &str, extents: usize) -> Result<ValueId> {
+/// One number a channel, to be broadcast over the axes behind it.
+fn vector(g: &mut Builder, layer: &Layer<'_>, name: &str, part: &str, axes: usize) -> Result<ValueId> {
     let key = format!("{name}.{part}");
     let vector = g.weight(&key, layer.weights.get(&key, &[layer.channels])?);
-    g.unsqueeze(vector, &(1..=extents as i64).collect::<Vec<_>>())
+    g.unsqueeze(vector, &(1..=axes as i64).collect::<Vec<_>>())
 }

@@ -1,8 +1,9 @@
 //! Reverse-mode differentiation of a graph, in standard ONNX operators.
 //!
-//! One table of rules (`rules`), operator → gradient of each operand, and one walk ([`gradients`]) from the results back to
-//! what is asked for. The walk alone knows of accumulation, broadcasting and reachability; a rule knows only calculus. What
-//! does not lead to something asked for is not differentiated. An operator without a rule is an error that names the node.
+//! One table of rules (`rules`), operator → gradient of each operand, and one walk ([`gradients`]) from the results
+//! back to what is asked for. The walk alone knows of accumulation, broadcasting and reachability; a rule knows only
+//! calculus. What does not lead to something asked for is not differentiated. An operator without a rule is an error
+//! that names the node.
 //!
 //! [`differentiate`] turns a graph into two that a host runs one after the other:
 //!
@@ -11,8 +12,9 @@
 //! backward  x, saved values, weights, d.y → d.x, d.weight …
 //! ```
 //!
-//! What the backward graph needs and was not saved, it computes anew (Chen et al. 2016, "Training deep nets with sublinear
-//! memory cost"), so the choice of what is saved trades memory for time and changes results by rounding alone.
+//! What the backward graph needs and was not saved, it computes anew (Chen et al. 2016, "Training deep nets with
+//! sublinear memory cost"), so the choice of what is saved trades memory for time and changes results by rounding
+//! alone.
 
 mod rules;
 mod walk;
@@ -23,13 +25,13 @@ pub use walk::gradients;
 use crate::error::{Code, Error, Result};
 use crate::graph::{Builder, Graph, Node, Rewrite, ValueId};
 
-/// A graph that can be run there and back.
+/// A graph with its backward pass.
 #[derive(Clone, Debug)]
 pub struct Differentiated {
     /// The graph, with the saved values as further outputs.
     pub forward: Graph,
-    /// From the forward graph's inputs, the saved values and the gradient `d.NAME` of each output to the gradient `d.NAME`
-    /// of each value asked for. It takes those of them that it needs.
+    /// From the forward graph's inputs, the saved values and the gradient `d.NAME` of each output to the gradient
+    /// `d.NAME` of each value asked for. Its inputs are those of them that it reads.
     pub backward: Graph,
     /// Names of the saved values.
     pub saved: Vec<String>,
@@ -40,8 +42,8 @@ pub fn gradient_of(name: &str) -> String {
     format!("d.{name}")
 }
 
-/// The graph with further outputs: the gradient `d.NAME` of `Σ d.RESULT · RESULT`, over its outputs `of`, with respect to each
-/// of its inputs `wrt`. `d.RESULT` are further inputs.
+/// The graph with further outputs: the gradient `d.NAME` of `Σ d.RESULT · RESULT`, over its outputs `of`, with respect
+/// to each of its inputs `wrt`. `d.RESULT` are further inputs.
 ///
 /// # Errors
 /// `graph.invalid` when a name is unknown, an operator has no rule, or a result does not depend on an input.
@@ -74,8 +76,26 @@ pub fn joint(graph: &Graph, of: &[&str], wrt: &[&str]) -> Result<Graph> {
     joint.builder.finish()
 }
 
-/// Differentiates `graph` as [`joint`] does, and cuts it into the way there and the way back. `save` chooses, by their node and
-/// name, the values that the way back is given.
+/// Differentiates `graph` as [`joint`] does, and cuts the result into a forward and a backward graph. `save` selects
+/// the nodes of `graph` whose results the forward pass saves for the backward pass (PyTorch's saved tensors); the
+/// backward graph computes anew what else it needs. Results that it never reads are not saved. With a constant `false`
+/// nothing but the inputs is kept, as in gradient checkpointing; with a constant `true` nothing is computed twice.
+///
+/// ```
+/// use brain_adapter::graph::{Builder, Dim};
+/// use brain_adapter::passes::autodiff::differentiate;
+/// use brain_adapter::tensor::DType;
+///
+/// let mut g = Builder::new("square");
+/// let x = g.input("x", DType::F32, &[Dim::Known(2)]);
+/// let y = g.mul(x, x)?;
+/// g.output("y", y)?;
+/// let graphs = differentiate(&g.finish()?, &["y"], &["x"], &|_| false)?;
+/// let names = |ids: &[_]| ids.iter().map(|&id| graphs.backward.value(id).name.clone()).collect::<Vec<_>>();
+/// assert_eq!(names(&graphs.backward.inputs), ["x", "d.y"]);
+/// assert_eq!(names(&graphs.backward.outputs), ["d.x"]);
+/// # Ok::<(), brain_adapter::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`joint`].

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::rules::{self, Call, Rule};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::graph::{Builder, Dim, Node, ValueId, ValueType};
 
 /// The values among which `sources` are and that depend on one of them by a way that has a derivative.
@@ -86,5 +86,5 @@ fn unbroadcast(g: &mut Builder, gradient: ValueId, of: ValueId) -> Result<ValueI
 }
 
 fn unlike(from: &ValueType, to: &ValueType) -> Error {
-    Error::new(Code::GRAPH_INVALID, format!("a gradient of {to} cannot be {from}"))
+    Error::internal(format!("a gradient of {to} cannot be {from}"))
 }

@@ -7,7 +7,6 @@ use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
 use support::common::runtime;
 
 /// The number behind the symbol `batch`.
@@ -76,7 +75,7 @@ impl Case {
             let (kind, dims) = operand.split_once(':').unwrap();
             let dims = dims.split(',').filter(|d| !d.is_empty());
             let dims: Vec<Dim> =
-                dims.map(|d| if d == "n" { Dim::Symbol("batch") } else { Dim::Known(d.parse().unwrap()) }).collect();
+                dims.map(|d| if d == "n" { Dim::BATCH } else { Dim::Known(d.parse().unwrap()) }).collect();
             let name = format!("x{i}");
             ids.push(g.input(&name, DType::F32, &dims));
             let (low, high) = match kind {

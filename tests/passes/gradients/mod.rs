@@ -3,7 +3,6 @@
 //! A table of cases covers every row of the rules' table, in odd shapes and every form of broadcasting. Our gradient graph is
 //! run in float32 by ONNX Runtime; the graph itself is run in float64, again and again, by onnx's reference implementation
 //! (`check.py`, one process for all; needs a Python with `onnx`, named by `BA_PYTHON`).
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod basic;
 mod chains;
@@ -13,14 +12,13 @@ mod refusals;
 mod slabs;
 mod ties;
 
-use support::oracle;
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use brain_adapter::passes::autodiff::differentiable;
 use brain_adapter::tensor::Tensor;
 use harness::{Case, Row, norm_error};
 use serde_json::{Value, json};
+use support::oracle;
 
 /// Largest relative error in norm of a gradient, and of a result.
 const LIMIT: f64 = 1e-5;

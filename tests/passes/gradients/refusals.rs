@@ -64,7 +64,7 @@ fn unknown_names_and_absent_ways_are_errors() {
     assert!(refusal(&one, &["y"], &["w"]).contains("no input `w`"));
     // By way of a comparison, or of a shape, there is no derivative.
     let compared = graph(|g| {
-        let [x, z] = ["x", "z"].map(|name| g.input(name, DType::F32, &[Dim::Symbol("batch")]));
+        let [x, z] = ["x", "z"].map(|name| g.input(name, DType::F32, &[Dim::BATCH]));
         let hit = g.binary("Greater", x, z)?;
         let hit = g.cast(hit, DType::F32)?;
         let size = g.unary("Size", x)?;
@@ -120,7 +120,7 @@ fn the_way_back_holds_no_more_than_it_needs() {
 fn frozen_weights_get_no_gradient() {
     let linear = |trained: bool| {
         let graph = graph(|g| {
-            let x = g.input("x", DType::F32, &[Dim::Symbol("batch"), Dim::Known(3)]);
+            let x = g.input("x", DType::F32, &[Dim::BATCH, Dim::Known(3)]);
             let w = if trained {
                 g.input("w", DType::F32, &[Dim::Known(3), Dim::Known(5)])
             } else {

@@ -18,8 +18,7 @@ fn agrees(x: &[usize], kernel: &[usize], strides: &[i64], pads: &[i64]) {
         Tensor::f32(shape, (0..n).map(|_| rng.random_range(-1.0f32..1.0)).collect()).unwrap()
     };
     let mut g = Builder::new("wide");
-    let batch =
-        [&[Dim::Symbol("batch")], x[1..].iter().map(|&n| Dim::Known(n)).collect::<Vec<_>>().as_slice()].concat();
+    let batch = [&[Dim::BATCH], x[1..].iter().map(|&n| Dim::Known(n)).collect::<Vec<_>>().as_slice()].concat();
     let image = g.input("x", DType::F32, &batch);
     let w = g.input("w", DType::F32, &kernel.iter().map(|&n| Dim::Known(n)).collect::<Vec<_>>());
     let y = g.node(Op::new("Conv").ints("strides", strides).ints("pads", pads), &[Some(image), Some(w)]).unwrap();

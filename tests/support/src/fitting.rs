@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 
 use crate::commands::{Done, ba_train, command, finish, tiny_bundle, tiny_model};
-use crate::nifti_writer::Scan;
+use crate::nifti_writer::{Datatype, Scan};
 
 pub const LABELS: [&str; 3] = ["CN", "MCI", "AD"];
 const REPORTS: [&str; 5] = [
@@ -93,7 +93,7 @@ pub fn scan(seed: u64, class: usize) -> Scan {
     Scan {
         shape: [n; 3],
         affine: [[10.0, 0.0, 0.0, -95.0], [0.0, 10.0, 0.0, -95.0], [0.0, 0.0, 10.0, -95.0]],
-        datatype: 1,
+        datatype: Datatype::I16,
         big: false,
         version: 1,
         scaling: (1.0, 0.0),

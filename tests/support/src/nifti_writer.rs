@@ -2,8 +2,28 @@
 
 use std::io::Write;
 
-/// NIfTI codes of the ten real types, in the order of [`Scan::datatype`].
-pub const CODES: [i16; 10] = [2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280];
+/// The ten real types of voxels, with NIfTI's codes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Datatype {
+    U8 = 2,
+    I16 = 4,
+    I32 = 8,
+    F32 = 16,
+    F64 = 64,
+    I8 = 256,
+    U16 = 512,
+    U32 = 768,
+    I64 = 1024,
+    U64 = 1280,
+}
+
+impl Datatype {
+    /// All of them, in the order of their codes.
+    pub const ALL: [Self; 10] = {
+        use Datatype::{F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};
+        [U8, I16, I32, F32, F64, I8, U16, U32, I64, U64]
+    };
+}
 
 /// A single-file scan.
 #[derive(Clone, Debug)]
@@ -11,8 +31,7 @@ pub struct Scan {
     pub shape: [usize; 3],
     /// Rows of the sform.
     pub affine: [[f64; 4]; 3],
-    /// Index into [`CODES`].
-    pub datatype: usize,
+    pub datatype: Datatype,
     pub big: bool,
     pub version: u8,
     pub scaling: (f64, f64),
@@ -50,7 +69,7 @@ impl Scan {
             h.put(42 + 2 * a, (n as i16).to_le_bytes());
             h.put(80 + 4 * a, 1f32.to_le_bytes());
         }
-        h.put(70, CODES[self.datatype].to_le_bytes());
+        h.put(70, (self.datatype as i16).to_le_bytes());
         h.put(72, (8 * self.stored(0.0).0.len() as i16).to_le_bytes());
         h.put(76, 1f32.to_le_bytes());
         h.put(108, 352f32.to_le_bytes());
@@ -68,7 +87,7 @@ impl Scan {
         let mut h = Bytes { bytes: vec![0; 544], big: self.big };
         h.put(0, 540i32.to_le_bytes());
         h.bytes[4..12].copy_from_slice(b"n+2\0\r\n\x1a\n");
-        h.put(12, CODES[self.datatype].to_le_bytes());
+        h.put(12, (self.datatype as i16).to_le_bytes());
         h.put(14, (8 * self.stored(0.0).0.len() as i16).to_le_bytes());
         h.put(16, 3i64.to_le_bytes());
         for (a, &n) in self.shape.iter().enumerate() {
@@ -92,17 +111,17 @@ impl Scan {
                 (if self.big { v.to_be_bytes().to_vec() } else { v.to_le_bytes().to_vec() }, v as f64)
             }};
         }
-        match CODES[self.datatype] {
-            2 => as_type!(u8),
-            4 => as_type!(i16),
-            8 => as_type!(i32),
-            16 => as_type!(f32),
-            64 => as_type!(f64),
-            256 => as_type!(i8),
-            512 => as_type!(u16),
-            768 => as_type!(u32),
-            1024 => as_type!(i64),
-            _ => as_type!(u64),
+        match self.datatype {
+            Datatype::U8 => as_type!(u8),
+            Datatype::I16 => as_type!(i16),
+            Datatype::I32 => as_type!(i32),
+            Datatype::F32 => as_type!(f32),
+            Datatype::F64 => as_type!(f64),
+            Datatype::I8 => as_type!(i8),
+            Datatype::U16 => as_type!(u16),
+            Datatype::U32 => as_type!(u32),
+            Datatype::I64 => as_type!(i64),
+            Datatype::U64 => as_type!(u64),
         }
     }
 

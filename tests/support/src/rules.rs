@@ -5,7 +5,7 @@
 use brain_adapter::graph::{Attribute, Builder, Dim, Graph, Op, ValueId};
 use brain_adapter::tensor::DType;
 
-const B: Dim = Dim::Symbol("batch");
+const B: Dim = Dim::BATCH;
 const K: fn(usize) -> Dim = Dim::Known;
 
 /// Operands by a short name: floats `f:2,3`, halves `h:2`, integers `i:2` (64 bits), `w:2` (32), `s:2` and

@@ -2,14 +2,7 @@
 //! `training_model.onnx` and `optimizer_model.onnx`, by Microsoft's training runtime, and by this crate's model. All must
 //! give the same losses, gradients and parameters; and the onnx package must find the models sound.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
 mod plain;
-
-use support::commands;
-use support::common;
-use support::oracle;
-use support::ort_training;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,11 +19,12 @@ use brain_adapter::train::artifacts::Artifacts;
 use brain_adapter::train::{
     Activations, Batch, GraphOptions, Moments, Optimizer, Parameters, StagedModel, TrainingGraphs, moments,
 };
-use commands::{ba_train, package, write_model};
-use ort_training::{read_npz, run, write_npz};
 use plain::with_plain_sessions;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use support::commands::{self, ba_train, package, write_model};
+use support::ort_training::{read_npz, run, write_npz};
+use support::{common, oracle};
 
 /// Small graphs: threads would only wait for each other.
 const ONE_THREAD: SessionOptions = SessionOptions { threads: Some(1), ..SessionOptions::DEFAULT };
@@ -52,13 +46,21 @@ const SMALL: f32 = 1e-5;
 const UNSETTLED: f64 = 1e-4;
 const FEW: f64 = 5e-3;
 
-/// Model, where its transformer is from, mode, statistics.
-const CASES: [[&str; 4]; 5] = [
-    ["tiny", "tiny", "tlp", "batch"],
-    ["tiny", "tiny", "fpm", "running"],
-    ["tiny", "tiny", "mri", "batch"],
-    ["tiny-bottleneck3d", "tiny", "tlp", "batch"],
-    ["tiny-gqa-bf16-sharded", "tiny-gqa-bf16-sharded", "tlp", "batch"],
+/// A model and how it is trained.
+struct Case {
+    model: &'static str,
+    /// The fixture whose ViT and language model it has.
+    towers: &'static str,
+    mode: &'static str,
+    statistics: &'static str,
+}
+
+const CASES: [Case; 5] = [
+    Case { model: "tiny", towers: "tiny", mode: "tlp", statistics: "batch" },
+    Case { model: "tiny", towers: "tiny", mode: "fpm", statistics: "running" },
+    Case { model: "tiny", towers: "tiny", mode: "mri", statistics: "batch" },
+    Case { model: "tiny-bottleneck3d", towers: "tiny", mode: "tlp", statistics: "batch" },
+    Case { model: "tiny-gqa-bf16-sharded", towers: "tiny-gqa-bf16-sharded", mode: "tlp", statistics: "batch" },
 ];
 
 /// What a training came to.
@@ -278,7 +280,7 @@ fn frozen_weights_lie_on_the_disk_once() {
 #[test]
 fn artifacts_train_alike_everywhere() {
     let checker = checker();
-    for [name, towers, mode, statistics] in CASES {
+    for Case { model: name, towers, mode, statistics } in CASES {
         let what = format!("{name} {mode} {statistics}");
         let dir = tempfile::tempdir().unwrap();
         let (model, folder) = (dir.path().join("model"), dir.path().join("training"));

@@ -8,9 +8,9 @@ use crate::graph::{Body, Builder, Graph, Op, ValueId, ValueType};
 /// square matrix.
 const TILE: usize = 512;
 
-/// `com.microsoft.MultiHeadAttention`. With P = softmax(q kᵀ/√d) a head: dP = do vᵀ, dS = P (dP − Σ do o),
-/// dq = dS k/√d, dk = dSᵀ q/√d, dv = Pᵀ do (Dao et al. 2022, "FlashAttention", appendix B.2). A `Scan` runs over the heads: what
-/// its body makes is freed at each step.
+/// `com.microsoft.MultiHeadAttention`. With P = softmax(q kᵀ/√d) a head: dP = do vᵀ, dS = P (dP − Σ do o), dq = dS
+/// k/√d, dk = dSᵀ q/√d, dv = Pᵀ do (Dao et al. 2022, "FlashAttention", appendix B.2). A `Scan` runs over the heads:
+/// what its body makes is freed at each step.
 pub(super) fn multi_head(c: &mut Call<'_>) -> Gradients {
     let heads = c.node.op.get_int("num_heads", 0);
     let (dy, y) = (c.dy()?, c.y());

@@ -10,15 +10,15 @@ use crate::graph::{Builder, Op, ValueId};
 struct Window {
     kernel: Vec<i64>,
     strides: Vec<i64>,
-    before: Vec<i64>,
-    after: Vec<i64>,
-    /// Of the operand, and of the result.
-    from: Vec<i64>,
-    to: Vec<i64>,
+    pads_begin: Vec<i64>,
+    pads_end: Vec<i64>,
+    /// Of the operand's and the result's spatial axes.
+    in_shape: Vec<i64>,
+    out_shape: Vec<i64>,
 }
 
-/// `x` `[N, C, ..]` with `w` `[O, C, ..]` and a bias `[O]`. dw are products of dy and `x`, shifted by each tap of the kernel; dx a
-/// convolution of dy with the flipped kernel; db sums dy.
+/// `x` `[N, C, ..]` with `w` `[O, C, ..]` and a bias `[O]`. dw are products of dy and `x`, shifted by each tap of the
+/// kernel; dx a convolution of dy with the flipped kernel; db sums dy.
 pub(super) fn conv(c: &mut Call<'_>) -> Gradients {
     let (dy, x, w) = (c.dy()?, c.x(0)?, c.x(1)?);
     let window = window(c)?;
@@ -34,8 +34,8 @@ pub(super) fn conv(c: &mut Call<'_>) -> Gradients {
 
 fn window(c: &Call<'_>) -> Result<Window> {
     let spatial = |id: ValueId| -> Result<Vec<i64>> {
-        let extents = c.shape(id)[2..].iter().map(|d| d.known().map(|n| n as i64)).collect::<Option<_>>();
-        extents.ok_or_else(|| c.unfit("an extent has no number"))
+        let sizes = c.shape(id)[2..].iter().map(|d| d.known().map(|n| n as i64)).collect::<Option<_>>();
+        sizes.ok_or_else(|| c.unfit("a dimension has no number"))
     };
     let kernel = spatial(c.x(1)?)?;
     let n = kernel.len();
@@ -43,8 +43,9 @@ fn window(c: &Call<'_>) -> Result<Window> {
         let given = c.node.op.get_ints(name);
         if given.is_empty() { vec![default; n] } else { given[from..from + n].to_vec() }
     };
-    let (from, to) = (spatial(c.x(0)?)?, spatial(c.y())?);
-    Ok(Window { strides: or("strides", 1, 0), before: or("pads", 0, 0), after: or("pads", 0, n), kernel, from, to })
+    let (strides, pads_begin, pads_end) = (or("strides", 1, 0), or("pads", 0, 0), or("pads", 0, n));
+    let (in_shape, out_shape) = (spatial(c.x(0)?)?, spatial(c.y())?);
+    Ok(Window { kernel, strides, pads_begin, pads_end, in_shape, out_shape })
 }
 
 /// With stride 1 a convolution with the kernel flipped and its channels exchanged, which ONNX Runtime runs faster
@@ -52,16 +53,16 @@ fn window(c: &Call<'_>) -> Result<Window> {
 fn input_gradient(g: &mut Builder, dy: ValueId, w: ValueId, window: &Window) -> Result<ValueId> {
     let n = window.kernel.len();
     let wide = |pads: &[i64]| pads.iter().zip(&window.kernel).any(|(pad, kernel)| pad >= kernel);
-    if window.strides.iter().any(|&s| s != 1) || wide(&window.before) || wide(&window.after) {
+    if window.strides.iter().any(|&s| s != 1) || wide(&window.pads_begin) || wide(&window.pads_end) {
         // What the strides left over at the end.
         let rest = (0..n).map(|i| {
-            let reached = (window.to[i] - 1) * window.strides[i] + window.kernel[i];
-            window.from[i] + window.before[i] + window.after[i] - reached
+            let reached = (window.out_shape[i] - 1) * window.strides[i] + window.kernel[i];
+            window.in_shape[i] + window.pads_begin[i] + window.pads_end[i] - reached
         });
         let op = Op::new("ConvTranspose")
             .ints("kernel_shape", &window.kernel)
             .ints("strides", &window.strides)
-            .ints("pads", &[window.before.clone(), window.after.clone()].concat())
+            .ints("pads", &[window.pads_begin.clone(), window.pads_end.clone()].concat())
             .ints("output_padding", &rest.collect::<Vec<_>>());
         return g.node(op, &[Some(dy), Some(w)]);
     }
@@ -76,17 +77,18 @@ fn input_gradient(g: &mut Builder, dy: ValueId, w: ValueId, window: &Window) -> 
     let pads = |pads: &[i64]| (0..n).map(|i| window.kernel[i] - 1 - pads[i]).collect::<Vec<_>>();
     let op = Op::new("Conv")
         .ints("kernel_shape", &window.kernel)
-        .ints("pads", &[pads(&window.before), pads(&window.after)].concat())
+        .ints("pads", &[pads(&window.pads_begin), pads(&window.pads_end)].concat())
         .ints("strides", &vec![1; n]);
     g.node(op, &[Some(dy), Some(kernel)])
 }
 
-/// `[O, C, ..]`. A kernel of one tap: Σ dy xᵀ. Others slab by slab along the first axis, so that the copies that this takes stay
-/// small, and near the processor: a product of dy and `x`, each stacked in shifted copies, holds all taps. Along the first axis dy
-/// is shifted where the stride allows it, along all others `x`: of 3³ taps 3 + 9 copies, not 27.
+/// `[O, C, ..]`. A kernel of one tap: Σ dy xᵀ. Others slab by slab along the first axis, so that the copies that this
+/// takes stay small, and in the CPU's caches: a product of dy and `x`, each stacked in shifted copies, holds all taps.
+/// Along the first axis dy is shifted where the stride allows it, along all others `x`: of 3³ taps 3 + 9 copies, not
+/// 27.
 fn weight_gradient(g: &mut Builder, dy: ValueId, x: ValueId, w: ValueId, window: &Window) -> Result<ValueId> {
     let shape: Vec<i64> = g.ty(w).shape.iter().map(|d| d.known().map_or(-1, |n| n as i64)).collect();
-    let padded = window.before.iter().chain(&window.after).any(|&p| p != 0);
+    let padded = window.pads_begin.iter().chain(&window.pads_end).any(|&p| p != 0);
     if window.kernel.iter().all(|&k| k == 1) && !padded {
         return one_tap(g, dy, x, &shape, window);
     }
@@ -114,9 +116,9 @@ fn weight_gradient(g: &mut Builder, dy: ValueId, x: ValueId, w: ValueId, window:
 
 /// Σ dy xᵀ over what the one tap meets.
 fn one_tap(g: &mut Builder, dy: ValueId, x: ValueId, shape: &[i64], window: &Window) -> Result<ValueId> {
-    let places: i64 = window.to.iter().product();
+    let places: i64 = window.out_shape.iter().product();
     let dy = g.reshape(dy, &[0, shape[0], places])?;
-    let met = pick(g, x, &window.from, &vec![0; window.from.len()], &window.to, &window.strides)?;
+    let met = pick(g, x, &window.in_shape, &vec![0; window.in_shape.len()], &window.out_shape, &window.strides)?;
     let met = g.reshape(met, &[0, shape[1], places])?;
     let met = g.transpose(met, &[0, 2, 1])?;
     let products = g.matmul(dy, met)?;
@@ -124,11 +126,11 @@ fn one_tap(g: &mut Builder, dy: ValueId, x: ValueId, shape: &[i64], window: &Win
     g.reshape(sum, shape)
 }
 
-/// Most elements of the stacked copies of a slab, if it has more than one row. Measured: with more rows at once, copies leave the
-/// caches, and take memory.
+/// Maximum number of elements of the stacked copies of a slab, if it has more than one row. Measured: with more rows at
+/// once, copies leave the caches, and take memory.
 const SLAB: i64 = 1 << 20;
-/// Most slabs, so that graphs stay short.
-const MOST_SLABS: i64 = 80;
+/// Maximum number of slabs, so that graphs stay short.
+const MAX_SLABS: i64 = 80;
 
 /// How a kernel's taps are divided, and the first axis.
 struct Slabs<'a> {
@@ -148,12 +150,12 @@ impl<'a> Slabs<'a> {
     fn new(window: &'a Window, shape: &[i64]) -> Self {
         let mut kernel = window.kernel.clone();
         let (shifts, total) = match window.strides[0] {
-            1 => (std::mem::replace(&mut kernel[0], 1), window.from[0] + window.before[0] + window.after[0]),
-            _ => (1, window.to[0]),
+            1 => (std::mem::replace(&mut kernel[0], 1), window.in_shape[0] + window.pads_begin[0] + window.pads_end[0]),
+            _ => (1, window.out_shape[0]),
         };
         let taps = taps_of(&kernel);
-        let row = taps.len() as i64 * shape[1] * window.to[1..].iter().product::<i64>();
-        let step = (SLAB / row.max(1)).max((total + MOST_SLABS - 1) / MOST_SLABS).max(1);
+        let row = taps.len() as i64 * shape[1] * window.out_shape[1..].iter().product::<i64>();
+        let step = (SLAB / row.max(1)).max((total + MAX_SLABS - 1) / MAX_SLABS).max(1);
         Self { window, channels: shape[1], out: shape[0], shifts, taps, total, step }
     }
 
@@ -167,22 +169,22 @@ impl<'a> Slabs<'a> {
         let (window, n) = (self.window, rows.end - rows.start);
         let stride = window.strides[0];
         let reach = window.kernel[0] / self.shifts;
-        let start = rows.start * stride - window.before[0];
-        let end = (rows.end - 1) * stride + reach - window.before[0];
-        let Some(x) = slab(g, x, &window.from, start..end, &window.before[1..], &window.after[1..])? else {
+        let start = rows.start * stride - window.pads_begin[0];
+        let end = (rows.end - 1) * stride + reach - window.pads_begin[0];
+        let Some(x) = slab(g, x, &window.in_shape, start..end, &window.pads_begin[1..], &window.pads_end[1..])? else {
             return Ok(None);
         };
-        let none = vec![0; window.to.len() - 1];
-        let Some(dy) = slab(g, dy, &window.to, rows.start + 1 - self.shifts..rows.end, &none, &none)? else {
+        let none = vec![0; window.out_shape.len() - 1];
+        let Some(dy) = slab(g, dy, &window.out_shape, rows.start + 1 - self.shifts..rows.end, &none, &none)? else {
             return Ok(None);
         };
-        let sizes = [&[n], &window.to[1..]].concat();
-        let padded = (1..window.from.len()).map(|i| window.from[i] + window.before[i] + window.after[i]);
+        let sizes = [&[n], &window.out_shape[1..]].concat();
+        let padded = (1..window.in_shape.len()).map(|i| window.in_shape[i] + window.pads_begin[i] + window.pads_end[i]);
         let have: Vec<i64> = std::iter::once(end - start).chain(padded).collect();
         let copies = self.taps.iter().map(|tap| pick(g, x, &have, tap, &sizes, &window.strides));
         let copies = copies.collect::<Result<Vec<_>>>()?;
         let x = stacked(g, &copies, self.channels)?;
-        let have = [&[n + self.shifts - 1], &window.to[1..]].concat();
+        let have = [&[n + self.shifts - 1], &window.out_shape[1..]].concat();
         let shift = |k: i64| [&[self.shifts - 1 - k], none.as_slice()].concat();
         let ones = vec![1; sizes.len()];
         let copies = (0..self.shifts).map(|k| pick(g, dy, &have, &shift(k), &sizes, &ones));
@@ -192,25 +194,25 @@ impl<'a> Slabs<'a> {
     }
 }
 
-/// `[N, channels, ..]` → `[channels, N, rows, ..]`, with zeros where `rows` reach over the first axis and around the others;
-/// none where nothing else is left.
+/// `[N, channels, ..]` → `[channels, N, rows, ..]`, with zeros where `rows` reach over the first axis and around the
+/// others; none where nothing else is left.
 fn slab(
     g: &mut Builder,
     x: ValueId,
-    extents: &[i64],
+    sizes: &[i64],
     rows: Range<i64>,
-    before: &[i64],
-    after: &[i64],
+    pads_begin: &[i64],
+    pads_end: &[i64],
 ) -> Result<Option<ValueId>> {
-    let inside = rows.start.max(0)..rows.end.min(extents[0]);
+    let inside = rows.start.max(0)..rows.end.min(sizes[0]);
     if inside.is_empty() {
         return Ok(None);
     }
-    let part = if inside == (0..extents[0]) { x } else { g.slice(x, 2, inside.start, inside.end)? };
-    let perm: Vec<i64> = [1, 0].into_iter().chain(2..2 + extents.len() as i64).collect();
+    let part = if inside == (0..sizes[0]) { x } else { g.slice(x, 2, inside.start, inside.end)? };
+    let perm: Vec<i64> = [1, 0].into_iter().chain(2..2 + sizes.len() as i64).collect();
     let part = g.transpose(part, &perm)?;
     let first = [inside.start - rows.start, rows.end - inside.end];
-    let pads = [&[0, 0, first[0]], before, &[0, 0, first[1]], after].concat();
+    let pads = [&[0, 0, first[0]], pads_begin, &[0, 0, first[1]], pads_end].concat();
     if pads.iter().all(|&p| p == 0) { Ok(Some(part)) } else { g.pad(part, &pads).map(Some) }
 }
 
@@ -220,7 +222,7 @@ fn stacked(g: &mut Builder, copies: &[ValueId], channels: i64) -> Result<ValueId
     g.reshape(all, &[copies.len() as i64 * channels, -1])
 }
 
-/// Of the axes behind the first two, with extents `have`: `sizes` elements from `starts` on, `strides` apart.
+/// Of the axes behind the first two, with sizes `have`: `sizes` elements from `starts` on, `strides` apart.
 fn pick(g: &mut Builder, x: ValueId, have: &[i64], starts: &[i64], sizes: &[i64], strides: &[i64]) -> Result<ValueId> {
     let end = |i: usize| starts[i] + (sizes[i] - 1) * strides[i] + 1;
     let cut: Vec<usize> = (0..have.len())
@@ -255,24 +257,24 @@ mod tests {
 
     #[test]
     fn slabs_cover_all_rows_once() {
-        for (extents, stride) in
+        for (sizes, stride) in
             [([5, 5, 5], 1), ([64, 256, 256], 1), ([256, 256, 256], 4), ([900, 700, 700], 1), ([1, 9, 9], 3)]
         {
-            let to: Vec<i64> = [(extents[0] - 1) / stride + 1, extents[1], extents[2]].to_vec();
+            let to: Vec<i64> = [(sizes[0] - 1) / stride + 1, sizes[1], sizes[2]].to_vec();
             let (strides, ones) = (vec![stride, 1, 1], vec![1; 3]);
             let window = Window {
                 kernel: vec![3; 3],
                 strides,
-                before: ones.clone(),
-                after: ones,
-                from: extents.to_vec(),
-                to: to.clone(),
+                pads_begin: ones.clone(),
+                pads_end: ones,
+                in_shape: sizes.to_vec(),
+                out_shape: to.clone(),
             };
             let slabs = Slabs::new(&window, &[8, 8, 3, 3, 3]);
             let rows: Vec<_> = slabs.rows().collect();
-            assert!(rows.len() as i64 <= MOST_SLABS, "{extents:?}: {}", rows.len());
+            assert!(rows.len() as i64 <= MAX_SLABS, "{sizes:?}: {}", rows.len());
             let all: Vec<i64> = rows.into_iter().flatten().collect();
-            let total = if stride == 1 { extents[0] + 2 } else { to[0] };
+            let total = if stride == 1 { sizes[0] + 2 } else { to[0] };
             assert_eq!(all, (0..total).collect::<Vec<_>>());
         }
     }

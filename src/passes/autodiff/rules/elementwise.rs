@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::graph::{Attribute, Body, Builder, Dim, Op, ValueId};
 use crate::tensor::DType;
 
-/// Most elements of a piece of a large array: some arrays of that size fit a core's second-level cache.
+/// Maximum number of elements of a piece of a large array: some arrays of that size fit a core's second-level cache.
 const PIECE: usize = 1 << 16;
 
 /// `a + b`: dy, dy.
@@ -49,9 +49,9 @@ pub(super) fn min(c: &mut Call<'_>) -> Gradients {
     chosen(c, "Less")
 }
 
-/// Where both are equal, of all that are as steep as one side or the other, the gradient of least norm: nothing to an operand
-/// whose bound is fixed, half to each of two that are differentiated. PyTorch has had `clamp`, `maximum` and `minimum` so since
-/// its pull request 191142 (2.15; in 2.13 `clamp` still gave the operand everything).
+/// Where both are equal, of all that are as steep as one side or the other, the gradient of least norm: nothing to an
+/// operand whose bound is fixed, half to each of two that are differentiated. PyTorch has had `clamp`, `maximum` and
+/// `minimum` so since its pull request 191142 (2.15; in 2.13 `clamp` still gave the operand everything).
 fn chosen(c: &mut Call<'_>, wins: &'static str) -> Gradients {
     let (dy, operands) = (c.dy()?, [c.x(0)?, c.x(1)?]);
     let shared = c.wanted[0] && c.wanted[1];
@@ -105,14 +105,14 @@ pub(super) fn relu(c: &mut Call<'_>) -> Gradients {
     Ok(vec![Some(c.g.select(positive, dy, zero)?)])
 }
 
-/// `x Φ(x)` with the normal distribution Φ (Hendrycks and Gimpel 2016): dy (Φ(x) + x φ(x)). With u = x/√2 that is
-/// `dy/2 · (1 + erf u + 2/√π · u e^(−u²))`. Large arrays go piece by piece, each through all eleven operators while it is in
-/// a core's cache: measured, a transformer block's whole way back takes a tenth less time.
+/// `x Φ(x)` with the normal distribution Φ (Hendrycks and Gimpel 2016): dy (Φ(x) + x φ(x)). With u = x/√2 that is `dy/2
+/// · (1 + erf u + 2/√π · u e^(−u²))`. Large arrays go piece by piece, each through all eleven operators while it is in
+/// a core's cache: measured, a transformer block's whole backward pass takes a tenth less time.
 pub(super) fn gelu(c: &mut Call<'_>) -> Gradients {
     let (dy, x) = (c.dy()?, c.x(0)?);
-    let extents: Option<Vec<usize>> =
+    let sizes: Option<Vec<usize>> =
         c.shape(x).iter().filter(|d| !matches!(d, Dim::Symbol(_))).map(|d| d.known()).collect();
-    let piece = extents.and_then(|e| piece(e.iter().product()));
+    let piece = sizes.and_then(|s| piece(s.iter().product()));
     let Some(piece) = piece else { return Ok(vec![Some(gelu_slope(c.g, dy, x)?)]) };
     let pieces = [dy, x].map(|id| c.g.reshape(id, &[-1, piece as i64]));
     let [d_pieces, x_pieces] = pieces;

@@ -29,8 +29,8 @@ pub(super) fn transposed(g: &mut Builder, x: ValueId) -> Result<ValueId> {
     }
 }
 
-/// `A B + bias`, where A and B are operands or their transposes: dA = dy Bᵀ, dB = Aᵀ dy, and what is transposed gets its
-/// gradient transposed.
+/// `A B + bias`, where A and B are operands or their transposes: dA = dy Bᵀ, dB = Aᵀ dy, and what is transposed gets
+/// its gradient transposed.
 pub(super) fn gemm(c: &mut Call<'_>) -> Gradients {
     let (dy, a, b) = (c.dy()?, c.x(0)?, c.x(1)?);
     let (ta, tb) = (c.node.op.get_int("transA", 0) == 1, c.node.op.get_int("transB", 0) == 1);

@@ -1,8 +1,8 @@
 //! Gradients of operators: a row an operator in [`TABLE`].
 //!
 //! A rule gets the gradients of a node's results and gives that of each operand, in the shape that the results were
-//! computed in: where an operand was broadcast, the walk sums. Formulas are in each rule's doc, `dy` the gradient of the
-//! result `y`.
+//! computed in: where an operand was broadcast, the walk sums. Formulas are in each rule's doc, `dy` the gradient of
+//! the result `y`.
 
 mod attention;
 mod convolution;
@@ -180,7 +180,7 @@ fn axes_from_front(axes: &[i64], rank: usize) -> Vec<i64> {
     axes.iter().map(|&a| if a < 0 { a + rank as i64 } else { a }).collect()
 }
 
-/// Reshapes to the shape of another value, which may have one extent without a number.
+/// Reshapes to the shape of another value, which may have one dimension without a number.
 fn reshape_like(g: &mut Builder, x: ValueId, like: ValueId) -> Result<ValueId> {
     let shape = g.ty(like).shape.clone();
     let sizes: Vec<i64> = shape.iter().map(|d| d.known().map_or(-1, |n| n as i64)).collect();

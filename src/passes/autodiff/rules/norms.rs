@@ -4,8 +4,8 @@ use super::{Call, Gradients};
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 
-/// Batch normalisation by stored statistics, `x̂ w + b`: dy w σ⁻¹, Σ dy x̂, Σ dy, with sums over all axes but the channels'.
-/// The statistics themselves are not differentiated.
+/// Batch normalisation by stored statistics, `x̂ w + b`: dy w σ⁻¹, Σ dy x̂, Σ dy, with sums over all axes but the
+/// channels'. The statistics themselves are not differentiated.
 pub(super) fn batch(c: &mut Call<'_>) -> Gradients {
     let (dy, x, w, mean, var) = (c.dy()?, c.x(0)?, c.x(1)?, c.x(3)?, c.x(4)?);
     if c.wanted[3] || c.wanted[4] {

@@ -62,10 +62,9 @@ fn repeated(c: &mut Call<'_>) -> Result<ValueId> {
 fn count(g: &mut Builder, x: ValueId, y: ValueId, axes: &[i64]) -> Result<ValueId> {
     let shape = g.ty(x).shape.clone();
     let axes = axes_from_front(axes, shape.len());
-    let extents: Option<Vec<usize>> =
-        axes.iter().map(|&a| shape.get(a as usize).copied().and_then(Dim::known)).collect();
-    if let Some(extents) = extents {
-        return Ok(g.scalar(extents.iter().product::<usize>() as f32));
+    let sizes: Option<Vec<usize>> = axes.iter().map(|&a| shape.get(a as usize).copied().and_then(Dim::known)).collect();
+    if let Some(sizes) = sizes {
+        return Ok(g.scalar(sizes.iter().product::<usize>() as f32));
     }
     let sizes = [x, y].map(|id| {
         let size = g.unary("Size", id)?;

@@ -28,7 +28,7 @@ pub(super) fn concat(c: &mut Call<'_>) -> Gradients {
     let at = axes_from_front(&[axis], c.shape(dy).len())[0] as usize;
     let mut sizes = Vec::new();
     for i in 0..c.node.inputs.len() {
-        sizes.push(extent(c, c.shape(c.x(i)?)[at])?);
+        sizes.push(size(c, c.shape(c.x(i)?)[at])?);
     }
     if let [_] = sizes[..] {
         return Ok(vec![Some(dy)]);
@@ -62,7 +62,7 @@ pub(super) fn slice(c: &mut Call<'_>) -> Gradients {
     let shape = c.shape(x);
     let mut pads = vec![0; 2 * shape.len()];
     for (i, axis) in axes_from_front(&axes, shape.len()).into_iter().enumerate() {
-        let (axis, n) = (axis as usize, extent(c, shape[axis as usize])?);
+        let (axis, n) = (axis as usize, size(c, shape[axis as usize])?);
         let clamp = |v: i64| (if v < 0 { v.saturating_add(n) } else { v }).clamp(0, n);
         pads[axis] = clamp(starts[i]);
         pads[axis + shape.len()] = n - clamp(ends[i]).max(clamp(starts[i]));
@@ -81,7 +81,7 @@ pub(super) fn pad(c: &mut Call<'_>) -> Gradients {
     for axis in 0..shape.len() {
         let (before, after) = (pads[axis], pads[axis + shape.len()]);
         if before != 0 || after != 0 {
-            let n = extent(c, shape[axis])?;
+            let n = size(c, shape[axis])?;
             inner = c.g.slice(inner, axis as i64, before, before + n)?;
         }
     }
@@ -93,6 +93,6 @@ pub(super) fn expand(c: &mut Call<'_>) -> Gradients {
     Ok(vec![Some(c.dy()?), None])
 }
 
-fn extent(c: &Call<'_>, dim: Dim) -> Result<i64> {
-    dim.known().map(|n| n as i64).ok_or_else(|| c.unfit(&format!("the extent {dim} has no number")))
+fn size(c: &Call<'_>, dim: Dim) -> Result<i64> {
+    dim.known().map(|n| n as i64).ok_or_else(|| c.unfit(&format!("the dimension {dim} has no number")))
 }
