@@ -202,8 +202,8 @@ fn what_is_rounded_otherwise_is_not_shared() {
     let reduced = |schemes: [Scheme; 2], ranges: [f32; 2]| {
         let named = |i: usize| ["a", "b"][i].to_owned();
         let schemes = (0..2).map(|i| (named(i), schemes[i])).collect();
-        let ranges = (0..2).map(|i| (named(i), ranges[i])).collect();
-        run(&quantize(&graph, &Plan { schemes, ranges, ..Plan::default() }).unwrap(), &[("x", &x)])
+        let max_abs = (0..2).map(|i| (named(i), ranges[i])).collect();
+        run(&quantize(&graph, &Plan { schemes, max_abs, ..Plan::default() }).unwrap(), &[("x", &x)])
     };
     let int8 = [128, 40].map(|zero_point| Scheme::Int8 { zero_point });
     for (schemes, ranges) in [(int8, [4.0; 2]), ([Scheme::Int8Tensor; 2], [4.0, 1.5])] {

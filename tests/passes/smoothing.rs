@@ -7,7 +7,8 @@ use support::reference;
 use brain_adapter::config::{LlamaConfig, TextPool};
 use brain_adapter::graph::{Builder, Dim, Graph, ValueId};
 use brain_adapter::model::{Stages, Weights, llama};
-use brain_adapter::passes::{factors, linears};
+use brain_adapter::passes::linears;
+use brain_adapter::passes::quantize::smoothing_factors;
 use brain_adapter::tensor::{DType, LazyTensor};
 use reference::generate::case_around;
 
@@ -37,7 +38,7 @@ fn gained(shared: bool) -> (Graph, Vec<ValueId>) {
 fn factors_are_powers_of_two_that_half_precision_holds() {
     let (graph, inputs) = gained(false);
     for input in inputs {
-        let found = factors(&graph, input, &[1e9, 1e-9, 3.0, 0.0]);
+        let found = smoothing_factors(&graph, input, &[1e9, 1e-9, 3.0, 0.0]);
         assert_eq!(found.unwrap(), [1024.0, 1.0 / 1024.0, 4.0, 1.0 / 1024.0]);
     }
 }
@@ -47,7 +48,7 @@ fn factors_are_powers_of_two_that_half_precision_holds() {
 fn a_weight_of_two_layers_is_not_smoothed_for_one() {
     let (graph, inputs) = gained(true);
     assert_eq!(inputs.len(), 2);
-    assert!(inputs.iter().all(|&input| factors(&graph, input, &[4.0; 4]).is_none()));
+    assert!(inputs.iter().all(|&input| smoothing_factors(&graph, input, &[4.0; 4]).is_none()));
 }
 
 /// Query heads that share a value head share its factors: the geometric mean of what each wants.
@@ -77,5 +78,5 @@ fn heads_that_share_values_share_the_mean_factor() {
     // Columns are `[value head, copy, element]`: four copies, eight elements.
     let exponents = [0, 1, 2, 6];
     let wanted: Vec<f32> = (0..64).map(|column| 2f32.powi(exponents[column / 8 % 4])).collect();
-    assert_eq!(factors(&graph, joined.input, &wanted).unwrap(), [4.0; 64]);
+    assert_eq!(smoothing_factors(&graph, joined.input, &wanted).unwrap(), [4.0; 64]);
 }

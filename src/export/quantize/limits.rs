@@ -129,8 +129,8 @@ mod tests {
     #[test]
     fn sensitive_blocks_skip_all_rungs_of_four_bits() {
         let form = NumericFormat { precision: Precision::Int4, target: Target::Cpu };
-        let ladder = ladder(form, "text");
-        let next = |rung| next_start(ladder, rung).map(|rung| ladder[rung]);
+        let ladder = ladder(form, Part::Text);
+        let next = |rung| next_rung(ladder, rung).map(|rung| ladder[rung]);
         assert_eq!([0, 1, 2, 5].map(next), [Some(Scheme::INT8), Some(Scheme::INT8), Some(ladder[3]), None]);
     }
 }

@@ -139,6 +139,6 @@ mod tests {
         let importance: Arc<[f32]> = Arc::from([8.0, 3.0]);
         assert_eq!(*smoothed_importance(&importance, Some(&factors)), [0.5, 12.0]);
         assert_eq!(*smoothed_importance(&importance, None), [8.0, 3.0]);
-        assert_eq!((range(&largest, Some(&factors)), range(&largest, None)), (6.0, 8.0));
+        assert_eq!((max_abs(&largest, Some(&factors)), max_abs(&largest, None)), (6.0, 8.0));
     }
 }
