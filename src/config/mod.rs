@@ -3,6 +3,14 @@
 //! Plain data in, plain data out (layer 2). The fields are those of the PyTorch side's `config.json`; an absent
 //! field takes its default, an unknown one is an error that names it. [`Config::validate`] refuses sizes that
 //! cannot be built; whether they fit a checkpoint is found out when its tensors are looked up.
+//!
+//! ```
+//! use brain_adapter::config::Config;
+//!
+//! let json = r#"{"volume": {"size": 64, "voxel_mm": 4.0}, "adapter": {"in": 64}}"#;
+//! let config: Config = serde_json::from_str(json).unwrap();
+//! assert_eq!((config.volume.size, config.vision.layers), (64, 12)); // an absent field has its default
+//! ```
 
 mod adamw;
 mod llama;

@@ -6,6 +6,19 @@
 //! [`Graph::verify`], which recomputes every type from the rules in `rules/`. A [`Rewrite`] makes a graph from another.
 //!
 //! `println!("{graph}")` prints a graph as one readable line a node.
+//!
+//! ```
+//! use brain_adapter::graph::{Builder, Dim};
+//! use brain_adapter::tensor::DType;
+//!
+//! let mut g = Builder::new("double");
+//! let x = g.input("x", DType::F32, &[Dim::Symbol("batch"), Dim::Known(2)]);
+//! let two = g.scalar(2.0);
+//! let y = g.mul(x, two)?;
+//! g.output("y", y)?;
+//! assert_eq!(g.finish()?.nodes.len(), 1);
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 mod blocks;
 mod builder;

@@ -5,6 +5,22 @@
 //! weights start at multiples of [`ALIGNMENT`], so that a runtime can map them. A [`SegmentedModel`] is a file that was
 //! read to be run block by block. For Microsoft's training runtime, `functions` comes along with graphs that use its
 //! operators; [`crate::optimizer`] makes the file that it optimizes with.
+//!
+//! ```
+//! use brain_adapter::graph::{Builder, Dim};
+//! use brain_adapter::onnx;
+//! use brain_adapter::tensor::DType;
+//!
+//! let mut g = Builder::new("square");
+//! let x = g.input("x", DType::F32, &[Dim::Symbol("batch")]);
+//! let y = g.mul(x, x)?;
+//! g.output("y", y)?;
+//!
+//! let dir = tempfile::tempdir().unwrap();
+//! let files = onnx::write(&g.finish()?, dir.path(), "square", &mut |_bytes| ())?;
+//! assert_eq!(files[0].name, "square.onnx");
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 mod encode;
 mod file;
