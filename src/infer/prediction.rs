@@ -99,22 +99,22 @@ impl Prediction {
         heads: &[(String, Tensor)],
         with_report: bool,
     ) -> Result<Self> {
-        let wrong = |message: String| Error::new(Code::RUNTIME_RUN, message).at(&bundle.dir);
         let values = |name: &str| heads.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.as_f32());
         let name = if with_report { "logits" } else { "image_logits" };
         let labels = &bundle.manifest.labels;
         let logits = values(name).filter(|l| l.len() == labels.len());
-        let logits = logits.ok_or_else(|| wrong(format!("the heads give no `{name}` of {} classes", labels.len())))?;
+        let logits = logits.ok_or_else(|| Error::internal(format!("heads: no `{name}` of {} classes", labels.len())))?;
         let similarity = values("similarity").and_then(|s| s.first()).copied();
         // An overflow on the way would end here: no label is better than a random one.
         if let Some(bad) = logits.iter().chain(&similarity).find(|v| !v.is_finite()) {
-            return Err(wrong(format!("the model's answer for {} is {bad}: no label can be given", scan.display())));
+            let message = format!("the model's output for {} is {bad}: no label can be given", scan.display());
+            return Err(Error::new(Code::RUNTIME_RUN, message).at(&bundle.dir));
         }
         let temperature = bundle.manifest.temperature.of(with_report);
         let probabilities = softmax(logits, temperature.unwrap_or(1.0));
         let probabilities: Vec<(String, f64)> = labels.iter().cloned().zip(probabilities).collect();
         // By the logits: far apart and over a small temperature, two probabilities may both be 0.
-        let label = labels.get(argmax(logits)).ok_or_else(|| wrong("the bundle has no labels".into()))?.clone();
+        let label = labels.get(argmax(logits)).ok_or_else(|| Error::internal("heads: no labels"))?.clone();
         let fused = ["v", "t"].into_iter().filter(|name| with_report || *name == "v");
         let fused = fused.filter_map(values).flatten().copied().collect();
         Ok(Self {
