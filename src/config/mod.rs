@@ -3,6 +3,16 @@
 //! Plain data in, plain data out (layer 2). The fields are those of the PyTorch side's `config.json`; an absent
 //! field takes its default, an unknown one is an error that names it. [`Config::validate`] refuses sizes that
 //! cannot be built; whether they fit a checkpoint is found out when its tensors are looked up.
+//!
+//! ```
+//! use brain_adapter::config::Config;
+//!
+//! let mut config = Config::default();
+//! assert_eq!(config.labels.0, ["CN", "MCI", "AD"]);
+//! config.projection.dim = 256;
+//! config.validate()?;
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 mod adamw;
 mod llama;

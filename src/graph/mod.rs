@@ -6,6 +6,19 @@
 //! [`Graph::verify`], which recomputes every type from the rules in `rules/`. A [`Rewrite`] makes a graph from another.
 //!
 //! `println!("{graph}")` prints a graph as one readable line a node.
+//!
+//! ```
+//! use brain_adapter::graph::{Builder, Dim};
+//! use brain_adapter::tensor::DType;
+//!
+//! let mut builder = Builder::new("double");
+//! let x = builder.input("x", DType::F32, &[Dim::Symbol("batch"), Dim::Known(3)]);
+//! let sum = builder.add(x, x)?;
+//! builder.output("y", sum)?;
+//! let graph = builder.finish()?;
+//! assert_eq!(graph.nodes.len(), 1);
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 mod blocks;
 mod builder;

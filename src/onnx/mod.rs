@@ -5,6 +5,16 @@
 //! weights start at multiples of [`ALIGNMENT`], so that a runtime can map them. A [`SegmentedModel`] is a file that was
 //! read to be run block by block. For Microsoft's training runtime, `functions` comes along with graphs that use its
 //! operators; [`crate::optimizer`] makes the file that it optimizes with.
+//!
+//! ```no_run
+//! # let graph = brain_adapter::graph::Builder::new("text").finish()?;
+//! let folder: &std::path::Path = "graphs".as_ref();
+//! for file in brain_adapter::onnx::write(&graph, folder, "text", &mut |_bytes| ())? {
+//!     println!("{}: {} bytes, SHA-256 {}", file.name, file.bytes, file.sha256);
+//! }
+//! assert!(brain_adapter::onnx::external_files(&folder.join("text.onnx"))?.contains("text.onnx.data"));
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 mod encode;
 mod file;

@@ -12,7 +12,7 @@
 //! let mut session = Session::open(runtime, "onnx/text.onnx".as_ref(), &SessionOptions::default())?;
 //! let ids = Tensor::i64(&[1, 3], vec![1, 306, 4658]).expect("three values");
 //! let mask = Tensor::i64(&[1, 3], vec![1; 3]).expect("three values");
-//! let features = session.run(&[("input_ids", &ids), ("attention_mask", &mask)], &["text_features"])?;
+//! let text = session.run(&[("input_ids", &ids), ("attention_mask", &mask)], &["text"])?;
 //! # Ok::<(), brain_adapter::Error>(())
 //! ```
 
