@@ -20,6 +20,7 @@ mod device;
 mod ort_library;
 mod placement;
 mod session;
+mod session_options;
 mod trt_options;
 mod value;
 
@@ -28,7 +29,8 @@ use std::sync::{Mutex, OnceLock};
 pub use device::{CPU, Device, Gpu, Machine, Nvidia, PassedOver, Provider, ProviderOptions, SelectedDevice};
 pub use ort_library::{LIBRARY_NAME, PINNED_VERSION, search_order};
 pub use placement::{FallbackNode, Placement, ProviderNodes, SHAPE_OPS};
-pub use session::{Session, SessionOptions, Source};
+pub use session::Session;
+pub use session_options::{SessionOptions, Source};
 pub use trt_options::{EngineOptions, ProfiledInput, compute_libraries, engine_libraries};
 pub use value::{DeviceTensor, Input, OutputPlacement, RuntimeValue};
 
