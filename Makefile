@@ -54,8 +54,8 @@ ablation: ort ## train the demo model in three modes on a simulated cohort and c
 	$(CARGO) run $(PROFILE) --quiet --example ablation -- --cohort $(ABLATION_OUT)/cohort/cohort.csv \
 	  --model $(DEMO)/checkpoint -o $(ABLATION_OUT)/runs $(ABLATION)
 
-test: ort venv ort119 trt ## every test (fetches ONNX Runtime and the Python environments that the tests compare with)
-	BA_PYTHON='$(BA_PYTHON)' $(CARGO) test $(PROFILE)
+test: ort venv ort119 trt ## every test, and at the end a list of those that were skipped (sets itself up: ONNX Runtime, Python environments)
+	@BA_PYTHON='$(BA_PYTHON)' scripts/test.sh $(CARGO) test $(PROFILE) --no-fail-fast
 
 check: ## everything that CI runs: format, lints, docs, licences, tests, demo
 	.ci/run

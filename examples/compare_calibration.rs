@@ -1,12 +1,13 @@
-//! Compares the calibration statistics of two bundles: do two sets of inputs (two sites, two scanners, last year's and this
-//! year's) drive the model alike?
+//! Compares the calibration statistics of two bundles: do two sets of inputs (two sites, two scanners, last year's and
+//! this year's) drive the model alike?
 //!
 //! ```text
 //! cargo run --release --example compare_calibration -- onnx-a/calibration.safetensors onnx-b/calibration.safetensors
 //! ```
 //!
-//! A row an activation, the least alike first. *alike*: cosine of the two mean squares by column, 1 when the same columns are
-//! large; *largest*: the largest magnitude of B over that of A; *zero*: the int8 zero point that each would choose.
+//! A row an activation, the least alike first. *alike*: cosine of the two mean squares by column, 1 when the same
+//! columns are large; *largest*: the largest magnitude of B over that of A; *zero*: the int8 zero point that each would
+//! choose.
 #![allow(clippy::print_stdout)]
 
 use std::path::PathBuf;

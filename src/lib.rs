@@ -1,10 +1,10 @@
 //! Brain-Adapter: a brain-MRI model out of a PyTorch lab and onto a hospital workstation.
 //!
-//! The model (arXiv 2501.16282) reads a 3-D brain MRI and the clinical report and distinguishes cognitively normal (CN),
-//! mild cognitive impairment (MCI) and Alzheimer's disease (AD). This crate turns its PyTorch checkpoints into an ONNX
-//! bundle ([`export`]) and runs it with ONNX Runtime, without Python and without a network ([`infer`]); it fine-tunes
-//! adapter and heads there too ([`train`]). The commands `ba-export`, `ba-infer` and `ba-train` are thin over it.
-//! **Research use only**: not a medical device.
+//! The model (arXiv 2501.16282) reads a 3-D brain MRI and the clinical report and distinguishes cognitively normal
+//! (CN), mild cognitive impairment (MCI) and Alzheimer's disease (AD). This crate turns its PyTorch checkpoints into an
+//! ONNX bundle ([`export`]) and runs it with ONNX Runtime, without Python and without a network ([`infer`]); it
+//! fine-tunes adapter and heads there too ([`train`]). The commands `ba-export`, `ba-infer` and `ba-train` are thin
+//! over it. **Research use only**: not a medical device.
 //!
 //! ```no_run
 //! use brain_adapter::export::{self, Plan, Sources};
@@ -35,8 +35,8 @@
 //!
 //! # Errors and warnings
 //!
-//! Everything that can fail returns [`Error`], with a stable [`Code`] that programs match on. Long work reports its steps
-//! and its [`Warning`]s to a [`progress::Progress`]. The library prints nothing.
+//! Everything that can fail returns [`Error`], with a stable [`Code`] that programs match on. Long work reports its
+//! steps and its [`Warning`]s to a [`progress::Progress`]. The library prints nothing.
 //!
 //! # Features
 //!

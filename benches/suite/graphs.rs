@@ -17,9 +17,9 @@ use super::process;
 /// Tokens of a report.
 pub const TOKENS: usize = 256;
 
-/// Runs the graph at `path` and reports seconds. `unpacked`: weights stay in the mapped file. `once`: the seconds are those
-/// from the process's start to the first result; else the best of several runs after it. `save:NAME`: that output goes
-/// into a file beside the graph.
+/// Runs the graph at `path` and reports seconds. `unpacked`: weights stay in the mapped file. `once`: the seconds are
+/// those from the process's start to the first result; else the best of several runs after it. `save:NAME`: that output
+/// goes into a file beside the graph.
 pub fn child(path: &Path, options: &[&str]) -> Result<()> {
     let start = Instant::now();
     let has = |option: &str| options.contains(&option);

@@ -174,8 +174,8 @@ struct Described {
     layers: usize,
     /// Of the demo's report.
     tokens: usize,
-    /// Number formats of the language model's matrices, and how many have each: those that aren't plain int8 are laid out anew or
-    /// widened at each loading.
+    /// Number formats of the language model's matrices, and how many have each: those that aren't plain int8 are laid
+    /// out anew or widened at each loading.
     schemes: String,
 }
 

@@ -1,4 +1,5 @@
-//! Brain-Adapter beside what one would use instead: seconds, memory, sizes, accuracy and the machine's floors, in one run.
+//! Brain-Adapter beside what one would use instead: seconds, memory, sizes, accuracy and the machine's floors, in one
+//! run.
 //!
 //! ```text
 //! make bench                                         everything, with the peers; writes docs/benchmarks.md
@@ -9,16 +10,17 @@
 //! cargo bench --bench suite -- train --size small    training of a tiny model: whether the group runs, in minutes
 //! ```
 //!
-//! Groups: *convert* (fp16 checkpoint → int8 bundle), *text*, *quantizer* (ONNX Runtime's own), *start*, *schemes* (all number
-//! formats of the text), *vision*, *adapter*, *scan*, *infer* (whole calls of `ba-infer`), *train* (steps and epochs). The text
-//! is LLaMA2-7B's geometry with `--layers` blocks (4), 256 tokens; vision, adapter, scan and training are full-size.
-//! `--checkpoint DIR` converts a model folder that is there already, `--bundle DIR` answers with such a bundle, `--size small`
-//! trains a tiny model, `--adapter` 2d (the default), 3d, both or none (epochs alone) says which adapter steps are taken
-//! with, `--rounds N` (2) how often the short ones run, `--write` puts the tables into docs/benchmarks.md (everything does).
+//! Groups: *convert* (fp16 checkpoint → int8 bundle), *text*, *quantizer* (ONNX Runtime's own), *start*, *schemes* (all
+//! number formats of the text), *vision*, *adapter*, *scan*, *infer* (whole calls of `ba-infer`), *train* (steps and
+//! epochs). The text is LLaMA2-7B's geometry with `--layers` blocks (4), 256 tokens; vision, adapter, scan and training
+//! are full-size. `--checkpoint DIR` converts a model folder that is there already, `--bundle DIR` answers with such a
+//! bundle, `--size small` trains a tiny model, `--adapter` 2d (the default), 3d, both or none (epochs alone) says which
+//! adapter steps are taken with, `--rounds N` (2) how often the short ones run, `--write` puts the tables into
+//! docs/benchmarks.md (everything does).
 //!
-//! Weights are seeded random numbers, different in every layer: ONNX Runtime stores equal weights once, which would flatter
-//! it. Every run is a process of its own; ours and the peers' take turns; the shortest time counts and the highest
-//! memory. Where a peer is missing, its row says so.
+//! Weights are seeded random numbers, different in every layer: ONNX Runtime stores equal weights once, which would
+//! flatter it. Every run is a process of its own; ours and the peers' take turns; the shortest time counts and the
+//! highest memory. Where a peer is missing, its row says so.
 
 mod convert;
 mod document;

@@ -51,8 +51,8 @@ impl<'a> Contender<'a> {
     }
 }
 
-/// Runs all in turn, round after round, `between` before each: the shortest time and the highest memory of each. One that
-/// failed isn't tried again.
+/// Runs all in turn, round after round, `between` before each: the shortest time and the highest memory of each. One
+/// that failed isn't tried again.
 pub fn interleaved(contenders: Vec<Contender>, between: &dyn Fn()) -> Vec<Outcome> {
     let mut outcomes: Vec<Option<Outcome>> = contenders.iter().map(|_| None).collect();
     for round in 0..contenders.iter().map(|c| c.rounds).max().unwrap_or(0) {

@@ -91,8 +91,8 @@ impl Suite {
         self.options.layers.min(MOST_RUN)
     }
 
-    /// A model folder of random weights: LLaMA2-7B with so many blocks in fp16, full-size adapter and ViT; `None`: with a
-    /// small LLaMA instead.
+    /// A model folder of random weights: LLaMA2-7B with so many blocks in fp16, full-size adapter and ViT; `None`: with
+    /// a small LLaMA instead.
     pub fn checkpoint(&self, layers: Option<usize>) -> Result<PathBuf> {
         let path = self.path(&format!("checkpoint-{}", layers.unwrap_or(0)));
         if path.exists() {
@@ -131,8 +131,8 @@ impl Suite {
         Ok(())
     }
 
-    /// The bundle of [`checkpoint`](Self::checkpoint) as `ba-export` makes it without data (the text's), or calibrated on
-    /// the demo's scan (the image's).
+    /// The bundle of [`checkpoint`](Self::checkpoint) as `ba-export` makes it without data (the text's), or calibrated
+    /// on the demo's scan (the image's).
     pub fn bundle(&self, layers: Option<usize>, precision: &str) -> Result<PathBuf> {
         let path = self.path(&format!("bundle-{}-{precision}", layers.unwrap_or(0)));
         if !path.exists() {

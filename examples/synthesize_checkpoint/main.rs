@@ -2,8 +2,8 @@
 //! anybody's weights: `cargo run --release --example synthesize_checkpoint -- --preset full -o DIR`.
 //!
 //! `DIR` gets `config.json`, `adapter.safetensors`, `m3d/model.safetensors` and `llama/` (`config.json`,
-//! `tokenizer.json`, shards and their index). The bytes depend on preset, layers, dtype and seed alone, not on the number
-//! of threads; memory stays below 100 MB, for everything is streamed.
+//! `tokenizer.json`, shards and their index). The bytes depend on preset, layers, dtype and seed alone, not on the
+//! number of threads; memory stays below 100 MB, for everything is streamed.
 #![allow(clippy::print_stderr)]
 
 mod files;
@@ -27,7 +27,8 @@ use random::{Progress, synthetic};
 #[derive(Parser)]
 #[command(about = "Writes a model of seeded random weights in the layout of a real one")]
 struct Args {
-    /// Sizes: everything tiny; tiny but for the widths of both features; full-size adapter and ViT with a small LLaMA; everything full-size (13.5 GB in fp16).
+    /// Sizes: everything tiny; tiny but for the widths of both features; full-size adapter and ViT with a small LLaMA;
+    /// everything full-size (13.5 GB in fp16).
     #[arg(long, value_enum)]
     preset: Preset,
     /// Transformer blocks of the LLaMA, instead of the preset's.

@@ -1,4 +1,5 @@
-//! Any bytes, opened as a checkpoint: `cargo +nightly fuzz run checkpoint fuzz/corpus/checkpoint tests/data/checkpoint/extra`.
+//! Any bytes, opened as a checkpoint: `cargo +nightly fuzz run checkpoint fuzz/corpus/checkpoint
+//! tests/data/checkpoint/extra`.
 //!
 //! Whatever loads must stream as many bytes as its shapes say, and no more than the file or 16 MB.
 #![no_main]

@@ -1,5 +1,5 @@
-//! Any bytes as an ONNX file: the files that it refers to, its blocks, what they take and each as a graph of its own, or a
-//! refusal.
+//! Any bytes as an ONNX file: the files that it refers to, its blocks, what they take and each as a graph of its own,
+//! or a refusal.
 //!
 //! `cargo +nightly fuzz run onnx fuzz/corpus/onnx`
 #![no_main]

@@ -1,5 +1,5 @@
-//! Any bytes, read as calibration statistics: `cargo +nightly fuzz run statistics`. A `calibration.safetensors` of any bundle
-//! is a good first member of `fuzz/corpus/statistics`.
+//! Any bytes, read as calibration statistics: `cargo +nightly fuzz run statistics`. A `calibration.safetensors` of any
+//! bundle is a good first member of `fuzz/corpus/statistics`.
 //!
 //! Whatever loads holds finite numbers, and as many of one kind as of the other.
 #![no_main]

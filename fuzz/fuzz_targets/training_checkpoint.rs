@@ -1,5 +1,5 @@
-//! Any bytes, opened as a training checkpoint: `cargo +nightly fuzz run training_checkpoint fuzz/corpus/training_checkpoint
-//! tests/data/ort-training/ms tests/data/ort-training/portable`.
+//! Any bytes, opened as a training checkpoint: `cargo +nightly fuzz run training_checkpoint
+//! fuzz/corpus/training_checkpoint tests/data/ort-training/ms tests/data/ort-training/portable`.
 //!
 //! Whatever loads must stream, all together no more than twice the file.
 #![no_main]

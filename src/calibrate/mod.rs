@@ -7,6 +7,16 @@
 //!
 //! Inputs that *calibrate* give the statistics; inputs that are *held out* show how well what was derived from the
 //! statistics does on inputs that it has not seen.
+//!
+//! ```no_run
+//! use brain_adapter::calibrate::Statistics;
+//!
+//! let statistics = Statistics::load("onnx/calibration.safetensors".as_ref())?;
+//! for (activation, channels) in &statistics.activations {
+//!     println!("{activation}: {} tokens, int8 zero point {}", channels.tokens, channels.zero_point());
+//! }
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 mod inputs;
 mod observer;

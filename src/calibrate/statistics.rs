@@ -157,3 +157,19 @@ impl Statistics {
 
 /// The value of the file's metadata key `format`.
 const FORMAT: &str = "brain-adapter calibration 1";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_zero_point_must_be_clearly_better() {
+        let with = |second: f64| {
+            let mut stats = ChannelStats::new(1);
+            stats.steps = [2.0; ZERO_POINTS.len()];
+            (stats.steps[0], stats.steps[1]) = (1.0, second);
+            stats.zero_point()
+        };
+        assert_eq!([0.5, 0.69, 0.71, 1.0, 1.5].map(with), [96, 96, 128, 128, 128]);
+    }
+}

@@ -3,8 +3,8 @@
 //! Flows in: the path of the index. Flows out: the union of the shards' tensors (safetensors or torch files).
 //!
 //! # Errors
-//! `checkpoint.corrupt` for an index without a usable `weight_map`, a shard outside the folder, or a name that its shard
-//! does not hold; `checkpoint.not_found` names a missing shard and how many are missing.
+//! `checkpoint.corrupt` for an index without a usable `weight_map`, a shard outside the folder, or a name that its
+//! shard does not hold; `checkpoint.not_found` names a missing shard and how many are missing.
 //!
 //! # Safety
 //! No `unsafe`. A shard is named by a plain file name: an index cannot reach outside its own folder.

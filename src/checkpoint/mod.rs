@@ -1,11 +1,11 @@
 //! Checkpoint files, from whoever wrote them, as names and lazy tensors.
 //!
 //! Layer 2. Flows in: a file or folder: safetensors (single or sharded), `torch.save` archives (zip, or the format of
-//! before 1.6), `torch.export` archives, Meta's `consolidated.NN.pth`, ONNX Runtime's training checkpoints. Flows out: a
-//! [`Checkpoint`], which maps names to [`LazyTensor`]s of any shape (row-major, little-endian, in the file's dtype) over
-//! memory-mapped files; it also says which files it read and which entries it passed over. [`Requirements`] compares it
-//! with what a model wants, and [`write_safetensors`] writes tensors back. A [`TrainingState`] is all of a training
-//! checkpoint, read and written.
+//! before 1.6), `torch.export` archives, Meta's `consolidated.NN.pth`, ONNX Runtime's training checkpoints. Flows out:
+//! a [`Checkpoint`], which maps names to [`LazyTensor`]s of any shape (row-major, little-endian, in the file's dtype)
+//! over memory-mapped files; it also says which files it read and which entries it passed over. [`Requirements`]
+//! compares it with what a model wants, and [`write_safetensors`] writes tensors back. A [`TrainingState`] is all of a
+//! training checkpoint, read and written.
 //!
 //! What a file is, its first bytes decide, never its name. Prefixes that wrappers of modules add (`module.`,
 //! `_orig_mod.`) are gone from the names; those of models stay, for [`Checkpoint::under`] to pick.

@@ -1,8 +1,9 @@
 //! `torch.export.save` archives (`.pt2`): the weights in them, not the program.
 //!
-//! Since PyTorch 2.8: a zip of stored records with `NAME/archive_format` = `pt2`; `NAME/data/weights/` holds raw storages
-//! (`weight_0`, …) and `MODEL_weights_config.json`, which gives each parameter's and buffer's name, storage, dtype,
-//! sizes and strides. Files of older versions hold a pickled state dict in a record of their own and are refused.
+//! Since PyTorch 2.8: a zip of stored records with `NAME/archive_format` = `pt2`; `NAME/data/weights/` holds raw
+//! storages (`weight_0`, …) and `MODEL_weights_config.json`, which gives each parameter's and buffer's name, storage,
+//! dtype, sizes and strides. Files of older versions hold a pickled state dict in a record of their own and are
+//! refused.
 //!
 //! Flows in: the mapped file and its records. Flows out: parameters and persistent buffers under their names.
 //!

@@ -164,6 +164,7 @@ mod tests {
         assert_eq!(view(2, &[3], &[1]).unwrap(), [2.0, 3.0, 4.0]);
         assert_eq!(view(1, &[2, 3], &[1, 2]).unwrap(), [1.0, 3.0, 5.0, 2.0, 4.0, 6.0]);
         assert_eq!(view(0, &[2, 2, 2], &[12, 1, 4]).unwrap(), [0.0, 4.0, 1.0, 5.0, 12.0, 16.0, 13.0, 17.0]);
+        assert_eq!(view(0, &[3, 2], &[1, 5]).unwrap(), [0.0, 5.0, 1.0, 6.0, 2.0, 7.0]);
         assert_eq!(view(5, &[3, 2], &[0, 0]).unwrap(), [5.0; 6]);
         assert_eq!(view(23, &[], &[]).unwrap(), [23.0]);
         assert_eq!(view(23, &[1, 1], &[99, 99]).unwrap(), [23.0]);
@@ -211,5 +212,22 @@ mod tests {
             let error = view(offset, &shape, &strides).unwrap_err();
             assert_eq!(error.code(), Code::CHECKPOINT_CORRUPT, "{shape:?}");
         }
+    }
+
+    #[test]
+    fn a_gathered_view_comes_in_chunks() {
+        let elements = CHUNK_BYTES / 2;
+        let map = Mapping::owned(vec![1; 8 * elements], Path::new("m"));
+        let view = View { dtype: DType::F32, offset: 0, shape: vec![elements], strides: vec![2] };
+        let (mut total, mut longest) = (0, 0);
+        let tensor = view.over(&map, 0..8 * elements).unwrap();
+        tensor
+            .stream(&mut |bytes| {
+                (total, longest) = (total + bytes.len(), longest.max(bytes.len()));
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(total, 4 * elements);
+        assert!(longest <= CHUNK_BYTES, "{longest}");
     }
 }

@@ -1,11 +1,11 @@
 //! safetensors files, written as the reference implementation writes them.
 //!
-//! Flows in: names and lazy tensors. Flows out: a file: 8-byte length, JSON header padded with spaces to a multiple of 8
-//! (tensors by falling alignment, then by name, so that all are aligned), then the tensors, streamed.
+//! Flows in: names and lazy tensors. Flows out: a file: 8-byte length, JSON header padded with spaces to a multiple of
+//! 8 (tensors by falling alignment, then by name, so that all are aligned), then the tensors, streamed.
 //!
 //! # Errors
-//! `io`, `disk.full`; those of the tensors' sources. On an error nothing is left behind, and a file that was there before
-//! is untouched: the new one is written under a temporary name next to it and renamed at the end.
+//! `io`, `disk.full`; those of the tensors' sources. On an error nothing is left behind, and a file that was there
+//! before is untouched: the new one is written under a temporary name next to it and renamed at the end.
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};

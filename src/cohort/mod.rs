@@ -3,12 +3,16 @@
 //! Layer 2. One CSV reader and the two kinds of lists: [`read_list`] for prediction (no labels needed),
 //! [`read_labelled`] for training and evaluation, with the splits.
 //!
-//! ```no_run
+//! ```
 //! use brain_adapter::cohort::read_list;
 //!
-//! for row in read_list("cohort.csv".as_ref())? {
-//!     println!("line {}: {}, report: {}", row.line, row.scan_path().display(), row.report.is_some());
-//! }
+//! let dir = tempfile::tempdir().unwrap();
+//! let list = dir.path().join("cohort.csv");
+//! std::fs::write(&list, "scan,report\na.nii.gz,a.txt\nb.nii.gz,\n").unwrap();
+//!
+//! let rows = read_list(&list)?;
+//! assert_eq!(rows[0].scan_path(), dir.path().join("a.nii.gz")); // relative to the list
+//! assert!(rows[1].report_path().is_none());
 //! # Ok::<(), brain_adapter::Error>(())
 //! ```
 

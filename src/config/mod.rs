@@ -7,11 +7,9 @@
 //! ```
 //! use brain_adapter::config::Config;
 //!
-//! let mut config = Config::default();
-//! assert_eq!(config.labels.0, ["CN", "MCI", "AD"]);
-//! config.projection.dim = 256;
-//! config.validate()?;
-//! # Ok::<(), brain_adapter::Error>(())
+//! let json = r#"{"volume": {"size": 64, "voxel_mm": 4.0}, "adapter": {"in": 64}}"#;
+//! let config: Config = serde_json::from_str(json).unwrap();
+//! assert_eq!((config.volume.size, config.vision.layers), (64, 12)); // an absent field has its default
 //! ```
 
 mod adamw;

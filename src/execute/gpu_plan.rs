@@ -1,9 +1,9 @@
 //! How much of a GPU's memory a run will take, and in how many groups of blocks each graph is therefore run.
 //!
-//! As [`super::memory_plan`] for the CPU, with these differences: weights take what they take on disk (fp16 is computed as
-//! stored, nothing is prepacked), each session keeps its activations as long as it is loaded, and CUDA's own needs are
-//! subtracted first. Providers that build engines accept no graph of 2 GB or more, whatever memory there is: ONNX Runtime
-//! passes each graph to them as one protobuf message.
+//! As [`super::memory_plan`] for the CPU, with these differences: weights take what they take on disk (fp16 is computed
+//! as stored, nothing is prepacked), each session keeps its activations as long as it is loaded, and CUDA's own needs
+//! are subtracted first. Providers that build engines accept no graph of 2 GB or more, whatever memory there is: ONNX
+//! Runtime passes each graph to them as one protobuf message.
 //!
 //! The shares below are reasoned, not measured: this was written without a GPU at hand.
 //!
@@ -15,24 +15,24 @@ use super::memory_plan::{Group, MemoryBudget, Mode, Planned, PlannedPart, activa
 use crate::error::{Code, Error, Result};
 use crate::model::Part;
 
-/// GPU memory of the process whatever it runs: the CUDA context with its kernels' code (300 to 500 MB on GPUs since Ampere),
-/// cuBLAS and cuDNN with their workspaces, and a reserve for other programs' windows.
+/// GPU memory of the process whatever it runs: the CUDA context with its kernels' code (300 to 500 MB on GPUs since
+/// Ampere), cuBLAS and cuDNN with their workspaces, and a reserve for other programs' windows.
 const CONTEXT: u64 = 1 << 30;
 
-/// GPU memory of a session besides weights and activations: library handles and their workspaces (cuBLAS allocates 32 MB on
-/// Hopper, less elsewhere).
+/// GPU memory of a session besides weights and activations: library handles and their workspaces (cuBLAS allocates 32
+/// MB on Hopper, less elsewhere).
 const SESSION: u64 = 64 << 20;
 
-/// Maximum bytes of weights in a graph that an engine is built from: below protobuf's 2 GB, with a reserve for the rest of the
-/// message.
+/// Maximum bytes of weights in a graph that an engine is built from: below protobuf's 2 GB, with a reserve for the rest
+/// of the message.
 const ENGINE_WEIGHTS: u64 = 1_900_000_000;
 
-/// Copies of a group's weights in host memory while its engine is built: the model, the protobuf message, and the engine before
-/// its upload.
+/// Copies of a group's weights in host memory while its engine is built: the model, the protobuf message, and the
+/// engine before its upload.
 const ENGINE_COPIES: u64 = 3;
 
-/// Memory that an engine takes for activations, in percent of the live activations: TensorRT plans it at build time and fuses
-/// the largest ones. (CUDA's arena is the one of the CPU provider: the factor measured there holds.)
+/// Memory that an engine takes for activations, in percent of the live activations: TensorRT plans it at build time and
+/// fuses the largest ones. (CUDA's arena is the one of the CPU provider: the factor measured there holds.)
 const ENGINE_PERCENT: u64 = 125;
 
 /// A GPU that a run is planned for.
@@ -151,8 +151,8 @@ fn groups_and_footprint(
     Ok((planned.into_iter().flatten().collect(), footprint))
 }
 
-/// A part's additional peak beyond resident graphs: one group at a time, plus what the previous group's results still hold (a
-/// released session's arena lives as long as they do); building an engine has the weights there twice.
+/// A part's additional peak beyond resident graphs: one group at a time, plus what the previous group's results still
+/// hold (a released session's arena lives as long as they do); building an engine has the weights there twice.
 fn transient_peak(part: &PlannedPart<'_>, groups: &[Range<usize>], resident: bool, engines: bool) -> u64 {
     let (mut peak, mut previous) = (0, 0u64);
     for group in groups {
@@ -172,8 +172,8 @@ fn max_group_weights(gpu: &GpuBudget, host: &MemoryBudget) -> u64 {
     }
 }
 
-/// The fewest groups of consecutive segments that each have at most `max_weights` bytes of weights and fit into `left`. A
-/// segment that does not fit is a group of its own.
+/// The fewest groups of consecutive segments that each have at most `max_weights` bytes of weights and fit into `left`.
+/// A segment that does not fit is a group of its own.
 fn cut(part: &PlannedPart<'_>, max_weights: u64, left: u64, engines: bool) -> Vec<Range<usize>> {
     let all = 0..part.model.segments().len();
     let need = |range: &Range<usize>| {
@@ -239,8 +239,8 @@ fn weights(part: &PlannedPart<'_>, range: &Range<usize>) -> u64 {
     bytes.saturating_add(bytes / 32)
 }
 
-/// Host memory while loading: weights pass through one after the other, each mapped and released, one block at most; to build
-/// engines, a whole group at once.
+/// Host memory while loading: weights pass through one after the other, each mapped and released, one block at most; to
+/// build engines, a whole group at once.
 fn host_while_loading(part: &PlannedPart<'_>, planned: &Planned, gpu: &GpuBudget) -> u64 {
     let bytes = match gpu.engines {
         true => planned.groups.iter().map(|g| weights(part, &g.segments).saturating_mul(ENGINE_COPIES)).max(),

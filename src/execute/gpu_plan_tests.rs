@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::host_memory::LimitedBy;
 use super::*;
 use crate::config::{Config, LlamaConfig};
+use crate::execute::host_memory::LimitedBy;
 use crate::model::{Attention, Part, Stages, Weights, adapter, keys, llama, vit};
 use crate::onnx::{SegmentedModel, without_data};
 

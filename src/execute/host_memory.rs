@@ -43,8 +43,8 @@ pub(crate) fn peak() -> Option<u64> {
     status("VmHWM:")
 }
 
-/// What the process can take without pushing others out, and what limits it: the smallest of what is left of the machine, of
-/// the control group and of the process's own limits.
+/// What the process can take without pushing others out, and what limits it: the smallest of what is left of the
+/// machine, of the control group and of the process's own limits.
 pub(crate) fn available() -> (u64, LimitedBy) {
     let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| kilobytes(&text, "MemAvailable:"));
     let left = [
@@ -57,7 +57,8 @@ pub(crate) fn available() -> (u64, LimitedBy) {
     known.min_by_key(|(bytes, _)| *bytes).unwrap_or((u64::MAX, LimitedBy::Machine))
 }
 
-/// What is left of one of the process's resource limits: `limit` as in `/proc/self/limits`, `used` as in `/proc/self/status`.
+/// What is left of one of the process's resource limits: `limit` as in `/proc/self/limits`, `used` as in
+/// `/proc/self/status`.
 fn rlimit_left(limit: &str, used: &str) -> Option<u64> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix(limit))?;

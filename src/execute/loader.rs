@@ -1,4 +1,5 @@
-//! Loads a graph's sessions: engines first where the provider builds them, then the session, then one run to warm it up.
+//! Loads a graph's sessions: engines first where the provider builds them, then the session, then one run to warm it
+//! up.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -56,7 +57,8 @@ pub(super) struct GroupModel {
 }
 
 impl Loader {
-    /// Loads a session, and warms it up where that is wanted and the session `stays` loaded; gives the milliseconds of each step.
+    /// Loads a session, and warms it up where that is wanted and the session `stays` loaded; gives the milliseconds of
+    /// each step.
     ///
     /// # Errors
     /// `device.unavailable`, `device.memory`, `runtime.*`; `io` and `disk.full` where engines are kept.

@@ -1,9 +1,9 @@
 //! How much memory a run will take, and in how many groups of blocks each graph is therefore run.
 //!
-//! Everything is planned before anything is loaded. Resident memory counts: weights, whether mapped from a file or prepacked,
-//! activations, the scan, and what the process uses already. A graph that does not fit as a whole is cut into groups of
-//! consecutive blocks ([`SegmentedModel`]), each loaded, run and released, with the same result bit for bit. What does not fit
-//! at all is `memory.limit`. [`super::gpu_plan`] does the same for a GPU.
+//! Everything is planned before anything is loaded. Resident memory counts: weights, whether mapped from a file or
+//! prepacked, activations, the scan, and what the process uses already. A graph that does not fit as a whole is cut
+//! into groups of consecutive blocks ([`SegmentedModel`]), each loaded, run and released, with the same result bit for
+//! bit. What does not fit at all is `memory.limit`. [`super::gpu_plan`] does the same for a GPU.
 //!
 //! Bytes throughout.
 
@@ -20,12 +20,13 @@ use crate::onnx::SegmentedModel;
 /// Overhead of a loaded graph in ONNX Runtime, and a reserve for what the plan does not model.
 const SLACK: u64 = 48 << 20;
 
-/// Memory that ONNX Runtime's allocator takes for activations, in percent of the live activations: it grows in powers of two,
-/// and operators need scratch memory. Measured 130 (adapter) to 230 (language model of 7B's geometry, 512 tokens; 64 to 1024 tokens: 180 to 200).
+/// Memory that ONNX Runtime's allocator takes for activations, in percent of the live activations: it grows in powers
+/// of two, and operators need scratch memory. Measured 130 (adapter) to 230 (language model of 7B's geometry, 512
+/// tokens; 64 to 1024 tokens: 180 to 200).
 const ALLOCATED_PERCENT: u64 = 250;
 
-/// Graphs with no more bytes of weights than this are prepacked even for a single run: measured, prepacking takes 0.07 s for the
-/// int8 vision transformer (98 MB) and saves 0.15 s of the run; in fp32 (350 MB) 0.2 s, and saves nothing.
+/// Graphs with no more bytes of weights than this are prepacked even for a single run: measured, prepacking takes 0.07
+/// s for the int8 vision transformer (98 MB) and saves 0.15 s of the run; in fp32 (350 MB) 0.2 s, and saves nothing.
 const SMALL: u64 = 128 << 20;
 
 /// How loaded graphs are kept.
@@ -121,7 +122,8 @@ pub(crate) fn mode_candidates(parts: &[PlannedPart<'_>], fixed_modes: bool) -> V
     candidates
 }
 
-/// The expected peak when the image's graphs are loaded while the language model runs; none where memory does not allow it.
+/// The expected peak when the image's graphs are loaded while the language model runs; none where memory does not allow
+/// it.
 pub(crate) fn peak_when_preloading(
     parts: &[PlannedPart<'_>],
     planned: &[Planned],

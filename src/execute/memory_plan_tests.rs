@@ -1,15 +1,34 @@
 //! Plans for hosts of different sizes, with graphs of LLaMA 2 7B's and the vision transformer's full geometry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::config::{Config, LlamaConfig};
+use crate::config::{Config, LlamaConfig, TextPool};
+use crate::graph::Graph;
 use crate::model::{Attention, Stages, Weights, keys, llama, vit};
 use crate::onnx::{SegmentedModel, without_data};
+use crate::passes::quantize::{Plan, Scheme, quantize};
+use crate::passes::{linears, to_fp16};
 
 const GB: u64 = 1_000_000_000;
 const IN_USE: u64 = 200_000_000;
 const TOKENS: u64 = 512;
+
+const SEVEN_B: LlamaConfig = LlamaConfig {
+    vocab: 32000,
+    hidden: 4096,
+    mlp: 11008,
+    layers: 32,
+    heads: 32,
+    kv_heads: 32,
+    head_dim: 128,
+    rms_eps: 1e-5,
+    rope_theta: 1e4,
+};
+
+fn seven_b(pool: TextPool) -> Graph {
+    llama::build(&SEVEN_B, pool, &Weights::placeholders(keys::text(&SEVEN_B)), Stages::Output).unwrap()
+}
 
 /// The vision transformer and a language model of 7B's sizes.
 struct Full {
@@ -20,21 +39,9 @@ struct Full {
 impl Full {
     fn new() -> Self {
         let config: Config = serde_json::from_str("{}").unwrap();
-        let sizes = LlamaConfig {
-            vocab: 32000,
-            hidden: 4096,
-            mlp: 11008,
-            layers: 32,
-            heads: 32,
-            kv_heads: 32,
-            head_dim: 128,
-            rms_eps: 1e-5,
-            rope_theta: 1e4,
-        };
         let weights = Weights::placeholders(keys::vision(&config));
         let vision = vit::build(&config, &weights, Attention::Fused, Stages::Output).unwrap();
-        let weights = Weights::placeholders(keys::text(&sizes));
-        let text = llama::build(&sizes, config.text.pool, &weights, Stages::Output).unwrap();
+        let text = seven_b(config.text.pool);
         let read = |graph| SegmentedModel::from_bytes(&without_data(&graph).unwrap()).unwrap();
         Self { vision: read(vision), text: read(text) }
     }
@@ -104,4 +111,65 @@ fn the_language_model_gives_way_first() {
     let error = plan(&parts, &tight, true).unwrap_err();
     assert_eq!(error.code(), Code::MEMORY_LIMIT);
     assert!(error.message().contains("--max-memory"), "{error}");
+}
+
+/// A language model of 7B's sizes with weights in 4-bit blocks, or in half precision.
+fn reduced(scheme: Option<Scheme>) -> SegmentedModel {
+    let graph = seven_b(TextPool::Mean);
+    let graph = match scheme {
+        Some(scheme) => {
+            let layers = linears(&graph, 0..graph.nodes.len()).into_iter().map(|l| (l.name, scheme));
+            quantize(&graph, &Plan { schemes: layers.collect(), ..Plan::default() }).unwrap()
+        }
+        None => to_fp16(&graph, &BTreeSet::new()).unwrap(),
+    };
+    SegmentedModel::from_bytes(&without_data(&graph).unwrap()).unwrap()
+}
+
+fn text(model: &SegmentedModel, mode: Mode) -> [PlannedPart<'_>; 1] {
+    [PlannedPart { part: Part::Text, model, mode, dimensions: BTreeMap::from([("batch", 1), ("tokens", TOKENS)]) }]
+}
+
+/// Weights in blocks are slow unless prepacked, and grow by it. Half-precision weights are widened by the CPU provider.
+#[test]
+fn weights_are_planned_with_what_loading_makes_of_them() {
+    let blocks = reduced(Some(Scheme::Blocks { bits: 4, block: 64 }));
+    let (_, peak) = plan(&text(&blocks, Mode::Resident), &limit(1000 * GB), true).unwrap();
+    assert!(peak >= IN_USE + stored(&blocks) * 3 / 2, "{peak}");
+    let (planned, _) = plan(&text(&blocks, Mode::OneShot), &limit(1000 * GB), true).unwrap();
+    for group in &planned[0].groups {
+        let segments = &blocks.segments()[group.segments.clone()];
+        assert!(segments.iter().all(|s| s.blocked == group.prepack), "{group:?}");
+    }
+    let half = reduced(None);
+    let widened: u64 = half.segments().iter().map(|s| s.widened).sum();
+    assert!(widened > stored(&half), "{widened}");
+    let (_, peak) = plan(&text(&half, Mode::OneShot), &limit(1000 * GB), true).unwrap();
+    assert!(peak >= IN_USE + stored(&half) + widened, "{peak}");
+}
+
+/// The image's graphs are loaded while the language model runs, if both fit.
+#[test]
+fn preloading_needs_room_for_the_weights() {
+    let full = Full::new();
+    let parts = full.parts(Mode::OneShot, Mode::OneShot);
+    let (planned, peak) = plan(&parts, &limit(1000 * GB), true).unwrap();
+    let more = peak + stored(&full.vision);
+    assert_eq!(peak_when_preloading(&parts, &planned, peak, &limit(more)), Some(more));
+    assert_eq!(peak_when_preloading(&parts, &planned, peak, &limit(more - 1)), None);
+}
+
+/// Prepacking a small graph pays even for a single run; prepacking 26 GB does not.
+#[test]
+fn small_graphs_are_prepacked() {
+    let sizes =
+        LlamaConfig { vocab: 1000, hidden: 64, mlp: 128, layers: 2, heads: 4, kv_heads: 4, head_dim: 16, ..SEVEN_B };
+    let weights = Weights::placeholders(keys::text(&sizes));
+    let graph = llama::build(&sizes, TextPool::Mean, &weights, Stages::Output).unwrap();
+    let small = SegmentedModel::from_bytes(&without_data(&graph).unwrap()).unwrap();
+    let full = Full::new();
+    for (model, prepack) in [(&small, true), (&full.text, false)] {
+        let (planned, _) = plan(&text(model, Mode::OneShot), &limit(1000 * GB), true).unwrap();
+        assert_eq!(planned[0].groups, [Group { segments: 0..model.segments().len(), prepack }]);
+    }
 }

@@ -1,12 +1,12 @@
 //! Runs a bundle's graphs within the memory that there is: selects a device, plans, loads, runs and verifies.
 //!
 //! Layer 5, feature `runtime`; shared by `export`, `infer` and `train`, of which it knows nothing. In flow a
-//! [`Bundle`](crate::bundle::Bundle), [`Options`] and input tensors by name; out flow output tensors by name, and a record of
-//! how each graph was run.
+//! [`Bundle`](crate::bundle::Bundle), [`Options`] and input tensors by name; out flow output tensors by name, and a
+//! record of how each graph was run.
 //!
 //! ```text
 //! Options ─► backend (device, ONNX Runtime) ─► memory_plan / gpu_plan (groups of blocks, bytes) ─► Stage, one a part
-//! Pipeline::run: verification starts ─► Stage: loader (cache::engines, session, warm-up) ─► run, group by group ─► values
+//! Pipeline::run: verification starts ─► Stage: loader (engines, session, warm-up) ─► run, group by group ─► values
 //! Pipeline::verify: waits for the hashes of the weights, before a result leaves the program
 //! ```
 //!

@@ -7,8 +7,8 @@ use crate::model::Part;
 use crate::progress::Shared;
 use crate::runtime::Device;
 
-/// From this many reports a process on, prepacking the language model's weights pays: measured, 7B in int8 takes 5 s for it and
-/// saves 0.5 s a report of 256 tokens.
+/// From this many reports a process on, prepacking the language model's weights pays: measured, 7B in int8 takes 5 s
+/// for it and saves 0.5 s a report of 256 tokens.
 const MANY_REPORTS: usize = 10;
 
 /// From this many scans on, the other graphs stay loaded.
@@ -23,32 +23,35 @@ pub struct Options {
     pub strict_device: bool,
     /// Whether the placement of nodes is recorded: which provider computes which.
     pub placement: bool,
-    /// Threads within an operator, by default one a core. With one, no hashing, reading or loading runs in the background.
+    /// Threads within an operator, by default one a core. With one, no hashing, reading or loading runs in the
+    /// background.
     pub threads: Option<usize>,
     /// ONNX Runtime's library; by default it is searched for.
     pub library: Option<PathBuf>,
     /// The volume of a 4-D scan, from 0.
     pub volume: Option<usize>,
-    /// How many scans and reports are expected, from which the [`Mode`] of each graph follows. Without reports no memory is
-    /// planned for the language model.
+    /// How many scans and reports are expected, from which the [`Mode`] of each graph follows. Without reports no
+    /// memory is planned for the language model.
     pub expected: Expected,
     /// How graphs are kept; by default it follows from what is expected.
     pub mode: Option<Mode>,
     /// Limit of the process's resident memory, in bytes; by default what the machine (and its control group) has left.
     pub max_memory: Option<u64>,
-    /// A folder for features of scans and reports, TensorRT engines and a record of verified files; by default nothing is kept.
+    /// A folder for features of scans and reports, TensorRT engines and a record of verified files; by default nothing
+    /// is kept.
     pub cache: Option<PathBuf>,
-    /// Whether prepacked weights are kept in the cache too: about twice their size on disk, full speed, and file-backed memory.
+    /// Whether prepacked weights are kept in the cache too: about twice their size on disk, full speed, and file-backed
+    /// memory.
     pub prepacked: bool,
     /// Whether a scan's own intensities are kept (to be saved), also when its features are in the cache.
     pub voxels: bool,
     /// Whether predictions carry every stage's tensor. The cache is then not read.
     pub keep_tensors: bool,
-    /// Whether, on a GPU, each graph is run once when it is loaded, so that the first scan's timing compares with later ones; its
-    /// time is recorded as `warm_up`.
+    /// Whether, on a GPU, each graph is run once when it is loaded, so that the first scan's timing compares with later
+    /// ones; its time is recorded as `warm_up`.
     pub warm_up: bool,
-    /// Uses the code paths of a GPU on whatever device there is: bound values, warm-up, image and report concurrently. For tests
-    /// on machines without a GPU.
+    /// Uses the code paths of a GPU on whatever device there is: bound values, warm-up, image and report concurrently.
+    /// For tests on machines without a GPU.
     pub as_on_gpu: bool,
     /// Receives notes on long work: engines that are built, another process that is waited for.
     pub progress: Shared,

@@ -19,17 +19,17 @@ use crate::model::{Part, PartMap};
 use crate::runtime::{Input, OutputPlacement, Placement, RuntimeValue, SelectedDevice};
 use crate::tensor::{Tensor, TensorView};
 
-/// A bundle's graphs: planned for the memory that there is, loaded when they are first run, each run as planned, and verified
-/// before a result leaves the program.
+/// A bundle's graphs: planned for the memory that there is, loaded when they are first run, each run as planned, and
+/// verified before a result leaves the program.
 ///
-/// **Shared use.** Every method takes `&self`. Each stage is behind a lock of its own, held while it runs: two parts run
-/// concurrently, two runs of one part follow one another. Verification has a lock too, held while a hash is waited for. Locks
-/// are taken in one order, stages as parts run and verification last, so nothing waits in a circle.
+/// **Shared use.** Every method takes `&self`. Each stage is behind a lock of its own, held while it runs: two parts
+/// run concurrently, two runs of one part follow one another. Verification has a lock too, held while a hash is waited
+/// for. Locks are taken in one order, stages as parts run and verification last, so nothing waits in a circle.
 ///
-/// **Cancellation** is not offered yet; the places for it are these. A flag that the caller shares would be read where a stage
-/// goes from one group to the next, and in [`Pipeline::run`] before a stage starts; within a run, ONNX Runtime stops on
-/// `RunOptions::terminate`. A cancelled run leaves its stage as an error does: the session of that group is released, all others
-/// are untouched, and the next run loads it again.
+/// **Cancellation** is not offered yet; the places for it are these. A flag that the caller shares would be read where
+/// a stage goes from one group to the next, and in [`Pipeline::run`] before a stage starts; within a run, ONNX Runtime
+/// stops on `RunOptions::terminate`. A cancelled run leaves its stage as an error does: the session of that group is
+/// released, all others are untouched, and the next run loads it again.
 pub struct Pipeline {
     bundle: Arc<Bundle>,
     backend: Backend,
@@ -44,8 +44,8 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens the bundle in `dir`, selects the device, loads ONNX Runtime and plans the graphs. Without expected reports no memory
-    /// is planned for the language model.
+    /// Opens the bundle in `dir`, selects the device, loads ONNX Runtime and plans the graphs. Without expected reports
+    /// no memory is planned for the language model.
     ///
     /// # Errors
     /// `bundle.*`, `runtime.missing`, `runtime.version`, `device.*`, `memory.limit`, `onnx.invalid`.
@@ -105,7 +105,8 @@ impl Pipeline {
         self.plan.concurrent
     }
 
-    /// Which provider computes which nodes of each graph that was loaded; always on a GPU, else where [`Options::placement`] asks.
+    /// Which provider computes which nodes of each graph that was loaded; always on a GPU, else where
+    /// [`Options::placement`] asks.
     pub fn placements(&self) -> impl Iterator<Item = (Part, Placement)> {
         Part::ALL.into_iter().filter_map(|part| Some((part, self.stage(part).ok()?.placement()?)))
     }
@@ -151,8 +152,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Runs a graph on tensors and gives the outputs of those names, in that order. Names, shapes and types are those of
-    /// [`crate::model`]. The outputs count only after [`Self::verify`].
+    /// Runs a graph on tensors and gives the outputs of those names, in that order. Names, shapes and types are those
+    /// of [`crate::model`]. The outputs count only after [`Self::verify`].
     ///
     /// # Errors
     /// As [`Self::run_values`].
@@ -196,7 +197,8 @@ impl Pipeline {
         Ok(results)
     }
 
-    /// Waits until the weights of these parts are verified: nothing that was computed with them may leave the program before.
+    /// Waits until the weights of these parts are verified: nothing that was computed with them may leave the program
+    /// before.
     ///
     /// # Errors
     /// `bundle.checksum`, naming the file.

@@ -1,22 +1,24 @@
 //! For which extents engines are made: batch 1, and reports from one token to the most that the bundle reads.
 //!
-//! An engine is tuned for one extent (`opt`) and runs all between `min` and `max`. Every input is told that has a dimension without a
-//! number, also what flows between groups of blocks: a provider that is told only some of them would make the others' engines
-//! anew for each new extent.
+//! An engine is tuned for one extent (`opt`) and runs all between `min` and `max`. Every input is told that has a
+//! dimension without a number, also what flows between groups of blocks: a provider that is told only some of them
+//! would make the others' engines anew for each new extent.
 
 use crate::error::{Code, Error, Result};
 use crate::graph::Dim;
 use crate::onnx::SegmentedModel;
 use crate::runtime::ProfiledInput;
 
-/// Tokens that engines are fastest for. A clinical note of 150 to 250 words, the usual length of a report in such cohorts, gives
-/// 200 to 350 tokens of LLaMA's vocabulary (1.3 to 1.4 a word of English).
+/// Tokens that engines are fastest for. A clinical note of 150 to 250 words, the usual length of a report in such
+/// cohorts, gives 200 to 350 tokens of LLaMA's vocabulary (1.3 to 1.4 a word of English).
 const TYPICAL_TOKENS: u64 = 256;
 
-/// The extents of those of the graph's values that have a dimension without a number; `names` are a graph's or a group's inputs.
+/// The extents of those of the graph's values that have a dimension without a number; `names` are a graph's or a
+/// group's inputs.
 ///
 /// # Errors
-/// `onnx.invalid` when a value's dimension is neither a number nor `batch` nor `tokens`: then no engine can be made for it.
+/// `onnx.invalid` when a value's dimension is neither a number nor `batch` nor `tokens`: then no engine can be made for
+/// it.
 pub(crate) fn profiles<'a>(
     model: &SegmentedModel,
     names: impl IntoIterator<Item = &'a str>,

@@ -24,8 +24,8 @@ pub struct Run {
     /// Memory of the GPU, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_memory_bytes: Option<GpuMemory>,
-    /// How the large weights were verified: `hashed` in this process, `unchanged since hashed`, or, where laid-out copies of
-    /// the cache were used, `unchanged since laid out`.
+    /// How the large weights were verified: `hashed` in this process, `unchanged since hashed`, or, where laid-out
+    /// copies of the cache were used, `unchanged since laid out`.
     pub weights: &'static str,
     /// Milliseconds from opening the bundle to the first run of a graph; none where none was run.
     #[serde(serialize_with = "rounded")]
@@ -78,8 +78,8 @@ pub struct GpuMemory {
     pub planned: u64,
 }
 
-/// Milliseconds by stage, in the order in which stages first ran. Where stages run at once, on a GPU, their sum is more than the clock
-/// shows ([`Run::wall_ms`]).
+/// Milliseconds by stage, in the order in which stages first ran. Where stages run at once, on a GPU, their sum is more
+/// than the clock shows ([`Run::wall_ms`]).
 #[derive(Clone, Debug, Default)]
 pub struct Timing(Vec<(String, f64)>);
 

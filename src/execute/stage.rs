@@ -1,8 +1,8 @@
 //! A graph of the bundle as it is run: as a whole, or in groups of blocks.
 //!
-//! On a GPU the values that pass between groups, and from the adapter to the vision transformer, stay on the device. On a CPU
-//! they are copied out: a result that lies in a released session's arena keeps the whole arena, and a copy of it is what memory
-//! was planned for.
+//! On a GPU the values that pass between groups, and from the adapter to the vision transformer, stay on the device. On
+//! a CPU they are copied out: a result that lies in a released session's arena keeps the whole arena, and a copy of it
+//! is what memory was planned for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -285,8 +285,8 @@ impl Stage {
 }
 
 impl Drop for Stage {
-    /// ONNX Runtime must not be working on another thread when the process ends, nor may a session be left: CUDA's libraries would
-    /// be unloaded before what uses them.
+    /// ONNX Runtime must not be working on another thread when the process ends, nor may a session be left: CUDA's
+    /// libraries would be unloaded before what uses them.
     fn drop(&mut self) {
         let _ = self.preloading.take().map(JoinHandle::join);
         let _ = self.releasing.take().map(JoinHandle::join);

@@ -1,8 +1,8 @@
 //! Hashes large files of the bundle in the background; no result leaves the program before their checksums match.
 //!
-//! A graph's operators are verified before it is loaded; its weights are numbers, which can make a result wrong but nothing
-//! else. So a graph may run while its weights are still hashed on another thread, and [`Verification::wait`] comes before every
-//! result. With one thread there is no background: files are hashed first.
+//! A graph's operators are verified before it is loaded; its weights are numbers, which can make a result wrong but
+//! nothing else. So a graph may run while its weights are still hashed on another thread, and [`Verification::wait`]
+//! comes before every result. With one thread there is no background: files are hashed first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -11,12 +11,12 @@
 //! use brain_adapter::graph::{Builder, Dim};
 //! use brain_adapter::tensor::DType;
 //!
-//! let mut builder = Builder::new("double");
-//! let x = builder.input("x", DType::F32, &[Dim::Symbol("batch"), Dim::Known(3)]);
-//! let sum = builder.add(x, x)?;
-//! builder.output("y", sum)?;
-//! let graph = builder.finish()?;
-//! assert_eq!(graph.nodes.len(), 1);
+//! let mut g = Builder::new("double");
+//! let x = g.input("x", DType::F32, &[Dim::Symbol("batch"), Dim::Known(2)]);
+//! let two = g.scalar(2.0);
+//! let y = g.mul(x, two)?;
+//! g.output("y", y)?;
+//! assert_eq!(g.finish()?.nodes.len(), 1);
 //! # Ok::<(), brain_adapter::Error>(())
 //! ```
 

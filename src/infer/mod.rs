@@ -1,7 +1,7 @@
 //! Scan (and report) → CN / MCI / AD: the work of `ba-infer`.
 //!
-//! Layer 6, feature `runtime`. A [`Predictor`] answers with a bundle's graphs ([`crate::execute::Pipeline`]); a [`ScanReader`]
-//! reads scans, on another thread where wanted.
+//! Layer 6, feature `runtime`. A [`Predictor`] answers with a bundle's graphs ([`crate::execute::Pipeline`]); a
+//! [`ScanReader`] reads scans, on another thread where wanted.
 //!
 //! ```text
 //! scan ── ScanReader ─ feature cache? ─ Scan ───────────► adapter ─ vision ┐

@@ -42,8 +42,8 @@ pub struct Prediction {
     pub bundle: BundleIdentity,
     /// How the run really went.
     pub run: Run,
-    /// What the classifier saw, float32: image and report in the space of the projections, `concat(v, t)`; without a report
-    /// `v` alone.
+    /// What the classifier saw, float32: image and report in the space of the projections, `concat(v, t)`; without a
+    /// report `v` alone.
     #[serde(skip)]
     pub fused: Vec<f32>,
     /// Every stage's tensor, where they were asked for.

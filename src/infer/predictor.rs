@@ -47,8 +47,8 @@ pub(super) struct EncodedScan {
 }
 
 impl Predictor {
-    /// Opens the bundle in `dir`, loads ONNX Runtime and plans the run's memory. Graphs are loaded when they are first needed;
-    /// their weights are verified before a result leaves.
+    /// Opens the bundle in `dir`, loads ONNX Runtime and plans the run's memory. Graphs are loaded when they are first
+    /// needed; their weights are verified before a result leaves.
     ///
     /// # Errors
     /// `bundle.*`, `runtime.missing`, `runtime.version`, `device.*`, `memory.limit`.
@@ -75,7 +75,8 @@ impl Predictor {
         self.pipeline.chosen()
     }
 
-    /// Which provider computes which nodes of each graph that was loaded; always on a GPU, else where [`Options::placement`] asks.
+    /// Which provider computes which nodes of each graph that was loaded; always on a GPU, else where
+    /// [`Options::placement`] asks.
     pub fn placements(&self) -> impl Iterator<Item = (Part, Placement)> {
         self.pipeline.placements()
     }
@@ -207,8 +208,8 @@ impl Predictor {
         Ok((features, kept.unwrap_or_default()))
     }
 
-    /// The heads' outputs by name. Without a report, zeros take the place of the text features, and only outputs that do not
-    /// depend on them are computed.
+    /// The heads' outputs by name. Without a report, zeros take the place of the text features, and only outputs that
+    /// do not depend on them are computed.
     fn heads(
         &self,
         vision: &Tensor,

@@ -62,11 +62,12 @@ impl Predictor {
         }
     }
 
-    /// Classifies a scan with its report, both encoded concurrently where device and memory allow: the language model then runs
-    /// on a thread of its own while `scan` is waited for and goes through the image's graphs. Elsewhere the report comes first.
+    /// Classifies a scan with its report, both encoded concurrently where device and memory allow: the language model
+    /// then runs on a thread of its own while `scan` is waited for and goes through the image's graphs. Elsewhere the
+    /// report comes first.
     ///
-    /// A report in `encoded` is used as it is; one that is encoded now is left there, also when the scan fails. Of two errors the
-    /// report's is returned.
+    /// A report in `encoded` is used as it is; one that is encoded now is left there, also when the scan fails. Of two
+    /// errors the report's is returned.
     ///
     /// # Errors
     /// Those of [`Self::encode_report`], of `scan` and of [`Self::predict`].

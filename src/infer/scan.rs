@@ -1,7 +1,7 @@
 //! Reads scans, on another thread where wanted.
 //!
-//! A [`ScanReader`] needs nothing of the runtime. [`read_ahead`] reads the next scan while the last one is computed: at most two
-//! are in memory.
+//! A [`ScanReader`] needs nothing of the runtime. [`read_ahead`] reads the next scan while the last one is computed: at
+//! most two are in memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -105,8 +105,8 @@ fn state(files: &[PathBuf]) -> Option<Vec<(u64, SystemTime)>> {
     files.iter().map(entry).collect()
 }
 
-/// Reads the scans at `paths` one after the other on another thread and hands each to `each` on this one. Reading stays one
-/// scan ahead. Without `in_background` each is read when it is its turn, on this thread.
+/// Reads the scans at `paths` one after the other on another thread and hands each to `each` on this one. Reading stays
+/// one scan ahead. Without `in_background` each is read when it is its turn, on this thread.
 ///
 /// # Errors
 /// The first of `each`; what reading fails with is handed to it.

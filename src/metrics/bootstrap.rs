@@ -122,4 +122,16 @@ mod tests {
         };
         assert_eq!(bootstrap(&one, 500, 1, accuracy), bootstrap(&thrice, 500, 1, accuracy));
     }
+
+    /// A subject who got ill between two scans counts for the later class, wherever the other scans stand.
+    #[test]
+    fn subjects_of_several_classes_count_for_the_largest() {
+        let scan = |truth| LabelledPrediction::new(truth, vec![1.0, 0.0]);
+        let healthy = (0..5).map(|_| vec![scan(0)]);
+        let subjects: Vec<Vec<LabelledPrediction>> =
+            healthy.chain((0..10).map(|_| vec![scan(0), scan(1), scan(0)])).collect();
+        let ill =
+            |drawn: &[&LabelledPrediction]| vec![Some(drawn.iter().filter(|scan| scan.truth == 1).count() as f64)];
+        assert_eq!(bootstrap(&subjects, 100, 3, ill), [Some(Interval { low: 10.0, high: 10.0 })]);
+    }
 }

@@ -12,15 +12,12 @@
 //! | `text` | `input_ids`, `attention_mask` i64 `[batch, tokens]` | `text` f32 `[batch, text.hidden]` |
 //! | `heads` | `vision`, `text` | `v`, `t` f32 `[batch, projection.dim]`, `logits` f32 `[batch, labels]`, `similarity` |
 //!
-//! Tokens are padded on the right. `similarity` is f32 `[batch]`. Where the checkpoint has an image-only classifier, the
-//! heads also give `image_logits` f32 `[batch, labels]`.
+//! Tokens are padded on the right. `similarity` is f32 `[batch]`. Where the checkpoint has an image-only classifier,
+//! the heads also give `image_logits` f32 `[batch, labels]`.
 //!
 //! ```
-//! use brain_adapter::config::Config;
-//! use brain_adapter::model::{Part, PartMap, keys};
+//! use brain_adapter::{config::Config, model::keys};
 //!
-//! let files = PartMap::from_fn(|part| format!("{part}.onnx"));
-//! assert_eq!(files[Part::Text], "text.onnx");
 //! let (name, shape) = &keys::adapter(&Config::default())[0];
 //! assert_eq!((name.as_str(), shape.as_slice()), ("adapter.reduce.conv.weight", &[64, 256, 1, 1][..]));
 //! ```

@@ -39,8 +39,8 @@ impl Part {
         }
     }
 
-    /// Whether its float graph contains operators of ONNX Runtime's own domain (`com.microsoft`), which TensorRT does not
-    /// support: the vision transformer's fused attention.
+    /// Whether its float graph contains operators of ONNX Runtime's own domain (`com.microsoft`), which TensorRT does
+    /// not support: the vision transformer's fused attention.
     pub const fn has_contrib_operators(self) -> bool {
         matches!(self, Self::Vision)
     }

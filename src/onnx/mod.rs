@@ -6,13 +6,19 @@
 //! read to be run block by block. For Microsoft's training runtime, `functions` comes along with graphs that use its
 //! operators; [`crate::optimizer`] makes the file that it optimizes with.
 //!
-//! ```no_run
-//! # let graph = brain_adapter::graph::Builder::new("text").finish()?;
-//! let folder: &std::path::Path = "graphs".as_ref();
-//! for file in brain_adapter::onnx::write(&graph, folder, "text", &mut |_bytes| ())? {
-//!     println!("{}: {} bytes, SHA-256 {}", file.name, file.bytes, file.sha256);
-//! }
-//! assert!(brain_adapter::onnx::external_files(&folder.join("text.onnx"))?.contains("text.onnx.data"));
+//! ```
+//! use brain_adapter::graph::{Builder, Dim};
+//! use brain_adapter::onnx;
+//! use brain_adapter::tensor::DType;
+//!
+//! let mut g = Builder::new("square");
+//! let x = g.input("x", DType::F32, &[Dim::Symbol("batch")]);
+//! let y = g.mul(x, x)?;
+//! g.output("y", y)?;
+//!
+//! let dir = tempfile::tempdir().unwrap();
+//! let files = onnx::write(&g.finish()?, dir.path(), "square", &mut |_bytes| ())?;
+//! assert_eq!(files[0].name, "square.onnx");
 //! # Ok::<(), brain_adapter::Error>(())
 //! ```
 

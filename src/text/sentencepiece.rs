@@ -142,3 +142,51 @@ fn merges<'a>(pieces: &'a [Piece], vocab: &HashMap<&str, usize>) -> Vec<(&'a str
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
     scored.into_iter().map(|(_, _, pair)| pair).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(text: &str, score: f32, kind: i32) -> Piece {
+        Piece { piece: Some(text.into()), score: Some(score), kind: Some(kind) }
+    }
+
+    fn pieces() -> Vec<Piece> {
+        let normal = [("\u{2581}", -9.0), ("a", -9.0), ("b", -9.0), ("c", -9.0), ("ab", -2.0), ("bc", -3.0)];
+        let longer = [("abc", -1.0), ("\u{2581}a", -4.0)];
+        let normal = normal.into_iter().chain(longer).map(|(text, score)| piece(text, score, kind::NORMAL));
+        [piece("<unk>", 0.0, kind::UNKNOWN), piece("cc", 0.0, kind::CONTROL)].into_iter().chain(normal).collect()
+    }
+
+    /// Best score first, of one piece's splits the longest left part; what is no normal piece is never joined.
+    #[test]
+    fn merges_are_ordered_by_score_and_by_the_left_part() {
+        let pieces = pieces();
+        let vocab: HashMap<&str, usize> = pieces.iter().map(Piece::piece).zip(0..).collect();
+        let expected = [("ab", "c"), ("a", "bc"), ("a", "b"), ("b", "c"), ("\u{2581}", "a")];
+        assert_eq!(merges(&pieces, &vocab), expected);
+    }
+
+    /// What the file leaves out has the defaults of `sentencepiece_model.proto`: a space in front, and spaces removed.
+    #[test]
+    fn settings_that_are_left_out_have_their_defaults() {
+        let model = |prefix, spaces| ModelProto {
+            pieces: pieces(),
+            trainer: Some(TrainerSpec { model_type: Some(BPE_MODEL) }),
+            normalizer: Some(NormalizerSpec {
+                precompiled_charsmap: None,
+                add_dummy_prefix: prefix,
+                remove_extra_whitespaces: spaces,
+            }),
+        };
+        let tokens = |prefix| {
+            let tokenizer = convert(&model(prefix, Some(false)).encode_to_vec()).unwrap();
+            tokenizer.encode("a", false).unwrap().get_tokens().to_vec()
+        };
+        assert_eq!([tokens(None), tokens(Some(true)), tokens(Some(false))], [["\u{2581}a"], ["\u{2581}a"], ["a"]]);
+        for spaces in [None, Some(true)] {
+            let error = convert(&model(None, spaces).encode_to_vec()).unwrap_err();
+            assert!(error.message().contains("normaliser"), "{error}");
+        }
+    }
+}

@@ -141,4 +141,12 @@ mod tests {
         assert_eq!(map.cut_mm, [4.0, 6.0]);
         assert!(AxisMap::new(4, 1.0, false, 8, 1.0).cut_mm.iter().all(|&mm| mm <= 0.0));
     }
+
+    #[test]
+    fn the_border_snaps_by_a_millionth_of_a_voxel() {
+        for (outside, inside) in [(0.9e-6, true), (1.1e-6, false), (1e-5, false)] {
+            let map = AxisMap::new(3, 1.0 - outside, false, 7, 0.5);
+            assert_eq!(map.len(), if inside { 5 } else { 3 }, "{outside} voxels outside");
+        }
+    }
 }

@@ -226,6 +226,7 @@ impl Orientation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::datatype::Datatype;
 
     fn affine(rows: [[f64; 3]; 3]) -> Affine {
         let [a, b, c] = rows.map(|r| [r[0], r[1], r[2], 0.0]);
@@ -267,5 +268,41 @@ mod tests {
         assert_eq!(out[0], [1.0, 0.0, 0.0, 50.0 - 2.0 * 5.0 - 3.0]);
         assert_eq!(out[1][3], -60.0 + 1.5 * 5.0 - 4.0);
         assert_eq!(out[2][3], 10.0 + 3.0 * 5.0 - 3.0);
+    }
+
+    fn with_quaternion(quaternion: [f64; 3]) -> Header {
+        Header {
+            version: 1,
+            big: false,
+            pair: false,
+            shape: [2; 3],
+            volumes: 1,
+            datatype: Datatype::U8,
+            bitpix: 8,
+            offset: 352,
+            scaling: None,
+            sform_code: 0,
+            qform_code: 1,
+            pixdim: [1.0; 4],
+            quaternion,
+            quaternion_offset: [0.0; 3],
+            sform: [[0.0; 4]; 3],
+        }
+    }
+
+    /// Rounding to f32 is forgiven, damage is not.
+    #[test]
+    fn a_quaternion_longer_than_one_is_damage() {
+        assert!(qform(&with_quaternion([1.0 + 1e-7, 0.0, 0.0])).is_ok());
+        for b in [1.0 + 1e-6, 1.001] {
+            assert_eq!(qform(&with_quaternion([b, 0.0, 0.0])).unwrap_err().code(), Code::NIFTI_AFFINE, "{b}");
+        }
+    }
+
+    #[test]
+    fn axes_that_nearly_run_the_same_way_are_singular() {
+        let sheared = |apart: f64| check("sform", &affine([[1.0, 1.0, 0.0], [0.0, apart, 0.0], [0.0, 0.0, 1.0]]));
+        assert!(sheared(2e-3).is_ok());
+        assert!(sheared(5e-4).unwrap_err().message().contains("singular"));
     }
 }

@@ -132,6 +132,8 @@ mod tests {
         normalize(&mut values, 0.0, 100.0, Some([10.0, 90.0])).unwrap();
         assert_eq!((values[5], values[10], values[50], values[95]), (0.0, 0.0, 0.5, 1.0));
         assert_eq!(normalize(&mut [1.0; 9], 1.0, 1.0, None).unwrap_err().code(), Code::NIFTI_CONSTANT);
+        // The range is above 0, but its quotients would have no precision.
+        assert_eq!(normalize(&mut [0.0, 1e-39], 0.0, 1e-39, None).unwrap_err().code(), Code::NIFTI_CONSTANT);
         for clip in [[5.0, 5.0], [-1.0, 9.0], [0.0, 101.0], [f64::NAN, 50.0]] {
             assert_eq!(normalize(&mut [1.0, 2.0], 1.0, 2.0, Some(clip)).unwrap_err().code(), Code::CONFIG_VALUE);
         }

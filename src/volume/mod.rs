@@ -157,8 +157,8 @@ pub struct Volume {
     pub warnings: Vec<Warning>,
 }
 
-/// The files that the scan at `path` consists of: itself, or a `.hdr` and the `.img` that belongs to it. Only the header
-/// is read.
+/// The files that the scan at `path` consists of: itself, or a `.hdr` and the `.img` that belongs to it. Only the
+/// header is read.
 ///
 /// # Errors
 /// One of the `nifti.*` codes, or `io`.

@@ -3,8 +3,8 @@
 //! In: a regular file or bytes in memory. Out: decoded bytes in order, and at the end a [`Tail`] that says what
 //! followed them. Nothing here allocates by what a file claims: the buffers have fixed sizes.
 //!
-//! The container is detected from its first two bytes, never from its name. Every gzip member is read to its trailer, so a
-//! wrong CRC or length is an error: `nifti.gzip` for damage, `nifti.truncated` where bytes are missing, `io` where
+//! The container is detected from its first two bytes, never from its name. Every gzip member is read to its trailer,
+//! so a wrong CRC or length is an error: `nifti.gzip` for damage, `nifti.truncated` where bytes are missing, `io` where
 //! the operating system failed.
 
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! Checkpoints that PyTorch wrote load to what PyTorch says is in them: those in `tests/data/checkpoint`, and the larger
-//! families in `../shared/fixtures` where that folder is there.
+//! Checkpoints that PyTorch wrote load to what PyTorch recorded of them: those in `tests/data/checkpoint`, and the
+//! larger families in `../shared/fixtures` where that folder is there.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! Files made to do harm, and files that are none: an error with the right code, one line, naming the file; nothing run.
+//! Files made to do harm, and files that are none: an error with the right code, one line, naming the file; nothing
+//! run.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! Thousands of damaged copies of small valid files: each loads or fails, none panics, and none takes memory or time out of
-//! proportion. The seed is fixed; `BA_MUTATIONS` sets how many are made of each file.
+//! Thousands of damaged copies of small valid files: each loads or fails, none panics, and none takes memory or time
+//! out of proportion. The seed is fixed; `BA_MUTATIONS` sets how many are made of each file.
 
 use std::path::Path;
 
@@ -90,7 +90,7 @@ fn load_or_fail() {
     }
 }
 
-/// The most memory that this process has had resident, in bytes, where the system tells.
+/// The peak resident memory of this process in bytes, where the system reports it.
 fn peak_memory() -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;

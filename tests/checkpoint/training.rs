@@ -1,5 +1,5 @@
-//! ONNX Runtime's training checkpoints: those of Microsoft's runtime read as the `flatbuffers` package reads them, ours read
-//! by it, round trips, damage. `tests/train/interop.rs` has Microsoft's runtime load ours.
+//! ONNX Runtime's training checkpoints: those of Microsoft's runtime read as the `flatbuffers` package reads them, ours
+//! read by it, round trips, damage. `tests/train/interop.rs` has Microsoft's runtime load ours.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
-use support::common::package;
 use support::oracle;
+use support::package;
 
 const FILES: [&str; 3] = ["ms/checkpoint", "portable/checkpoint", "portable/checkpoint_after_3_steps"];
 
@@ -22,7 +22,7 @@ fn fixture(name: &str) -> std::path::PathBuf {
     package("tests/data/ort-training").join(name)
 }
 
-/// What `odtc.py` says of tensors, sorted by name: name, shape, ONNX's type, SHA-256. Where they lie differs.
+/// Tensors as `odtc.py` reports them, sorted by name: name, shape, ONNX's type, SHA-256. Where they lie differs.
 fn sorted(tensors: &Value) -> Value {
     let mut rows: Vec<Value> = tensors.as_array().unwrap().iter().map(|t| json!([t[0], t[1], t[2], t[3]])).collect();
     rows.sort_by_key(|row| row[0].as_str().unwrap().to_owned());

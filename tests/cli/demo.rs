@@ -11,7 +11,7 @@ use support::common;
 const TOLERANCE: f32 = 1e-3;
 
 fn demo(path: &str) -> String {
-    common::package("examples/demo").join(path).to_str().unwrap().to_owned()
+    support::package("examples/demo").join(path).to_str().unwrap().to_owned()
 }
 
 /// Runs a command of this package and gives what it said; its exit code must be `code`.

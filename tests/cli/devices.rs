@@ -1,4 +1,4 @@
-//! What `ba-infer` says of GPUs over a driver and libraries that are not real. No GPU is needed or used.
+//! What `ba-infer` reports of GPUs with a driver and libraries that are not real. No GPU is needed or used.
 
 #![cfg(target_os = "linux")]
 
@@ -18,7 +18,7 @@ fn names(message: &str, words: &[&str]) {
     }
 }
 
-/// `ba-infer` with a driver that is not real, and a library of ONNX Runtime beside GPU libraries that are not real.
+/// `ba-infer` with a driver that is not real, and a library of ONNX Runtime next to GPU libraries that are not real.
 struct Cli {
     dir: tempfile::TempDir,
     library: PathBuf,
@@ -34,7 +34,7 @@ impl Cli {
         gpu_build(&gpu);
         let named = gpu.join("libonnxruntime.so");
         fs::remove_file(&named).unwrap();
-        // A copy: the folder in which a link's target lies would be looked at too.
+        // A copy: the folder in which a link's target lies would be searched too.
         fs::copy(library(), &named).unwrap();
         Self { dir, library: named }
     }
@@ -70,13 +70,14 @@ fn the_driver_is_asked() {
     // A driver whose library is damaged.
     fs::write(cli.dir.path().join("driver/libnvidia-ml.so.1"), "text").unwrap();
     refused(&[], &["libnvidia-ml.so.1", "cannot be queried", "580"]);
-    // `auto` says that it does without, also without -v.
+    // `auto` reports that it runs without a GPU, also without -v.
     let done = cli.run("auto", &[], &["--json"]).ok();
     assert_eq!((&done.json()["device"], &done.json()["run"]["chosen"]["asked"]), (&"cpu".into(), &"auto".into()));
     names(&done.stderr, &["cpu (auto)", "not cuda: NVIDIA's driver cannot be queried"]);
 }
 
-/// All is there, and nothing of it real: ONNX Runtime's own refusal is an error in one line, and the process ends cleanly.
+/// All is there, and nothing of it real: ONNX Runtime's own refusal is an error in one line, and the process ends
+/// cleanly.
 #[test]
 fn what_onnx_runtime_refuses_is_told() {
     let cli = Cli::new();
@@ -84,7 +85,7 @@ fn what_onnx_runtime_refuses_is_told() {
         let done = cli.run(device, &[], &[]).fails_with_one_line("device.unavailable");
         done.naming(&[&format!("ONNX Runtime cannot use the device `{refused}`")]);
     }
-    // `auto` goes on to the next, and the processor computes.
+    // `auto` tries the next, and the CPU computes.
     let done = cli.run("auto", &[], &["--json"]).ok();
     names(&done.stderr, &["cpu (auto)", "not cuda: ONNX Runtime cannot use"]);
     let chosen = &done.json()["run"]["chosen"];

@@ -256,7 +256,7 @@ fn message(tag: u32, bytes: &[u8]) -> Vec<u8> {
     field(tag, bytes)
 }
 
-/// The command says the same, and says it without ONNX Runtime.
+/// The command reports the same, and without ONNX Runtime.
 #[test]
 fn refused_before_onnx_runtime_is_loaded() {
     let dir = patched("text.onnx", b"text.onnx.data", b"../x.onnx.data");

@@ -10,7 +10,7 @@ use brain_adapter::onnx::{SegmentedModel, external_files, external_files_in};
 use brain_adapter::text::Tokenizer;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use support::commands::{self, tiny_bundle, tiny_copy};
+use support::commands::{tiny_bundle, tiny_copy};
 
 /// One to eight random changes.
 fn mutate(bytes: &[u8], rng: &mut impl Rng) -> Vec<u8> {
@@ -132,7 +132,7 @@ fn tokenize(bytes: &[u8]) {
 #[test]
 fn tokenizers() {
     for (seed, name) in [(6, "tokenizer.json"), (7, "tokenizer.model")] {
-        let good = fs::read(commands::package("tests/data/tokenizer").join(name)).unwrap();
+        let good = fs::read(support::package("tests/data/tokenizer").join(name)).unwrap();
         each(seed, 1500, &good, tokenize);
     }
 }
@@ -140,7 +140,7 @@ fn tokenizers() {
 /// Parts that a tokenizer.json may name, with nonsense in them.
 #[test]
 fn tokenizers_with_strange_parts() {
-    let good = fs::read(commands::package("tests/data/tokenizer/tokenizer.json")).unwrap();
+    let good = fs::read(support::package("tests/data/tokenizer/tokenizer.json")).unwrap();
     let good: serde_json::Value = serde_json::from_slice(&good).unwrap();
     let parts = [
         ("pre_tokenizer", r#"{"type":"Split","pattern":{"Regex":"(a+)+(?=b)"},"behavior":"Isolated","invert":false}"#),

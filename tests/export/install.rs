@@ -44,12 +44,13 @@ fn foreign_files_need_force_and_stay() {
     export_to(&target, &["--force"]).ok();
     Bundle::open(&target).unwrap();
     assert_eq!(fs::read(target.join("thesis.txt")).unwrap(), b"years of work");
-    // Beside a bundle, other files are no obstacle, and stay again.
+    // Next to a bundle, other files are no obstacle, and stay again.
     export_to(&target, &[]).ok();
     assert_eq!(fs::read(target.join("thesis.txt")).unwrap(), b"years of work");
 }
 
-/// Files of the names that a bundle has, without a bundle: with `--force` the new ones must win, or the bundle is broken.
+/// Files of the names that a bundle has, without a bundle: with `--force` the new ones must win, or the bundle is
+/// broken.
 #[test]
 fn forced_over_files_of_the_bundles_own_names() {
     let dir = tempfile::tempdir().unwrap();
@@ -63,7 +64,7 @@ fn forced_over_files_of_the_bundles_own_names() {
     Bundle::open(&target).unwrap();
 }
 
-/// "Export it again" is what a bundle of another format version is told: so that must work.
+/// "Export it again" is the advice for a bundle of another format version: so that must work.
 #[test]
 fn a_bundle_of_another_format_is_replaced() {
     for change in ["format", "unknown field"] {
@@ -180,7 +181,7 @@ fn a_converted_tokenizer_gives_the_same_bytes() {
     let model = dir.path().join("model");
     commands::write_model(&model, "tiny", "tiny");
     fs::remove_file(model.join("llama/tokenizer.json")).unwrap();
-    fs::copy(commands::package("tests/data/tokenizer/tokenizer.model"), model.join("llama/tokenizer.model")).unwrap();
+    fs::copy(support::package("tests/data/tokenizer/tokenizer.model"), model.join("llama/tokenizer.model")).unwrap();
     let mut hashes = Vec::new();
     for i in 0..4 {
         let target = dir.path().join(format!("onnx{i}"));

@@ -1,5 +1,5 @@
-//! An export's memory and disk: what it holds does not grow with the model, in any layout, and a disk that is too small is
-//! told at once. All under limits of the operating system.
+//! An export's memory and disk: what it holds does not grow with the model, in any layout, and a disk that is too small
+//! is reported at once. All under limits of the operating system.
 
 #![cfg(target_os = "linux")]
 
@@ -15,7 +15,7 @@ use serde_json::json;
 use support::commands::{self, bare, finish, save};
 use support::large::{self, L, SINGLE, tensors};
 
-/// The most private memory that an export gets, in KiB: far less, and enough for what is on its way to the disk.
+/// The most private memory that an export gets, in KiB: far less, and enough for what is being written.
 const LIMIT: u64 = 176 << 10;
 
 /// A model folder in each layout, made once: safetensors, PyTorch archives with an index, Meta's slices.

@@ -1,4 +1,4 @@
-//! `ba-export --quantize` as it is typed: what it says, what it leaves behind, and how it fails.
+//! `ba-export --quantize` as it is typed: what it prints, what it leaves behind, and how it fails.
 
 #![cfg(unix)]
 
@@ -12,7 +12,8 @@ use brain_adapter::tensor::LazyTensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
-use support::commands::{ba_export, ba_infer, names, package, snapshot, tiny_model};
+use support::commands::{ba_export, ba_infer, names, snapshot, tiny_model};
+use support::package;
 
 fn demo(path: &str) -> PathBuf {
     package("examples/demo").join(path)
@@ -177,7 +178,7 @@ fn statistics_are_reused() {
         layers.iter().map(|l| l["scheme"].clone()).collect()
     };
     assert_eq!(schemes(&first), schemes(&second));
-    // The file goes along unchanged, and says what it was taken from.
+    // The file is copied unchanged, and names what it was made from.
     assert_eq!(fs::read(&statistics).unwrap(), fs::read(two.join("calibration.safetensors")).unwrap());
     assert_eq!(second["quantization"]["calibration"]["scans"], first["quantization"]["calibration"]["scans"]);
 }
@@ -305,7 +306,7 @@ fn what_cannot_be_met_leaves_the_old_bundle_alone() {
     for useless in [["--max-error", "0.1"], ["--statistics", "calibration.safetensors"]] {
         assert_eq!(ba_export(&[&useless[0], &useless[1]]).code, Some(2), "{useless:?}");
     }
-    // A limit that only exact layers meet: everything climbs to the top of the ladder, and says so.
+    // A limit that only exact layers meet: everything climbs to the top of the ladder, and the summary reports it.
     let strict = dir.path().join("strict");
     let summary = export("int8", &strict, &["--max-error", "1e-4"]);
     let layers = summary["quantization"]["layers"].as_array().unwrap();

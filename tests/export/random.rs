@@ -11,8 +11,9 @@ use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
 use safetensors::tensor::Dtype;
-use support::commands::{self, command, finish, package, snapshot};
+use support::commands::{self, command, finish, snapshot};
 use support::common;
+use support::package;
 use support::reference::{
     Array, files,
     generate::{Case, random_case},
@@ -82,7 +83,7 @@ fn unused(case: &Case, written: &Written) -> BTreeSet<String> {
     vision.chain(text).chain(own.map(String::as_str)).map(str::to_owned).collect()
 }
 
-/// What stands beside the model's prefix is skipped under the name that it has in the file.
+/// What stands next to the model's prefix is skipped under the name that it has in the file.
 fn skipped_names(names: &[String]) -> BTreeSet<String> {
     names.iter().cloned().collect()
 }

@@ -1,5 +1,5 @@
-//! Bundles in the forms of CUDA and TensorRT, run here on a CPU: close to fp32, of the integers that each device takes, and
-//! saying what they are good for.
+//! Bundles in the forms of CUDA and TensorRT, run here on a CPU: close to fp32, of the integers that each device takes,
+//! and saying what they are good for.
 
 #![cfg(unix)]
 
@@ -100,7 +100,7 @@ fn export_case(case: &Case, dir: &Path, precision: Precision) -> Bundle {
     let model = dir.join("model");
     if !model.exists() {
         fs::create_dir(&model).unwrap();
-        write_case(case, &model, Some(&common::package("tests/data/tokenizer/tokenizer.json")));
+        write_case(case, &model, Some(&support::package("tests/data/tokenizer/tokenizer.json")));
     }
     let plan = Plan { precision, ..Plan::new(Sources::in_folder(&model).unwrap(), dir.join(precision.name())) };
     export::run(&plan, &mut Silent).unwrap_or_else(|e| panic!("seed {} {precision}: {e}", case.seed));
@@ -112,7 +112,7 @@ fn export_case(case: &Case, dir: &Path, precision: Precision) -> Bundle {
 fn the_companion_brings_no_weights() {
     let dir = tempfile::tempdir().unwrap();
     for precision in [Precision::Fp32, Precision::Fp16] {
-        let sources = Sources::in_folder(&common::package("examples/demo/checkpoint")).unwrap();
+        let sources = Sources::in_folder(&support::package("examples/demo/checkpoint")).unwrap();
         let plan = Plan { precision, ..Plan::new(sources, dir.path().join(precision.name())) };
         export::run(&plan, &mut Silent).unwrap();
         let bundle = Bundle::open(&plan.output).unwrap();
@@ -123,7 +123,7 @@ fn the_companion_brings_no_weights() {
         let size = |name: &str| fs::metadata(bundle.file(name)).unwrap().len();
         let [first, second, data] = ["vision.onnx", "vision.tensorrt.onnx", "vision.onnx.data"].map(size);
         assert_eq!(vision.bytes, first + second + data);
-        assert!(second < 2 * first && second < data / 10, "{second} bytes beside {first} and {data}");
+        assert!(second < 2 * first && second < data / 10, "{second} bytes next to {first} and {data}");
         let names = commands::names(&bundle.dir);
         assert_eq!(names.iter().filter(|n| n.ends_with(".data") && n.starts_with("vision")).count(), 1, "{names:?}");
         let files: Vec<PathBuf> = ["vision.onnx", "vision.tensorrt.onnx"].map(|f| bundle.file(f)).into();
@@ -171,7 +171,8 @@ fn integers_for_gpus_keep_the_limits() {
     }
 }
 
-/// TensorRT's rules, in the eyes of the onnx package: int8 around 0, one scale an activation, one an output of a weight.
+/// TensorRT's rules, in the eyes of the onnx package: int8 around 0, one scale an activation, one an output of a
+/// weight.
 #[test]
 fn pairs_for_tensorrt_are_symmetric() {
     let dir = tempfile::tempdir().unwrap();

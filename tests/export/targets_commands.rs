@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::export::{self, Plan, Sources};
 use brain_adapter::progress::Silent;
-use support::commands::{ba_export, ba_infer, ba_train, manifest, package, snapshot, tiny_model};
+use support::commands::{ba_export, ba_infer, ba_train, manifest, snapshot, tiny_model};
+use support::package;
 use support::trained::Study;
 
 #[test]

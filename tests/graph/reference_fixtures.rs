@@ -37,7 +37,7 @@ fn whole(a: &Array) -> Vec<Vec<i64>> {
     (0..a.shape[0]).map(|b| a.row(b).iter().map(|&x| x as i64).collect()).collect()
 }
 
-/// Every stage in common; each within its limit. Says the errors on stdout.
+/// Every stage in common; each within its limit. Prints the errors.
 fn compare(name: &str, got: &BTreeMap<String, Array>, want: &Weights) {
     for (stage, g) in got {
         let error = g.max_abs_diff(want.get(stage).unwrap_or_else(|| panic!("{name}: no {stage} recorded")));

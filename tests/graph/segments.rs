@@ -92,7 +92,7 @@ fn groups_of_blocks_give_the_same_bits() {
         let case = reduced::massive(seed, &l, 200.0, 1.0);
         reduced::write(&case, dir.path(), 2);
         // TensorRT's scales want a scan too.
-        let scan = common::package("tests/data/fixtures/tiny/scan.nii.gz");
+        let scan = support::package("tests/data/fixtures/tiny/scan.nii.gz");
         std::fs::copy(scan, dir.path().join("calibration/report0.nii.gz")).unwrap();
         let (_, bundle) = reduced::export(&Plan { target, ..reduced::plan(dir.path(), precision) });
         assert!(compare(&bundle, &case, &mut rng) >= 2, "seed {seed}: nothing was cut");
@@ -129,7 +129,7 @@ fn what_is_planned_with_is_counted() {
         assert!(weights <= record.bytes && weights * 10 > record.bytes * 5, "{weights} of {}", record.bytes);
         let widened: u64 = model.segments().iter().map(|s| s.widened).sum();
         // Twice the halves, four times the bytes: float32 either way.
-        assert_eq!(widened > weights, wide, "{precision} for {target}: {widened} beside {weights}");
+        assert_eq!(widened > weights, wide, "{precision} for {target}: {widened} next to {weights}");
         let live =
             |tokens| model.live_bytes(0..model.segments().len(), &BTreeMap::from([("batch", 1), ("tokens", tokens)]));
         // At least the residual stream and what a layer makes of it; scores grow with the square.

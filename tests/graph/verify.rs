@@ -6,7 +6,6 @@ use brain_adapter::graph::{Builder, Dim, Graph, Node, Op, Value, ValueId, ValueT
 use brain_adapter::model::{self, Attention, Stages, Weights};
 use brain_adapter::passes::fold_batch_norm;
 use brain_adapter::tensor::{DType, LazyTensor};
-use support::commands;
 use support::rules::{graph, op, rows};
 
 const F: DType = DType::F32;
@@ -166,7 +165,7 @@ fn printed_graphs() {
 
 /// Compares with `tests/graph/printed/NAME`; with `BA_BLESS=1` in the environment, writes it.
 fn golden(name: &str, text: &str) {
-    let path = commands::package("tests/graph/printed").join(name);
+    let path = support::package("tests/graph/printed").join(name);
     if std::env::var_os("BA_BLESS").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();

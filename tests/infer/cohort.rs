@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use support::commands::{Done, command, finish, scan, tiny_bundle};
 
-/// A cohort of `rows`, with a scan `s.nii.gz` and a report `r.txt` beside it.
+/// A cohort of `rows`, with a scan `s.nii.gz` and a report `r.txt` next to it.
 fn cohort(rows: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(scan(), dir.path().join("s.nii.gz")).unwrap();

@@ -10,8 +10,9 @@ use brain_adapter::checkpoint::Checkpoint;
 use brain_adapter::tensor::LazyTensor;
 use serde_json::Value;
 use support::commands::{
-    self, ba_export, ba_infer, command, finish, fixture, names, package, save, tensors, tiny_model, write_model,
+    self, ba_export, ba_infer, command, finish, fixture, names, save, tensors, tiny_model, write_model,
 };
+use support::package;
 use support::{common, oracle};
 
 const TOLERANCE: f32 = 1e-4;

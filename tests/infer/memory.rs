@@ -1,4 +1,4 @@
-//! What `ba-infer` takes: planned, kept and refused; and what it remembers between runs.
+//! The memory of `ba-infer`: planned, limited and refused; and its cache between runs.
 
 use std::fs;
 use std::path::Path;
@@ -132,8 +132,8 @@ fn limited(ulimit: &str, bundle: &Path, report: &Path, more: &[&str]) -> Done {
     )
 }
 
-/// Under limits of the operating system which the weights as a whole would break, mapped or not: they are found without being
-/// named.
+/// Under limits of the operating system which the weights as a whole would break, mapped or not: they are found without
+/// being named.
 #[cfg(target_os = "linux")]
 #[test]
 fn limits_of_the_system_are_kept() {
@@ -146,7 +146,7 @@ fn limits_of_the_system_are_kept() {
         let found = limited(&ulimit, &bundle, &report, &[]).ok().json();
         assert!(groups(&found, "text") > 1, "{ulimit}: {found}");
         assert_eq!(found["logits"], whole["logits"], "{ulimit}");
-        // The limit does bite: told that there is more, the run fails (with an error, not a crash).
+        // The limit does bite: with a larger `--max-memory`, the run fails (with an error, not a crash).
         let more = limited(&ulimit, &bundle, &report, &["--max-memory", "8G"]);
         more.fails_with_one_line("runtime.model");
         limited(&ulimit, &bundle, &report, &["--mode", "resident"]).fails_with_one_line("memory.limit");
@@ -204,7 +204,8 @@ fn verified_once_until_touched() {
     assert_eq!(verified("three"), "hashed");
 }
 
-/// Weights that were laid out once are mapped: the resident answer, in hardly any private memory; a touched copy is not used.
+/// Repacked weights are mapped from the cache: the resident answer, in hardly any private memory; a touched copy is not
+/// used.
 #[test]
 fn weights_are_laid_out_once() {
     let dir = tempfile::tempdir().unwrap();
@@ -233,7 +234,7 @@ fn weights_are_laid_out_once() {
     fs::write(&data, &bytes).unwrap();
     assert!(laid_out());
     assert_eq!(fs::read_dir(cache.join("prepacked")).unwrap().count(), 1);
-    // Only beside a cache.
+    // Only with a cache.
     assert_eq!(run(&bundle, &report, &["--prepacked"]).code, Some(2));
 }
 

@@ -1,6 +1,7 @@
-//! Losses and gradients against PyTorch's autograd in float64, on small random models: every kind of adapter and norm, vision
-//! transformers of one to three blocks with both poolings, all modes, batches of one to three; and the loss alone around the
-//! clamp of its scale and with weights of classes. `tests/data/fixtures/autograd/record.py` made the recorded values.
+//! Losses and gradients against PyTorch's autograd in float64, on small random models: every kind of adapter and norm,
+//! vision transformers of one to three blocks with both poolings, all modes, batches of one to three; and the loss
+//! alone around the clamp of its scale and with weights of classes. `tests/data/fixtures/autograd/record.py` made the
+//! recorded values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +13,8 @@ use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{LazyTensor, Tensor};
 use brain_adapter::train::{Activations, Batch, FrozenWeights, GraphOptions, Parameters, StagedModel, TrainingGraphs};
 use serde_json::Value;
-use support::common::{package, runtime};
+use support::common::runtime;
+use support::package;
 use support::training::{self, norm_error};
 
 /// Largest relative error in norm of a gradient, and relative error of a loss.
@@ -107,7 +109,7 @@ fn whole_models_are_those_of_pytorch() {
     assert_eq!(seen.len(), 2 * 4 + 2 * 3 + 3, "{seen:?}");
 }
 
-/// The loss by itself, and its gradient by every number that it takes.
+/// The loss by itself, and its gradient with respect to every input.
 fn loss_alone(case: &Value) -> f64 {
     let (mode, sizes) = (mode(case), &case["sizes"]);
     let size = |i: usize| sizes[i].as_u64().unwrap() as usize;

@@ -1,6 +1,6 @@
-//! One training step against PyTorch in float64: the loss and every gradient, in all modes, with both conventions of batch
-//! norm, with saved and with recomputed activations. `tests/data/fixtures/grads` are recorded outputs (`make_weights.py` tells
-//! how the fixtures were made).
+//! One training step against PyTorch in float64: the loss and every gradient, in all modes, with both conventions of
+//! batch norm, with saved and with recomputed activations. `tests/data/fixtures/grads` are recorded outputs
+//! (`make_weights.py` documents how the fixtures were made).
 
 use brain_adapter::model::Mode;
 use brain_adapter::model::adapter::Statistics;

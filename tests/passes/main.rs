@@ -12,4 +12,5 @@ mod quantize_models;
 mod quantize_outliers;
 mod quantize_symmetric;
 mod quantize_weights;
+mod smoothing;
 mod walks;

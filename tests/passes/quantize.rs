@@ -22,7 +22,8 @@ use support::reference::{
     weights::Random,
 };
 
-/// Whether this CPU's kernels of uint8 × int8 overflow: x86 without VNNI. ONNX Runtime goes round them in an optimization.
+/// Whether this CPU's kernels of uint8 × int8 overflow: x86 without VNNI. ONNX Runtime goes round them in an
+/// optimization.
 fn products_overflow() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -122,7 +123,8 @@ fn smoothing_changes_no_bit() {
             smooth(&mut smoothed, linear.input, &factors).unwrap();
             sites += 1;
         }
-        // The last block of a ViT slices its first norm's result for the CLS token, so that nothing can be folded there.
+        // The last block of a ViT slices its first norm's result for the CLS token, so that nothing can be folded
+        // there.
         assert_eq!(sites, expected_sites, "{graph}");
         assert_eq!(run(&smoothed, &feed), before, "{}", graph.name);
     }
@@ -146,7 +148,7 @@ fn blocks_run_one_after_the_other_as_the_whole_does() {
     }
 }
 
-/// A large graph is judged from its own staged weights, a block at a time: the same numbers as from the whole.
+/// A large graph is evaluated from its own staged weights, a block at a time: the same numbers as from the whole.
 #[test]
 fn blocks_run_over_the_weights_of_the_whole() {
     let l = reference::LlamaConfig {

@@ -1,5 +1,5 @@
-//! Reduced precision on random models of all sizes, with scans and reports to calibrate on: it stays close to the float64
-//! reference on inputs that the export never saw, or the export says that it cannot.
+//! Reduced precision on random models of all sizes, with scans and reports to calibrate on: it stays close to the
+//! float64 reference on inputs that the export never saw, or the export is refused.
 
 use std::fs;
 use std::path::Path;
@@ -105,7 +105,7 @@ fn random_models_keep_their_probabilities() {
                     let far = farthest(&probabilities(&bundle, &case), &expected);
                     let record = summary.quantization.unwrap();
                     let judged = record.probabilities.unwrap();
-                    eprintln!("seed {} {precision} for {target}: {far:.4}, judged {judged:.4}", case.seed);
+                    eprintln!("seed {} {precision} for {target}: {far:.4}, held out {judged:.4}", case.seed);
                     assert!(
                         far <= tolerance,
                         "seed {} {precision} for {target}: a probability is off by {far}",

@@ -1,4 +1,4 @@
-//! Reduced precision on language models with outliers: calibrated on two reports, judged on others.
+//! Reduced precision on language models with outliers: calibrated on two reports, evaluated on others.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use brain_adapter::export::Plan;
 use brain_adapter::passes::quantize::Scheme;
 use brain_adapter::tensor::cosine;
 use support::reduced::{self, REPORTS, everywhere, export, least_cosine, massive, plan, sizes, texts, write};
-use support::{common, oracle, reference};
+use support::{oracle, reference};
 
 /// A form of a bundle, and the least cosine of its pooled text to the reference's.
 #[derive(Clone, Copy)]
@@ -36,7 +36,7 @@ impl std::fmt::Display for Form {
 /// The plan of a form. TensorRT's wants to see a scan too.
 fn plan_of(dir: &Path, form: Form) -> Plan {
     if form.target == Target::TensorRt {
-        let scan = common::package("tests/data/fixtures/tiny/scan.nii.gz");
+        let scan = support::package("tests/data/fixtures/tiny/scan.nii.gz");
         std::fs::copy(scan, dir.join("calibration/report0.nii.gz")).unwrap();
     }
     Plan { target: form.target, ..plan(dir, form.precision) }
@@ -105,7 +105,7 @@ fn the_recorded_family() {
     }
 }
 
-/// A value beyond float16's range: its layer and its neighbours stay in float32, and the bundle says so.
+/// A value beyond float16's range: its layer and its neighbours stay in float32, and the bundle records it.
 #[test]
 fn activations_beyond_half_precision() {
     let l = sizes(192, 2, 8);

@@ -1,5 +1,5 @@
-//! int8 around 0 with one scale an activation, and attention in standard operators: what TensorRT is given, held against the
-//! arithmetic that it stands for.
+//! int8 around 0 with one scale an activation, and attention in standard operators: what TensorRT is given, held
+//! against the arithmetic that it stands for.
 
 use std::collections::BTreeMap;
 
@@ -132,7 +132,7 @@ fn attention(dtype: DType, heads: usize, width: usize, [queries, keys]: [usize; 
     g.finish().unwrap()
 }
 
-/// ONNX Runtime's own operator says what attention is.
+/// ONNX Runtime's own operator is the definition of attention.
 #[test]
 fn attention_in_standard_operators() {
     let rng = &mut Random::new(7);
@@ -189,4 +189,27 @@ fn large_scores_stay_finite() {
     let found = run(&plain, &feed).remove(0);
     assert!(found.iter().all(|v| v.is_finite()));
     common::assert_close("scores of tens of thousands", &found, &expected, 0.01);
+}
+
+/// Layers that read one activation share its integers only where these mean the same.
+#[test]
+fn what_is_rounded_otherwise_is_not_shared() {
+    let rng = &mut Random::new(8);
+    let (k, n, rows) = (64, 8, 5);
+    let (a, b) = (normal(rng, k * n), normal(rng, k * n));
+    let graph = two(k, [&a, &b]);
+    let x = Tensor::f32(&[rows, k], normal(rng, rows * k)).unwrap();
+    let reduced = |schemes: [Scheme; 2], ranges: [f32; 2]| {
+        let named = |i: usize| ["a", "b"][i].to_owned();
+        let schemes = (0..2).map(|i| (named(i), schemes[i])).collect();
+        let max_abs = (0..2).map(|i| (named(i), ranges[i])).collect();
+        run(&quantize(&graph, &Plan { schemes, max_abs, ..Plan::default() }).unwrap(), &[("x", &x)])
+    };
+    let int8 = [128, 40].map(|zero_point| Scheme::Int8 { zero_point });
+    for (schemes, ranges) in [(int8, [4.0; 2]), ([Scheme::Int8Tensor; 2], [4.0, 1.5])] {
+        let both = reduced(schemes, ranges);
+        let [first, second] = [0, 1].map(|i| reduced([schemes[i]; 2], [ranges[i]; 2]));
+        assert_eq!((&both[0], &both[1]), (&first[0], &second[1]), "{schemes:?}");
+        assert_ne!(first[1], second[1], "{schemes:?}");
+    }
 }

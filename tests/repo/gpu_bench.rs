@@ -1,5 +1,5 @@
-//! What `benches/gpu.sh` is made of, without a GPU: how a process's end is told, how tensors are compared, and that the tables say what
-//! the records say. Needs a Python with numpy, named by `BA_PYTHON` (`make test` does).
+//! What `benches/gpu.sh` is made of, without a GPU: how a process's end is reported, how tensors are compared, and that
+//! the tables say what the records say. Needs a Python with numpy, named by `BA_PYTHON` (`make test` does).
 
 #![cfg(unix)]
 
@@ -10,12 +10,12 @@ use std::process::{Command, Output};
 use brain_adapter::checkpoint::write_safetensors;
 use brain_adapter::tensor::LazyTensor;
 use serde_json::{Value, json};
-use support::{common, oracle};
+use support::oracle;
 
 /// Runs a script of `benches/peers`; none where Python is skipped.
 fn script(name: &str, arguments: &[&str]) -> Option<Output> {
     let python = oracle::python("the scripts of benches/gpu.sh")?;
-    let script = common::package("benches/peers").join(name);
+    let script = support::package("benches/peers").join(name);
     Some(Command::new(python).arg("-B").arg(script).args(arguments).output().unwrap())
 }
 
@@ -153,7 +153,7 @@ fn the_tables_say_what_was_measured_and_what_was_not() {
     let dir = tempfile::tempdir().unwrap();
     records(dir.path());
     let page = dir.path().join("page.md");
-    let whole = fs::read_to_string(common::package("docs/gpu.md")).unwrap();
+    let whole = fs::read_to_string(support::package("docs/gpu.md")).unwrap();
     fs::write(&page, &whole).unwrap();
     let Some(output) = script("gpu_table.py", &[dir.path().to_str().unwrap(), "--write", page.to_str().unwrap()])
     else {
@@ -173,9 +173,9 @@ fn the_tables_say_what_was_measured_and_what_was_not() {
     let ratios = row(&table, &["ours, cuda-fp16", "torch.compile"]);
     assert_eq!((&ratios[3][..], &ratios[4][..], &ratios[9][..]), ("1.50", "-", "1.40"));
     assert!(table.contains("differ by at most 25 %"), "{table}");
-    // Operations as torch.utils.flop_counter counts them on this model (torch 2.15.0): 11,811,160,064 in the adapter, 1,321,174,339,584
-    // in the ViT, 7,480,320 in the heads, 3,315,714,752,512 in the text's products of 256 tokens, 6,631,429,505,024 of 512; and
-    // its attention as far as a causal one needs it.
+    // Operations as torch.utils.flop_counter counts them on this model (torch 2.15.0): 11,811,160,064 in the adapter,
+    // 1,321,174,339,584 in the ViT, 7,480,320 in the heads, 3,315,714,752,512 in the text's products of 256 tokens,
+    // 6,631,429,505,024 of 512; and its attention as far as a causal one needs it.
     assert_eq!(row(&table, &["operations"])[1..6], ["11.8", "1321", "3333", "6700", "0.00748"]);
     let shares = row(&table, &["ours, cuda-fp16 (of fp16)"]);
     assert_eq!((&shares[2][..], &shares[3][..]), ("66.1", "50.5"));

@@ -14,8 +14,6 @@ const TABLES: &[(&str, &str)] = &[("tests/support/src/rules.rs", "rows")];
 const LONG: &[(&str, &str)] = &[
     ("benches/suite/convert.rs", "run"),
     ("benches/suite/infer.rs", "run"),
-    ("src/export/reduced.rs", "judge"),
-    ("src/passes/quantize/emit.rs", "linear"),
 ];
 
 fn all_files() -> impl Iterator<Item = String> {
@@ -47,7 +45,10 @@ fn functions(code: &str) -> Vec<(String, usize, usize)> {
 
 /// Comment lines that are too long, by number.
 fn long_comments(source: &str) -> Vec<usize> {
-    let long = |line: &str| line.trim_start().starts_with("//") && line.chars().count() > MAX_COMMENT;
+    // A row of a table cannot be wrapped.
+    let row = |line: &str| line.trim_start().trim_start_matches(['/', '!']).trim_start().starts_with('|');
+    let comment = |line: &str| line.trim_start().starts_with("//") && !row(line);
+    let long = |line: &str| comment(line) && line.chars().count() > MAX_COMMENT;
     source.lines().enumerate().filter(|(_, line)| long(line)).map(|(i, _)| i + 1).collect()
 }
 
@@ -75,7 +76,6 @@ fn functions_are_short() {
 }
 
 #[test]
-#[ignore = "the comments are being wrapped: active when none is longer"]
 fn comments_fit_the_page() {
     let lines = |file: String| long_comments(&read(&file)).into_iter().map(move |line| format!("{file}:{line}"));
     report(&all_files().flat_map(lines).collect::<Vec<_>>());

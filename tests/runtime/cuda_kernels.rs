@@ -12,8 +12,8 @@ use brain_adapter::export::{self, Plan, Sources};
 use brain_adapter::model::Part;
 use brain_adapter::progress::Silent;
 use serde_json::Value;
+use support::forms;
 use support::reference::{generate::random_case, write::write_case};
-use support::{common, forms};
 
 /// A row of the table.
 struct Kernel {
@@ -53,7 +53,7 @@ impl Kernel {
 
 /// The table, by domain and operator.
 fn kernels() -> BTreeMap<(String, String), Kernel> {
-    let text = fs::read_to_string(common::package("tests/data/cuda-kernels.tsv")).unwrap();
+    let text = fs::read_to_string(support::package("tests/data/cuda-kernels.tsv")).unwrap();
     let rows = text.lines().filter(|l| !l.starts_with('#')).skip(1);
     let list = |text: &str, by: char| text.split(by).map(|t| t.trim().to_owned()).collect::<Vec<String>>();
     let kernel = |line: &str| {
@@ -81,8 +81,9 @@ fn missing(table: &BTreeMap<(String, String), Kernel>, file: &Value) -> Vec<Stri
     nodes.iter().filter_map(|node| why(node).map(|why| format!("{}: {why}", node["name"]))).collect()
 }
 
-/// Nodes that make numbers for shapes: ONNX Runtime puts what reads `Shape`, up to an operand that must lie in host memory, on the
-/// CPU although there are kernels (`GetCpuPreferredNodes`). Here that is the number of tokens on its way to `Range`.
+/// Nodes that make numbers for shapes: ONNX Runtime puts what reads `Shape`, up to an operand that must lie in host
+/// memory, on the CPU although there are kernels (`GetCpuPreferredNodes`). Here that is the number of tokens on its way
+/// to `Range`.
 fn of_shapes(file: &Value) -> Vec<String> {
     let names = ["positions.Shape", "positions.Squeeze", "positions.Range"];
     let named = |node: &Value| names.contains(&node["name"].as_str().unwrap());
@@ -118,7 +119,7 @@ fn every_node_has_a_kernel() {
     for seed in 0..12 {
         let model = dir.path().join(format!("model{seed}"));
         fs::create_dir_all(&model).unwrap();
-        write_case(&random_case(seed), &model, Some(&common::package("tests/data/tokenizer/tokenizer.json")));
+        write_case(&random_case(seed), &model, Some(&support::package("tests/data/tokenizer/tokenizer.json")));
         for precision in [Precision::Fp32, Precision::Fp16] {
             files.extend(graphs(&float(&model, precision)));
         }

@@ -1,5 +1,5 @@
-//! What ONNX Runtime's CUDA provider takes of every graph, without a GPU: the provider is real, the card is not
-//! (`devices/stub.rs`). It runs where `make gpu` has fetched the provider, and computes nothing.
+//! Which nodes of every graph ONNX Runtime places on its CUDA provider, without a GPU: the provider is real, the GPU is
+//! not (`devices/stub.rs`). It runs where `make gpu` has fetched the provider, and computes nothing.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
@@ -87,10 +87,10 @@ fn place_on_cuda() {
                 "{precision} {part}: {left:?}"
             );
             assert!(cuda.nodes >= 5, "{precision} {part}");
-            eprintln!("{precision} for {target}, {part}: {} nodes on CUDA, on the processor {left:?}", cuda.nodes);
+            eprintln!("{precision} for {target}, {part}: {} nodes on CUDA, on the CPU {left:?}", cuda.nodes);
         }
     }
-    // Integers for processors, which the provider has no kernels for: told, and refused where that is wanted.
+    // Integers for CPUs, which the provider has no kernels for: reported, and refused where that is asked for.
     let bundle = bundle(&model, Precision::Int8, Target::Cpu, &library);
     let path = bundle.file(&bundle.manifest.parts["text"].file);
     let error = Session::open(runtime, &path, &strict).map(|_| ()).unwrap_err();

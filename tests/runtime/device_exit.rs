@@ -22,8 +22,8 @@ fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()
 }
 
-/// A predictor that goes takes all sessions and their threads with it, whatever it was doing: what is left when the process ends
-/// would be torn down in the wrong order.
+/// A dropped predictor ends all its sessions and their threads, whatever it was doing: what is left when the process
+/// ends would be torn down in the wrong order.
 #[test]
 fn nothing_runs_when_a_predictor_is_gone() {
     alone(module_path!(), "nothing_runs_when_a_predictor_is_gone", predict_and_go);

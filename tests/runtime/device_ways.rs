@@ -1,5 +1,5 @@
-//! The ways that runs go on a GPU, gone on the processor: values bound and left where they are made, graphs warmed up, report and
-//! image at once. The answers are those of the plain way, bit for bit.
+//! The ways that runs go on a GPU, gone on the processor: values bound and left where they are made, graphs warmed up,
+//! report and image at once. The answers are those of the plain way, bit for bit.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -170,7 +170,7 @@ fn wrong_inputs_are_refused_alike() {
         refused(&[("input_ids", &ids), ("attention_mask", &ids)], "nothing", "no output `nothing`");
         refused(&[("input_ids", &ids), ("attention_mask", &longer)], "text", "");
         refused(&[("input_ids", &floats), ("attention_mask", &ids)], "text", "");
-        // And it goes on.
+        // And the session can still be used.
         let good = [("input_ids", host(&ids)), ("attention_mask", host(&ids))];
         session.run_bound(&good, &[("text", OutputPlacement::Host)]).unwrap();
     }
@@ -197,7 +197,7 @@ fn options(as_on_gpu: bool) -> Options {
     Options { as_on_gpu, library: Some(commands::library()), ..Options::default() }
 }
 
-/// Everything that a result says of the model.
+/// Everything in a result that the model computed.
 fn said(p: &Prediction) -> (Vec<u32>, Vec<u32>, Option<u32>, String) {
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect();
     (bits(&p.logits), bits(&p.fused), p.similarity.map(f32::to_bits), p.label.clone())
@@ -226,7 +226,7 @@ fn answer_alike() {
     for (bundle, report) in
         [(commands::tiny_bundle().to_path_buf(), REPORT.to_owned()), (large::bundle(Precision::Fp32), REPORT.repeat(4))]
     {
-        // Weights that are laid out anew are added up in another order.
+        // With repacked weights, products are summed in another order.
         let expected_of = |mode| {
             let plain = Predictor::open(&bundle, Options { mode: Some(mode), ..options(false) }).unwrap();
             let encoded = plain.encode_report(&report).unwrap();
@@ -275,7 +275,7 @@ fn tensors_that_are_kept_are_the_same() {
     }
 }
 
-/// An error of either side is told once, the report's before the scan's, and what is right goes on.
+/// An error of either side is reported once, the report's before the scan's, and the other side is kept.
 #[test]
 fn errors_of_either_side_are_told_once() {
     let dir = tempfile::tempdir().unwrap();

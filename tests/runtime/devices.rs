@@ -1,4 +1,4 @@
-//! Which device is taken on machines that are not there, and what is said of what is missing. No GPU is needed or used.
+//! Which device is selected on imagined machines, and which message names what is missing. No GPU is needed or used.
 
 #![cfg(target_os = "linux")]
 
@@ -98,7 +98,7 @@ fn auto_takes_the_best_that_can_be_used() {
     for capability in [(8, 9), (12, 0), (12, 1), (13, 0)] {
         assert_eq!(taken(&machine(capability, folder)).0, "tensorrt-rtx", "{capability:?}");
     }
-    // The plugin takes neither Turing (7.5) nor A100 (8.0) and H100 (9.0).
+    // The plugin supports neither Turing (7.5) nor A100 (8.0) and H100 (9.0).
     for capability in [(7, 5), (8, 0), (8, 7), (9, 0), (10, 0)] {
         assert_eq!(taken(&machine(capability, folder)), ("cuda", all[..2].to_vec()), "{capability:?}");
     }
@@ -121,7 +121,7 @@ fn auto_takes_the_best_that_can_be_used() {
     assert_eq!(chosen.describe(true), expected);
 }
 
-/// A bundle that is for the processor is not why a GPU's libraries are loaded: here they would fail.
+/// A bundle for the CPU is not why a GPU's libraries are loaded: here they would fail.
 #[test]
 fn auto_asks_first_whether_the_bundle_suits() {
     let dir = tempfile::tempdir().unwrap();
@@ -157,7 +157,7 @@ fn what_is_chosen_is_told() {
     assert_eq!((chosen.to_string().as_str(), chosen.describe(true).len(), chosen.gpu), ("cpu", 0, None));
 }
 
-/// Each library of each provider, taken away alone: its name, what it is, and what to install.
+/// Each library of each provider, removed alone: its name, what it is, and what to install.
 #[test]
 fn each_missing_library_is_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -230,7 +230,7 @@ fn what_comes_before_libraries() {
     }
     names(&refusal(Device::TensorRtRtx, &volta), &["8.6, 8.9 and 12.0 or later", "Imagined 4000 has 7.0"]);
 
-    // A library that was named, or that this process has loaded: what lies beside it counts.
+    // A library that was named, or that this process has loaded: what lies next to it counts.
     let cpu = folder.join("cpu/libonnxruntime.so");
     fs::create_dir(folder.join("cpu")).unwrap();
     fs::write(&cpu, "").unwrap();
@@ -257,23 +257,23 @@ fn a_bundle_that_does_not_suit() {
     gpu_build(dir.path());
     let machine = machine((8, 6), dir.path());
     let suits = |device: &str| match device {
-        "tensorrt" | "tensorrt-rtx" => Err("text is int8 for processors".to_owned()),
+        "tensorrt" | "tensorrt-rtx" => Err("text is int8 for CPUs".to_owned()),
         _ => Ok(()),
     };
     let chosen = Device::Auto.select(&machine, &suits).unwrap();
     assert_eq!(chosen.provider.name(), "cuda");
-    assert!(chosen.passed_over.iter().all(|passed| passed.reason == "text is int8 for processors"));
+    assert!(chosen.passed_over.iter().all(|passed| passed.reason == "text is int8 for CPUs"));
     for device in [Device::TensorRt, Device::TensorRtRtx] {
         let error = device.select(&machine, &suits).unwrap_err();
         assert_eq!(error.code(), Code::DEVICE_PRECISION);
-        names(&error.to_string(), &[&format!("`{device}`"), "int8 for processors"]);
+        names(&error.to_string(), &[&format!("`{device}`"), "int8 for CPUs"]);
     }
     // What is missing comes first: the bundle is not the reason where the device could not be used anyway.
     let error = Device::Cuda.select(&Machine { nvidia: Err("none".to_owned()), ..machine }, &suits).unwrap_err();
     assert_eq!(error.code(), Code::DEVICE_UNAVAILABLE);
 }
 
-/// What ONNX Runtime says of a graph that it may not rewrite is what the file holds.
+/// The placement that ONNX Runtime reports of a graph that it may not rewrite is that of the file's nodes.
 #[test]
 fn placement_is_that_of_the_graph() {
     let runtime = Runtime::load(None).unwrap_or_else(|e| panic!("this test needs ONNX Runtime (make ort): {e}"));

@@ -1,6 +1,6 @@
-//! What TensorRT for RTX makes of the graphs: ahead-of-time builds, which need no GPU, for compute capabilities 8.6, 8.9 and 12.0.
-//! Needs a Python with `tensorrt_rtx`: `make trt`, or the one that `BA_TRT_PYTHON` names. Nothing is run: what the engines
-//! compute is not looked at here.
+//! What TensorRT for RTX makes of the graphs: ahead-of-time builds, which need no GPU, for compute capabilities 8.6,
+//! 8.9 and 12.0. Needs a Python with `tensorrt_rtx`: `make trt`, or the one that `BA_TRT_PYTHON` names. Nothing is run:
+//! what the engines compute is not tested here.
 
 #![cfg(unix)]
 
@@ -13,11 +13,11 @@ use std::time::Instant;
 use brain_adapter::bundle::{Bundle, Precision, Target};
 use brain_adapter::onnx::SegmentedModel;
 use serde_json::Value;
-use support::{common, forms, oracle};
+use support::{forms, oracle};
 
 /// Builds engines of these files, in one process; a row a file.
 fn build(python: &Path, files: &[PathBuf], options: &[&str]) -> Vec<Value> {
-    let script = common::package("tests/scripts/tensorrt_build.py");
+    let script = support::package("tests/scripts/tensorrt_build.py");
     let done = Command::new(python).arg(script).args(options).args(files).output().unwrap();
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{:?}: {said}", done.status);
@@ -38,7 +38,7 @@ fn built(what: &str, row: &Value) -> usize {
     builds.len()
 }
 
-/// Every form that a bundle says suits TensorRT builds; for each capability those of one model, for one those of all.
+/// Every form that suits TensorRT by its manifest builds; for each capability those of one model, for one those of all.
 #[test]
 fn every_form_builds() {
     let Some(python) = oracle::trt("engines built by TensorRT for RTX") else { return };
@@ -59,7 +59,7 @@ fn every_form_builds() {
     }
 }
 
-/// What a bundle says does not suit TensorRT is refused there: the check above can fail.
+/// What does not suit TensorRT by its manifest is refused there: the check above can fail.
 #[test]
 fn forms_of_other_devices_are_refused() {
     let Some(python) = oracle::trt("engines built by TensorRT for RTX") else { return };
@@ -79,7 +79,7 @@ fn forms_of_other_devices_are_refused() {
     }
 }
 
-/// Blocks of a graph as graphs of their own, beside its data file in a scratch folder.
+/// Blocks of a graph as graphs of their own, next to its data file in a scratch folder.
 fn extract(graph: &Path, data: &str, groups: &[Range<usize>], scratch: &Path) -> Vec<PathBuf> {
     let model = SegmentedModel::read(graph).unwrap();
     let from = graph.with_file_name(data);
@@ -138,8 +138,8 @@ fn groups_of_blocks_build() {
 /// Bytes of weights that a group of blocks may have.
 const MOST: u64 = 1_900_000_000;
 
-/// A bundle of full size, named by `BA_TRT_BUNDLE`: each part, or the first, a middle and the last of its groups of blocks (all of
-/// them with `BA_TRT_ALL=1`), in a process each. Prints what docs/gpu.md records.
+/// A bundle of full size, named by `BA_TRT_BUNDLE`: each part, or the first, a middle and the last of its groups of
+/// blocks (all of them with `BA_TRT_ALL=1`), in a process each. Prints what docs/gpu.md records.
 #[test]
 #[ignore = "needs a full-size bundle, named by BA_TRT_BUNDLE"]
 fn a_bundle_of_full_size_builds() {
@@ -154,7 +154,7 @@ fn a_bundle_of_full_size_builds() {
         } else {
             [0, all.len() / 2, all.len() - 1].map(|i| all[i].clone()).into()
         };
-        // External data must lie beside the graph, and on the same disk for a second name.
+        // External data must lie next to the graph, and on the same disk for a second name.
         let scratch = tempfile::Builder::new().prefix(".trt-").tempdir_in(&bundle.dir).unwrap();
         let files = extract(&path, &format!("{part}.onnx.data"), &chosen, scratch.path());
         for (group, file) in chosen.iter().zip(&files) {

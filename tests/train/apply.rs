@@ -1,5 +1,5 @@
-//! `ba-train apply`: a trained adapter and heads into a bundle answer as a fresh export of the same weights does, the old bundle
-//! comes back byte for byte, and what cannot be applied changes nothing.
+//! `ba-train apply`: a trained adapter and heads into a bundle answer as a fresh export of the same weights does, the
+//! old bundle comes back byte for byte, and what cannot be applied changes nothing.
 
 #![cfg(unix)]
 
@@ -16,7 +16,7 @@ use support::trained::{self, Study, changed, dtypes_and_shapes};
 
 const KEPT: [&str; 2] = ["vision.onnx", "text.onnx"];
 
-/// What `ba-infer` says of the recorded scan, with and without a report where the bundle can.
+/// The answer of `ba-infer` for the recorded scan, with and without a report where the bundle can.
 fn answer(bundle: &Path, report: &Path) -> Vec<f64> {
     let done = ba_infer(&[&scan(), &"--report", &report, &"--bundle", &bundle, &"--json"]).ok().json();
     let logits = done["logits"].as_array().unwrap().iter();
@@ -28,8 +28,8 @@ fn far(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
-/// fp32 and fp16: the same bytes as a fresh export, so the same answers to the bit. int8 and int4: a fresh export decides the
-/// vision transformer again behind the new adapter, so only adapter and heads are the same bytes.
+/// fp32 and fp16: the same bytes as a fresh export, so the same answers to the bit. int8 and int4: a fresh export
+/// decides the vision transformer again behind the new adapter, so only adapter and heads are the same bytes.
 #[test]
 fn answers_are_those_of_a_fresh_export() {
     for (precision, same) in [("none", true), ("fp16", true), ("int8", false), ("int4", false)] {
@@ -88,7 +88,7 @@ fn statistics_of_the_old_adapter_go() {
     for (name, stats) in &after.activations {
         assert_eq!(stats.max_abs, before.activations[name].max_abs, "{name}");
     }
-    // What stayed is of use: a fresh export takes the language model's from there.
+    // What stayed is of use: a fresh export reads the language model's from there.
     let (model, to) = (study.next.clone(), study.dir.path().join("again"));
     let statistics = bundle.join("calibration.safetensors");
     let (calibration, args) = (study.calibration.clone(), "--statistics");
@@ -134,7 +134,7 @@ fn an_int8_adapter_is_not_left_in_fp32_unasked() {
     assert_eq!(manifest(&half)["parts"]["adapter"]["precision"], "fp16");
 }
 
-/// An int8 adapter that misses the limit is fp32, as in an export; that is told, and what was tried is recorded.
+/// An int8 adapter that misses the limit is fp32, as in an export; that is reported, and what was tried is recorded.
 #[test]
 fn an_adapter_beyond_the_limit_is_more_exact() {
     let study = Study::new("tiny", "tiny");
@@ -204,7 +204,7 @@ fn what_cannot_be_applied_changes_nothing() {
     assert_eq!(snapshot(&bundle), before);
     let left = names(&study.dir.path().join("onnx.versions"));
     assert!(left.iter().all(|name| name == ".lock"), "{left:?}");
-    // Damage: of a file that is read anew, and of one that would only be taken over.
+    // Damage: of a file that is read again, and of one that would only be copied.
     for file in ["adapter.onnx", "text.onnx", "tokenizer.json"] {
         let good = fs::read(bundle.join(file)).unwrap();
         let mut bad = good.clone();
@@ -261,7 +261,7 @@ fn pytorch_loads_what_is_saved() {
     let bundle = study.export("none", "onnx", &study.model);
     let saved = study.dir.path().join("adapter.safetensors");
     study.apply(&bundle, &["--save-adapter", saved.to_str().unwrap()]).ok();
-    let script = commands::package("tests/scripts/load_adapter.py");
+    let script = support::package("tests/scripts/load_adapter.py");
     let run = std::process::Command::new(python)
         .arg(script)
         .arg(&saved)

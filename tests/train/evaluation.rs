@@ -1,4 +1,4 @@
-//! `ba-train eval`: figures of a bundle on a cohort, temperatures into the bundle, pictures.
+//! `ba-train eval`: metrics of a bundle on a cohort, temperatures into the bundle, pictures.
 
 #![cfg(unix)]
 
@@ -20,10 +20,11 @@ const REPORTS: [&str; 6] = [
     "MMSE 24.",
 ];
 
-/// Scans beside a list. They hold the same: a list may name a scan once.
+/// Scans next to a list. They hold the same: a list may name a scan once.
 const SCANS: usize = 32;
 
-/// A cohort list of `rows`, with scans `s0.nii.gz` and so on, reports `r0.txt` to `r5.txt` and a broken scan beside it.
+/// A cohort list of `rows`, with scans `s0.nii.gz` and so on, reports `r0.txt` to `r5.txt` and a broken scan next to
+/// it.
 fn cohort(rows: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for i in 0..SCANS {
@@ -52,7 +53,7 @@ fn infer(dir: &Path, bundle: &Path, report: Option<usize>) -> Value {
     finish(&mut command).ok().json()
 }
 
-/// What the tiny bundle says, by report and without one, as a class: true labels are chosen by it.
+/// The tiny bundle's label, with a report and without one: true labels are chosen by it.
 fn said(dir: &Path) -> Vec<usize> {
     let class = |answer: &Value| LABELS.iter().position(|l| answer["label"] == *l).unwrap();
     (0..6).map(Some).chain([None]).map(|report| class(&infer(dir, tiny_bundle(), report))).collect()

@@ -165,7 +165,7 @@ fn a_scan_that_cannot_be_read_costs_no_step() {
 fn what_scans_and_reports_warn_of_is_told_once_each() {
     let study = Study::new("tlp");
     // No orientation stored, and more tokens than the language model reads.
-    fs::copy(commands::package("tests/data/nifti/xf_neither.nii.gz"), study.path("bare.nii.gz")).unwrap();
+    fs::copy(support::package("tests/data/nifti/xf_neither.nii.gz"), study.path("bare.nii.gz")).unwrap();
     fs::write(study.path("r0.txt"), "memory ".repeat(2000)).unwrap();
     let mut changed = rows();
     changed[1] = changed[1].replace("s1.nii", "bare.nii.gz");

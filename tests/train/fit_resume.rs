@@ -1,5 +1,5 @@
-//! `ba-train fit`, killed at random moments: what it left is whole at each of them, and `--resume` ends with the bytes of an
-//! unbroken training.
+//! `ba-train fit`, killed at random moments: what it left is whole at each of them, and `--resume` ends with the bytes
+//! of an unbroken training.
 
 #![cfg(unix)]
 
@@ -40,7 +40,8 @@ fn written(run: &Path) -> Option<SystemTime> {
     fs::metadata(run.join("last")).and_then(|meta| meta.modified()).ok()
 }
 
-/// Kills a training `kills` times, in as many trainings as that takes, and compares each one's end with an unbroken one's.
+/// Kills a training `kills` times, in as many trainings as that needs, and compares each one's end with an unbroken
+/// one's.
 fn killed(args: &[&str], kills: usize, seed: u64) {
     let study = Study::new("tlp");
     let started = Instant::now();

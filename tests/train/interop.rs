@@ -1,5 +1,5 @@
-//! Training artifacts in other hands: the onnx package's checker, stock ONNX Runtime, and Microsoft's training runtime, which
-//! must train with our files as it does with its own.
+//! Training artifacts in other hands: the onnx package's checker, stock ONNX Runtime, and Microsoft's training runtime,
+//! which must train with our files as it does with its own.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,8 +12,9 @@ use brain_adapter::onnx::write;
 use brain_adapter::optimizer::{optimizer_model, write_optimizer_model};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::{DType, LazyTensor, Tensor};
-use support::common::{assert_close, package, runtime};
+use support::common::{assert_close, runtime};
 use support::ort_training::{self, assert_within, train};
+use support::package;
 use support::{oracle, rules};
 
 fn fixture(name: &str) -> std::path::PathBuf {
@@ -94,7 +95,7 @@ fn the_optimizers_model_is_pytorchs_in_stock_onnx_runtime() {
     let folder = tempfile::tempdir().unwrap();
     let (path, plain) = (folder.path().join("optimizer_model.onnx"), folder.path().join("plain.onnx"));
     write_optimizer_model(&path, shapes.len(), &options).unwrap();
-    // As it is: every runtime takes it.
+    // As it is: every runtime loads it.
     assert_eq!(open(&path).inputs().len(), 6);
     let count = shapes.len().to_string();
     let script = "tests/scripts/ort_training/tensors_in_front.py";
@@ -201,7 +202,8 @@ fn microsofts_runtime_goes_on_where_our_checkpoint_says() {
     assert_eq!(after.properties, state.properties);
 }
 
-/// loss = mean((x · w · s)²), with gradients where `training`; `tests/data/ort-training/make_scaled.py` is the same in PyTorch.
+/// loss = mean((x · w · s)²), with gradients where `training`; `tests/data/ort-training/make_scaled.py` is the same in
+/// PyTorch.
 fn scaled(training: bool) -> Graph {
     build_scaled(training).unwrap()
 }

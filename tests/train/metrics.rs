@@ -1,4 +1,4 @@
-//! Figures of merit against scikit-learn, SciPy and NumPy (`tests/data/metrics/make_metrics.py`).
+//! Metrics against scikit-learn, SciPy and NumPy (`tests/data/metrics/make_metrics.py`).
 
 use std::path::Path;
 
@@ -95,8 +95,8 @@ fn temperatures_are_scipys_minima() {
     }
 }
 
-/// Accuracy against the exact distribution of draws (a quotient of whole numbers: off by one subject at most), the others
-/// against 20,000 draws of NumPy.
+/// Accuracy against the exact distribution of draws (a quotient of whole numbers: off by one subject at most), the
+/// others against 20,000 draws of NumPy.
 #[test]
 fn intervals_are_those_of_the_distribution() {
     for case in cases("bootstrap.json") {

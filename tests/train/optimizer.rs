@@ -8,10 +8,11 @@ use brain_adapter::config::AdamW;
 use brain_adapter::optimizer::{Parameter, adamw, decays};
 use brain_adapter::runtime::{Session, SessionOptions};
 use brain_adapter::tensor::Tensor;
-use support::common::{assert_close, package, runtime};
+use support::common::{assert_close, runtime};
+use support::package;
 
-/// Of the largest magnitude in a tensor before and after a step: both sides round to float32, in another order. (Before,
-/// too: what is left where terms cancel has the rounding of the terms.)
+/// Of the largest magnitude in a tensor before and after a step: both sides round to float32, in another order.
+/// (Before, too: what is left where terms cancel has the rounding of the terms.)
 const TOLERANCE: f32 = 5e-7;
 
 fn largest(tensor: &Tensor) -> f32 {
@@ -43,7 +44,7 @@ fn every_step_is_pytorchs() {
         brain_adapter::onnx::write(&graph, folder.path(), "optimizer", &mut |_| {}).unwrap();
         let path = folder.path().join("optimizer.onnx");
         let mut session = Session::open(runtime(), &path, &SessionOptions::default()).unwrap();
-        // Our own results go on into the next step: an error would grow.
+        // Our own results are the inputs of the next step: an error would grow.
         let mut state: BTreeMap<String, Tensor> = BTreeMap::new();
         for Parameter { name, shape } in &parameters {
             let zeros = Tensor::f32(shape, vec![0.0; shape.iter().product()]).unwrap();

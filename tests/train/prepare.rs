@@ -32,7 +32,7 @@ fn the_same_artifacts_again() {
     assert_eq!(names(&one), FILES);
     prepare(tiny_model(), "tlp", &two, &[]).ok();
     assert_eq!(snapshot(&one), snapshot(&two));
-    // Old artifacts, of another mode too, are replaced; nothing is left beside them.
+    // Old artifacts, of another mode too, are replaced; nothing is left next to them.
     prepare(tiny_model(), "mri", &two, &["--norm-statistics", "running"]).ok();
     let artifacts = Artifacts::open(&two).unwrap();
     assert_eq!(artifacts.manifest.mode.name(), "mri");
@@ -116,7 +116,7 @@ fn checkpoints_that_do_not_fit() {
     assert_eq!(names(dir.path()), ["model"]);
 }
 
-/// A manifest that a hostile person wrote, and files that are others than it says.
+/// A manifest that a hostile person wrote, and files that are not those that it lists.
 #[test]
 fn damaged_artifacts_are_refused() {
     let study = Study::new("tlp");

@@ -1,5 +1,5 @@
-//! Five steps of AdamW against PyTorch in float64: losses, and parameters and running statistics after the first step and the
-//! fifth, in all modes, with both conventions of batch norm. `tests/data/fixtures/grads` are recorded outputs.
+//! Five steps of AdamW against PyTorch in float64: losses, and parameters and running statistics after the first step
+//! and the fifth, in all modes, with both conventions of batch norm. `tests/data/fixtures/grads` are recorded outputs.
 
 use brain_adapter::Code;
 use brain_adapter::config::AdamW;

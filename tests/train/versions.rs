@@ -142,8 +142,8 @@ fn two_at_once_are_refused() {
     study.apply(&bundle, &[]).ok();
 }
 
-/// A process that has its graphs loaded goes on with the old bundle; one that would open files of the new one says so instead of
-/// computing with parts of both.
+/// A process that has its graphs loaded continues with the old bundle; one that would open files of the new one fails
+/// instead of computing with parts of both.
 #[test]
 fn who_uses_the_bundle_meanwhile_never_mixes() {
     let study = Study::new("tiny", "tiny");
@@ -186,8 +186,8 @@ fn wrong_usage() {
     assert!(names(dir.path()).is_empty());
 }
 
-/// `kill -9` at many moments of applying and of rolling back: the bundle is an old or a new one and whole, so is every version,
-/// and the next run goes through.
+/// `kill -9` at many moments of applying and of rolling back: the bundle is an old or a new one and whole, so is every
+/// version, and the next run goes through.
 #[test]
 fn killed_at_any_moment() {
     const ROUNDS: u32 = 16;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use brain_adapter::volume::{self, Conformed, ReadOptions};
 use serde_json::Value;
-use support::nifti_support::{compare, corpora, grid, index, numbers, strings};
+use support::nifti_corpus::{compare, corpora, grid, index, numbers, strings};
 
 #[test]
 fn corpus() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use brain_adapter::volume::{self, ReadOptions};
 use serde_json::{Value, json};
-use support::nifti_support::{compare, corpora, grid, index, strings};
+use support::nifti_corpus::{compare, corpora, grid, index, strings};
 use support::oracle;
 
 const SCAN: &str = "BA_HOSTILE_SCAN";

@@ -1,8 +1,8 @@
 //! `ba-train fit --frozen-adapter`: epochs of projections and classifier, on features that are there already.
 //!
-//! An epoch of the heads depends on the widths of their inputs alone, so the features come from a model that has those of the
-//! full one and hardly anything else: tiny scans, one block of each transformer. Trained is by [`fit::run`] itself, on a cache
-//! that a first run filled; what it tells of its progress says when an epoch's steps begin and end.
+//! An epoch of the heads depends on the widths of their inputs alone, so the features come from a model that has those
+//! of the full one and hardly anything else: tiny scans, one block of each transformer. Trained is by [`fit::run`]
+//! itself, on a cache that a first run filled; what it tells of its progress says when an epoch's steps begin and end.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

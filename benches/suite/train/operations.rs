@@ -1,6 +1,7 @@
 //! How many operations a step cannot do without.
 //!
-//! A product of `[m, k]` and `[k, n]` is 2mkn operations. With L tokens, N = L-1 patches of p voxels, width h and an MLP of m:
+//! A product of `[m, k]` and `[k, n]` is 2mkn operations. With L tokens, N = L-1 patches of p voxels, width h and an
+//! MLP of m:
 //!
 //! | | there | back, to the input alone (weights are frozen) |
 //! |---|---|---|
@@ -10,13 +11,14 @@
 //! | its attention | 4Lh | 8Lh |
 //! | patch embedding | 2Nph | the same |
 //!
-//! A convolution of `i` to `o` channels with k taps and V voxels out is 2Viok operations there, as many for its weight's
-//! gradient, and as many for its input's, which the first one, on the scan, does without. A head of `[o, i]` is 2oi a case
-//! there and as many for its weight's gradient; the image's has an input's gradient in a step of the whole model, the
-//! classifier's always. Norms, activations, the loss and AdamW are no products and count as nothing.
+//! A convolution of `i` to `o` channels with k taps and V voxels out is 2Viok operations there, as many for its
+//! weight's gradient, and as many for its input's, which the first one, on the scan, does without. A head of `[o, i]`
+//! is 2oi a case there and as many for its weight's gradient; the image's has an input's gradient in a step of the
+//! whole model, the classifier's always. Norms, activations, the loss and AdamW are no products and count as nothing.
 //!
-//! More than these: the scores of attention computed again on the way back, 2L²h a block, unless they were kept (PyTorch's
-//! fused attention and ours compute them again); and with recomputation most of the blocks' way there a second time.
+//! More than these: the scores of attention computed again on the way back, 2L²h a block, unless they were kept
+//! (PyTorch's fused attention and ours compute them again); and with recomputation most of the blocks' way there a
+//! second time.
 
 use brain_adapter::config::{AdapterKind, Config};
 

@@ -1,5 +1,5 @@
-//! One step of the mode `tlp`: there, loss, back, AdamW. Both sides read the same weights and the same case, and their losses are
-//! compared: all rows do the same.
+//! One step of the mode `tlp`: there, loss, back, AdamW. Both sides read the same weights and the same case, and their
+//! losses are compared: all rows do the same.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,8 +26,8 @@ const TORCH_SAVE: &str = "PyTorch sdpa, all kept";
 const TORCH_EAGER: &str = "PyTorch, all kept, attention as MONAI writes it";
 /// Steps of a round; the first one loads and allocates, and doesn't count.
 pub const STEPS: usize = 3;
-/// How far losses may be apart, of themselves: float32 in another order, and AdamW, whose first steps are as large for the
-/// smallest gradients.
+/// How far losses may be apart, of themselves: float32 in another order, and AdamW, whose first steps are as large for
+/// the smallest gradients.
 const LOSS_TOLERANCE: f64 = 1e-4;
 
 /// What all rows read.

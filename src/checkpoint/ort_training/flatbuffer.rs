@@ -1,8 +1,8 @@
 //! FlatBuffers, read with checks: as much of the encoding as one schema needs.
 //!
-//! A table begins with the signed distance back to its vtable, which lists where the table's fields lie; strings, vectors
-//! and inner tables are reached by unsigned distances forward (<https://flatbuffers.dev/internals/>). Alignment is not
-//! insisted on: bytes are copied out.
+//! A table begins with the signed distance back to its vtable, which lists where the table's fields lie; strings,
+//! vectors and inner tables are reached by unsigned distances forward (<https://flatbuffers.dev/internals/>). Alignment
+//! is not insisted on: bytes are copied out.
 
 use std::cell::Cell;
 use std::ops::Range;

@@ -1,7 +1,8 @@
 //! FlatBuffers, written from front to back: tables, texts and vectors in memory, tensors' bytes behind them.
 //!
 //! Every distance but that to a vtable leads forward, so that what it leads to can always be put at the end. A table
-//! starts at a multiple of 8 bytes, with its vtable right in front of it, the elements of a vector at multiples of their size.
+//! starts at a multiple of 8 bytes, with its vtable right in front of it, the elements of a vector at multiples of
+//! their size.
 
 use crate::tensor::LazyTensor;
 use crate::tensor::number::to_u64;

@@ -1,12 +1,13 @@
 //! ONNX Runtime's training checkpoints: parameters, AdamW's state and properties in one FlatBuffers file.
 //!
-//! Flows in and out: the file `checkpoint` of a folder of training artifacts, as onnxruntime-training 1.19.2 reads and writes
-//! it (`onnxruntime/core/flatbuffers/schema/ort_training_checkpoint.fbs`, identifier `ODTC` at byte 4, version 2), and a
-//! [`TrainingState`]. Opened as a [`super::Checkpoint`], such a file gives its parameters, trainable and frozen, by name.
+//! Flows in and out: the file `checkpoint` of a folder of training artifacts, as onnxruntime-training 1.19.2 reads and
+//! writes it (`onnxruntime/core/flatbuffers/schema/ort_training_checkpoint.fbs`, identifier `ODTC` at byte 4, version
+//! 2), and a [`TrainingState`]. Opened as a [`super::Checkpoint`], such a file gives its parameters, trainable and
+//! frozen, by name.
 //!
-//! Both ways are written here by hand, `flatbuffer` (reading) and `layout` (writing), and not with the `flatbuffers` crate:
-//! its verifier needs generated code, without which it reads untrusted bytes through `unsafe` functions; its builder makes a
-//! file from back to front in memory, where ours streams the tensors, aligned, behind the tables.
+//! Both ways are written here by hand, `flatbuffer` (reading) and `layout` (writing), and not with the `flatbuffers`
+//! crate: its verifier needs generated code, without which it reads untrusted bytes through `unsafe` functions; its
+//! builder makes a file from back to front in memory, where ours streams the tensors, aligned, behind the tables.
 //!
 //! # Errors
 //! `checkpoint.format` for what the format has and this reader does not: other versions, nominal checkpoints (without
@@ -97,8 +98,8 @@ impl TrainingState {
         read::state(&Mapping::owned(bytes, path)).map_err(|e| e.at(path))
     }
 
-    /// Writes the file completely or not at all, and returns its size in bytes. Tables and vectors are sorted by name, tensors
-    /// start at multiples of 16 bytes, and the bytes depend on nothing but the state.
+    /// Writes the file completely or not at all, and returns its size in bytes. Tables and vectors are sorted by name,
+    /// tensors start at multiples of 16 bytes, and the bytes depend on nothing but the state.
     ///
     /// # Errors
     /// `checkpoint.corrupt` when the state contradicts itself: a name on both sides, moments that are missing, spare or

@@ -1,7 +1,7 @@
 //! The allow-list: every (module, name) pair that a pickle may mention, and what it means to us.
 //!
-//! A pair that is not in the table is refused where it is mentioned. Nothing in the table can do anything: each entry is
-//! evaluated by [`super::build`] to plain values.
+//! A pair that is not in the table is refused where it is mentioned. Nothing in the table can do anything: each entry
+//! is evaluated by [`super::build`] to plain values.
 
 use super::{Element, Global};
 use crate::error::{Code, Error, Result};

@@ -1,12 +1,13 @@
 //! TensorRT's engines on disk: built once a bundle, GPU and version, found again by every later process.
 //!
-//! `engines/KEY/` in the cache folder that the user named; without one, no place would be expected by the user, so every process
-//! builds its engines, and reports that. KEY is the SHA-256 of [`EngineKey`], which is stored as plain text in the folder's
-//! `key.json`: where anything in it changes, another folder is made, and the old ones are reported, to be removed by hand.
+//! `engines/KEY/` in the cache folder that the user named; without one, no place would be expected by the user, so
+//! every process builds its engines, and reports that. KEY is the SHA-256 of [`EngineKey`], which is stored as plain
+//! text in the folder's `key.json`: where anything in it changes, another folder is made, and the old ones are
+//! reported, to be removed by hand.
 //!
-//! A folder grows as `.building-KEY` and is renamed when it is complete; its `key.json` is written last. The building process
-//! holds a lock on `KEY.lock`, which the system releases when the process dies: the next one clears what a killed one left. A
-//! process that finds the lock held reports so and waits.
+//! A folder grows as `.building-KEY` and is renamed when it is complete; its `key.json` is written last. The building
+//! process holds a lock on `KEY.lock`, which the system releases when the process dies: the next one clears what a
+//! killed one left. A process that finds the lock held reports so and waits.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -94,8 +95,9 @@ impl EngineCache {
         Self { folder: cache.join("engines"), progress }
     }
 
-    /// The folder with the engines of this key. Where there is none, `build` is called with an empty folder to build them in; it
-    /// must have closed all files when it returns. `source` says what they are built from. None where nothing was kept.
+    /// The folder with the engines of this key. Where there is none, `build` is called with an empty folder to build
+    /// them in; it must have closed all files when it returns. `source` says what they are built from. None where
+    /// nothing was kept.
     ///
     /// # Errors
     /// `io` and `disk.full`, and those of `build`: then nothing is kept.

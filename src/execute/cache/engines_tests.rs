@@ -1,4 +1,5 @@
-//! EngineCache on disk, made by builders that are none: keys, locks between threads and processes, builders that are killed.
+//! EngineCache on disk, made by builders that are none: keys, locks between threads and processes, builders that are
+//! killed.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,10 +1,10 @@
 //! Features of scans and reports on disk, so that what was computed once need not be computed again.
 //!
 //! `features/KEY.json` in a folder that the user names. KEY is the SHA-256 of everything that a result depends on: the
-//! content of the scan's files (or the report's text), the volume chosen, the bundle with its preprocessing, the device, this
-//! program's version and ONNX Runtime's build. So nothing ever has to be thrown away for being old; a file that cannot be
-//! read or whose values do not have the recorded hash is computed again. Files hold no names, but features are
-//! derived from patients' data: the folder is made for its owner alone.
+//! content of the scan's files (or the report's text), the volume chosen, the bundle with its preprocessing, the
+//! device, this program's version and ONNX Runtime's build. So nothing ever has to be thrown away for being old; a file
+//! that cannot be read or whose values do not have the recorded hash is computed again. Files hold no names, but
+//! features are derived from patients' data: the folder is made for its owner alone.
 
 use std::fs::File;
 use std::io::Read;

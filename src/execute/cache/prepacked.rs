@@ -1,10 +1,10 @@
 //! Weights as ONNX Runtime lays them out for this processor, kept on disk.
 //!
-//! Laying seven gigabytes out takes tens of seconds and as much private memory at each start. Where the user asks for it,
-//! the laid-out graph is written once to `prepacked/KEY/` in the cache folder and mapped from there: full speed, and memory
-//! that the system may drop and read again. KEY names everything that the layout depends on: the bundle, the graph, ONNX
-//! Runtime's build and the processor. The files take about twice the room of the weights, belong to this machine alone
-//! and are made only from weights that were verified; one that was touched since is made anew.
+//! Laying seven gigabytes out takes tens of seconds and as much private memory at each start. Where the user asks for
+//! it, the laid-out graph is written once to `prepacked/KEY/` in the cache folder and mapped from there: full speed,
+//! and memory that the system may drop and read again. KEY names everything that the layout depends on: the bundle, the
+//! graph, ONNX Runtime's build and the processor. The files take about twice the room of the weights, belong to this
+//! machine alone and are made only from weights that were verified; one that was touched since is made anew.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,8 +44,8 @@ impl Prepacked {
         (sound(&graph) && sound(&graph.with_extension("onnx.data"))).then_some(graph)
     }
 
-    /// Makes the copy of the graph at `source`, whose weights are verified; gives its place. `need` is the room that it takes
-    /// on the disk.
+    /// Makes the copy of the graph at `source`, whose weights are verified; gives its place. `need` is the room that it
+    /// takes on the disk.
     ///
     /// # Errors
     /// `io`, `disk.full`, `runtime.model`.

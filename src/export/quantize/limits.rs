@@ -110,3 +110,27 @@ pub(super) fn error_left(from: Scheme, to: Scheme) -> f64 {
         _ => 0.0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_inputs_aim_farther_below_the_limit() {
+        let limits = Limits::of(Precision::Int4, None);
+        let distance = 1.0 - limits.cosine;
+        assert!((limits.excess(distance) - 1.0).abs() < 1e-12);
+        for (inputs, aim) in [(1, 0.4), (2, 0.4), (3, 0.85), (9, 0.85)] {
+            assert!((limits.shortfall(distance * aim, inputs) - 1.0).abs() < 1e-12, "{inputs} inputs");
+        }
+    }
+
+    /// Another size of 4-bit blocks is hardly more exact: a block that is too sensitive for one leaves them all.
+    #[test]
+    fn sensitive_blocks_skip_all_rungs_of_four_bits() {
+        let form = NumericFormat { precision: Precision::Int4, target: Target::Cpu };
+        let ladder = ladder(form, Part::Text);
+        let next = |rung| next_rung(ladder, rung).map(|rung| ladder[rung]);
+        assert_eq!([0, 1, 2, 5].map(next), [Some(Scheme::INT8), Some(Scheme::INT8), Some(ladder[3]), None]);
+    }
+}

@@ -127,3 +127,18 @@ fn compare(found: &Tensor, expected: &ndarray::ArrayView2<'_, f32>) -> Result<Fi
     let found = found.map_err(|e| Error::internal(format!("a linear layer's result: {e}")))?;
     Ok(fidelity(&found, expected))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Importance is a mean square: a column that is half as large matters a quarter as much.
+    #[test]
+    fn smoothed_columns_matter_by_their_squares() {
+        let (largest, factors) = ([8.0, 3.0], [4.0, 0.5]);
+        let importance: Arc<[f32]> = Arc::from([8.0, 3.0]);
+        assert_eq!(*smoothed_importance(&importance, Some(&factors)), [0.5, 12.0]);
+        assert_eq!(*smoothed_importance(&importance, None), [8.0, 3.0]);
+        assert_eq!((max_abs(&largest, Some(&factors)), max_abs(&largest, None)), (6.0, 8.0));
+    }
+}

@@ -15,6 +15,21 @@
 //! What the backward graph needs and was not saved, it computes anew (Chen et al. 2016, "Training deep nets with
 //! sublinear memory cost"), so the choice of what is saved trades memory for time and changes results by rounding
 //! alone.
+//!
+//! ```
+//! use brain_adapter::graph::{Builder, Dim};
+//! use brain_adapter::passes::autodiff::{gradient_of, joint};
+//! use brain_adapter::tensor::DType;
+//!
+//! let mut g = Builder::new("square");
+//! let x = g.input("x", DType::F32, &[Dim::Known(3)]);
+//! let y = g.mul(x, x)?;
+//! g.output("y", y)?;
+//!
+//! let graph = joint(&g.finish()?, &["y"], &["x"])?; // y, and d.x from x and d.y
+//! assert!(graph.find(&gradient_of("x")).is_some());
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 mod rules;
 mod walk;

@@ -269,4 +269,15 @@ mod tests {
             assert_ne!(found.scales, four_bits(&row, block, None).scales, "blocks of {block}");
         }
     }
+
+    #[test]
+    fn the_rest_of_a_last_block_stands_for_zeros() {
+        let row: Vec<f32> = (0..37).map(|i| i as f32 - 5.0).collect();
+        let eight = eight_bits(&row, 32);
+        assert_eq!((eight.integers.len(), &eight.integers[37..]), (64, &[128; 27][..]));
+        let four = four_bits(&row, 32, None);
+        let zero = four.zero_points[0] >> 4;
+        assert_eq!(four.integers[18] >> 4, zero);
+        assert_eq!(four.integers[19..], [zero | zero << 4; 13]);
+    }
 }

@@ -163,3 +163,33 @@ pub fn in_blocks(weight: &LazyTensor, bits: u8, block: usize, importance: Option
         Ok(types.iter().zip(all).map(tensor).collect())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bands_of_rows_are_put_one_after_the_other() {
+        let (n, k) = (2 * BAND + 3, 5);
+        let values: Vec<f32> = (0..n * k).map(|i| (i * 7919 % 1009) as f32 - 504.0).collect();
+        for kind in [Scales::Fp32, Scales::Fp16] {
+            let [all, scales] = per_channel(&LazyTensor::from_f32(&[n, k], &values), kind);
+            let (all, scales) = (all.transposed().bytes().unwrap().into_owned(), scales.to_f32().unwrap());
+            for (i, row) in values.chunks(k).enumerate() {
+                let mut expected = vec![0; k];
+                assert_eq!(scales[i], int8_row(row, &mut expected, kind), "row {i}");
+                assert_eq!(all[i * k..][..k], expected, "row {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn scales_for_half_precision_are_normal_numbers() {
+        let least = f16::MIN_POSITIVE.to_f32();
+        for largest in [0.0, 1e-30, 1e-4] {
+            assert_eq!(Scales::Fp16.of(largest), least, "{largest}");
+        }
+        assert!(Scales::Fp16.of(0.01) > least);
+        assert_eq!(Scales::Fp32.of(0.0), 0.0);
+    }
+}

@@ -64,6 +64,8 @@ mod tests {
         assert_eq!(&rates[..5], &[0.25, 0.5, 0.75, 1.0, 1.0]);
         assert!(rates[4..].windows(2).all(|w| w[0] > w[1]) && rates[39] > 0.0 && rates[39] < 0.01, "{rates:?}");
         assert!((s.at(23, 40) - 0.5).abs() < 1e-6);
+        // A part of a step of warm-up is a step.
+        assert_eq!([1, 2, 3].map(|step| s.at(step, 15)), [0.5, 1.0, 1.0]);
         let flat = Schedule { warmup: 0.0, cosine: false, ..s };
         assert!((1..=9).all(|step| flat.at(step, 9) == 1.0));
         assert!(

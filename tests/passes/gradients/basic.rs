@@ -137,7 +137,7 @@ pub fn moves() -> Vec<Row> {
     rows
 }
 
-/// What has no derivative beside what has one.
+/// What has no derivative next to what has one.
 pub fn constants() -> Vec<Row> {
     let mut rows = Vec::new();
     for kind in ["Equal", "Greater", "GreaterOrEqual", "Less"] {

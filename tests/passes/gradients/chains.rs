@@ -1,4 +1,5 @@
-//! Random chains of operators: the gradient of a sum against finite differences, both sides small enough to be read here.
+//! Random chains of operators: the gradient of a sum against finite differences, both sides small enough to be read
+//! here.
 
 use brain_adapter::graph::{Builder, Dim, ValueId};
 use brain_adapter::passes::autodiff::joint;

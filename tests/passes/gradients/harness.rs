@@ -15,8 +15,8 @@ const BATCH: usize = 3;
 /// From operands to results.
 pub type Build = Box<dyn Fn(&mut Builder, &[ValueId]) -> Result<Vec<ValueId>>>;
 
-/// Name, operands and graph. Operands are `KIND:EXTENTS` with `n` for the symbol `batch`: `f` has values in (-1.5, 1.5), `p`
-/// in (0.5, 2), `w` in (-12, 12); `c` is as `f` and `q` as `p`, but not differentiated.
+/// Name, operands and graph. Operands are `KIND:EXTENTS` with `n` for the symbol `batch`: `f` has values in (-1.5,
+/// 1.5), `p` in (0.5, 2), `w` in (-12, 12); `c` is as `f` and `q` as `p`, but not differentiated.
 pub struct Row {
     pub name: String,
     operands: String,
@@ -40,7 +40,7 @@ pub fn one(op: Op, constants: &'static [&'static [i64]]) -> impl Fn(&mut Builder
     }
 }
 
-/// A row as a graph with numbers for everything that it takes.
+/// A row as a graph with values for all its inputs.
 pub struct Case {
     pub name: String,
     pub graph: Graph,
@@ -123,7 +123,7 @@ pub fn strs(names: &[String]) -> Vec<&str> {
     names.iter().map(String::as_str).collect()
 }
 
-/// Runs a graph on those of the named tensors that it takes.
+/// Runs a graph on those of the named tensors that are its inputs.
 pub fn run(what: &str, graph: &Graph, feed: &[(String, Tensor)], outputs: &[&str]) -> Vec<Tensor> {
     let bytes = brain_adapter::onnx::to_bytes(graph).unwrap();
     let options = SessionOptions { threads: Some(1), ..SessionOptions::default() };

@@ -1,8 +1,8 @@
 //! Every gradient rule against finite differences in float64.
 //!
-//! A table of cases covers every row of the rules' table, in odd shapes and every form of broadcasting. Our gradient graph is
-//! run in float32 by ONNX Runtime; the graph itself is run in float64, again and again, by onnx's reference implementation
-//! (`check.py`, one process for all; needs a Python with `onnx`, named by `BA_PYTHON`).
+//! A table of cases covers every row of the rules' table, in odd shapes and every form of broadcasting. Our gradient
+//! graph is run in float32 by ONNX Runtime; the graph itself is run in float64, again and again, by onnx's reference
+//! implementation (`check.py`, one process for all; needs a Python with `onnx`, named by `BA_PYTHON`).
 
 mod basic;
 mod chains;
@@ -108,7 +108,7 @@ fn rules_agree_with_finite_differences() {
     assert!(bad.is_empty(), "{} wrong:\n{}", bad.len(), bad.join("\n"));
 }
 
-/// The way there and the way back as two graphs give what the joint graph gives.
+/// Forward and backward as two graphs give what the joint graph gives.
 #[test]
 fn the_cut_changes_nothing() {
     for case in cases() {

@@ -1,7 +1,7 @@
 //! Convolutions so wide that their weight gradient is summed slab by slab.
 //!
-//! A convolution is linear in its kernel: the gradient at a tap is Σ dy · conv(x, that tap alone), which ONNX Runtime's own
-//! convolution computes.
+//! A convolution is linear in its kernel: the gradient at a tap is Σ dy · conv(x, that tap alone), which ONNX Runtime's
+//! own convolution computes.
 
 use brain_adapter::graph::{Builder, Dim, Op};
 use brain_adapter::passes::autodiff::joint;

@@ -1,8 +1,8 @@
 //! Where there is no derivative: at ties and at corners, what PyTorch gives.
 //!
-//! `relu` gives 0 at 0, and `clamp` 0 at a bound that is a number; `maximum` and `minimum` of two tensors give each one half
-//! where they are equal: of all that would do, the gradient of least norm. (Until 2.13 PyTorch's `clamp` gave 1 at its bounds.)
-//! `ties.json` is recorded by `record_ties.py`.
+//! `relu` gives 0 at 0, and `clamp` 0 at a bound that is a number; `maximum` and `minimum` of two tensors give each one
+//! half where they are equal: of all that would do, the gradient of least norm. (Until 2.13 PyTorch's `clamp` gave 1 at
+//! its bounds.) `ties.json` is recorded by `record_ties.py`.
 
 use brain_adapter::graph::Builder;
 use brain_adapter::passes::autodiff::joint;

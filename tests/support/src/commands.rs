@@ -1,7 +1,5 @@
 //! Running the commands: model folders made of the committed fixtures, bundles, and child processes with a time limit.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
-
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,32 +16,30 @@ use brain_adapter::tensor::LazyTensor;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::lasting;
+use crate::{lasting, package};
 
 /// Seconds after which a command has hung.
 const LIMIT: u64 = 120;
-
-pub use crate::package;
 
 /// A committed fixture.
 pub fn fixture(path: &str) -> PathBuf {
     package("tests/data/fixtures").join(path)
 }
 
-/// ONNX Runtime's library, which every command here is told of.
+/// ONNX Runtime's library, which [`command`] names.
 pub fn library() -> PathBuf {
     let runtime = Runtime::load(None).unwrap_or_else(|e| panic!("this test needs ONNX Runtime (make ort): {e}"));
     runtime.library.clone()
 }
 
-/// A command in an environment that says nothing but where ONNX Runtime is.
+/// A command in an environment that names ONNX Runtime's library and nothing else.
 pub fn command(binary: &str) -> Command {
     let mut command = bare(binary);
     command.env("ORT_DYLIB_PATH", library());
     command
 }
 
-/// A command in an environment that says nothing of ONNX Runtime.
+/// A command in an environment that does not name ONNX Runtime's library.
 pub fn bare(binary: &str) -> Command {
     let mut command = Command::new(crate::program(binary));
     for name in ["ORT_DYLIB_PATH", "BA_MODEL", "VIRTUAL_ENV", "RAYON_NUM_THREADS", "RUST_BACKTRACE"] {

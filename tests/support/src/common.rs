@@ -1,15 +1,11 @@
 //! What several integration tests share: the runtime, recorded fixtures, comparing.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
-
 use brain_adapter::runtime::Runtime;
 
 /// ONNX Runtime. A test that needs it fails without it, saying how to get it: it is never skipped.
 pub fn runtime() -> &'static Runtime {
     Runtime::load(None).unwrap_or_else(|e| panic!("this test needs ONNX Runtime (make ort): {e}"))
 }
-
-pub use crate::package;
 
 /// Holds `found` against `expected`: largest difference at most `tolerance` of the largest expected magnitude.
 pub fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {

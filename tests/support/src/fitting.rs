@@ -1,7 +1,5 @@
 //! A cohort small enough to be trained on in a second, and the commands that train on it.
 
-#![allow(dead_code, clippy::unwrap_used)]
-
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,4 @@
-//! Bundles in every form, made of the committed fixtures, and what is looked up in them.
-
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
+//! Bundles in every form, made of the committed fixtures, and the nodes of their graphs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -118,7 +116,8 @@ pub fn graphs(bundle: &Bundle, provider: &str) -> Vec<(&'static str, PathBuf)> {
     Part::ALL.map(|part| (part.as_str(), path(part))).into()
 }
 
-/// The nodes of the files as the onnx package reads them (`onnx_nodes.py`), an object a file; none where Python is skipped.
+/// The nodes of the files as the onnx package reads them (`onnx_nodes.py`), an object a file; none where Python is
+/// skipped.
 pub fn nodes(files: &[PathBuf]) -> Option<Vec<Value>> {
     let report = oracle::run_python("the nodes that the onnx package reads", "tests/scripts/onnx_nodes.py", files)?;
     let mut all: Value = serde_json::from_slice(&report).unwrap();

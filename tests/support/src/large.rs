@@ -1,7 +1,5 @@
 //! A model whose language model is large enough for memory to matter: 77 million weights in its layers, the rest tiny.
 
-#![allow(dead_code, clippy::unwrap_used)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -12,7 +10,8 @@ use brain_adapter::infer::{Options, Predictor};
 use brain_adapter::progress::Silent;
 use brain_adapter::tensor::{DType, LazyTensor};
 
-use crate::commands::{package, save};
+use crate::commands::save;
+use crate::package;
 use crate::reference::LlamaConfig;
 use crate::reference::generate::case_around;
 use crate::reference::write::write_case;

@@ -9,7 +9,7 @@ pub mod devices;
 pub mod fitting;
 pub mod forms;
 pub mod large;
-pub mod nifti_support;
+pub mod nifti_corpus;
 pub mod nifti_writer;
 pub mod oracle;
 pub mod ort_training;

@@ -126,7 +126,6 @@ impl Scan {
     }
 
     /// The values a reader must see: as stored, scaled, 0 where not finite.
-    #[allow(dead_code)]
     pub fn seen(&self) -> Vec<f64> {
         // NIfTI-1 keeps the scaling in f32
         let (slope, inter) = match self.version {
@@ -140,7 +139,6 @@ impl Scan {
 }
 
 /// gzip in `members` parts.
-#[allow(dead_code)]
 pub fn gzip(bytes: &[u8], members: usize) -> Vec<u8> {
     let mut out = Vec::new();
     for part in bytes.chunks(bytes.len().div_ceil(members).max(1)) {

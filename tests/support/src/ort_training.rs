@@ -1,7 +1,5 @@
-//! Microsoft's own training runtime (onnxruntime-training 1.19.2), driven by `train.py`: for every test that has a folder of
-//! training artifacts.
-
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
+//! Microsoft's own training runtime (onnxruntime-training 1.19.2), driven by `train.py`: for every test that has a
+//! folder of training artifacts.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,8 +9,8 @@ use std::process::Command;
 
 use brain_adapter::tensor::Tensor;
 
-/// Trains the artifacts in a folder and writes the result to `out`; gives what the script prints. `feeds` has an array of
-/// batches for each of the user's inputs, `options` are those of `train.py`.
+/// Trains the artifacts in a folder and writes the result to `out`; gives what the script prints. `feeds` has an array
+/// of batches for each of the user's inputs, `options` are those of `train.py`.
 pub fn run(python: &Path, artifacts: &Path, feeds: &Path, out: &Path, options: &[(&str, &Path)]) -> Vec<u8> {
     let script = crate::package("tests/scripts/ort_training/train.py");
     let mut command = Command::new(python);

@@ -1,8 +1,6 @@
 //! Language models with the activation outliers that real ones have, exported in reduced precision and held against the
 //! float64 reference.
 
-#![allow(dead_code, clippy::unwrap_used)]
-
 use std::fs;
 use std::path::Path;
 
@@ -21,7 +19,7 @@ use crate::reference::write::write_case;
 use crate::reference::{LlamaConfig, llama};
 use safetensors::tensor::Dtype;
 
-/// Invented reports. The first two calibrate; the others are what a model is judged on.
+/// Invented reports. The first two calibrate; the others are held out.
 pub const REPORTS: [&str; 8] = [
     "MRI brain without contrast. Mild generalized cortical atrophy, more marked in the medial temporal lobes.",
     "No acute infarct or hemorrhage. The ventricles and sulci are normal for age. MTA score 0. Normal study, CN.",
@@ -40,8 +38,8 @@ pub fn sizes(hidden: usize, layers: usize, kv_heads: usize) -> LlamaConfig {
 }
 
 /// A model of LLaMA 2's kind of outliers: in all layers but the first, two MLP channels reach `peak` for the BOS token
-/// alone and write into fixed residual channels, and three norm gains are `gain` over residual channels that are as much
-/// smaller.
+/// alone and write into fixed residual channels, and three norm gains are `gain` over residual channels that are as
+/// much smaller.
 pub fn massive(seed: u64, l: &LlamaConfig, peak: f64, gain: f64) -> Case {
     let mut case = case_around(seed, l);
     let rng = &mut Random::new(seed ^ 0xb05);
@@ -87,8 +85,8 @@ pub fn massive(seed: u64, l: &LlamaConfig, peak: f64, gain: f64) -> Case {
 }
 
 /// A model whose outliers lie in the same columns of every token: a few norm gains are `gain` times the others over
-/// residual channels of the usual size, and a few rows of the up-projections are `row` times the others. The weights that
-/// read those columns are smaller, so that the columns do not drown what the others say.
+/// residual channels of the usual size, and a few rows of the up-projections are `row` times the others. The weights
+/// that read those columns are smaller, so that the columns do not drown what the others say.
 pub fn everywhere(seed: u64, l: &LlamaConfig, gain: f64, row: f64) -> Case {
     let mut case = case_around(seed, l);
     let rng = &mut Random::new(seed ^ 0xe7e);
@@ -122,7 +120,7 @@ fn stored(case: &mut Case) {
 pub fn write(case: &Case, folder: &Path, reports: usize) {
     let (model, calibration) = (folder.join("model"), folder.join("calibration"));
     fs::create_dir_all(&model).unwrap();
-    write_case(case, &model, Some(&common::package("tests/data/tokenizer/tokenizer.json")));
+    write_case(case, &model, Some(&crate::package("tests/data/tokenizer/tokenizer.json")));
     write_reports(&calibration, &REPORTS[..reports]);
 }
 

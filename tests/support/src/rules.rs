@@ -1,7 +1,5 @@
 //! A table of operators over operands, with the type that must follow, or a refusal.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
-
 use brain_adapter::graph::{Attribute, Builder, Dim, Graph, Op, ValueId};
 use brain_adapter::tensor::DType;
 

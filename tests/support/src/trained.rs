@@ -1,7 +1,5 @@
 //! A study: a model, the same model with an adapter and heads that were trained on, calibration inputs.
 
-#![allow(dead_code, clippy::unwrap_used)]
-
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
-//! What the tests of training share: recorded fixtures as the trainer takes them.
-#![allow(dead_code, clippy::unwrap_used)]
+//! What the tests of training share: recorded fixtures as inputs of the trainer.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +11,8 @@ use brain_adapter::runtime::SessionOptions;
 use brain_adapter::tensor::{LazyTensor, Tensor};
 use brain_adapter::train::{Activations, Batch, FrozenWeights, GraphOptions, Parameters, StagedModel, TrainingGraphs};
 
-use crate::common::{package, runtime};
+use crate::common::runtime;
+use crate::package;
 
 /// Tensors of a file below `tests/data/fixtures` whose names begin with `prefix`, without it.
 pub fn lazy(file: &str, prefix: &str) -> BTreeMap<String, LazyTensor> {

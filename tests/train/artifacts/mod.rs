@@ -1,6 +1,6 @@
 //! The folder that `ba-train prepare` writes, trained for three steps of two micro-batches: by stock ONNX Runtime from
-//! `training_model.onnx` and `optimizer_model.onnx`, by Microsoft's training runtime, and by this crate's model. All must
-//! give the same losses, gradients and parameters; and the onnx package must find the models sound.
+//! `training_model.onnx` and `optimizer_model.onnx`, by Microsoft's training runtime, and by this crate's model. All
+//! must give the same losses, gradients and parameters; and the onnx package must find the models sound.
 
 mod plain;
 
@@ -22,8 +22,9 @@ use brain_adapter::train::{
 use plain::with_plain_sessions;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use support::commands::{self, ba_train, package, write_model};
+use support::commands::{self, ba_train, write_model};
 use support::ort_training::{read_npz, run, write_npz};
+use support::package;
 use support::{common, oracle};
 
 /// Small graphs: threads would only wait for each other.
@@ -38,9 +39,9 @@ const LOSS: f64 = 2e-6;
 const GRADIENT: f64 = 2e-5;
 /// Largest difference of a parameter.
 ///
-/// AdamW divides a gradient by its own size, so that an element whose gradient is 0 but for rounding is moved by rounding: in the
-/// first step by the learning rate in one direction or the other. Elements whose gradient was less than [`SMALL`] of
-/// the largest of its tensor in some step are held to a tenth of a step, and may be few.
+/// AdamW divides a gradient by its own size, so that an element whose gradient is 0 but for rounding is moved by
+/// rounding: in the first step by the learning rate in one direction or the other. Elements whose gradient was less
+/// than [`SMALL`] of the largest of its tensor in some step are held to a tenth of a step, and may be few.
 const PARAMETER: f64 = 1e-6;
 const SMALL: f32 = 1e-5;
 const UNSETTLED: f64 = 1e-4;
@@ -225,7 +226,8 @@ fn with_microsofts_runtime(folder: &Path, feeds: &BTreeMap<String, Tensor>, like
     Some(Trained { losses, eval_loss, first, parameters, steps: Vec::new() })
 }
 
-/// The models are valid, and every large weight of theirs is the one in `frozen.safetensors`, which lies on the disk once.
+/// The models are valid, and every large weight of theirs is the one in `frozen.safetensors`, which lies on the disk
+/// once.
 fn sound(python: &Path, folder: &Path, what: &str) {
     let apart = tempfile::tempdir().unwrap();
     for name in ["training_model.onnx", "eval_model.onnx", "frozen.safetensors"] {
@@ -268,7 +270,7 @@ fn frozen_weights_lie_on_the_disk_once() {
     let frozen = Checkpoint::open(folder.join("frozen.safetensors")).unwrap();
     let weights: u64 = frozen.iter().map(|(_, t)| t.byte_len() as u64).sum();
     assert!(size("frozen.safetensors") < weights + weights / 50);
-    // The rest of this model, graphs, adapter and heads, is small beside them.
+    // The rest of this model, graphs, adapter and heads, is small next to them.
     let others = ["training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint", "training.json"];
     assert!(others.iter().map(|name| size(name)).sum::<u64>() < weights / 2);
     assert_eq!(commands::names(&folder).len(), 6);

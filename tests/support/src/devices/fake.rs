@@ -21,7 +21,7 @@ pub const CUDA: [(&str, &str); 13] = [
     ("libcudnn_engines_runtime_compiled.so.9", "cuDNN 9"),
 ];
 
-/// What TensorRT needs beside that.
+/// What TensorRT needs in addition.
 pub const TENSORRT: [(&str, &str); 2] = [("libnvinfer.so.10", "TensorRT 10"), ("libnvonnxparser.so.10", "TensorRT 10")];
 
 /// What TensorRT for RTX needs.
@@ -107,7 +107,7 @@ pub fn gpu_build(folder: &Path) {
     fs::write(folder.join("libonnxruntime.so"), "").unwrap();
 }
 
-/// Takes a file away; putting it back is [`put_back`].
+/// Moves a file out of the way; [`put_back`] moves it back.
 pub fn take(folder: &Path, name: &str) -> PathBuf {
     let away = folder.join(format!("{name}.away"));
     fs::rename(folder.join(name), &away).unwrap();

@@ -1,5 +1,6 @@
-//! CUDA on the processor, as far as making a session needs it: ONNX Runtime's real CUDA provider over libraries that allocate in
-//! main memory, copy there, and compute nothing. Every function that the provider is linked with is there; most return 0.
+//! CUDA on the CPU, as far as making a session needs it: ONNX Runtime's real CUDA provider over libraries that allocate
+//! in main memory, copy there, and compute nothing. Every function that the provider is linked with is there; most
+//! return 0.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +16,7 @@ const LIBRARIES: [(&str, &[&str], bool); 5] = [
     ("libcuda.so.1", &["cu"], false),
 ];
 
-/// Those that do something. The card has compute capability 8.6; `cudaDeviceProp` has it at bytes 360 and 364.
+/// Those that do something. The GPU has compute capability 8.6; `cudaDeviceProp` has it at bytes 360 and 364.
 const WRITTEN: [(&str, &str); 18] = [
     ("cudaGetDeviceCount", "(int *n) { *n = 1; return 0; }"),
     ("cudaGetDevice", "(int *d) { *d = 0; return 0; }"),
@@ -51,7 +52,7 @@ const HANDLES: [&str; 6] = [
     "cublasLtCreate",
 ];
 
-/// Makes the libraries in `folder` for the provider in `gpu`; none without the tools that this takes.
+/// Makes the libraries in `folder` for the provider in `gpu`; none without the tools for it.
 pub fn make(folder: &Path, provider: &Path) -> Option<()> {
     let listed = Command::new("nm").args(["-D", "--undefined-only"]).arg(provider).output().ok()?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();

@@ -25,7 +25,7 @@ pub struct Inputs {
 pub struct Layout {
     /// "", "vision_encoder." or "model.vision_tower.vision_tower.".
     pub vision_prefix: &'static str,
-    /// Keys that belong to M3D's other parts stand beside the ViT's (never without a prefix).
+    /// Keys that belong to M3D's other parts stand next to the ViT's (never without a prefix).
     pub vision_foreign: bool,
     /// `blocks.N.norm_cross_attn.*` as MONAI ≥ 1.4 saves it.
     pub vision_norm_cross_attn: bool,

@@ -6,7 +6,6 @@
 //!
 //! * [`Case::forward`] or [`forward_all`]: every stage by the names the recorded fixtures use.
 //! * [`generate::random_case`]: a random valid model with inputs. [`write::write_case`]: the same as files.
-#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod adapter;
 pub mod config;
