@@ -13,10 +13,11 @@ pub(crate) fn path_as_text<S: serde::Serializer>(path: &Path, serializer: S) -> 
     serializer.collect_str(&path.display())
 }
 
-/// How temporary names begin.
+/// Prefix of temporary names.
 pub(crate) const UNFINISHED: &str = ".writing-";
 
-/// A file on its way to its place. Dropped before [`Pending::put`], it goes away and what was there stays.
+/// A temporary file that replaces another when it is complete. If it is dropped before [`Pending::put`], it is deleted and
+/// the old file stays.
 pub struct Pending {
     temporary: NamedTempFile<File>,
     path: PathBuf,
@@ -26,8 +27,8 @@ impl Pending {
     /// An empty file next to `path`. Its temporary name ends in `suffix`, for writers that go by names.
     ///
     /// # Errors
-    /// `io` when it cannot be made.
-    pub fn beside(path: &Path, suffix: &str) -> Result<Self> {
+    /// `io` when it cannot be created.
+    pub fn next_to(path: &Path, suffix: &str) -> Result<Self> {
         // `parent` of a bare name is the empty path.
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
@@ -42,27 +43,27 @@ impl Pending {
         Ok(Self { temporary, path: path.to_owned() })
     }
 
-    /// The open file.
+    /// The temporary file, open for writing.
     pub fn file(&self) -> &File {
         self.temporary.as_file()
     }
 
-    /// The temporary name, for writers that open files themselves.
+    /// The temporary file's path, for writers that open files themselves.
     pub fn temporary(&self) -> &Path {
         self.temporary.path()
     }
 
-    /// Puts the file into its place, once its bytes are on the disk.
+    /// Synchronizes the file to the disk and renames it to its final name.
     ///
     /// # Errors
-    /// `io` or `disk.full`; what was there before then stays.
+    /// `io` or `disk.full`; the old file then stays.
     pub fn put(self) -> Result<()> {
         let failed = |e| Error::io(&self.path, "cannot write", e);
         self.temporary.as_file().sync_all().map_err(failed)?;
         self.temporary
             .persist(&self.path)
             .map(drop)
-            .map_err(|e| Error::io(&self.path, "cannot put into place", e.error))
+            .map_err(|e| Error::io(&self.path, "cannot rename the complete file", e.error))
     }
 }
 
@@ -71,29 +72,31 @@ impl Pending {
 /// # Errors
 /// `io` or `disk.full`.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let pending = Pending::beside(path, "")?;
+    let pending = Pending::next_to(path, "")?;
     pending.file().write_all(bytes).map_err(|e| Error::io(path, "cannot write", e))?;
     pending.put()
 }
 
-/// Refuses what would not fit on the disk that holds `folder`: `need` bytes of `what`.
+/// Checks that `need` bytes of `what` fit on the disk that holds `folder`.
 ///
 /// # Errors
-/// `disk.full`; `io` when the file system does not say.
-pub fn check_room(folder: &Path, need: u64, what: &str) -> Result<()> {
+/// `disk.full`; `io` when the file system does not report its free space.
+pub fn check_free_space(folder: &Path, need: u64, what: &str) -> Result<()> {
     match free(folder)? {
         Some(free) if need > free => {
-            let message = format!("{what} needs {need} bytes and {free} are free: free some, or choose another place");
+            let message =
+                format!("{what} needs {need} bytes, {free} are free: free some space, or choose another disk");
             Err(Error::new(Code::DISK_FULL, message).at(folder))
         }
         _ => Ok(()),
     }
 }
 
-/// Free bytes for the user at hand; nothing where that cannot be asked.
+/// Free bytes for the current user; none where the system cannot report them.
 #[cfg(unix)]
 fn free(folder: &Path) -> Result<Option<u64>> {
-    let stat = rustix::fs::statvfs(folder).map_err(|e| Error::io(folder, "cannot ask for the free space", e.into()))?;
+    let stat =
+        rustix::fs::statvfs(folder).map_err(|e| Error::io(folder, "cannot determine the free space", e.into()))?;
     Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
 }
 
@@ -109,9 +112,9 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-        check_room(folder, 0, "nothing").unwrap();
+        check_free_space(folder, 0, "nothing").unwrap();
         if cfg!(unix) {
-            assert_eq!(check_room(folder, u64::MAX, "all").unwrap_err().code(), Code::DISK_FULL);
+            assert_eq!(check_free_space(folder, u64::MAX, "all").unwrap_err().code(), Code::DISK_FULL);
         }
     }
 
@@ -120,7 +123,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
         replace(&path, b"old").unwrap();
-        let pending = Pending::beside(&path, ".json").unwrap();
+        let pending = Pending::next_to(&path, ".json").unwrap();
         pending.file().write_all(b"half").unwrap();
         drop(pending);
         assert_eq!(std::fs::read(&path).unwrap(), b"old");

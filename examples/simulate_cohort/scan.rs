@@ -192,7 +192,7 @@ impl Scan {
         };
         header.set_description_str("simulated: a deformed template, no real person")?;
         let view = ArrayView3::from_shape((self.size, self.size, self.size).f(), &self.voxels)?;
-        let pending = Pending::beside(path, ".nii.gz")?;
+        let pending = Pending::next_to(path, ".nii.gz")?;
         WriterOptions::new(pending.temporary())
             .reference_header(&header)
             .write_nifti(&view)

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::manifest::{MANIFEST, Manifest};
 use super::verify;
 use crate::error::{Code, Error, Result};
-use crate::files::check_room;
+use crate::files::check_free_space;
 
 /// A folder in which a bundle is written; deleted if it is dropped before [`Staging::install`].
 pub struct Staging {
@@ -67,7 +67,7 @@ impl Staging {
         }
         let failed = |e| Error::io(&from, "cannot copy the file", e);
         let bytes = fs::symlink_metadata(&from).map_err(failed)?.len();
-        check_room(self.path(), bytes, "a copy of the bundle's weights")?;
+        check_free_space(self.path(), bytes, "a copy of the bundle's weights")?;
         fs::copy(&from, &to).map_err(failed)?;
         sync(&to)
     }

@@ -37,7 +37,7 @@ pub fn write_safetensors(
     let header = header(&tensors, metadata).map_err(|e| Error::new(e.code(), e.message()).at(path))?;
 
     let failed = |e| Error::io(path, "cannot write the file", e);
-    let pending = Pending::beside(path, "")?;
+    let pending = Pending::next_to(path, "")?;
     let mut out = BufWriter::with_capacity(CHUNK_BYTES, pending.file());
     let mut written = to_u64(header.len());
     out.write_all(&header).map_err(failed)?;

@@ -32,6 +32,7 @@ impl Row {
     }
 
     /// The key that identifies the row in result files.
+    #[cfg(feature = "runtime")]
     pub(crate) fn key(&self) -> (String, Option<String>) {
         (self.scan.clone(), self.report.clone())
     }

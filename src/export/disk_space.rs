@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::bundle::Precision;
 use crate::error::Result;
-use crate::files::check_room;
+use crate::files::check_free_space;
 use crate::graph::Graph;
 use crate::passes::linears;
 
@@ -20,7 +20,7 @@ pub(super) fn weight_bytes(graph: &Graph) -> u64 {
 /// # Errors
 /// `disk.full`; `io` when the file system does not report its free space.
 pub(super) fn check(folder: &Path, need: u64) -> Result<()> {
-    check_room(folder, need, "the bundle")
+    check_free_space(folder, need, "the bundle")
 }
 
 /// Bytes of a bundle of these graphs.

@@ -3,6 +3,14 @@
 //! Layer 5. Each function returns the text of one file: dark ink on white, which reads the same on light and dark
 //! pages. Text that comes from outside (labels, titles, names of layers) is escaped. Values that are not finite are
 //! left out.
+//!
+//! ```
+//! use brain_adapter::plot::{Epoch, history};
+//!
+//! let loss = |epoch, train_loss| Epoch { epoch, train_loss, validation_loss: None, macro_f1: None };
+//! let svg = history(&[loss(1, 1.1), loss(2, 0.7)], "Fine-tuning");
+//! assert!(svg.starts_with("<svg"));
+//! ```
 
 mod chart;
 mod embedding;

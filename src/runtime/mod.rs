@@ -12,7 +12,7 @@
 //! let mut session = Session::open(runtime, "onnx/text.onnx".as_ref(), &SessionOptions::default())?;
 //! let ids = Tensor::i64(&[1, 3], vec![1, 306, 4658]).expect("three values");
 //! let mask = Tensor::i64(&[1, 3], vec![1; 3]).expect("three values");
-//! let features = session.run(&[("input_ids", &ids), ("attention_mask", &mask)], &["text_features"])?;
+//! let text = session.run(&[("input_ids", &ids), ("attention_mask", &mask)], &["text"])?;
 //! # Ok::<(), brain_adapter::Error>(())
 //! ```
 
@@ -20,6 +20,7 @@ mod device;
 mod ort_library;
 mod placement;
 mod session;
+mod session_options;
 mod trt_options;
 mod value;
 
@@ -28,7 +29,8 @@ use std::sync::{Mutex, OnceLock};
 pub use device::{CPU, Device, Gpu, Machine, Nvidia, PassedOver, Provider, ProviderOptions, SelectedDevice};
 pub use ort_library::{LIBRARY_NAME, PINNED_VERSION, search_order};
 pub use placement::{FallbackNode, Placement, ProviderNodes, SHAPE_OPS};
-pub use session::{Session, SessionOptions, Source};
+pub use session::Session;
+pub use session_options::{SessionOptions, Source};
 pub use trt_options::{EngineOptions, ProfiledInput, compute_libraries, engine_libraries};
 pub use value::{DeviceTensor, Input, OutputPlacement, RuntimeValue};
 

@@ -1,77 +1,12 @@
-//! A loaded graph and the options to load it with. [`super::value`] runs it.
+//! A loaded graph. [`super::value`] runs it.
 
 use std::path::{Path, PathBuf};
 
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use super::placement::{self, Placement};
-use super::value::code_of;
-use super::{CPU, EngineOptions, Provider, ProviderOptions, Runtime};
+use super::{EngineOptions, Provider, Runtime, SessionOptions, Source};
 use crate::error::{Code, Error, Result};
-
-/// How a graph is loaded.
-#[derive(Clone, Copy, Debug)]
-pub struct SessionOptions {
-    /// The execution provider that computes it.
-    pub provider: &'static dyn Provider,
-    /// Whether a fallback node is an error, unless its operator is one of [`SHAPE_OPS`](super::SHAPE_OPS).
-    pub strict: bool,
-    /// Whether to record which provider computes which node ([`Session::placement`]).
-    pub placement: bool,
-    /// Threads within an operator; by default one per core.
-    pub threads: Option<usize>,
-    /// Whether ONNX Runtime may rewrite the graph. Otherwise it runs operator by operator, as written.
-    pub optimize: bool,
-    /// Whether weights are repacked for the CPU's kernels when a graph is loaded (prepacking). Otherwise they stay in
-    /// the mapped file: less memory and a faster start, slower runs.
-    pub prepack: bool,
-    /// Whether constants are folded when a graph is loaded. Otherwise fp16 weights are widened to float32 in every run
-    /// and freed again: less memory, slower runs.
-    pub fold: bool,
-    /// Whether memory for activations is freed at the end of each run.
-    pub shrink: bool,
-}
-
-impl SessionOptions {
-    /// The CPU, at full speed.
-    pub const DEFAULT: Self = Self {
-        provider: CPU,
-        strict: false,
-        placement: false,
-        threads: None,
-        optimize: true,
-        prepack: true,
-        fold: true,
-        shrink: false,
-    };
-
-    /// The part of them that the provider needs.
-    pub(super) fn for_provider<'a>(&self, engines: &'a EngineOptions) -> ProviderOptions<'a> {
-        ProviderOptions { cpu_arena: !self.shrink && self.fold, engines }
-    }
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        Self::DEFAULT
-    }
-}
-
-/// Where a graph is loaded from.
-#[derive(Clone, Copy, Debug)]
-pub enum Source<'a> {
-    /// A file; its external data lies next to it.
-    File(&'a Path),
-    /// Part of the graph in a file; its external data is the whole graph's.
-    Part {
-        /// The part as an ONNX model.
-        model: &'a [u8],
-        /// The whole graph's file.
-        path: &'a Path,
-    },
-    /// An ONNX model with all its weights, and a name for messages.
-    Bytes(&'a [u8], &'a str),
-}
 
 /// A graph loaded into ONNX Runtime.
 pub struct Session {
@@ -248,4 +183,14 @@ fn products_overflow() -> bool {
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
+}
+
+/// The code of a failure: a device reports exhausted memory only in words.
+pub(super) fn code_of(provider: &dyn Provider, message: &str) -> Code {
+    let message = message.to_ascii_lowercase();
+    let memory = ["out of memory", "out_of_memory", "outofmemory", "failed to allocate memory", "alloc_failed"];
+    match provider.on_gpu() && memory.iter().any(|words| message.contains(words)) {
+        true => Code::DEVICE_MEMORY,
+        false => Code::RUNTIME_RUN,
+    }
 }

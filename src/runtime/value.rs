@@ -21,7 +21,8 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::session::{OutputSelector, RunOptions, SessionInputValue, SessionOutputs};
 use ort::value::{DynTensor, DynTensorValueType, DynValue, Tensor as OrtTensor, TensorElementType, TensorRef};
 
-use super::{ProfiledInput, Provider, Session};
+use super::ProfiledInput;
+use super::session::{Session, code_of};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Tensor, TensorView};
 
@@ -291,16 +292,6 @@ impl Session {
             Some((name, _)) => Err(format!("the graph has no output `{name}`")),
             None => Ok(()),
         }
-    }
-}
-
-/// The code of a failure: a device reports exhausted memory only in words.
-pub(super) fn code_of(provider: &dyn Provider, message: &str) -> Code {
-    let message = message.to_ascii_lowercase();
-    let memory = ["out of memory", "out_of_memory", "outofmemory", "failed to allocate memory", "alloc_failed"];
-    match provider.on_gpu() && memory.iter().any(|words| message.contains(words)) {
-        true => Code::DEVICE_MEMORY,
-        false => Code::RUNTIME_RUN,
     }
 }
 

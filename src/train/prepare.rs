@@ -88,7 +88,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     };
     let staged = Staged::new(parent, &name.to_string_lossy())?;
     let bytes: u64 = frozen.values().map(|t| t.byte_len() as u64).sum();
-    files::check_room(staged.path(), bytes, "the training artifacts")?;
+    files::check_free_space(staged.path(), bytes, "the training artifacts")?;
     progress.step("writing the frozen weights", None);
     write_safetensors(staged.path().join(FROZEN), frozen.clone(), &BTreeMap::new()).map_err(|e| e.at(vision.path()))?;
     state.write(staged.path().join(CHECKPOINT)).map_err(|e| e.at(adapter.path()))?;

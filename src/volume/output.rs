@@ -22,7 +22,7 @@ const GAP: usize = 2;
 
 /// Lets `write` fill a temporary file next to `path`, then puts it in place.
 fn replace(path: &Path, suffix: &str, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
-    let pending = Pending::beside(path, suffix)?;
+    let pending = Pending::next_to(path, suffix)?;
     write(pending.temporary()).map_err(|e| Error::io(path, "cannot write", e))?;
     pending.put()
 }

@@ -8,14 +8,11 @@ use super::source::{code_only, places, read, report, rust_files};
 /// The circles that are there, by folder. The list shrinks; the first is natural and stays.
 const KNOWN: &[(&str, &[&str])] = &[
     ("tensor", &["lazy", "views"]),
-    ("bundle", &["install", "manifest", "target", "temperature", "verify", "versions"]),
     ("checkpoint", &["contents", "detect", "meta", "ort_training", "pt2", "safetensors", "torch_legacy", "torch_zip"]),
-    ("cli", &["layers", "render"]),
     ("export", &["disk_space", "stage"]),
     ("infer", &["encoding", "predictor"]),
     ("onnx", &["file", "write"]),
     ("passes/quantize", &["blocks", "weights"]),
-    ("runtime", &["device", "machine", "placement", "provider", "session", "value", "visible_devices"]),
     ("train/fit", &["outputs", "state"]),
 ];
 

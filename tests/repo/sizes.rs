@@ -11,10 +11,7 @@ const MAX_COMMENT: usize = 120;
 /// Functions that are one table, an entry a row.
 const TABLES: &[(&str, &str)] = &[("tests/support/src/rules.rs", "rows")];
 /// Longer functions that are there. The list shrinks.
-const LONG: &[(&str, &str)] = &[
-    ("benches/suite/convert.rs", "run"),
-    ("benches/suite/infer.rs", "run"),
-];
+const LONG: &[(&str, &str)] = &[("benches/suite/convert.rs", "run"), ("benches/suite/infer.rs", "run")];
 
 fn all_files() -> impl Iterator<Item = String> {
     ["src", "tests", "examples", "benches", "fuzz"].into_iter().flat_map(rust_files)

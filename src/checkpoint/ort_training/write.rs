@@ -24,7 +24,7 @@ pub(super) fn write(state: &TrainingState, path: &Path) -> Result<u64> {
         Error::new(Code::CHECKPOINT_FORMAT, message).at(path)
     })?;
     let failed = |e| Error::io(path, "cannot write the file", e);
-    let pending = Pending::beside(path, "")?;
+    let pending = Pending::next_to(path, "")?;
     let mut out = BufWriter::with_capacity(CHUNK_BYTES, pending.file());
     let mut written = to_u64(head.len());
     out.write_all(&head).map_err(failed)?;

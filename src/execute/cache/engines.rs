@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::files::{check_room, replace};
+use crate::files::{check_free_space, replace};
 use crate::progress::Shared;
 use crate::runtime::ProfiledInput;
 use crate::tensor::hex;
@@ -122,7 +122,7 @@ impl EngineCache {
         clear(&building)?;
         clear(&place)?;
         // TensorRT itself would only log that it could not write.
-        check_room(&self.folder, source.weights.saturating_add(source.weights / 8), "TensorRT's engines")?;
+        check_free_space(&self.folder, source.weights.saturating_add(source.weights / 8), "TensorRT's engines")?;
         make(&building)?;
         self.progress.note(&format!(
             "building TensorRT engines for {what} on {}: the first run takes minutes, later ones do not{}",

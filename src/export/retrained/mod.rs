@@ -23,7 +23,7 @@ use crate::bundle::{Bundle, FileRecord, Precision, Quantization, SourceRecord, S
 use crate::calibrate::{Feed, Statistics};
 use crate::checkpoint::SourceFile;
 use crate::error::{Error, Result, Warning, WarningCode};
-use crate::files::check_room;
+use crate::files::check_free_space;
 use crate::graph::Graph;
 use crate::model::{self, Part, Trained};
 use crate::passes::fold_batch_norm;
@@ -96,7 +96,7 @@ pub(crate) fn retrained(
     let heads = model::heads::build(config, weights).map_err(from_checkpoint)?;
     let graphs = Fp32Graphs { adapter, heads };
     let need = 2 * (weight_bytes(&graphs.adapter) + weight_bytes(&graphs.heads));
-    check_room(task.staging.path(), need, "the new version")?;
+    check_free_space(task.staging.path(), need, "the new version")?;
     if task.inputs.is_empty() {
         let message = "no calibration inputs: the accuracy of adapter and heads is NOT checked against fp32";
         progress.warn(&Warning::new(WarningCode::CALIBRATION_NONE, message));

@@ -8,35 +8,11 @@ use std::path::{Path, PathBuf};
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
-use serde::{Serialize, Serializer};
 
 use super::gpu_libraries::{CUDA_VERSION, DRIVER};
 use super::visible::{Enumeration, visible_gpus};
-use super::{Device, PassedOver};
+use super::{Device, Gpu, PassedOver};
 use crate::runtime::{Runtime, ort_library};
-
-/// One GPU, as the driver reports it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Gpu {
-    /// The product's name, such as `NVIDIA RTX A4000`.
-    pub name: String,
-    /// Its compute capability, (major, minor).
-    #[serde(rename = "compute_capability", serialize_with = "dotted")]
-    pub capability: (u32, u32),
-    /// Bytes of its memory.
-    #[serde(rename = "memory_bytes")]
-    pub memory: u64,
-    /// Bytes of it that were free when the driver was asked.
-    #[serde(rename = "free_bytes")]
-    pub free: u64,
-    /// The driver's unique name of this very GPU, `GPU-…`.
-    #[serde(skip)]
-    pub uuid: String,
-}
-
-fn dotted<S: Serializer>((major, minor): &(u32, u32), serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{major}.{minor}"))
-}
 
 /// NVIDIA's driver and the GPUs that it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,9 +12,9 @@ mod visible;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-pub use detect::{Gpu, Machine, Nvidia};
+pub use detect::{Machine, Nvidia};
 pub use provider::{CPU, Provider, ProviderOptions};
 pub use select::SelectedDevice;
 
@@ -74,6 +74,29 @@ impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// One GPU, as the driver reports it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Gpu {
+    /// The product's name, such as `NVIDIA RTX A4000`.
+    pub name: String,
+    /// Its compute capability, (major, minor).
+    #[serde(rename = "compute_capability", serialize_with = "dotted")]
+    pub capability: (u32, u32),
+    /// Bytes of its memory.
+    #[serde(rename = "memory_bytes")]
+    pub memory: u64,
+    /// Bytes of it that were free when the driver was asked.
+    #[serde(rename = "free_bytes")]
+    pub free: u64,
+    /// The driver's unique name of this very GPU, `GPU-…`.
+    #[serde(skip)]
+    pub uuid: String,
+}
+
+fn dotted<S: Serializer>((major, minor): &(u32, u32), serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{major}.{minor}"))
 }
 
 /// A device that was tried before the selected one and cannot be used.
