@@ -34,7 +34,7 @@ fn main() -> Result<()> {
     let mut rows = Vec::new();
     for (name, one) in &a.activations {
         let Some(two) = b.activations.get(name) else { continue };
-        ensure!(one.largest.len() == two.largest.len(), "`{name}` differs in width: these are two models");
+        ensure!(one.max_abs.len() == two.max_abs.len(), "`{name}` differs in width: these are two models");
         rows.push((alike(one, two), name, one, two));
     }
     ensure!(!rows.is_empty(), "the files share no activation: these are two models");
@@ -56,6 +56,6 @@ fn alike(a: &ChannelStats, b: &ChannelStats) -> f64 {
     cosine(a.importance().into_iter(), b.importance().into_iter())
 }
 
-fn peak(columns: &ChannelStats) -> f32 {
-    columns.largest.iter().copied().fold(f32::MIN_POSITIVE, f32::max)
+fn peak(stats: &ChannelStats) -> f32 {
+    stats.max_abs.iter().copied().fold(f32::MIN_POSITIVE, f32::max)
 }

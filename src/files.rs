@@ -8,6 +8,11 @@ use tempfile::NamedTempFile;
 
 use crate::error::{Code, Error, Result};
 
+/// Serializes a path as text; bytes that are not Unicode are replaced, not refused.
+pub(crate) fn path_as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
 /// How temporary names begin.
 pub(crate) const UNFINISHED: &str = ".writing-";
 

@@ -2,9 +2,9 @@
 //!
 //! The model (arXiv 2501.16282) reads a 3-D brain MRI and the clinical report and tells cognitively normal (CN), mild
 //! cognitive impairment (MCI) and Alzheimer's disease (AD) apart. This crate turns its PyTorch checkpoints into an ONNX
-//! bundle ([`export`]) and runs that with ONNX Runtime, without Python and without a network ([`infer`]); it
-//! fine-tunes the adapter and heads there too ([`train`]). The commands `ba-export`, `ba-infer` and `ba-train` are thin over
-//! it. **Research use only**: not a medical device.
+//! bundle ([`export`]) and runs that with ONNX Runtime, without Python and without a network ([`infer`]); it fine-tunes
+//! the adapter and heads there too ([`train`]). The commands `ba-export`, `ba-infer` and `ba-train` are thin over it.
+//! **Research use only**: not a medical device.
 //!
 //! ```no_run
 //! use brain_adapter::export::{self, Plan, Sources};

@@ -1,7 +1,8 @@
 //! Simulates a cohort to try training on: labelled scans and reports that nobody's data went into.
 //!
 //! ```text
-//! cargo run --release --example simulate_cohort -- --brain examples/demo/mni152_t1.nii.gz -o COHORT --subjects 240 --seed 1
+//! cargo run --release --example simulate_cohort -- \
+//!     --brain examples/demo/mni152_t1.nii.gz -o COHORT --subjects 240 --seed 1
 //! ```
 //!
 //! A brain in MNI space is deformed smoothly (`anatomy`): with the severity of CN, MCI and AD the ventricles widen and

@@ -1,4 +1,4 @@
-//! Writes a bundle beside its place and installs it whole.
+//! Writes a bundle next to its place and installs it atomically.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,54 +9,54 @@ use super::verify;
 use crate::error::{Code, Error, Result};
 use crate::files::check_room;
 
-/// A folder in which a bundle grows; dropped before [`Staging::install`], it goes away.
+/// A folder in which a bundle is written; deleted if it is dropped before [`Staging::install`].
 pub struct Staging {
     target: PathBuf,
     folder: Staged,
-    /// Files of the target that are not the old bundle's and stay.
+    /// Files in the target that do not belong to the old bundle and are kept.
     kept: Vec<OsString>,
 }
 
 impl Staging {
-    /// A new folder beside `target`. An old bundle there will be replaced, other files kept; a folder that holds
-    /// other files but no bundle is refused without `force`.
+    /// A new folder next to `target`. An old bundle there will be replaced, other files kept; a folder that holds other
+    /// files but no bundle is refused without `force`.
     ///
     /// # Errors
     /// `output.exists`, or `io` when the folder cannot be made.
     pub fn new(target: &Path, force: bool) -> Result<Self> {
         let kept = foreign_files(target, force)?;
-        // A link to a folder stays a link: what it points to is replaced.
+        // A link to a folder stays a link: its target is replaced.
         let absolute = if target.exists() { fs::canonicalize(target) } else { std::path::absolute(target) };
         let absolute = absolute.map_err(|e| Error::io(target, "cannot find the folder", e))?;
         let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-            let message = "the output must be a folder with a name: choose another -o";
+            let message = "the output's path must end in a folder name: choose another -o";
             return Err(Error::new(Code::OUTPUT_EXISTS, message).at(target));
         };
         let folder = Staged::new(parent, &name.to_string_lossy())?;
         Ok(Self { target: absolute.clone(), folder, kept })
     }
 
-    /// Where to write the bundle's files.
+    /// The folder to write the bundle's files into.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Writes `bundle.json`, checks that the bundle is whole, and puts it into place in one step.
+    /// Writes `bundle.json`, checks that the bundle is complete, and installs it atomically.
     ///
-    /// The hashes of large files are those of the bytes as they were written: to read gigabytes again from the page cache
-    /// would find nothing that readers do not find, who hash every file that they use.
+    /// The hashes of large files were computed while they were written: reading gigabytes again from the page cache
+    /// would find nothing that readers do not find, since these hash every file that they use.
     ///
     /// # Errors
-    /// `bundle.*` when a file is missing or of another size than the manifest says; `io` when the folder cannot be put into
-    /// place; the old one then stays.
+    /// `bundle.*` when a file is missing or its size differs from the manifest's; `io` when the folder cannot be
+    /// installed; the old one then stays.
     pub fn install(self, manifest: &Manifest) -> Result<()> {
         let path = self.path().join(MANIFEST);
         fs::write(&path, manifest.to_bytes()?).map_err(|e| Error::io(&path, "cannot write", e))?;
         self.install_as_it_is()
     }
 
-    /// Takes over a file of another bundle, which is not read: a second name of the same bytes, or a copy where the file system
-    /// has no such names.
+    /// Adds a file of another bundle without reading it: as a hard link, or as a copy if the file system has no hard
+    /// links.
     ///
     /// # Errors
     /// `io` or `disk.full`.
@@ -72,55 +72,55 @@ impl Staging {
         sync(&to)
     }
 
-    /// As [`Self::install`], with the `bundle.json` that is there.
+    /// As [`Self::install`], with the `bundle.json` that the folder already holds.
     ///
     /// # Errors
     /// As [`Self::install`].
     pub fn install_as_it_is(self) -> Result<()> {
-        let (manifest, _) = verify::manifest(&self.path().join(MANIFEST))?;
+        let (manifest, _) = verify::read_manifest(&self.path().join(MANIFEST))?;
         check(self.path(), &manifest)?;
         for name in &self.kept {
             let (from, to) = (self.target.join(name), self.path().join(name));
-            // `--force` over files of a bundle's own names: a kept one would break the bundle just checked.
+            // `--force` over files with a bundle's own names: keeping one would break the bundle that was just checked.
             if to.exists() {
                 continue;
             }
             fs::copy(&from, &to).map_err(|e| Error::io(from, "cannot keep the file", e))?;
         }
-        self.folder.put(&self.target)
+        self.folder.install(&self.target)
     }
 }
 
-/// A folder that grows beside its place, for its maker alone.
+/// A temporary folder next to its final place, private to the program that writes it.
 pub(crate) struct Staged {
     folder: Temporary,
-    /// Held while the folder is in use, so that others can tell it from one that an interrupted program left.
+    /// Held while the folder is in use, which distinguishes it from one that an interrupted program left.
     _lock: Option<fs::File>,
 }
 
 impl Staged {
-    /// A new folder in `parent`, for what will be called `name`. What killed programs left of that name goes.
+    /// A new folder in `parent` for the final name `name`. Folders that killed programs left for this name are deleted.
     ///
     /// # Errors
-    /// `io` when it cannot be made.
+    /// `io` when it cannot be created.
     pub fn new(parent: &Path, name: &str) -> Result<Self> {
-        fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot make the folder", e))?;
+        fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot create the folder", e))?;
         let prefix = format!(".{name}.partial-");
         remove_abandoned(parent, &prefix);
         let (folder, lock) = locked_folder(parent, &prefix)?;
         Ok(Self { folder, _lock: lock })
     }
 
-    /// Where to write files.
+    /// The folder to write files into.
     pub fn path(&self) -> &Path {
         &self.folder.0
     }
 
-    /// Puts the folder into its place in one step; what was there goes.
+    /// Moves the folder to its final place atomically and deletes what was there.
     ///
     /// # Errors
     /// `io`; what was there then stays.
-    pub fn put(self, target: &Path) -> Result<()> {
+    pub fn install(self, target: &Path) -> Result<()> {
         readable_by_all(self.path())?;
         sync(self.path())?;
         swap(self.path(), target)?;
@@ -128,8 +128,8 @@ impl Staged {
     }
 }
 
-/// The staged files: there, of the sizes that the manifest says, and all that the graphs refer to. Small ones are read
-/// again, and are on the disk afterwards; large ones were put there by who wrote them.
+/// Checks that the staged files exist with the manifest's sizes, including those that the graphs refer to. Small files
+/// are read again and synchronized to the disk; large ones were synchronized by whoever wrote them.
 fn check(folder: &Path, manifest: &Manifest) -> Result<()> {
     verify::small_files(folder, manifest)?;
     let small = manifest.files.iter().filter(|file| file.bytes <= verify::LARGE_BYTES);
@@ -137,10 +137,10 @@ fn check(folder: &Path, manifest: &Manifest) -> Result<()> {
     sync(&folder.join(MANIFEST))
 }
 
-/// Makes sure that a file, or the names in a folder, are on the disk: a power loss must not leave a bundle in its place
-/// whose bytes never came.
+/// Synchronizes a file, or the names in a folder, to the disk: a power loss must not leave an installed bundle without
+/// its bytes.
 fn sync(path: &Path) -> Result<()> {
-    // Folders cannot be opened everywhere, nor does every file system want them synchronised.
+    // Not every system can open folders, and not every file system can synchronize them.
     match fs::File::open(path) {
         Ok(file) if path.is_dir() => drop(file.sync_all()),
         Ok(file) => file.sync_all().map_err(|e| Error::io(path, "cannot write", e))?,
@@ -150,30 +150,30 @@ fn sync(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A folder that goes away when it is dropped.
+/// A folder that is deleted when it is dropped.
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // Installed, it is gone (or is the old bundle); there is nobody to tell of a failure.
+        // After the installation it is gone (or is the old bundle). A failure cannot be reported from here.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// What a folder's name ends in before it is locked.
+/// Suffix of a folder's name before it is locked.
 const UNLOCKED: &str = ".new";
 
-/// Makes a folder of that prefix and locks it. It gets its name only once it is locked, so that whoever sees the name and
-/// gets the lock knows that its maker is gone.
+/// Creates a folder with this prefix and locks it. It gets its name only once it is locked: a program that sees the
+/// name and obtains the lock knows that the creator is gone.
 fn locked_folder(parent: &Path, prefix: &str) -> Result<(Temporary, Option<fs::File>)> {
     const ATTEMPTS: usize = 16;
-    let failed = |e: std::io::Error| Error::io(parent, "cannot make a temporary folder", e);
+    let failed = |e: std::io::Error| Error::io(parent, "cannot create a temporary folder", e);
     let mut outcome = Err(std::io::ErrorKind::NotFound.into());
     for _ in 0..ATTEMPTS {
         let made = tempfile::Builder::new().prefix(prefix).suffix(UNLOCKED).tempdir_in(parent).map_err(failed)?;
         let lock = fs::File::open(made.path()).ok().filter(|f| f.try_lock().is_ok());
         let folder = made.path().with_extension("");
-        // Another export may have taken the empty folder for an abandoned one.
+        // Another export may have deleted the empty folder as an abandoned one.
         outcome = fs::rename(made.path(), &folder);
         if outcome.is_ok() {
             return Ok((Temporary(folder), lock));
@@ -182,8 +182,8 @@ fn locked_folder(parent: &Path, prefix: &str) -> Result<(Temporary, Option<fs::F
     Err(failed(outcome.err().unwrap_or_else(|| std::io::ErrorKind::Other.into())))
 }
 
-/// Removes what killed exports left: for a 7-billion parameter model it is tens of gigabytes, which the next export needs.
-/// A failure to do so is no reason not to export.
+/// Deletes what killed exports left: for a 7-billion parameter model these are tens of gigabytes, which the next export
+/// needs. A failure is ignored.
 fn remove_abandoned(parent: &Path, prefix: &str) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
@@ -191,7 +191,7 @@ fn remove_abandoned(parent: &Path, prefix: &str) {
             continue;
         }
         if name.ends_with(UNLOCKED) {
-            // Nothing is written under this name: only an empty folder goes, and its maker, if he lives, makes another.
+            // Nothing is written under this name: only an empty folder is deleted, and its creator makes another.
             let _ = fs::remove_dir(&path);
         } else if let Ok(folder) = fs::File::open(&path)
             && folder.try_lock().is_ok()
@@ -201,10 +201,10 @@ fn remove_abandoned(parent: &Path, prefix: &str) {
     }
 }
 
-/// Puts the folder `new` where `target` is. What `target` was is at `new` afterwards, where there was one, and goes
-/// away with the temporary folder.
+/// Moves the folder `new` to `target`. A previous `target` is at `new` afterwards and is deleted with the temporary
+/// folder.
 fn swap(new: &Path, target: &Path) -> Result<()> {
-    let failed = |e: std::io::Error| Error::io(target, "cannot put the bundle into place", e);
+    let failed = |e: std::io::Error| Error::io(target, "cannot install the bundle", e);
     if !target.exists() {
         return fs::rename(new, target).map_err(failed);
     }
@@ -227,7 +227,7 @@ fn swap(new: &Path, target: &Path) -> Result<()> {
     fs::rename(&old, new).map_err(failed)
 }
 
-/// A temporary folder is its maker's alone; a bundle is meant to be read.
+/// Temporary folders are private; a bundle is meant to be read by all users.
 fn readable_by_all(folder: &Path) -> Result<()> {
     #[cfg(unix)]
     {
@@ -240,7 +240,7 @@ fn readable_by_all(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The files in `target` that an old bundle there does not list.
+/// The files in `target` that do not belong to an old bundle there.
 fn foreign_files(target: &Path, force: bool) -> Result<Vec<OsString>> {
     let entries = match fs::read_dir(target) {
         Ok(entries) => entries,
@@ -261,7 +261,7 @@ fn foreign_files(target: &Path, force: bool) -> Result<Vec<OsString>> {
         }
         if !kind.is_file() {
             return refuse(format!(
-                "the output folder holds `{text}`, which is no file of a bundle: choose another -o"
+                "the output folder holds `{text}`, which is not a file of a bundle: choose another -o"
             ));
         }
         let harmless = text.starts_with('.') || text.starts_with("README");
@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_that_nobody_holds_are_removed() {
+    fn abandoned_folders_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let make = |name: &str, file: bool| {
             let path = dir.path().join(name);
@@ -304,9 +304,9 @@ mod tests {
         assert_eq!(left, expected);
     }
 
-    /// Many exports at once, each of which looks for abandoned folders: none takes another's.
+    /// Many exports at once, each of which searches for abandoned folders: none deletes another's.
     #[test]
-    fn exports_side_by_side_leave_each_other_alone() {
+    fn concurrent_exports_do_not_interfere() {
         let dir = tempfile::tempdir().unwrap();
         std::thread::scope(|scope| {
             for _ in 0..8 {

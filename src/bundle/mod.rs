@@ -1,51 +1,65 @@
 //! A bundle: the folder of ONNX graphs, tokenizer and `bundle.json` that `ba-export` writes and `ba-infer` runs.
 //!
-//! Layer 4. [`Staging`] writes one beside its place and installs it whole; [`Bundle::open`] checks every file's size
-//! and SHA-256, and that no graph refers to a file outside the folder, before any other program sees them. [`Versions`] keeps
-//! what a bundle was before.
+//! Layer 4. [`Staging`] writes one next to its place and installs it atomically; [`Bundle::open`] checks every file's
+//! size and SHA-256, and that no graph refers to a file outside the folder, before any other code reads them.
+//! [`Versions`] stores what a bundle was before it was changed.
+//!
+//! ```no_run
+//! use brain_adapter::bundle::Bundle;
+//! use brain_adapter::model::Part;
+//!
+//! let bundle = Bundle::open("onnx".as_ref())?;
+//! let text = bundle.manifest.part(Part::Text);
+//! println!("{}: {} weights in {}", text.file, text.parameters, text.precision);
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
+mod file_hash;
 mod install;
 mod manifest;
+mod providers;
 mod quantization;
+mod records;
 mod target;
 mod temperature;
 mod verified_cache;
 mod verify;
 mod versions;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+pub(crate) use file_hash::hash_file;
+pub use file_hash::sha256_of;
 #[cfg(feature = "runtime")]
 pub(crate) use install::Staged;
 pub use install::Staging;
-pub use manifest::{
-    FORMAT, FileRecord, MANIFEST, Manifest, Parity, PartRecord, Precision, Preprocessing, SourceRecord,
-    TokenizerRecord, Tool, VersionRecord,
-};
+pub use manifest::{FORMAT, INTENDED_USE, MANIFEST, Manifest};
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
+pub use records::{
+    FileRecord, Parity, PartRecord, Precision, Preprocessing, SourceRecord, TokenizerRecord, Tool, VersionRecord,
+};
 pub use target::Target;
-pub use temperature::{Temperature, set_temperature};
+pub use temperature::Temperature;
 pub use verified_cache::{PendingEntry, VerifiedCache};
-pub use verify::sha256_of;
-pub use versions::{Version, Versions};
+pub use versions::{Version, Versions, set_temperature};
 
 use crate::error::{Code, Error, Result};
-use crate::model::Part;
+use crate::model::{Part, PartMap};
 
-/// A bundle whose files are what `bundle.json` says.
+/// A bundle whose files are those that `bundle.json` records.
 #[derive(Clone, Debug)]
 pub struct Bundle {
     /// The folder.
     pub dir: PathBuf,
-    /// What `bundle.json` says.
+    /// Content of `bundle.json`.
     pub manifest: Manifest,
-    /// SHA-256 of `bundle.json`, which names the hash of every other file: the identity of the whole.
+    /// SHA-256 of `bundle.json`, which records the hash of every other file: the identity of the bundle.
     pub sha256: String,
-    /// The same without the temperature ([`Manifest::model_sha256`]): what caches of features and weights depend on.
+    /// The same without the temperature ([`Manifest::model_sha256`]): the key of caches of features and weights.
     pub model_sha256: String,
-    /// The files with each graph's large weights, by part.
-    beside: BTreeMap<String, BTreeSet<String>>,
+    /// Names of the external data files of each part's graphs, which hold its large weights.
+    data_files: PartMap<BTreeSet<String>>,
 }
 
 impl Bundle {
@@ -55,45 +69,44 @@ impl Bundle {
     /// `bundle.not_found`, `bundle.manifest`, `bundle.path` or `bundle.checksum`, naming the file.
     pub fn open(dir: &Path) -> Result<Self> {
         let bundle = Self::open_quickly(dir)?;
-        verify::files(dir, &bundle.manifest)?;
+        verify::all_files(dir, &bundle.manifest)?;
         Ok(bundle)
     }
 
-    /// Opens the bundle in `dir` and verifies all but the hashes of large files, which hold nothing but weights: they remain
-    /// to be verified ([`Self::large_files`], [`Self::verify`]) before anything that was computed with them is told.
+    /// Opens the bundle in `dir` and verifies everything except the hashes of large files, which only hold weights:
+    /// these must be verified ([`Self::large_files`], [`Self::verify`]) before any result that was computed with them
+    /// is returned.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn open_quickly(dir: &Path) -> Result<Self> {
         let path = dir.join(MANIFEST);
         if !path.is_file() {
-            let message = format!("there is no bundle here (no {MANIFEST}); make one with ba-export");
-            return Err(Error::new(Code::BUNDLE_NOT_FOUND, message).at(dir));
+            return Err(Error::new(Code::BUNDLE_NOT_FOUND, no_bundle()).at(dir));
         }
-        let (manifest, sha256) = verify::manifest(&path)?;
-        let beside = verify::small_files(dir, &manifest)?;
+        let (manifest, sha256) = verify::read_manifest(&path)?;
+        let data_files = verify::small_files(dir, &manifest)?;
         let model_sha256 = manifest.model_sha256().map_err(|e| e.at(&path))?;
-        Ok(Self { dir: dir.to_path_buf(), manifest, sha256, model_sha256, beside })
+        Ok(Self { dir: dir.to_path_buf(), manifest, sha256, model_sha256, data_files })
     }
 
-    /// The files of a part that [`Self::open_quickly`] has not hashed.
+    /// The files of a part whose hash [`Self::open_quickly`] has not verified.
     pub fn large_files(&self, part: Part) -> Vec<&FileRecord> {
-        let graphs = self.manifest.parts.get(part.as_str()).into_iter().flat_map(PartRecord::graphs);
-        let files = self.beside.get(part.as_str()).into_iter().flatten().chain(graphs);
+        let files = self.data_files[part].iter().chain(self.manifest.part(part).graphs());
         let record = |name: &String| self.manifest.files.iter().find(|file| file.name == *name);
         files.filter_map(record).filter(|file| file.bytes > verify::LARGE_BYTES).collect()
     }
 
-    /// Reads a file and compares its hash with the recorded one.
+    /// Hashes a file and compares the hash with the recorded one.
     ///
     /// # Errors
     /// `bundle.checksum`, or `io`.
     pub fn verify(&self, file: &FileRecord) -> Result<()> {
-        verify::hashed(&self.dir, file)
+        verify::check_hash(&self.dir, file)
     }
 
-    /// Makes sure that the folder still holds this bundle, and so did when files of it were opened before: another one takes its
-    /// place in one step.
+    /// Checks that the folder still holds this bundle. Bundles are replaced atomically: files that were opened before
+    /// this call are then this bundle's too.
     ///
     /// # Errors
     /// `bundle.replaced`.
@@ -101,14 +114,18 @@ impl Bundle {
         match verify::manifest_hash(&self.dir.join(MANIFEST)) {
             Ok(sha256) if sha256 == self.sha256 => Ok(()),
             _ => {
-                let message = "the bundle was replaced while it was used: run this again";
+                let message = "the bundle was replaced while it was in use: run the command again";
                 Err(Error::new(Code::BUNDLE_REPLACED, message).at(&self.dir))
             }
         }
     }
 
-    /// The path of one of its files.
+    /// The path of a file of the bundle.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
+}
+
+fn no_bundle() -> String {
+    format!("there is no bundle here ({MANIFEST} is missing): check the path, or export a bundle with ba-export")
 }

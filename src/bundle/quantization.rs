@@ -1,94 +1,94 @@
-//! What `bundle.json` says of reduced precision: which layer got which scheme, and how close it comes to float32.
+//! The record of quantization in `bundle.json`: the scheme of each layer, and its error against float32.
 
 use serde::{Deserialize, Serialize};
 
 use crate::passes::quantize::Scheme;
 
-/// How a bundle's weights and arithmetic were reduced.
+/// How a bundle's weights and arithmetic were quantized.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantization {
-    /// Largest relative error that a layer's result was allowed.
+    /// Maximum allowed relative error of a layer's result.
     pub max_error: f64,
-    /// What it was calibrated and judged on.
+    /// The calibration and held-out inputs.
     pub calibration: Calibration,
-    /// Every layer, in the order in which they run.
+    /// Every quantized layer, in the order in which they run.
     pub layers: Vec<LayerRecord>,
-    /// Every block of a transformer.
+    /// Every block of the transformers.
     pub blocks: Vec<BlockRecord>,
-    /// Largest difference of a probability from float32, from scan and report, and from the scan alone where the model can,
-    /// to classes, on the held-out inputs; none where it was not measured, or with an older adapter.
+    /// Maximum change of a probability against float32 on the held-out inputs, with scan and report, and with the scan
+    /// alone if the model has an image-only classifier; none if it was not measured, or only with an older adapter.
     pub probabilities: Option<f64>,
-    /// Weights other than 0 that half precision made 0.
+    /// Number of non-zero weights that underflowed to 0 in fp16.
     pub flushed: u64,
 }
 
-/// The inputs of calibration, as numbers: no input is named.
+/// Numbers of calibration inputs; no input is named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
-    /// Scans that gave statistics.
+    /// Scans whose statistics were used.
     pub scans: usize,
-    /// Reports that gave statistics.
+    /// Reports whose statistics were used.
     pub reports: usize,
-    /// Scans that the result was judged on.
+    /// Held-out scans that the result was compared on.
     pub held_out_scans: usize,
-    /// Reports that the result was judged on.
+    /// Held-out reports that the result was compared on.
     pub held_out_reports: usize,
-    /// The bundle's file of statistics; none when there were no inputs, and every scheme is data-free, or when a newly trained
-    /// adapter made them stale.
+    /// The bundle's file of statistics; none if there were no inputs (every scheme is then data-free), or if a newly
+    /// trained adapter made them stale.
     pub statistics: Option<String>,
 }
 
-/// One layer.
+/// One linear or convolution layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerRecord {
-    /// The graph.
+    /// Name of the part.
     pub part: String,
     /// The layer's name in the state dict.
     pub layer: String,
     /// Number of weights.
     pub parameters: u64,
-    /// Bytes of the weight with its scales.
+    /// Size of the weight with its scales, in bytes.
     pub bytes: u64,
-    /// How it computes.
+    /// Its quantization scheme.
     pub scheme: Scheme,
-    /// Whether the size of single activation columns was moved into weights.
+    /// Whether the scale of outlier activation channels was moved into the weights (SmoothQuant).
     pub smoothed: bool,
-    /// Relative error of its result on held-out tokens; none when it was not measured.
+    /// Relative error of its result on held-out tokens; none if it was not measured.
     pub error: Option<f64>,
-    /// The least cosine of a token.
+    /// Smallest cosine over the tokens.
     pub cosine: Option<f64>,
-    /// What was tried first, where the layer was treated: it missed the limit, its error was suspicious, or its block was
-    /// raised with the whole part.
+    /// The scheme that was tried first, if the layer was escalated: it missed the limit, its error was suspicious, or
+    /// its block was escalated with the whole part.
     pub first: Option<FirstTry>,
 }
 
-/// The scheme that a treated layer was tried with first.
+/// The scheme that an escalated layer was tried with first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FirstTry {
-    /// The scheme.
+    /// The first scheme.
     pub scheme: Scheme,
-    /// Its relative error, where it was measured.
+    /// Its relative error, if it was measured.
     pub error: Option<f64>,
-    /// Bytes of the weight under it.
+    /// Size of the weight under it, in bytes.
     pub bytes: u64,
 }
 
-/// One block: what all of its layers together do to the values that leave it.
+/// One transformer block: the combined effect of its layers on its output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlockRecord {
-    /// The graph.
+    /// Name of the part.
     pub part: String,
-    /// The block, such as `layers.3`.
+    /// Name of the block, such as `layers.3`.
     pub block: String,
-    /// Relative error of the values that leave it, when those that enter are float32's.
+    /// Relative error of its output for float32 inputs.
     pub error: f64,
-    /// The least cosine of a token.
+    /// Smallest cosine over the tokens.
     pub cosine: f64,
-    /// Relative error of what the block adds to the residual stream alone, where it has one.
+    /// Relative error of what the block adds to the residual stream, if it has one.
     pub update_error: Option<f64>,
 }

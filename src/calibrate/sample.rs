@@ -1,4 +1,4 @@
-//! Some tokens of a linear layer's activation and of its results, and how close other results come.
+//! Some tokens of a linear layer's activation and of its results, and how close other results are to these.
 
 use ndarray::{Array2, ArrayD, ArrayView2};
 use serde::{Deserialize, Serialize};
@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::passes::Linear;
 use crate::tensor::{cosine, least};
 
-/// Tokens that are kept of all inputs of a role together: at 7B a token of a block's layers takes 260 kB.
+/// Tokens that are kept of all inputs of a role together: at 7B one token of a block's layers takes 260 kB.
 const ROWS: usize = 256;
-/// Least and most of one input.
+/// Minimum and maximum of one input.
 const ROWS_OF_AN_INPUT: std::ops::RangeInclusive<usize> = 8..=128;
 
 /// Rows of float32 values, `[rows, width]`.
@@ -58,7 +58,7 @@ impl Sample {
         Self { x: Rows::new(k), y: linears.iter().map(|l| Rows::new(l.n)).collect() }
     }
 
-    /// Adds tokens of one of so many inputs.
+    /// Adds tokens of one of `inputs` inputs: the activation, then the result of each layer.
     pub(super) fn add(&mut self, tensors: &[&ArrayD<f32>], inputs: usize) {
         for (rows, tensor) in std::iter::once(&mut self.x).chain(&mut self.y).zip(tensors) {
             rows.add(tensor, inputs);
@@ -76,10 +76,10 @@ pub struct Fidelity {
 }
 
 impl Fidelity {
-    /// What is exact.
+    /// No difference at all.
     pub const EXACT: Self = Self { error: 0.0, cosine: 1.0 };
 
-    /// The worse of the two in each figure.
+    /// The worse of the two in each metric.
     #[must_use]
     pub fn worst(&self, other: &Self) -> Self {
         Self { error: self.error.max(other.error), cosine: least(self.cosine, other.cosine) }
@@ -133,7 +133,7 @@ mod tests {
         let expected = Array2::from_shape_vec((2, 2), vec![100.0, 0.0, 0.0, 1.0]).unwrap();
         let found = Array2::from_shape_vec((2, 2), vec![101.0, 0.0, 0.0, 1.1]).unwrap();
         let f = fidelity(&found.view(), &expected.view());
-        // The second row is small beside the median of 100: its error counts against a tenth of that.
+        // The second row is small compared with the median of 100: its error counts against a tenth of that.
         assert!((f.error - (0.5f64 * (0.01f64.powi(2) + 0.01f64.powi(2))).sqrt()).abs() < 1e-6, "{f:?}");
         for bad in [f32::NAN, f32::INFINITY] {
             let found = Array2::from_shape_vec((2, 2), vec![100.0, 0.0, bad, 1.0]).unwrap();

@@ -1,4 +1,4 @@
-//! What is remembered of activations: a few numbers a column, in a file that can be inspected, reused and compared.
+//! Channel statistics of activations, in a file that can be inspected, reused and compared.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,17 +12,17 @@ use crate::tensor::LazyTensor;
 /// Zero points that an int8 activation may get; 128 treats both signs alike.
 pub const ZERO_POINTS: [u8; 7] = [128, 96, 64, 40, 24, 12, 6];
 
-/// Statistics of one activation `[tokens, k]`.
+/// Channel statistics of one activation `[tokens, k]`.
 ///
-/// Each token counts alike, whatever its size: a BOS token hundreds of times as large as the others would else be all
-/// that the statistics know of.
+/// Each token has the same weight, whatever its norm: else a BOS token hundreds of times as large as the others would
+/// dominate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChannelStats {
-    /// Largest magnitude a column.
-    pub largest: Vec<f32>,
-    /// Mean over tokens of `x_j² / mean_k(x_k²)`, a column: how large it is for a typical token.
+    /// Largest magnitude of each channel, `[k]`.
+    pub max_abs: Vec<f32>,
+    /// For each channel the sum over tokens of `x_j² / mean_k(x_k²)`, `[k]`: how large it is for a typical token.
     pub moment: Vec<f64>,
-    /// For each of [`ZERO_POINTS`] the mean over tokens of the squared step of an 8-bit scale, in units of the token's
+    /// For each of [`ZERO_POINTS`] the sum over tokens of the squared step of an 8-bit scale, in units of the token's
     /// mean square.
     pub steps: [f64; ZERO_POINTS.len()],
     /// Number of tokens.
@@ -31,19 +31,19 @@ pub struct ChannelStats {
 
 impl ChannelStats {
     pub(super) fn new(k: usize) -> Self {
-        Self { largest: vec![0.0; k], moment: vec![0.0; k], steps: [0.0; ZERO_POINTS.len()], tokens: 0 }
+        Self { max_abs: vec![0.0; k], moment: vec![0.0; k], steps: [0.0; ZERO_POINTS.len()], tokens: 0 }
     }
 
     /// Adds the tokens of `[.., k]`.
     pub(super) fn add(&mut self, tensor: &ArrayD<f32>) {
-        let k = self.largest.len();
+        let k = self.max_abs.len();
         let values = tensor.as_standard_layout();
         let Some(values) = values.as_slice() else { return };
         for token in values.chunks_exact(k) {
             let square = token.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / k as f64;
             self.tokens += 1;
-            for (largest, v) in self.largest.iter_mut().zip(token) {
-                *largest = largest.max(v.abs());
+            for (max_abs, v) in self.max_abs.iter_mut().zip(token) {
+                *max_abs = max_abs.max(v.abs());
             }
             if square > 0.0 && square.is_finite() {
                 for (moment, &v) in self.moment.iter_mut().zip(token) {
@@ -58,14 +58,14 @@ impl ChannelStats {
         }
     }
 
-    /// The moments as means over the tokens, float32.
+    /// How much an error in each channel's weights matters, `[k]`: [`Self::moment`] as a mean over the tokens, float32.
     pub fn importance(&self) -> Vec<f32> {
         self.moment.iter().map(|m| (m / self.tokens.max(1) as f64) as f32).collect()
     }
 
-    /// The zero point of the smallest steps; 128 unless another is clearly better.
+    /// The zero point with the smallest quantization steps; 128 unless another is clearly better.
     pub fn zero_point(&self) -> u8 {
-        /// A saving that is worth a graph that only suits activations like these.
+        /// Ratio of squared steps below which a zero point that suits only activations like these is worthwhile.
         const CLEARLY: f64 = 0.7;
         let best = (0..ZERO_POINTS.len()).min_by(|&a, &b| self.steps[a].total_cmp(&self.steps[b])).unwrap_or(0);
         if self.steps[best] < CLEARLY * self.steps[0] { ZERO_POINTS[best] } else { 128 }
@@ -77,15 +77,15 @@ impl ChannelStats {
 pub struct Statistics {
     /// By part and the name of the first layer that reads the activation: `text/layers.0.mlp.gate_proj`.
     pub activations: BTreeMap<String, ChannelStats>,
-    /// Number of scans they were taken from.
+    /// Number of scans that they were computed from.
     pub scans: usize,
-    /// Number of reports they were taken from.
+    /// Number of reports that they were computed from.
     pub reports: usize,
 }
 
 impl Statistics {
-    /// Writes the file: safetensors with `NAME.largest`, `NAME.moment` (float32 `[k]`), `NAME.steps` and `NAME.tokens`. It
-    /// names no input.
+    /// Writes the file: safetensors with `NAME.largest`, `NAME.moment` (float32 `[k]`), `NAME.steps` and `NAME.tokens`.
+    /// It contains no name of an input.
     ///
     /// # Errors
     /// `io` or `disk.full`.
@@ -94,7 +94,7 @@ impl Statistics {
         let tensors = self.activations.iter().flat_map(|(name, c)| {
             let steps = c.steps.iter().map(|s| (s / c.tokens.max(1) as f64) as f32).collect();
             [
-                (format!("{name}.largest"), vector(c.largest.clone())),
+                (format!("{name}.largest"), vector(c.max_abs.clone())),
                 (format!("{name}.moment"), vector(c.importance())),
                 (format!("{name}.steps"), vector(steps)),
                 (format!("{name}.tokens"), LazyTensor::from_i64(&[1], &[c.tokens as i64])),
@@ -139,21 +139,21 @@ impl Statistics {
                     None => Ok(values),
                 }
             };
-            let (largest, moment, steps, tokens) =
+            let (max_abs, moment, steps, tokens) =
                 (vector("largest")?, vector("moment")?, vector("steps")?, vector("tokens")?);
             let tokens = tokens.first().map_or(0, |t| *t as u64);
             let steps: Result<[f32; ZERO_POINTS.len()], _> = steps.try_into();
-            let (Ok(steps), true) = (steps, largest.len() == moment.len() && tokens > 0) else {
+            let (Ok(steps), true) = (steps, max_abs.len() == moment.len() && tokens > 0) else {
                 return Err(wrong(format!("the tensors of `{name}` do not fit each other")));
             };
             let sum = |mean: f32| f64::from(mean) * tokens as f64;
-            let columns =
-                ChannelStats { largest, moment: moment.into_iter().map(sum).collect(), steps: steps.map(sum), tokens };
-            all.activations.insert(name, columns);
+            let stats =
+                ChannelStats { max_abs, moment: moment.into_iter().map(sum).collect(), steps: steps.map(sum), tokens };
+            all.activations.insert(name, stats);
         }
         Ok(all)
     }
 }
 
-/// What the file says it is.
+/// The value of the file's metadata key `format`.
 const FORMAT: &str = "brain-adapter calibration 1";

@@ -1,4 +1,4 @@
-//! `ba-export`.
+//! `ba-export`: PyTorch checkpoints to a bundle.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, ValueEnum};
 
 use super::progress::Bar;
-use super::{Common, calibration_folder, finish, print, print_json, render, tell};
+use super::{Common, calibration_folder, finish, parse, render};
 use crate::bundle::{self, Precision};
 use crate::error::Result;
 use crate::export::{self, Plan, Sources};
@@ -18,8 +18,8 @@ Examples:
   ba-export --quantize int8 --target cuda      8-bit weights for NVIDIA GPUs, the rest in fp16
   ba-export --model study7 -o bundles/study7   another model folder, another place
   ba-export --vision M3D-CLIP --text Llama-2-7b-hf
-                                               single parts from elsewhere
-  ba-export --verify expected.safetensors      fail unless PyTorch's recorded stages are reproduced
+                                               single parts from other places
+  ba-export --verify expected.safetensors      fail unless it reproduces the stages recorded in PyTorch
 
 The model folder holds config.json, adapter.pt (or .safetensors), m3d/ and llama/.";
 
@@ -27,25 +27,25 @@ The model folder holds config.json, adapter.pt (or .safetensors), m3d/ and llama
 #[derive(Parser, Debug)]
 #[command(name = "ba-export", version, after_help = EXAMPLES)]
 struct Args {
-    /// Folder of config.json, the adapter, m3d/ and llama/
+    /// Model folder: config.json, the adapter, m3d/ and llama/
     #[arg(long, env = "BA_MODEL", default_value = "checkpoints", value_name = "DIR")]
     model: PathBuf,
     /// Number format of the graphs
     #[arg(long, default_value = "none", value_name = "FORMAT")]
     quantize: Quantize,
-    /// For which device int8 and int4 are made; one fp32 or fp16 bundle serves all, whatever is said here
+    /// Device that an int8 or int4 bundle runs on; others refuse it. fp32 and fp16 bundles run on all devices
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     target: Target,
-    /// Folder that the bundle becomes; an old bundle there is replaced
+    /// The bundle's folder; an old bundle there is replaced
     #[arg(short, long, default_value = "onnx", value_name = "DIR")]
     output: PathBuf,
-    /// Scans and reports to calibrate on, and to compare the bundle on with fp32 [default: ./calibration]
+    /// Scans and reports for calibration and for the comparison with fp32 [default: ./calibration]
     #[arg(long, value_name = "DIR")]
     calibration: Option<PathBuf>,
-    /// Statistics of an earlier export (calibration.safetensors of its bundle), instead of gathering them
+    /// Calibration statistics of an earlier export (its calibration.safetensors), instead of computing them
     #[arg(long, value_name = "FILE")]
     statistics: Option<PathBuf>,
-    /// Largest relative error of a layer's result [default: 0.005 for fp16, 0.05 for int8, 0.15 for int4]
+    /// Maximum relative error of a layer's result [default: 0.005 for fp16, 0.05 for int8, 0.15 for int4]
     #[arg(long, value_name = "X", value_parser = relative_error)]
     max_error: Option<f64>,
     /// Model configuration, instead of the folder's
@@ -60,10 +60,10 @@ struct Args {
     /// Language model, instead of the folder's
     #[arg(long, value_name = "PATH")]
     text: Option<PathBuf>,
-    /// Stage outputs recorded in PyTorch (safetensors) that the bundle must reproduce
+    /// Stage outputs recorded in PyTorch (safetensors), which the bundle must reproduce
     #[arg(long, value_name = "FILE")]
     verify: Option<PathBuf>,
-    /// Install into a folder that holds other files (which stay)
+    /// Allow an output folder that holds other files; they are kept
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -74,21 +74,21 @@ struct Args {
 enum Quantize {
     /// float32
     None,
-    /// half precision: half the size; faster on GPUs, not on CPUs
+    /// float16: half the size; faster on GPUs, not on CPUs
     Fp16,
-    /// 8-bit integers: a quarter of the size, and the fastest on CPUs
+    /// 8-bit integers: a quarter of the size; the fastest on CPUs
     Int8,
-    /// 4-bit integers in the language model, 8 bits elsewhere: the smallest
+    /// 4-bit integers in the language model, 8-bit elsewhere: the smallest
     Int4,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Target {
-    /// Processors
+    /// CPUs
     Cpu,
-    /// NVIDIA GPUs by ONNX Runtime's CUDA provider: integer weights, the rest in fp16
+    /// NVIDIA GPUs through ONNX Runtime's CUDA provider: integer weights, everything else in fp16
     Cuda,
-    /// NVIDIA GPUs by TensorRT: int8 activations too, with scales that need calibration inputs; no int4
+    /// NVIDIA GPUs through TensorRT: int8 activations too, whose scales need calibration inputs; no int4
     Tensorrt,
 }
 
@@ -113,7 +113,7 @@ impl Quantize {
     }
 }
 
-/// A relative error as it may be typed.
+/// A relative error: above 0, at most 1.
 fn relative_error(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
@@ -123,38 +123,38 @@ fn relative_error(text: &str) -> std::result::Result<f64, String> {
 
 /// Runs `ba-export` with the process's arguments.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    if args.quantize == Quantize::None && (args.statistics.is_some() || args.max_error.is_some()) {
-        let message = "--statistics and --max-error do nothing without --quantize fp16, int8 or int4";
-        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, format!("{message}\n")).exit();
-    }
-    if args.quantize == Quantize::Int4 && args.target == Target::Tensorrt {
-        let message = "--target tensorrt has no int4: use --quantize int8, or --target cuda";
-        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, format!("{message}\n")).exit();
-    }
-    let json = args.common.json;
-    finish(run(args), json)
+    let args: Args = match parse(conflicts) {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    finish(run(&args), args.common.json)
 }
 
-fn run(args: Args) -> Result<()> {
+/// Combinations that clap cannot express.
+fn conflicts(args: &Args) -> std::result::Result<(), &'static str> {
+    if args.quantize == Quantize::None && (args.statistics.is_some() || args.max_error.is_some()) {
+        return Err("--statistics and --max-error have no effect without --quantize fp16, int8 or int4");
+    }
+    if args.quantize == Quantize::Int4 && args.target == Target::Tensorrt {
+        return Err("--target tensorrt has no int4: use --quantize int8, or --target cuda");
+    }
+    Ok(())
+}
+
+fn run(args: &Args) -> Result<()> {
     args.common.limit_threads()?;
-    let plan = plan(&args)?;
-    let mut bar = Bar::new(args.common.quiet, args.common.verbose);
+    let plan = plan(args)?;
+    let mut bar = Bar::new(&args.common);
     let outcome = export::run(&plan, &mut bar);
-    drop(bar);
-    if args.common.verbose {
-        tell(&args.common, crate::runtime::take_log());
-    }
+    let warnings = bar.finish();
+    args.common.note_log();
     let summary = outcome?;
-    if args.common.json {
-        return print_json(&summary);
-    }
-    print(&render::export(&summary, args.common.verbose))
+    args.common.print_result(&summary, &warnings, || render::export(&summary, args.common.verbose))
 }
 
 fn plan(args: &Args) -> Result<Plan> {
     let mut sources = match &args.adapter {
-        // A named adapter settles which of the folder's is meant.
+        // A named adapter makes the search for one in the folder unnecessary.
         Some(adapter) => Sources::with_adapter(&args.model, adapter.clone()),
         None => Sources::in_folder(&args.model)?,
     };

@@ -1,4 +1,4 @@
-//! `ba-infer`.
+//! `ba-infer`: scans and reports to labels.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 
-use super::{Common, complain, finish, print, render, tell, telling};
+use super::{Common, finish, parse, print, print_json_line, render, report_error, text, to_json, warning_line};
+use crate::bundle::INTENDED_USE;
 use crate::checkpoint::write_safetensors;
 use crate::cohort;
 use crate::cohort::Row;
@@ -14,7 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::results::{self, Results, error_json};
 use crate::infer::{EncodedReport, Expected, Mode, Options, PendingScan, Prediction, Predictor, read_ahead};
-use crate::runtime::{Device, take_log};
+use crate::runtime::Device;
 use crate::tensor::{LazyTensor, Tensor};
 use crate::text::read_report;
 use crate::volume;
@@ -22,65 +23,66 @@ use crate::volume;
 const EXAMPLES: &str = "\
 Examples:
   ba-infer scan.nii.gz --report report.txt          label, probabilities, similarity
-  ba-infer scan.nii.gz                              by the image alone, where the bundle can
-  ba-infer sub-*_T1w.nii.gz --json                  several scans, one JSON object a line
-  ba-infer --list cohort.csv -o results.csv         a cohort; call it again to go on where it stopped
-  ba-infer scan.nii.gz --save-preview check.png     see what the model sees
+  ba-infer scan.nii.gz                              from the image alone, if the bundle has a classifier for it
+  ba-infer sub-*_T1w.nii.gz --json                  several scans, one JSON object per line
+  ba-infer --list cohort.csv -o results.csv         a cohort; run it again to continue where it stopped
+  ba-infer scan.nii.gz --save-preview check.png     check the orientation and field of view of the model's input";
 
-Research use only. Not a medical device; not for diagnosis or treatment.";
+fn after_help() -> String {
+    format!("{EXAMPLES}\n\n{INTENDED_USE}")
+}
 
-/// Reads a brain MRI, and the clinical report where there is one, as CN, MCI or AD.
+/// Classifies a brain MRI, with its clinical report if there is one, as CN, MCI or AD.
 #[derive(Parser, Debug)]
-#[command(name = "ba-infer", version, after_help = EXAMPLES)]
+#[command(name = "ba-infer", version, after_help = after_help())]
 #[command(group = ArgGroup::new("input").required(true).args(["scans", "list"]))]
 struct Args {
     /// Scans: NIfTI-1 or NIfTI-2, .nii, .nii.gz or .hdr with its .img
     #[arg(value_name = "SCAN")]
     scans: Vec<PathBuf>,
-    /// The clinical report's text (UTF-8); - reads standard input. It is used for every scan named
+    /// The clinical report's text (UTF-8), for all scans; - reads standard input
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Bundle made by ba-export
     #[arg(long, default_value = "onnx", value_name = "DIR")]
     bundle: PathBuf,
-    /// Where to compute: auto, cpu, cuda, tensorrt or tensorrt-rtx. auto takes the best that can be used
+    /// Device: auto, cpu, cuda, tensorrt or tensorrt-rtx. auto selects the best available
     #[arg(long, default_value = "auto")]
     device: Device,
-    /// Fail when the device leaves parts of a graph to the processor, or TensorRT to CUDA [default: they run there; -v names them]
+    /// Fail if nodes of a graph fall back to the CPU, or from TensorRT to CUDA [default: allowed; -v names them]
     #[arg(long)]
     strict_device: bool,
     /// Volume of a 4-D scan, from 0
     #[arg(long, value_name = "N")]
     volume: Option<usize>,
-    /// Write the results to a file: JSON lines, or CSV with --list and a name that ends in .csv
+    /// Write the results to a file: JSON lines, or CSV with --list and a name ending in .csv
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Save every stage's tensor under the names that ba-export --verify reads (one scan)
+    /// Save the tensor of every stage, under the names that ba-export --verify reads (one scan)
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "list")]
     save_tensors: Option<PathBuf>,
-    /// Save the scan on the model's grid, before intensities are scaled (one scan)
+    /// Save the scan on the model's grid, with its own intensities (one scan)
     #[arg(long, value_name = "FILE.nii.gz", conflicts_with = "list")]
     save_conformed: Option<PathBuf>,
-    /// Save a picture of the conformed scan's middle slices (one scan)
+    /// Save an image of the conformed scan's middle slices (one scan)
     #[arg(long, value_name = "FILE.png", conflicts_with = "list")]
     save_preview: Option<PathBuf>,
     /// Cohort: CSV with columns scan and report (others are allowed), paths relative to it
     #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["report", "volume"])]
     list: Option<PathBuf>,
-    /// Most memory to use, such as 4G or 1500M (powers of 1024): graphs that do not fit are run in groups of blocks, with the
-    /// same result [default: what the machine has left]
+    /// Memory limit, such as 4G or 1500M (powers of 1024): graphs that do not fit run in groups of blocks, with the
+    /// same result [default: the available memory]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<u64>,
-    /// Keep features of scans and reports here, and which large files of the bundle were verified: what was computed once
-    /// is not computed again, nor are TensorRT's engines made again. Derived from patients' data: keep it as private as the scans
+    /// Cache folder for features of scans and reports, checksums of the bundle and TensorRT engines: later runs reuse
+    /// them. Features are derived from patient data: keep the folder as private as the scans
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Keep weights laid out for this machine in the cache too: full speed without a slow start, for about twice their size
-    /// on disk
+    /// Cache weights prepacked for this CPU too: full speed without a slow start, for about twice their size on disk
     #[arg(long, requires = "cache")]
     prepacked: bool,
-    /// one-shot: weights stay in mapped files, graphs are released (starts at once, less memory); resident: weights are
-    /// laid out anew, graphs stay loaded (slow start, faster runs) [default: by the number of scans and reports]
+    /// one-shot: weights stay in mapped files, graphs are released (fast start, less memory); resident: weights are
+    /// repacked once and stay in memory (slow start, faster runs) [default: by the number of scans and reports]
     #[arg(long, value_name = "MODE", value_parser = parse_mode)]
     mode: Option<Mode>,
     #[command(flatten)]
@@ -89,7 +91,7 @@ struct Args {
 
 /// `4G`, `1500M`, `65536`: bytes, with powers of 1024.
 pub(super) fn parse_size(text: &str) -> std::result::Result<u64, String> {
-    let wrong = || format!("`{text}` is no size: expected a number with K, M, G or T behind it, such as 4G");
+    let wrong = || format!("`{text}` is not a size: expected a number followed by K, M, G or T, such as 4G");
     let upper = text.trim().to_ascii_uppercase();
     let number = upper.trim_end_matches("IB").trim_end_matches('B');
     let (digits, power) = match number.char_indices().next_back() {
@@ -108,54 +110,59 @@ fn parse_mode(text: &str) -> std::result::Result<Mode, String> {
     match text {
         "one-shot" => Ok(Mode::OneShot),
         "resident" => Ok(Mode::Resident),
-        other => Err(format!("`{other}` is no mode: expected one-shot or resident")),
+        other => Err(format!("unknown mode `{other}`: expected one-shot or resident")),
     }
 }
 
 /// Runs `ba-infer` with the process's arguments.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    let saving = args.save_tensors.is_some() || args.save_conformed.is_some() || args.save_preview.is_some();
-    if saving && args.scans.len() > 1 {
-        let message = "--save-tensors, --save-conformed and --save-preview take one scan";
-        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, format!("{message}\n")).exit();
-    }
+    let args: Args = match parse(conflicts) {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
     let ready = args.common.limit_threads().and_then(|()| check_outputs(&args));
     let outcome = ready.and_then(|()| match &args.list {
         Some(list) => run_list(&args, list),
         None => run_scans(&args),
     });
-    if args.common.verbose {
-        tell(&args.common, take_log());
-    }
+    args.common.note_log();
     finish(outcome, args.common.json)
 }
 
-/// Outputs are renamed into place: that must not hit an input, nor anything that is no file (`/dev/stdout`, a folder).
+/// Combinations that clap cannot express.
+fn conflicts(args: &Args) -> std::result::Result<(), &'static str> {
+    let saves = args.save_tensors.is_some() || args.save_conformed.is_some() || args.save_preview.is_some();
+    match saves && args.scans.len() > 1 {
+        true => Err("--save-tensors, --save-conformed and --save-preview need a single scan"),
+        false => Ok(()),
+    }
+}
+
+/// Outputs are renamed into place: this must not overwrite an input, nor anything but a file (`/dev/stdout`, a folder).
 fn check_outputs(args: &Args) -> Result<()> {
     let inputs = args.scans.iter().chain(&args.report).chain(&args.list);
     let inputs: Vec<PathBuf> = inputs.filter_map(|path| path.canonicalize().ok()).collect();
-    let csv_lines = args.list.as_ref().and(args.output.as_deref()).and_then(lines_beside);
+    let csv_lines = args.list.as_ref().and(args.output.as_deref()).and_then(lines_of_csv);
     let outputs = [&args.output, &args.save_tensors, &args.save_conformed, &args.save_preview].into_iter().flatten();
     for output in outputs.chain(&csv_lines) {
         if output.canonicalize().is_ok_and(|path| inputs.contains(&path)) {
-            return Err(Error::new(Code::OUTPUT_EXISTS, "the output is an input: choose another name").at(output));
+            return Err(Error::new(Code::OUTPUT_EXISTS, "the output is also an input: choose another name").at(output));
         }
         if std::fs::metadata(output).is_ok_and(|meta| !meta.is_file()) {
-            let message = "the output is there and is not a file: choose another name";
+            let message = "the output exists and is not a file: choose another name";
             return Err(Error::new(Code::OUTPUT_EXISTS, message).at(output));
         }
-        // Found out after a minute of work, this would cost the minute.
+        // Checked now, not after a minute of work.
         let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if !folder.is_dir() {
-            return Err(Error::new(Code::IO, "the output's folder does not exist: make it first").at(output));
+            return Err(Error::new(Code::IO, "the output's folder does not exist: create it first").at(output));
         }
     }
     Ok(())
 }
 
-/// The lines from which a CSV of results is made, in_background it; none for other results.
-fn lines_beside(output: &Path) -> Option<PathBuf> {
+/// The file of JSON lines next to a CSV of results, from which the CSV is made; none for other results.
+fn lines_of_csv(output: &Path) -> Option<PathBuf> {
     let csv = output.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
     csv.then(|| output.with_extension("jsonl"))
 }
@@ -175,16 +182,16 @@ fn open(args: &Args, expected: Expected) -> Result<Predictor> {
         prepacked: args.prepacked,
         voxels: args.save_conformed.is_some() || args.save_preview.is_some(),
         keep_tensors: args.save_tensors.is_some(),
-        progress: telling(&args.common),
+        progress: args.common.shared_notes(),
         ..Options::default()
     };
     let predictor = Predictor::open(&args.bundle, options)?;
-    tell(&args.common, predictor.chosen().told(args.common.verbose));
+    args.common.note(predictor.chosen().describe(args.common.verbose));
     Ok(predictor)
 }
 
 fn run_scans(args: &Args) -> Result<()> {
-    // Cheap checks first: a report that cannot be read should not cost the language model's time, nor a scan.
+    // Cheap checks first: an unreadable report or scan should fail before the language model runs.
     let report = args.report.as_deref().map(read_report).transpose()?;
     let several = args.scans.len() > 1;
     let expected = Expected { scans: args.scans.len(), reports: usize::from(report.is_some()) };
@@ -196,9 +203,10 @@ fn run_scans(args: &Args) -> Result<()> {
         volume::files(one)?;
     }
     if several && report.is_some() {
-        tell(&args.common, [format!("the one report is used for all {} scans", args.scans.len())]);
+        args.common.note([format!("the same report is used for all {} scans", args.scans.len())]);
     }
     let mut encoded: Option<EncodedReport> = None;
+    let json = args.common.json || args.output.is_some();
     let (mut lines, mut failed) = (String::new(), 0);
     let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
     if args.scans.first().is_some_and(|first| !reader.is_cached(first)) {
@@ -208,36 +216,41 @@ fn run_scans(args: &Args) -> Result<()> {
     read_ahead(&reader, args.scans.iter().map(PathBuf::as_path), in_background, &mut |reading| {
         let path = paths.next().map_or(Path::new(""), PathBuf::as_path);
         let outcome = scan(args, &predictor, reading, report.as_deref(), &mut encoded);
-        let text = match outcome {
-            Ok(prediction) if args.common.json || args.output.is_some() => format!("{}\n", to_json(&prediction)?),
-            Ok(prediction) => render::prediction(&prediction, encoded.as_ref().map(|r| r.tokens)),
-            Err(e) if !several || unusable(&e) => return Err(e),
+        let line = match outcome {
+            Ok(prediction) if json => to_json(&prediction)?,
+            Ok(prediction) => {
+                let tokens = encoded.as_ref().map(|r| r.tokens);
+                return print(&render::prediction(&prediction, tokens, args.common.verbose));
+            }
+            Err(e) if !several || is_fatal(&e) => return Err(e),
             Err(e) => {
                 failed += 1;
-                complain(&e);
-                let line = serde_json::json!({"scan": path.display().to_string(), "error": error_json(&e)});
-                if args.common.json || args.output.is_some() { format!("{line}\n") } else { return Ok(()) }
+                report_error(&e);
+                if !json {
+                    return Ok(());
+                }
+                serde_json::json!({"scan": path.display().to_string(), "error": error_json(&e)}).to_string()
             }
         };
-        match &args.output {
-            Some(_) => lines.push_str(&text),
-            None => print(&text)?,
+        if args.output.is_none() {
+            return print_json_line(&line);
         }
+        lines.extend([line.as_str(), "\n"]);
         Ok(())
     })?;
-    tell_placement(args, &predictor);
+    note_placement(args, &predictor);
     if let Some(path) = &args.output {
         replace(path, lines.as_bytes())?;
     }
     if failed > 0 {
-        let message = format!("{failed} of {} scans could not be read", args.scans.len());
+        let message = format!("{failed} of {} scans failed; the others have their results", args.scans.len());
         return Err(Error::new(Code::LIST_PARTIAL, message));
     }
     Ok(())
 }
 
-/// Whether an error is the bundle's and not a scan's: then there is no going on.
-fn unusable(e: &Error) -> bool {
+/// Whether an error is the bundle's and not a scan's: the other scans would fail too.
+fn is_fatal(e: &Error) -> bool {
     e.code() == Code::BUNDLE_CHECKSUM
 }
 
@@ -268,7 +281,7 @@ fn scan(
         let tensors = prediction.tensors.drain(..).map(|(name, tensor)| (name, lazy(&tensor)));
         write_safetensors(path, tensors, &BTreeMap::new())?;
     }
-    tell(&args.common, prediction.warnings.iter().map(|w| format!("warning[{}]: {}", w.code, w.message)));
+    args.common.note(prediction.warnings.iter().map(warning_line));
     Ok(prediction)
 }
 
@@ -279,54 +292,50 @@ fn lazy(tensor: &Tensor) -> LazyTensor {
     }
 }
 
-/// Where nodes were computed, on stderr.
-fn tell_placement(args: &Args, predictor: &Predictor) {
+/// Which provider computed which nodes, on stderr.
+fn note_placement(args: &Args, predictor: &Predictor) {
     let verbose = args.common.verbose;
-    tell(&args.common, predictor.placements().filter_map(|(part, placement)| placement.told(part.as_str(), verbose)));
-}
-
-fn to_json(prediction: &Prediction) -> Result<String> {
-    serde_json::to_string(prediction).map_err(|e| Error::new(Code::IO, format!("cannot write JSON: {e}")))
+    args.common.note(predictor.placements().filter_map(|(part, placement)| placement.describe(part.as_str(), verbose)));
 }
 
 fn run_list(args: &Args, list: &Path) -> Result<()> {
     let rows = cohort::read_list(list)?;
-    let csv = args.output.as_deref().filter(|path| lines_beside(path).is_some());
-    // A CSV is made at the end from the lines in_background it, which are what an interrupted run leaves.
-    let lines = args.output.as_ref().map(|path| lines_beside(path).unwrap_or_else(|| path.clone()));
+    let csv = args.output.as_deref().filter(|path| lines_of_csv(path).is_some());
+    // A CSV is made at the end from the JSON lines next to it, which also survive an interrupted run.
+    let lines = args.output.as_ref().map(|path| lines_of_csv(path).unwrap_or_else(|| path.clone()));
     let reports: BTreeSet<PathBuf> = rows.iter().filter_map(Row::report_path).collect();
     let predictor = open(args, Expected { scans: rows.len(), reports: reports.len() })?;
     let mut results = lines.as_deref().map(|path| Results::open(path, &predictor.bundle().sha256)).transpose()?;
-    let left: Vec<&Row> = rows.iter().filter(|row| !results.as_ref().is_some_and(|r| r.has(row))).collect();
+    let pending: Vec<&Row> = rows.iter().filter(|row| !results.as_ref().is_some_and(|r| r.has(row))).collect();
     let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
-    let paths: Vec<PathBuf> = left.iter().map(|row| row.scan_path()).collect();
+    let paths: Vec<PathBuf> = pending.iter().map(|row| row.scan_path()).collect();
     if paths.first().is_some_and(|first| !reader.is_cached(first)) {
         predictor.preload()?;
     }
-    let (mut failed, mut next) = (0, left.iter());
+    let (mut failed, mut next) = (0, pending.iter());
     read_ahead(&reader, paths.iter().map(PathBuf::as_path), in_background, &mut |reading| {
         let Some(row) = next.next() else { return Ok(()) };
         let outcome = list_row(&predictor, row, reading);
         if let Err(e) = &outcome {
             failed += 1;
-            tell(&args.common, [format!("line {}: error[{}]: {e}", row.line, e.code())]);
+            args.common.note([format!("line {}: error[{}]: {e}", row.line, e.code())]);
         }
         match (&mut results, args.common.json, &outcome) {
             (Some(results), _, _) => {
                 results.add(row, &outcome)?;
                 let done = rows.len() - next.len();
-                tell(&args.common, [format!("{done} of {}: {}", rows.len(), row.scan)]);
+                args.common.note([format!("{done} of {}: {}", rows.len(), row.scan)]);
             }
-            (None, true, _) => print(&format!("{}\n", results::line(row, &outcome)))?,
+            (None, true, _) => print_json_line(&results::line(row, &outcome).to_string())?,
             (None, false, Ok(prediction)) => print(&format!("{}\n", short_line(row, prediction)))?,
             (None, false, Err(_)) => {}
         }
-        outcome.err().filter(unusable).map_or(Ok(()), Err)
+        outcome.err().filter(is_fatal).map_or(Ok(()), Err)
     })?;
-    tell_placement(args, &predictor);
-    let skipped = rows.len() - left.len();
+    note_placement(args, &predictor);
+    let skipped = rows.len() - pending.len();
     if skipped > 0 {
-        tell(&args.common, [format!("{skipped} rows had their result already")]);
+        args.common.note([format!("skipped {} with a result", text::count(skipped, "row"))]);
     }
     if let (Some(csv), Some(lines)) = (csv, &lines) {
         let labels = &predictor.bundle().manifest.labels;

@@ -1,88 +1,94 @@
-//! The layers of a reduced model as text.
+//! The layers of a quantized model as text.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::render::{size, table};
+use super::text::{count, error, probability_change, size, table};
 use crate::bundle::{LayerRecord, Quantization};
 
-/// Most layers that are listed unasked.
-const LISTED: usize = 48;
-/// Layers with the largest errors that are listed of more.
-const WORST: usize = 10;
+/// Number of layers that are listed without `-v`: those of the largest errors.
+const WORST: usize = 5;
 
-/// What was reduced, and how close it comes.
+/// What was quantized, and its error.
 pub(super) fn quantization(q: &Quantization, slowdowns: &BTreeMap<String, f64>, verbose: bool) -> String {
     let mut text = String::new();
     let c = &q.calibration;
     let _ = writeln!(
         text,
-        "calibrated on {} scans and {} reports, judged on {} and {}",
-        c.scans, c.reports, c.held_out_scans, c.held_out_reports
+        "calibration: {}, {}; held out: {}, {}",
+        count(c.scans, "scan"),
+        count(c.reports, "report"),
+        count(c.held_out_scans, "scan"),
+        count(c.held_out_reports, "report")
     );
-    let measured = q.layers.iter().any(|l| l.error.is_some());
+    if let Some(p) = q.probabilities {
+        let _ = writeln!(text, "max probability change from quantization: {}", probability_change(p));
+    }
+    if q.flushed > 0 {
+        let weights = count(usize::try_from(q.flushed).unwrap_or(usize::MAX), "non-zero weight");
+        let _ = writeln!(text, "{weights} underflowed to 0 in fp16");
+    }
+    let _ = writeln!(text, "layers: {}", schemes(&q.layers));
+    let raised = q.layers.iter().filter(|layer| layer.first.is_some()).count();
+    if raised > 0 {
+        let _ = writeln!(text, "{raised} of {} raised to a more accurate scheme", count(q.layers.len(), "layer"));
+    }
+    let measured = q.layers.iter().any(|layer| layer.error.is_some());
+    let shown = if verbose { q.layers.iter().collect() } else { worst(&q.layers) };
     if measured {
-        let _ = writeln!(text, "error: relative, of a layer's result against fp32; allowed {}", q.max_error);
+        let which = if verbose { "all layers".to_owned() } else { format!("the {} of largest error", shown.len()) };
+        let _ = writeln!(
+            text,
+            "\n{which}; error: relative, of a layer's result against fp32, allowed {}",
+            error(q.max_error)
+        );
     } else {
         let _ = writeln!(text, "no layer was compared with fp32");
     }
-    if let Some(p) = q.probabilities {
-        let _ = writeln!(text, "largest difference of a probability from fp32: {p:.4}");
+    if !shown.is_empty() {
+        text += &layers(&shown, slowdowns);
     }
-    if q.flushed > 0 {
-        let _ = writeln!(text, "{} weights other than 0 became 0 in half precision", q.flushed);
+    if measured {
+        let more = if verbose { "" } else { "; -v lists all layers" };
+        let _ = writeln!(text, "picture: errors.svg in the bundle{more}");
     }
+    text
+}
+
+/// `41 int8, 2 fp32`: the number of layers of each scheme.
+fn schemes(layers: &[LayerRecord]) -> String {
     let mut counts: Vec<(String, usize)> = Vec::new();
-    for layer in &q.layers {
+    for layer in layers {
         let name = layer.scheme.to_string();
         match counts.iter_mut().find(|(n, _)| *n == name) {
             Some((_, count)) => *count += 1,
             None => counts.push((name, 1)),
         }
     }
-    let counts: Vec<String> = counts.into_iter().map(|(name, n)| format!("{n} {name}")).collect();
-    let _ = writeln!(text, "layers: {}\n", counts.join(", "));
-    let shown = chosen(&q.layers, verbose);
-    text += &layers(&shown, slowdowns);
-    if shown.len() < q.layers.len() {
-        let _ = writeln!(
-            text,
-            "{} of {} layers: those that were treated and those of the largest errors; -v lists all",
-            shown.len(),
-            q.layers.len()
-        );
-    }
-    if measured {
-        let _ = writeln!(text, "picture: errors.svg in the bundle");
-    }
-    text
+    counts.into_iter().map(|(name, n)| format!("{n} {name}")).collect::<Vec<_>>().join(", ")
 }
 
-/// The layers worth a row.
-fn chosen(all: &[LayerRecord], verbose: bool) -> Vec<&LayerRecord> {
-    if verbose || all.len() <= LISTED {
-        return all.iter().collect();
-    }
-    let mut errors: Vec<f64> = all.iter().filter_map(|l| l.error).collect();
-    errors.sort_by(|a, b| b.total_cmp(a));
-    let least = errors.get(WORST - 1).copied().unwrap_or(f64::INFINITY);
-    all.iter().filter(|l| l.first.is_some() || l.error.is_some_and(|e| e >= least)).collect()
+/// The layers of the largest errors, the largest first.
+fn worst(all: &[LayerRecord]) -> Vec<&LayerRecord> {
+    let mut measured: Vec<(f64, &LayerRecord)> = all.iter().filter_map(|l| Some((l.error?, l))).collect();
+    measured.sort_by(|a, b| b.0.total_cmp(&a.0));
+    measured.into_iter().take(WORST).map(|(_, layer)| layer).collect()
 }
 
 fn layers(shown: &[&LayerRecord], slowdowns: &BTreeMap<String, f64>) -> String {
-    let head = ["layer", "scheme", "size", "error", "cosine", "before", "was", "time"];
-    let treated = shown.iter().any(|l| l.first.is_some());
-    let columns = if treated { head.len() } else { 5 };
+    let head = ["layer", "scheme", "size", "error", "cosine", "first scheme", "its size", "time"];
+    let raised = shown.iter().any(|l| l.first.is_some());
+    let columns = if raised { head.len() } else { 5 };
     let mut rows = vec![head[..columns].iter().map(|h| (*h).to_owned()).collect::<Vec<_>>()];
     for layer in shown {
-        let number = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
         let scheme = if layer.smoothed { format!("{} smoothed", layer.scheme) } else { layer.scheme.to_string() };
+        let number = layer.error.map_or("-".to_owned(), error);
         let cosine = layer.cosine.map_or("-".to_owned(), |c| format!("{c:.6}"));
-        let mut row =
-            vec![format!("{}/{}", layer.part, layer.layer), scheme, size(layer.bytes), number(layer.error), cosine];
+        let mut row = vec![format!("{}/{}", layer.part, layer.layer), scheme, size(layer.bytes), number, cosine];
         if let Some(first) = &layer.first {
-            let before = first.error.map_or_else(|| first.scheme.to_string(), |e| format!("{} {e:.4}", first.scheme));
-            let time = slowdowns.get(&layer.layer).map_or(String::new(), |t| format!("{t:.1}x"));
+            let scheme = first.scheme.to_string();
+            let before = first.error.map_or(scheme.clone(), |e| format!("{scheme} {}", error(e)));
+            let time = slowdowns.get(&layer.layer).map_or(String::new(), |t| format!("{t:.1}×"));
             row.extend([before, size(first.bytes), time]);
         }
         rows.push(row);

@@ -1,42 +1,43 @@
 //! The commands' flags, their output and their exit codes.
 //!
-//! Layer 8, feature `cli`. Each command turns what was typed into the plan of a use case, runs it and renders the
-//! result: results on stdout, everything else on stderr. Exit codes are decided here alone: 0 done, 1 the work could not be
-//! done, 2 wrong usage.
+//! Layer 8, feature `cli`. Each command turns its arguments into the plan of a use case, runs it and renders the
+//! result: results on stdout, everything else on stderr. Exit codes are decided here alone: 0 done, 1 the work failed,
+//! 2 wrong usage.
 
 pub mod export;
 pub mod infer;
 mod layers;
 mod progress;
 mod render;
+mod text;
 pub mod train;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Parser};
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, Warning};
 use crate::infer::results::error_json;
 use crate::progress::{Progress, Shared};
 
-/// Printed by every command that gives an answer.
-const RESEARCH_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
+/// Exit code of wrong usage.
+const USAGE: u8 = 2;
 
 /// Flags that all commands have.
 #[derive(Args, Debug)]
 struct Common {
-    /// Print one JSON document (several scans: one a line) instead of text
+    /// Print one JSON document (several scans: one per line) instead of text
     #[arg(long, global = true)]
     json: bool,
     /// No progress and no warnings on stderr
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// Tell more on stderr
+    /// More detail in the result, and ONNX Runtime's log on stderr
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     verbose: bool,
-    /// Threads to compute with [default: one a core]
+    /// Number of threads [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// ONNX Runtime's shared library [default: $ORT_DYLIB_PATH, then searched for]
@@ -49,33 +50,129 @@ impl Common {
         self.threads.map(usize::from)
     }
 
-    /// Makes `--threads` hold for everything that is computed outside ONNX Runtime too.
+    /// Applies `--threads` to all work outside ONNX Runtime too.
     fn limit_threads(&self) -> Result<()> {
         let Some(threads) = self.threads() else { return Ok(()) };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         pool.map_err(|e| Error::new(Code::IO, format!("cannot start {threads} threads: {e}")))
     }
+
+    /// Lines on stderr, unless `--quiet`.
+    fn note(&self, lines: impl IntoIterator<Item = String>) {
+        if !self.quiet {
+            lines.into_iter().for_each(|line| write_stderr(&line));
+        }
+    }
+
+    /// ONNX Runtime's log on stderr, with `--verbose`.
+    fn note_log(&self) {
+        if self.verbose {
+            self.note(crate::runtime::take_log());
+        }
+    }
+
+    /// A progress for several threads, whose lines go to stderr, unless `--quiet`.
+    fn shared_notes(&self) -> Shared {
+        if self.quiet { Shared::default() } else { Shared::new(Notes) }
+    }
+
+    /// Prints a result: with `--json` as one document with the warnings of the run, else as `text`.
+    fn print_result(
+        &self,
+        result: &impl serde::Serialize,
+        warnings: &[Warning],
+        text: impl FnOnce() -> String,
+    ) -> Result<()> {
+        if self.json { print_json(&Document { result, warnings }) } else { print(&text()) }
+    }
 }
 
-/// Ends a command: says the error, if any, and gives the exit code.
+/// What `--json` prints: the result's own keys, and the warnings of the run.
+#[derive(serde::Serialize)]
+struct Document<'a, T> {
+    #[serde(flatten)]
+    result: &'a T,
+    warnings: &'a [Warning],
+}
+
+struct Notes;
+
+impl Progress for Notes {
+    fn line(&mut self, text: &str) {
+        write_stderr(text);
+    }
+}
+
+/// Parses the process's arguments. `check` refuses combinations that clap cannot express.
+///
+/// # Errors
+/// The exit code, after help or an error message was printed.
+fn parse<A: Parser>(
+    check: impl FnOnce(&A) -> std::result::Result<(), &'static str>,
+) -> std::result::Result<A, ExitCode> {
+    let conflict = |message| A::command().error(clap::error::ErrorKind::ArgumentConflict, message);
+    let parsed = A::try_parse().and_then(|args| check(&args).map(|()| args).map_err(conflict));
+    parsed.map_err(|e| wrong_usage(&e))
+}
+
+/// Prints help, or what is wrong with the arguments: for a person on stderr, and with `--json` as an error on stdout.
+fn wrong_usage(error: &clap::Error) -> ExitCode {
+    // There is nothing left to do when the stream is closed.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    if std::env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json") {
+        let _ = print_error(&Error::new(Code::USAGE, usage_message(&error.render().to_string())));
+    }
+    ExitCode::from(USAGE)
+}
+
+/// The message of clap's text in one line, without the usage and hints below it.
+fn usage_message(text: &str) -> String {
+    let message = text.split("\n\n").next().unwrap_or(text);
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Ends a command: reports the error, if any, and returns the exit code.
 fn finish(outcome: Result<()>, json: bool) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
-    complain(&error);
+    report_error(&error);
     if json {
-        // Nothing is left to be done when stdout is closed.
-        let _ = print(&format!("{}\n", serde_json::json!({"error": error_json(&error)})));
+        // There is nothing left to do when stdout is closed.
+        let _ = print_error(&error);
     }
     ExitCode::FAILURE
 }
 
 /// An error as one line on stderr.
-fn complain(error: &Error) {
-    let _ = writeln!(std::io::stderr(), "error[{}]: {error}", error.code());
+fn report_error(error: &Error) {
+    write_stderr(&format!("{} {error}", text::styled(&format!("error[{}]:", error.code()), text::BAD)));
 }
 
-/// Writes results to stdout. A reader that has gone away (`| head`) is not an error.
+/// An error as a JSON document on stdout.
+fn print_error(error: &Error) -> Result<()> {
+    print_json(&serde_json::json!({"error": error_json(error)}))
+}
+
+/// A warning as one line.
+fn warning_line(warning: &Warning) -> String {
+    format!("{} {}", text::styled(&format!("warning[{}]:", warning.code), text::CAUTION), warning.message)
+}
+
+/// A line on stderr, in colour if it is a terminal.
+fn write_stderr(line: &str) {
+    let _ = writeln!(anstream::stderr(), "{line}");
+}
+
+/// Writes text to stdout, in colour if it is a terminal.
 fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    write_all(anstream::stdout().lock(), text)
+}
+
+/// A reader that has closed the pipe (`| head`) is no error.
+fn write_all(mut out: impl Write, text: &str) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         Err(e) => Err(Error::io("stdout", "cannot write the results", e)),
@@ -83,13 +180,21 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Writes one JSON document to stdout.
+/// Writes one JSON document to stdout, in one line.
 fn print_json(document: &impl serde::Serialize) -> Result<()> {
-    let json = serde_json::to_string(document).map_err(|e| Error::new(Code::IO, e.to_string()))?;
-    print(&format!("{json}\n"))
+    print_json_line(&to_json(document)?)
 }
 
-/// The calibration folder: one that was named must be there.
+/// Writes a line of JSON to stdout.
+fn print_json_line(json: &str) -> Result<()> {
+    write_all(std::io::stdout().lock(), &format!("{json}\n"))
+}
+
+fn to_json(document: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(document).map_err(|e| Error::internal(format!("cannot write the result as JSON: {e}")))
+}
+
+/// The calibration folder: one that was named must exist.
 fn calibration_folder(named: Option<&PathBuf>) -> Result<PathBuf> {
     match named {
         Some(folder) if !folder.is_dir() => {
@@ -100,24 +205,23 @@ fn calibration_folder(named: Option<&PathBuf>) -> Result<PathBuf> {
     }
 }
 
-/// Warnings and, with `-v`, what ONNX Runtime logged, on stderr.
-fn tell(common: &Common, lines: impl IntoIterator<Item = String>) {
-    if !common.quiet {
-        for line in lines {
-            let _ = writeln!(std::io::stderr(), "{line}");
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_errors_are_one_line_without_usage() {
+        let text = "error: the following required arguments were not provided:\n  <SCAN|--list <FILE.csv>>\n\n\
+                    Usage: ba-infer <SCAN|--list <FILE.csv>>\n\nFor more information, try '--help'.\n";
+        let expected = "the following required arguments were not provided: <SCAN|--list <FILE.csv>>";
+        assert_eq!(usage_message(text), expected);
     }
-}
 
-/// A progress whose notes go to stderr, from whatever thread.
-fn telling(common: &Common) -> Shared {
-    if common.quiet { Shared::default() } else { Shared::new(Notes) }
-}
-
-struct Notes;
-
-impl Progress for Notes {
-    fn line(&mut self, text: &str) {
-        let _ = writeln!(std::io::stderr(), "{text}");
+    #[test]
+    fn warnings_follow_the_results_own_keys() {
+        let warnings = [Warning::new(crate::WarningCode::CALIBRATION_NONE, "none")];
+        let document = Document { result: &serde_json::json!({"b": 1.5, "a": null}), warnings: &warnings };
+        let expected = r#"{"b":1.5,"a":null,"warnings":[{"code":"calibration_none","message":"none"}]}"#;
+        assert_eq!(to_json(&document).unwrap(), expected);
     }
 }

@@ -1,37 +1,43 @@
 //! Progress on stderr: a bar on a terminal, plain lines with `-v` elsewhere.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::render;
+use super::{Common, text, warning_line, write_stderr};
 use crate::error::Warning;
 use crate::progress::Progress;
 
-/// Least time between two plain lines about one step.
+/// Minimum time between two plain lines about one step.
 const LINES: Duration = Duration::from_secs(5);
 
-/// Shows what an export does.
+/// Shows the progress of a command, and collects its warnings for `--json`.
 pub(super) struct Bar {
     bar: ProgressBar,
     quiet: bool,
+    /// Whether steps are plain lines: with `-v`, where stderr is no terminal.
     plain: bool,
     pace: Pace,
+    warnings: Vec<Warning>,
 }
 
 impl Bar {
-    pub fn new(quiet: bool, verbose: bool) -> Self {
+    pub fn new(common: &Common) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let bar = if terminal && !quiet { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-        Self { bar, quiet, plain: verbose && !terminal, pace: Pace::begin("", 0) }
+        let bar = if terminal && !common.quiet { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        let (quiet, plain) = (common.quiet, common.verbose && !terminal);
+        Self { bar, quiet, plain, pace: Pace::begin("", 0), warnings: Vec::new() }
+    }
+
+    /// Removes the bar; returns the warnings of the run.
+    pub fn finish(mut self) -> Vec<Warning> {
+        std::mem::take(&mut self.warnings)
     }
 
     fn line(&self, text: &str) {
         if !self.quiet {
-            self.bar.suspend(|| {
-                let _ = writeln!(std::io::stderr(), "{text}");
-            });
+            self.bar.suspend(|| write_stderr(text));
         }
     }
 
@@ -71,14 +77,15 @@ impl Progress for Bar {
     fn advance(&mut self, bytes: u64) {
         self.bar.inc(bytes);
         self.pace.done += bytes;
-        if self.plain && self.pace.told.elapsed() >= LINES {
-            self.pace.told = Instant::now();
+        if self.plain && self.pace.last_line.elapsed() >= LINES {
+            self.pace.last_line = Instant::now();
             self.line(&self.pace.line(self.pace.started.elapsed()));
         }
     }
 
     fn warn(&mut self, warning: &Warning) {
-        self.line(&format!("warning[{}]: {}", warning.code, warning.message));
+        self.line(&warning_line(warning));
+        self.warnings.push(warning.clone());
     }
 
     fn line(&mut self, text: &str) {
@@ -92,27 +99,28 @@ impl Drop for Bar {
     }
 }
 
-/// How far a step is, and since when.
+/// How far a step has come, and since when.
 struct Pace {
     what: String,
     done: u64,
     of: u64,
     started: Instant,
-    told: Instant,
+    /// When the last plain line about the step was written.
+    last_line: Instant,
 }
 
 impl Pace {
     fn begin(what: &str, of: u64) -> Self {
-        Self { what: what.to_owned(), done: 0, of, started: Instant::now(), told: Instant::now() }
+        Self { what: what.to_owned(), done: 0, of, started: Instant::now(), last_line: Instant::now() }
     }
 
-    /// The time left, as it went so far.
+    /// The remaining time at the rate so far.
     fn left(&self, elapsed: Duration) -> Option<String> {
         if self.done == 0 {
             return None;
         }
         let rest = self.of.saturating_sub(self.done) as f64 / self.done as f64 * elapsed.as_secs_f64();
-        // Rounded up: at the end of a step a second too many is better than none.
+        // Rounded up: at the end of a step one second too many is better than none.
         let seconds = rest.ceil() as u64;
         Some(match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
             (0, 0, s) => format!("{s} s"),
@@ -121,11 +129,11 @@ impl Pace {
         })
     }
 
-    /// Percent, rate and time left of a step of bytes.
+    /// Percentage, rate and remaining time of a step of bytes.
     fn line(&self, elapsed: Duration) -> String {
         let percent = self.done.min(self.of) * 100 / self.of.max(1);
-        let rate = render::size((self.done as f64 / elapsed.as_secs_f64().max(1e-3)) as u64);
-        let (done, of) = (render::size(self.done), render::size(self.of));
+        let rate = text::size((self.done as f64 / elapsed.as_secs_f64().max(1e-3)) as u64);
+        let (done, of) = (text::size(self.done), text::size(self.of));
         let left = self.left(elapsed).unwrap_or_default();
         format!("{}: {percent} %, {done} of {of}, {rate}/s, {left} left", self.what)
     }

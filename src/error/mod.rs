@@ -1,8 +1,17 @@
 //! The crate's one error type: a stable dotted [`Code`], the place, what is wrong and what to do.
 //!
-//! Everything that can fail returns [`Result`]. A message is one line; it says what was found, what was
-//! expected and, where there is something to do, what to do. Programs match on [`Error::code`]: codes are
-//! stable between releases, messages are not.
+//! Everything that can fail returns [`Result`]. A message is one line; it says what was found, what was expected and,
+//! if something can be done, what to do. Programs match on [`Error::code`]: codes are stable between releases, messages
+//! are not.
+//!
+//! ```
+//! use brain_adapter::Code;
+//! use brain_adapter::bundle::Bundle;
+//!
+//! let error = Bundle::open("no-such-folder".as_ref()).unwrap_err();
+//! assert_eq!(error.code(), Code::BUNDLE_NOT_FOUND);
+//! assert_eq!(error.path(), Some("no-such-folder".as_ref()));
+//! ```
 
 mod warning;
 
@@ -49,8 +58,9 @@ macro_rules! codes {
 
 codes! {
     INTERNAL = "internal", "a defect of this program, not of its input";
-    IO = "io", "the operating system refused a file operation";
-    MEMORY_LIMIT = "memory.limit", "the run would take more memory than is allowed or there is";
+    USAGE = "usage", "the command line is wrong";
+    IO = "io", "the operating system refused an operation, on a file or to start a thread";
+    MEMORY_LIMIT = "memory.limit", "the run needs more memory than is allowed or available";
     DISK_FULL = "disk.full", "not enough free space for what is to be written";
     OUTPUT_EXISTS = "output.exists", "the output exists and was not made by this tool";
 
@@ -83,7 +93,7 @@ codes! {
     CHECKPOINT_NONFINITE = "checkpoint.nonfinite", "a weight is NaN or infinite";
     CHECKPOINT_VALUE = "checkpoint.value", "a weight has an impossible value";
 
-    TOKENIZER_MISSING = "tokenizer.missing", "no tokenizer lies beside the text model";
+    TOKENIZER_MISSING = "tokenizer.missing", "no tokenizer lies next to the text model";
     TOKENIZER_INVALID = "tokenizer.invalid", "the tokenizer cannot be read or does not fit the text model";
     REPORT_NOT_FOUND = "report.not_found", "there is no such report";
     REPORT_ENCODING = "report.encoding", "the report is not UTF-8 text";
@@ -100,27 +110,27 @@ codes! {
     BUNDLE_NO_IMAGE_HEAD = "bundle.no_image_head", "no report was given and the bundle has no image-only classifier";
     BUNDLE_VERSION = "bundle.version", "the bundle has no such version";
     BUNDLE_BUSY = "bundle.busy", "another program is changing the bundle";
-    BUNDLE_REPLACED = "bundle.replaced", "the bundle was replaced while it was used";
+    BUNDLE_REPLACED = "bundle.replaced", "the bundle was replaced while it was in use";
 
     RUNTIME_MISSING = "runtime.missing", "the ONNX Runtime library cannot be found or loaded";
     RUNTIME_VERSION = "runtime.version", "the ONNX Runtime library has the wrong version";
-    RUNTIME_MODEL = "runtime.model", "ONNX Runtime refused a graph";
+    RUNTIME_MODEL = "runtime.model", "ONNX Runtime cannot load a graph";
     RUNTIME_RUN = "runtime.run", "ONNX Runtime failed while running a graph";
     DEVICE_UNAVAILABLE = "device.unavailable", "the device asked for cannot be used";
     DEVICE_PRECISION = "device.precision", "the bundle's number format was not made for the device";
-    DEVICE_FALLBACK = "device.fallback", "the device left nodes to another, and that was not allowed";
+    DEVICE_FALLBACK = "device.fallback", "the device does not compute all nodes, and fallback is not allowed";
     DEVICE_MEMORY = "device.memory", "the device has not enough free memory";
 
     VERIFY_MISMATCH = "verify.mismatch", "a stage differs from the recorded PyTorch output";
     VERIFY_INPUT = "verify.input", "the recorded tensors cannot be used";
     CALIBRATION_INPUT = "calibration.input", "a calibration input cannot be used";
-    QUANTIZE_ERROR = "quantize.error", "a reduced model is too far from float32";
+    QUANTIZE_ERROR = "quantize.error", "a quantized model differs too much from float32";
     TRAINING_ARTIFACTS = "training.artifacts", "the folder holds no training artifacts, or damaged ones";
     TRAINING_DATA = "training.data", "the cohort cannot be trained on";
     TRAINING_DIVERGED = "training.diverged", "the loss, a gradient or a parameter is not a number";
-    TRAINING_RESUME = "training.resume", "an interrupted training cannot be gone on with";
+    TRAINING_RESUME = "training.resume", "an interrupted training cannot be resumed";
     LIST_INVALID = "list.invalid", "the cohort list cannot be read";
-    LIST_PARTIAL = "list.partial", "some rows of the cohort list failed";
+    LIST_PARTIAL = "list.partial", "some rows of the list, or some of several scans, failed";
 }
 
 /// What went wrong, where, and why.
@@ -140,8 +150,8 @@ impl Error {
         Self { code, path: None, message: message.into(), source: None }
     }
 
-    /// A defect of this program: something that no input should bring about. `message` says where it was noticed and what was
-    /// expected there.
+    /// A defect of this program: something that no input should cause. `message` says where it was noticed and what was
+    /// expected there; the file and line of the caller are added.
     #[track_caller]
     pub fn internal(message: impl fmt::Display) -> Self {
         let place = std::panic::Location::caller();
@@ -160,14 +170,14 @@ impl Error {
         Self::new(code, format!("{doing}: {source}")).at(path).caused_by(source)
     }
 
-    /// Names the file or folder. The innermost place wins: a path that is already set stays.
+    /// Names the file or folder. The innermost one wins: a path that is already set stays.
     #[must_use]
     pub fn at(mut self, path: impl Into<PathBuf>) -> Self {
         self.path.get_or_insert_with(|| path.into());
         self
     }
 
-    /// Keeps the error that led to this one.
+    /// Keeps the error that caused this one, as [`source`](std::error::Error::source).
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
@@ -241,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn display_is_one_line_and_innermost_place_wins() {
+    fn display_is_one_line_and_the_innermost_path_wins() {
         let e = Error::new(Code::IO, "cannot\nread").at("a").at("b");
         assert_eq!(e.to_string(), "a: cannot read");
     }

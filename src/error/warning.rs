@@ -1,4 +1,4 @@
-//! Warnings: what a user should know that does not stop the work.
+//! Warnings: conditions that a user should know of and that do not stop the work.
 
 use std::fmt;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct WarningCode(&'static str);
 
 impl WarningCode {
-    /// The name.
+    /// The name, as in JSON and on stderr.
     pub const fn as_str(self) -> &'static str {
         self.0
     }
@@ -35,7 +35,7 @@ impl Serialize for WarningCode {
 }
 
 impl<'de> Deserialize<'de> for WarningCode {
-    /// Of a file that another version wrote, a name that this one does not know is an error.
+    /// A name that this version does not know, in a file written by another version, is an error.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
         let known = Self::ALL.iter().map(|(code, _)| *code).find(|code| code.0 == name);
@@ -70,12 +70,12 @@ warning_codes! {
     REPORT_TRUNCATED = "report_truncated", "the report has more tokens than the model reads; the message counts those that were cut";
 }
 
-/// Something the user should know that does not stop the work.
+/// A condition that the user should know of and that does not stop the work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
-    /// Its class.
+    /// The class of the warning.
     pub code: WarningCode,
-    /// One line for a person.
+    /// The message for a person, one line.
     pub message: String,
 }
 
@@ -85,7 +85,7 @@ impl Warning {
         Self { code, message: message.into() }
     }
 
-    /// The same, naming the file that it is about.
+    /// The same warning, naming the file that it is about.
     #[must_use]
     pub fn at(&self, path: &Path) -> Self {
         Self { code: self.code, message: format!("{}: {}", path.display(), self.message) }

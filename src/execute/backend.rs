@@ -10,12 +10,12 @@ use super::loader::Loader;
 use super::memory_plan::MemoryBudget;
 use crate::bundle::{Bundle, Tool};
 use crate::error::{Code, Error, Result};
-use crate::runtime::{Chosen, Gpu, Runtime, SessionOptions, compute_libraries, engine_libraries};
+use crate::runtime::{Gpu, Runtime, SelectedDevice, SessionOptions, compute_libraries, engine_libraries};
 
 /// The device that was selected for a bundle, and ONNX Runtime as that device needs it.
 pub(super) struct Backend {
     /// The device, and why it was selected.
-    pub chosen: Chosen,
+    pub chosen: SelectedDevice,
     /// ONNX Runtime. There is one a process.
     pub runtime: &'static Runtime,
 }

@@ -16,7 +16,7 @@ use super::{Options, host_memory};
 use crate::bundle::Bundle;
 use crate::error::{Error, Result};
 use crate::model::{Part, PartMap};
-use crate::runtime::{Chosen, Input, OutputPlacement, Placement, RuntimeValue};
+use crate::runtime::{Input, OutputPlacement, Placement, RuntimeValue, SelectedDevice};
 use crate::tensor::{Tensor, TensorView};
 
 /// A bundle's graphs: planned for the memory that there is, loaded when they are first run, each run as planned, and verified
@@ -96,7 +96,7 @@ impl Pipeline {
     }
 
     /// The device that was selected, and why.
-    pub fn chosen(&self) -> &Chosen {
+    pub fn chosen(&self) -> &SelectedDevice {
         &self.backend.chosen
     }
 

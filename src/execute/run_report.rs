@@ -8,13 +8,13 @@ use serde::Serialize;
 use serde::ser::SerializeMap;
 
 use super::memory_plan::Mode;
-use crate::runtime::{Chosen, Placement};
+use crate::runtime::{Placement, SelectedDevice};
 
 /// How a run really went.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Run {
     /// The device that was chosen, and why.
-    pub chosen: Option<Chosen>,
+    pub chosen: Option<SelectedDevice>,
     /// Each graph that memory was planned for.
     pub stages: Vec<StageRun>,
     /// The features that were in the cache and not computed: `vision`, `text`.

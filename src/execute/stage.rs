@@ -112,7 +112,7 @@ impl Stage {
 
     /// Which provider computes which nodes, of all groups that were loaded so far; none where it is not recorded.
     pub fn placement(&self) -> Option<Placement> {
-        self.groups.iter().filter_map(|group| group.placement.clone()).reduce(Placement::and)
+        self.groups.iter().filter_map(|group| group.placement.clone()).reduce(Placement::merge)
     }
 
     /// When the graph was first run.

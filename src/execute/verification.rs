@@ -55,7 +55,7 @@ impl Verification {
                     self.verified.insert(file.name.clone());
                     continue;
                 }
-                self.pending.insert(file.name.clone(), VerifiedCache::candidate(&path, file));
+                self.pending.insert(file.name.clone(), VerifiedCache::pending(&path, file));
             }
             if self.in_background {
                 let (bundle, file) = (Arc::clone(&bundle), file.clone());
@@ -98,7 +98,7 @@ impl Verification {
             return Ok(());
         }
         let entries = matched.iter().filter_map(|name| self.pending.remove(name)).collect();
-        VerifiedCache::load(cache, &self.bundle.model_sha256).remember(entries)
+        VerifiedCache::load(cache, &self.bundle.model_sha256).record(entries)
     }
 
     /// How large weights were verified, for the result. `prepacked`: prepacked copies of the cache were used.

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Most inputs that are used; the first in the order of their names.
+/// Maximum number of inputs; the first in the order of their names are used.
 pub const MAX_CALIBRATION_INPUTS: usize = 32;
 
-/// Most scans of them: a pass over one takes many times as long as over a report.
+/// Maximum number of scans among them: one takes many times as long as a report.
 pub const MAX_CALIBRATION_SCANS: usize = 8;
 
 /// A scan, a report, or both.

@@ -1,58 +1,60 @@
-//! The gate of a reduced bundle: the staged graphs, as they will be run, against float32 on held-out inputs.
+//! The gate of a quantized bundle: the staged graphs, as they will be run, against float32 on held-out inputs.
 //!
-//! Each part is judged by itself, on float32's results of the part before, and the chain of all parts by its
+//! Each part is compared by itself, on the float32 results of the part before, and the chain of all parts by its
 //! probabilities: from scan and report, and from the scan alone where the model has an image-only classifier.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::inputs;
 use super::quantize::limits::Limits;
 use super::quantize::references::References;
-use super::quantize::{ADAPTER, HEADS, TEXT, VISION};
 use crate::bundle::Staging;
-use crate::calibrate::{Feed, Inputs, Role, Runner, Wanted, walk};
+use crate::calibrate::{Feed, Inputs, Role, Runner, Walk};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::graph::{Graph, Segment};
 use crate::metrics::softmax;
-use crate::model::PARTS;
+use crate::model::{Part, PartMap};
 use crate::onnx::DataLayout;
 use crate::progress::Silent;
 use crate::runtime::{Session, SessionOptions};
 use crate::tensor::{Comparison, Tensor};
 
-/// Weights of a language model beyond which it is judged block by block.
+/// Bytes of a language model's weights beyond which it is run block by block.
 const WHOLE_BYTES: u64 = 512 << 20;
 
-/// What was found, and the chain's results that the next part is judged with.
+/// What was measured, and the results of the staged parts, which the next parts are run on.
 #[derive(Default)]
 pub(super) struct Verdict {
     /// For each part the number of inputs and the worst of them.
-    pub parts: [Option<(usize, Comparison)>; 4],
+    pub parts: PartMap<Option<(usize, Comparison)>>,
     /// Largest difference of a probability.
     pub probabilities: Option<f64>,
     /// The vision transformer on the staged adapter's results, against float32 throughout.
     pub chain: Option<Comparison>,
-    /// Results of the staged adapter, and of the staged vision transformer on them, by scan; those of the staged language
-    /// model by report.
+    /// Results of the staged adapter, and of the staged vision transformer on them, by scan; those of the staged
+    /// language model by report.
     pub maps: Vec<(usize, Tensor)>,
     pub visions: Vec<(usize, Tensor)>,
     pub texts: Vec<(usize, Tensor)>,
 }
 
 impl Verdict {
-    /// Parts that are not where they should be, with how many times their distance must shrink.
-    pub fn failing(&self, limits: &dyn Fn(usize) -> Limits) -> Vec<(usize, f64)> {
-        // Adapter and heads are taken or left as a whole: a little room more is no reason to leave them.
-        let whole = |part: usize| part == ADAPTER || part == HEADS;
-        let short = |part: usize| {
+    /// Parts that miss what they aim at, with how many times their distance must shrink.
+    pub fn failing(&self, limits: &PartMap<Limits>) -> Vec<(Part, f64)> {
+        let shortfall = |part: Part| {
             let (inputs, comparison) = self.parts[part].as_ref()?;
-            let (limits, distance) = (limits(part), distance(comparison));
-            Some(if whole(part) { limits.excess(distance) } else { limits.shortfall(distance, *inputs) })
+            let (limits, distance) = (limits[part], distance(comparison));
+            Some(match part {
+                // Quantized as a whole or not at all: they need no safety margin.
+                Part::Adapter | Part::Heads => limits.excess(distance),
+                Part::Vision | Part::Text => limits.shortfall(distance, *inputs),
+            })
         };
-        let mut failing: Vec<(usize, f64)> =
-            (0..PARTS.len()).filter_map(|part| Some((part, short(part)?)).filter(|(_, s)| *s > 1.0)).collect();
-        let far = self.probabilities.map_or(0.0, |p| p / limits(HEADS).probability);
+        let mut failing: Vec<(Part, f64)> =
+            Part::ALL.into_iter().filter_map(|part| Some((part, shortfall(part)?)).filter(|(_, s)| *s > 1.0)).collect();
+        let far = self.probabilities.map_or(0.0, |p| p / limits[Part::Heads].probability);
         if failing.is_empty() && far > 1.0 {
             failing.push((self.blamed(), far * far));
         }
@@ -61,30 +63,31 @@ impl Verdict {
 
     /// The part that moves the probabilities most: the adapter where it makes the vision transformer's result clearly
     /// worse, else vision or text by their own distance.
-    fn blamed(&self) -> usize {
-        let [_, vision, text, _] = self.parts.each_ref().map(|p| p.as_ref().map_or(0.0, |(_, c)| distance(c)));
+    fn blamed(&self) -> Part {
+        let of = |part: Part| self.parts[part].as_ref().map_or(0.0, |(_, c)| distance(c));
+        let (vision, text) = (of(Part::Vision), of(Part::Text));
         match self.chain.as_ref().map(distance) {
-            Some(chain) if chain > 2.0 * vision && chain > text => ADAPTER,
-            _ if vision > text => VISION,
-            _ => TEXT,
+            Some(chain) if chain > 2.0 * vision && chain > text => Part::Adapter,
+            _ if vision > text => Part::Vision,
+            _ => Part::Text,
         }
     }
 
     /// The first limit that is missed, as an error.
-    pub fn error(&self, limits: &dyn Fn(usize) -> Limits) -> Option<Error> {
-        for (part, name) in PARTS.iter().enumerate() {
-            let Some((_, c)) = &self.parts[part] else { continue };
-            let least = limits(part).cosine;
+    pub fn error(&self, limits: &PartMap<Limits>) -> Option<Error> {
+        for (part, found) in self.parts.iter() {
+            let Some((_, c)) = found else { continue };
+            let least = limits[part].cosine;
             if distance(c) > 1.0 - least {
                 let found = c.cosine;
                 let message = format!(
-                    "the graph `{name}` has cosine {found:.6} to fp32, expected at least {least}: \
+                    "the graph `{part}` has cosine {found:.6} to fp32, expected at least {least}: \
                      calibrate on more inputs, lower --max-error, or choose another precision"
                 );
                 return Some(Error::new(Code::QUANTIZE_ERROR, message));
             }
         }
-        let most = limits(HEADS).probability;
+        let most = limits[Part::Heads].probability;
         let far = self.probabilities.filter(|p| *p > most)?;
         let message = format!(
             "a probability differs by {far:.3} from fp32, allowed are {most}: \
@@ -94,7 +97,7 @@ impl Verdict {
     }
 
     /// Adds one input's results of a part.
-    fn add(&mut self, part: usize, pairs: &[(&Tensor, &Tensor)]) -> Result<()> {
+    fn add(&mut self, part: Part, pairs: &[(&Tensor, &Tensor)]) -> Result<()> {
         let mut worst: Option<Comparison> = None;
         for (found, expected) in pairs {
             let comparison = compare(part, found, expected)?;
@@ -108,7 +111,7 @@ impl Verdict {
     }
 }
 
-/// What is judged.
+/// What the staged graphs are compared with, and how they are run.
 pub(super) struct Gate<'a> {
     pub config: &'a Config,
     pub staging: &'a Staging,
@@ -116,57 +119,58 @@ pub(super) struct Gate<'a> {
     pub runner: Runner<'a>,
     /// The float32 heads.
     pub heads: &'a Graph,
-    /// The staged language model, and where its weights lie; none where it is not judged.
+    /// The staged language model, and where its weights lie; `None` where it is not compared.
     pub text: Option<(&'a Graph, &'a DataLayout)>,
 }
 
 impl Gate<'_> {
-    /// Judges the parts that were written anew, and the chain; what `verdict` holds of the others stays.
+    /// Compares the parts that were written again, and the chain; `verdict` keeps its values for the others.
     ///
     /// # Errors
     /// Those of the runtime and of reading scans.
-    pub fn judge(&self, verdict: &mut Verdict, written: [bool; 4]) -> Result<()> {
-        if written[ADAPTER] {
-            self.judge_adapter(verdict)?;
+    pub fn check(&self, verdict: &mut Verdict, written: &BTreeSet<Part>) -> Result<()> {
+        let new = |part: Part| written.contains(&part);
+        if new(Part::Adapter) {
+            self.check_adapter(verdict)?;
         }
-        if written[ADAPTER] || written[VISION] {
-            self.judge_vision(verdict, written[VISION])?;
+        if new(Part::Adapter) || new(Part::Vision) {
+            self.check_vision(verdict, new(Part::Vision))?;
         }
-        if written[TEXT] {
-            self.judge_text(verdict)?;
+        if new(Part::Text) {
+            self.check_text(verdict)?;
         }
-        self.judge_heads(verdict)
+        self.check_heads(verdict)
     }
 
-    /// The adapter by itself; what it gives is kept.
-    pub fn judge_adapter(&self, verdict: &mut Verdict) -> Result<()> {
-        (verdict.parts[ADAPTER], verdict.maps) = (None, Vec::new());
+    /// The adapter by itself; its results are kept.
+    pub fn check_adapter(&self, verdict: &mut Verdict) -> Result<()> {
+        (verdict.parts[Part::Adapter], verdict.maps) = (None, Vec::new());
         let mut session = None;
-        for (i, scan) in self.references.scans.iter().enumerate().filter(|(_, s)| s.role.judges()) {
+        for (i, scan) in self.references.scans.iter().enumerate().filter(|(_, s)| s.role.evaluates()) {
             let volume = inputs::scan(&self.config.volume, &scan.path)?;
-            let map = one(self.opened(&mut session, ADAPTER)?.run(&[("volume", &volume)], &["adapter"])?);
-            verdict.add(ADAPTER, &[(&map, &scan.adapter)])?;
+            let map = only(self.opened(&mut session, Part::Adapter)?.run(&[("volume", &volume)], &["adapter"])?);
+            verdict.add(Part::Adapter, &[(&map, &scan.adapter)])?;
             verdict.maps.push((i, map));
         }
         Ok(())
     }
 
     /// The vision transformer by itself, where it is new, and on the staged adapter's results.
-    fn judge_vision(&self, verdict: &mut Verdict, new: bool) -> Result<()> {
+    fn check_vision(&self, verdict: &mut Verdict, new: bool) -> Result<()> {
         (verdict.chain, verdict.visions) = (None, Vec::new());
         if new {
-            verdict.parts[VISION] = None;
+            verdict.parts[Part::Vision] = None;
         }
         let mut session = None;
         for (i, map) in std::mem::take(&mut verdict.maps) {
             let scan = &self.references.scans[i];
-            let session = self.opened(&mut session, VISION)?;
+            let session = self.opened(&mut session, Part::Vision)?;
             if new {
-                let vision = one(session.run(&[("adapter", &scan.adapter)], &["vision"])?);
-                verdict.add(VISION, &[(&vision, &scan.vision)])?;
+                let vision = only(session.run(&[("adapter", &scan.adapter)], &["vision"])?);
+                verdict.add(Part::Vision, &[(&vision, &scan.vision)])?;
             }
-            let vision = one(session.run(&[("adapter", &map)], &["vision"])?);
-            let comparison = compare(VISION, &vision, &scan.vision)?;
+            let vision = only(session.run(&[("adapter", &map)], &["vision"])?);
+            let comparison = compare(Part::Vision, &vision, &scan.vision)?;
             verdict.chain = Some(verdict.chain.map_or(comparison, |c| c.worst(&comparison)));
             verdict.visions.push((i, vision));
             verdict.maps.push((i, map));
@@ -174,75 +178,75 @@ impl Gate<'_> {
         Ok(())
     }
 
-    fn judge_text(&self, verdict: &mut Verdict) -> Result<()> {
-        (verdict.parts[TEXT], verdict.texts) = (None, Vec::new());
-        let judged = self.references.reports.iter().enumerate().filter(|(_, r)| r.role.judges());
-        let feeds: Vec<Feed> = judged.clone().map(|(_, r)| r.tokens.clone()).collect();
-        for ((i, report), text) in judged.zip(self.run_text(feeds)?) {
-            verdict.add(TEXT, &[(&text, &report.text)])?;
+    fn check_text(&self, verdict: &mut Verdict) -> Result<()> {
+        (verdict.parts[Part::Text], verdict.texts) = (None, Vec::new());
+        let held_out = self.references.reports.iter().enumerate().filter(|(_, r)| r.role.evaluates());
+        let feeds: Vec<Feed> = held_out.clone().map(|(_, r)| r.tokens.clone()).collect();
+        for ((i, report), text) in held_out.zip(self.run_text(feeds)?) {
+            verdict.add(Part::Text, &[(&text, &report.text)])?;
             verdict.texts.push((i, text));
         }
         Ok(())
     }
 
-    /// The staged language model's results: as a whole, or a large one block by block over its own staged weights, in the
-    /// memory of one.
+    /// The staged language model's results: as a whole, or a large one block by block over its own staged weights, in
+    /// the memory of one.
     fn run_text(&self, feeds: Vec<Feed>) -> Result<Vec<Tensor>> {
         if feeds.is_empty() {
             return Ok(Vec::new());
         }
         let path = self.staging.path().join("text.onnx.data");
         let large = std::fs::metadata(&path).map_or(0, |m| m.len()) > WHOLE_BYTES;
-        if let Some((graph, placed)) = self.text.filter(|_| large) {
-            let runner = Runner { placed: Some(placed), ..self.runner };
+        if let Some((graph, layout)) = self.text.filter(|_| large) {
+            let runner = Runner { layout: Some(layout), ..self.runner };
             let mut inputs = Inputs::new(feeds.into_iter().map(|feed| (feed, Role::HeldOut)).collect(), 0);
             let none = |_: &Segment| false;
-            let wanted = Wanted { ranges: false, blocks: &none };
-            let results = walk(graph, &mut inputs, &wanted, &runner, &mut Silent, &mut |_, _| Ok(()))?;
-            let take = |mut feed: Feed| feed.remove("text").map(Arc::unwrap_or_clone);
-            let results: Option<Vec<Tensor>> = results.into_iter().flatten().map(take).collect();
-            return results.ok_or_else(|| Error::new(Code::RUNTIME_RUN, "the language model gave no result"));
+            let walk = Walk { graph, runner: &runner, visits: &none, ranges: false };
+            let results = walk.run(&mut inputs, &mut Silent, &mut |_, _| Ok(()))?;
+            let output = |mut feed: Feed| feed.remove("text").map(Arc::unwrap_or_clone);
+            let results: Option<Vec<Tensor>> = results.into_iter().flatten().map(output).collect();
+            return results.ok_or_else(|| Error::internal("text: output missing"));
         }
-        let mut session = self.open(PARTS[TEXT])?;
+        let mut session = self.open(Part::Text)?;
         let run = |feed: Feed| {
             let feed: Vec<(&str, &Tensor)> = feed.iter().map(|(n, t)| (n.as_str(), t.as_ref())).collect();
-            session.run(&feed, &["text"]).map(one)
+            session.run(&feed, &["text"]).map(only)
         };
         feeds.into_iter().map(run).collect()
     }
 
     /// The heads by themselves, and the probabilities at the end of the whole chain.
-    pub fn judge_heads(&self, verdict: &mut Verdict) -> Result<()> {
-        (verdict.parts[HEADS], verdict.probabilities) = (None, None);
+    pub fn check_heads(&self, verdict: &mut Verdict) -> Result<()> {
+        (verdict.parts[Part::Heads], verdict.probabilities) = (None, None);
         let find = |all: &[(usize, Tensor)], i: usize| all.iter().find(|(j, _)| *j == i).map(|(_, t)| t.clone());
         let mut cases: Vec<(&'static str, [Tensor; 2], [Tensor; 2])> = Vec::new();
         for (scan, report) in self.references.pairs() {
             let (Some(vision), Some(text)) = (find(&verdict.visions, scan), find(&verdict.texts, report)) else {
                 continue;
             };
-            let single = [&self.references.scans[scan].vision, &self.references.reports[report].text];
-            cases.push(("logits", single.map(|t| t.as_ref().clone()), [vision, text]));
+            let fp32 = [&self.references.scans[scan].vision, &self.references.reports[report].text];
+            cases.push(("logits", fp32.map(|t| t.as_ref().clone()), [vision, text]));
         }
         if self.heads.outputs.iter().any(|&id| self.heads.value(id).name == "image_logits") {
-            // What the image says alone does not depend on the text: zeros stand in for it, as they do when it is run.
+            // The image-only logits do not depend on the text: its input is zeros, as in inference.
             let absent = || Tensor::F32(ndarray::ArrayD::zeros(vec![1, self.config.text.hidden]));
             for (scan, vision) in &verdict.visions {
-                let single = self.references.scans[*scan].vision.as_ref().clone();
-                cases.push(("image_logits", [single, absent()], [vision.clone(), absent()]));
+                let fp32 = self.references.scans[*scan].vision.as_ref().clone();
+                cases.push(("image_logits", [fp32, absent()], [vision.clone(), absent()]));
             }
         }
         if cases.is_empty() {
             return Ok(());
         }
-        let (mut single, mut staged) = (self.runner.open(self.heads)?, self.open(PARTS[HEADS])?);
+        let (mut fp32, mut staged) = (self.runner.open(self.heads)?, self.open(Part::Heads)?);
         for (logits, [vision, text], [staged_vision, staged_text]) in cases {
             let outputs: &[&str] = if logits == "logits" { &["logits", "v", "t"] } else { &[logits] };
             let feed: Feed =
                 [("vision", &vision), ("text", &text)].map(|(n, t)| (n.to_owned(), Arc::new(t.clone()))).into();
-            let expected = single.run(&feed, outputs)?;
+            let expected = fp32.run(&feed, outputs)?;
             let alone = staged.run(&[("vision", &vision), ("text", &text)], outputs)?;
-            verdict.add(HEADS, &alone.iter().zip(&expected).collect::<Vec<_>>())?;
-            let chain = one(staged.run(&[("vision", &staged_vision), ("text", &staged_text)], &[logits])?);
+            verdict.add(Part::Heads, &alone.iter().zip(&expected).collect::<Vec<_>>())?;
+            let chain = only(staged.run(&[("vision", &staged_vision), ("text", &staged_text)], &[logits])?);
             let pairs = probabilities(&chain).into_iter().zip(probabilities(&expected[0]));
             let difference = pairs
                 .map(|(a, b)| (a - b).abs())
@@ -253,29 +257,29 @@ impl Gate<'_> {
     }
 
     /// The part's session, opened when it is first needed.
-    fn opened<'s>(&self, session: &'s mut Option<Session>, part: usize) -> Result<&'s mut Session> {
+    fn opened<'s>(&self, session: &'s mut Option<Session>, part: Part) -> Result<&'s mut Session> {
         match session {
             Some(session) => Ok(session),
-            None => Ok(session.insert(self.open(PARTS[part])?)),
+            None => Ok(session.insert(self.open(part)?)),
         }
     }
 
-    fn open(&self, part: &str) -> Result<Session> {
+    fn open(&self, part: Part) -> Result<Session> {
         let path = self.staging.path().join(format!("{part}.onnx"));
         let options = SessionOptions { threads: self.runner.threads, ..SessionOptions::default() };
         Session::open(self.runner.runtime, &path, &options)
     }
 }
 
-pub(super) fn compare(part: usize, found: &Tensor, expected: &Tensor) -> Result<Comparison> {
-    let failed = |e: String| Error::new(Code::RUNTIME_RUN, format!("the graph `{}`: {e}", PARTS[part]));
+pub(super) fn compare(part: Part, found: &Tensor, expected: &Tensor) -> Result<Comparison> {
+    let failed = |e: String| Error::internal(format!("the graph `{part}`: {e}"));
     match (found, expected) {
         (Tensor::F32(found), Tensor::F32(expected)) => Comparison::of(found, expected).map_err(failed),
         _ => Err(failed("its outputs are not float32".into())),
     }
 }
 
-/// `1 - cosine`; infinite when a value is, or is no number.
+/// `1 - cosine`; infinite when a value is infinite or not a number.
 fn distance(c: &Comparison) -> f64 {
     if c.max_rel.is_finite() && c.cosine.is_finite() { 1.0 - c.cosine } else { f64::INFINITY }
 }
@@ -286,7 +290,7 @@ fn probabilities(logits: &Tensor) -> Vec<f64> {
     softmax(logits, 1.0)
 }
 
-/// The only result of a run with one output.
-pub(super) fn one(results: Vec<Tensor>) -> Tensor {
-    results.into_iter().next().expect("a run gives one tensor an output")
+/// The result of a run with one output.
+pub(super) fn only(results: Vec<Tensor>) -> Tensor {
+    results.into_iter().next().expect("a run returns one tensor per output")
 }

@@ -1,6 +1,6 @@
 //! PyTorch checkpoints → a bundle: the work of `ba-export`.
 //!
-//! Layer 6. [`Plan`] says what to export from where to where; [`run`] does it and gives a [`Summary`]. Weights stream
+//! Layer 6. [`Plan`] describes the export; [`run`] does it and returns a [`Summary`]. Weights stream
 //! from the checkpoints to the bundle; the bundle appears whole or not at all.
 //!
 //! ```no_run
@@ -35,7 +35,7 @@ mod tokenizer;
 mod verify;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -49,16 +49,15 @@ pub use sources::Sources;
 use numeric_format::NumericFormat;
 
 use crate::bundle::{
-    FORMAT, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Target, Temperature,
-    Tool,
+    FORMAT, INTENDED_USE, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Target,
+    Temperature, Tool,
 };
 use crate::error::{Code, Error, Result};
-use crate::model::Models;
+use crate::files::path_as_text;
+use crate::graph::Graph;
+use crate::model::{Models, Part, PartMap};
 use crate::progress::Progress;
 use crate::tensor::Comparison;
-
-/// What every manifest says of its use.
-pub(crate) const INTENDED_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
 
 /// What to export, and how.
 #[derive(Clone, Debug)]
@@ -69,13 +68,13 @@ pub struct Plan {
     pub output: PathBuf,
     /// Number format of the graphs.
     pub precision: Precision,
-    /// For which device integer weights are made; floats have forms for all devices, whatever it is.
+    /// The device that integer weights are made for; floats run on every device.
     pub target: Target,
-    /// A folder of scans and reports on which a reduced bundle is calibrated, and any bundle compared with fp32.
+    /// A folder of scans and reports on which a quantized bundle is calibrated and every bundle is compared with fp32.
     pub calibration: Option<PathBuf>,
     /// Statistics of an earlier export (its `calibration.safetensors`), to be used instead of gathering them.
     pub statistics: Option<PathBuf>,
-    /// Largest relative error of a layer of a reduced bundle; each precision has its own default.
+    /// Maximum relative error of a layer of a quantized bundle; each precision has its own default.
     pub max_error: Option<f64>,
     /// Stage outputs recorded in PyTorch that the bundle must reproduce.
     pub verify: Option<PathBuf>,
@@ -83,7 +82,7 @@ pub struct Plan {
     pub force: bool,
     /// ONNX Runtime's library, where it is not to be searched for.
     pub library: Option<PathBuf>,
-    /// Threads of the checks; by default one a core.
+    /// Threads of the checks; by default one per core.
     pub threads: Option<usize>,
 }
 
@@ -110,15 +109,15 @@ impl Plan {
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     /// The bundle's folder.
-    #[serde(serialize_with = "as_text")]
+    #[serde(serialize_with = "path_as_text")]
     pub output: PathBuf,
-    /// For which device integer weights were made.
+    /// The device that integer weights were made for.
     pub target: Target,
-    /// One row a graph, in the order in which they run.
+    /// One row per graph, in the order in which they run.
     pub parts: Vec<PartSummary>,
-    /// What was reduced, where anything was.
+    /// How the graphs were quantized, unless they are fp32.
     pub quantization: Option<Quantization>,
-    /// How many times as long layers take that were treated, by name: measured on the held-out tokens.
+    /// How many times as long layers take that were smoothed or escalated, by name: measured on held-out tokens.
     pub slowdowns: BTreeMap<String, f64>,
     /// The comparison with recorded PyTorch outputs, where it was asked for.
     pub verified: Vec<StageCheck>,
@@ -130,30 +129,25 @@ pub struct Summary {
     pub seconds: f64,
 }
 
-/// A path as JSON holds it: a name that is no Unicode is shown, not refused.
-fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
-}
-
 /// One graph of the bundle.
 #[derive(Clone, Debug, Serialize)]
 pub struct PartSummary {
-    /// Its name.
-    pub part: String,
-    /// What the manifest records.
+    /// Which part of the model it is.
+    pub part: Part,
+    /// Its record in the manifest.
     #[serde(flatten)]
     pub record: PartRecord,
     /// Seconds that writing it took.
     pub seconds: f64,
 }
 
-/// What a stage must keep.
+/// How close a stage must be to its recorded output.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StageLimit {
     /// At most this `max_rel`: float32.
     Relative(f64),
-    /// At least this cosine: reduced precision, where single elements may differ.
+    /// At least this cosine: quantized graphs, whose single elements may differ.
     Cosine(f64),
 }
 
@@ -162,9 +156,9 @@ pub enum StageLimit {
 pub struct StageCheck {
     /// The stage.
     pub stage: String,
-    /// How far it is from the record.
+    /// Its difference from the record.
     pub comparison: Comparison,
-    /// What it must keep to pass.
+    /// How close it must be to pass.
     pub limit: StageLimit,
     /// Whether it passes.
     pub passed: bool,
@@ -173,14 +167,14 @@ pub struct StageCheck {
 /// Exports. On any error nothing is installed and an old bundle stays as it was.
 ///
 /// # Errors
-/// Those of the checkpoints, `config.*`, `tokenizer.*`, `disk.full`, `output.exists`, `verify.mismatch`, `quantize.error`,
-/// `calibration.input`, `device.precision` when the target has no form of the precision, and `runtime.*` when a check needs ONNX Runtime.
+/// Those of the checkpoints, `config.*`, `tokenizer.*`, `disk.full`, `output.exists`, `verify.mismatch`,
+/// `quantize.error`, `calibration.input`, `device.precision` when the precision is not available for the target, and
+/// `runtime.*` when a check needs ONNX Runtime.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let started = Instant::now();
     let form = NumericFormat::of(plan.precision, plan.target);
     if form.precision == Precision::Int4 && form.target == Target::TensorRt {
-        let message =
-            "TensorRT takes no 4-bit weights in a form that is written here: export int8 for it, or int4 for cuda";
+        let message = "int4 is not available for TensorRT: export int8 for it, or int4 for cuda";
         return Err(Error::new(Code::DEVICE_PRECISION, message));
     }
     progress.step("reading checkpoints", None);
@@ -188,8 +182,8 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let models = Models::find(&loaded.config, &loaded.llama, &loaded.adapter, &loaded.vision, &loaded.text)?;
     let graphs = stage::build(&loaded, &models)?;
     let staging = Staging::new(&plan.output, plan.force)?;
-    // Found out after an hour of calibration, a full disk would cost the hour.
-    disk_space::check(staging.path(), disk_space::at_least(&graphs, plan.precision))?;
+    // A full disk is better found now than after an hour of calibration.
+    disk_space::check(staging.path(), disk_space::at_least(graphs.values(), plan.precision))?;
     // The sources are hashed while the graphs are made: both need the bytes from the disk.
     let stop = AtomicBool::new(false);
     let (made, sources) = std::thread::scope(|scope| {
@@ -212,7 +206,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         text_model: loaded.llama,
         tokenizer,
         image_head: models.image_head,
-        parts: made.parts.iter().map(|p| (p.part.clone(), p.record.clone())).collect::<BTreeMap<_, _>>(),
+        parts: made.parts.iter().map(|(part, p)| (part.to_string(), p.record.clone())).collect::<BTreeMap<_, _>>(),
         quantization: made.quantization.clone(),
         target: form.target,
         files,
@@ -226,7 +220,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     Ok(Summary {
         output: plan.output.clone(),
         target: form.target,
-        parts: made.parts,
+        parts: made.parts.into_iter().map(|(_, summary)| summary).collect(),
         quantization: made.quantization,
         slowdowns: made.slowdowns,
         verified,
@@ -236,13 +230,18 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     })
 }
 
-/// Writes and judges the graphs.
+/// Every graph in float32.
+fn fp32(graphs: &PartMap<Graph>) -> PartMap<stage::Format> {
+    PartMap::from_fn(|part| stage::Format { precision: Precision::Fp32, parameters: graphs[part].parameters() })
+}
+
+/// Writes the graphs and compares them with fp32.
 #[cfg(feature = "runtime")]
 fn make(
     plan: &Plan,
     loaded: &sources::Loaded,
     models: &Models,
-    graphs: &[crate::graph::Graph; 4],
+    graphs: &PartMap<Graph>,
     staging: &Staging,
     progress: &mut dyn Progress,
 ) -> Result<stage::Made> {
@@ -250,14 +249,7 @@ fn make(
     if plan.precision != Precision::Fp32 {
         return reduced::make(plan, loaded, graphs, &inputs, staging, progress);
     }
-    let mut made = stage::write(
-        graphs,
-        [Precision::Fp32; 4],
-        graphs.each_ref().map(|g| g.parameters()),
-        loaded,
-        staging,
-        progress,
-    )?;
+    let mut made = stage::write(graphs, fp32(graphs), loaded, staging, progress)?;
     if !inputs.is_empty() {
         progress.step("comparing with the plain fp32 graphs", None);
         parity::check(plan, loaded, models, staging, &inputs, &mut made.parts)?;
@@ -265,30 +257,23 @@ fn make(
     Ok(made)
 }
 
-/// Without ONNX Runtime nothing can be compared: the parts say so, and nothing is reduced that could not be judged.
+/// Without ONNX Runtime nothing can be compared: the records say so, and nothing is quantized.
 #[cfg(not(feature = "runtime"))]
 fn make(
     plan: &Plan,
     loaded: &sources::Loaded,
     _: &Models,
-    graphs: &[crate::graph::Graph; 4],
+    graphs: &PartMap<Graph>,
     staging: &Staging,
     progress: &mut dyn Progress,
 ) -> Result<stage::Made> {
     use crate::bundle::Parity;
     if plan.precision != Precision::Fp32 {
-        let message = "this build has no ONNX Runtime to judge a reduced model with: it exports fp32 only";
+        let message = "this build has no ONNX Runtime to check a quantized model with: it exports fp32 only";
         return Err(Error::new(Code::RUNTIME_MISSING, message));
     }
-    let mut made = stage::write(
-        graphs,
-        [Precision::Fp32; 4],
-        graphs.each_ref().map(|g| g.parameters()),
-        loaded,
-        staging,
-        progress,
-    )?;
-    for part in &mut made.parts {
+    let mut made = stage::write(graphs, fp32(graphs), loaded, staging, progress)?;
+    for (_, part) in made.parts.iter_mut() {
         part.record.parity = Parity::NotChecked("exported by a build without ONNX Runtime".into());
     }
     Ok(made)

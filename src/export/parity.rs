@@ -1,7 +1,7 @@
-//! The export's own check: each staged graph against the plain fp32 graph.
+//! The parity check of an fp32 export: each staged graph against the plain fp32 graph.
 //!
-//! The plain graphs have nothing folded and attention written out, and ONNX Runtime runs them operator by operator,
-//! as they stand. Both sides of a part get the same inputs: the plain side's results of the part before.
+//! The plain graphs have no folded norms and decomposed attention, and ONNX Runtime runs them operator by operator,
+//! without optimizations. Both sides of a part get the same inputs: the plain side's results of the part before.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use super::{CalibrationInput, PartSummary, Plan, inputs};
 use crate::bundle::{Parity, Staging};
 use crate::error::{Code, Error, Result};
 use crate::graph::Graph;
-use crate::model::{self, Attention, Models, Stages};
+use crate::model::{self, Attention, Models, Part, PartMap, Stages};
 use crate::onnx;
 use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::{Comparison, Tensor};
@@ -22,7 +22,7 @@ const MAX_RELATIVE: f64 = 1e-3;
 /// Largest language model, in bytes of weights, that is compared: its plain form runs in memory as a whole.
 const MAX_TEXT_BYTES: u64 = 6 << 30;
 
-/// The inputs of a part, one set an item.
+/// The inputs of a part, one item per run.
 pub(super) type Feeds = Vec<Vec<(&'static str, Tensor)>>;
 
 /// Compares all parts and records the result in `parts`.
@@ -35,28 +35,28 @@ pub(super) fn check(
     models: &Models,
     staging: &Staging,
     inputs: &[CalibrationInput],
-    parts: &mut [PartSummary],
+    parts: &mut PartMap<PartSummary>,
 ) -> Result<()> {
     let checker = Checker { threads: plan.threads, staging, runtime: Runtime::load(plan.library.as_deref())? };
     let config = &loaded.config;
     let scans = scan_feeds(loaded, inputs)?;
     let adapter = model::adapter::build(config, &models.trained)?;
-    let [maps] = checker.part(&mut parts[0], &adapter, scans, ["adapter"])?;
+    let [maps] = checker.part(&mut parts[Part::Adapter], &adapter, scans, ["adapter"])?;
     let plain = model::vit::build(config, &models.vision, Attention::Decomposed, Stages::Output)?;
-    let [visions] = checker.part(&mut parts[1], &plain, feeds("adapter", maps), ["vision"])?;
-    let texts = if parts[2].record.bytes > MAX_TEXT_BYTES {
+    let [visions] = checker.part(&mut parts[Part::Vision], &plain, feeds("adapter", maps), ["vision"])?;
+    let texts = if parts[Part::Text].record.bytes > MAX_TEXT_BYTES {
         let limit = MAX_TEXT_BYTES >> 30;
-        parts[2].record.parity = Parity::NotChecked(format!("more than {limit} GiB of weights"));
+        parts[Part::Text].record.parity = Parity::NotChecked(format!("more than {limit} GiB of weights"));
         Vec::new()
     } else {
         let plain = model::llama::build(&loaded.llama, config.text.pool, &models.text, Stages::Output)?;
         let reports = report_feeds(loaded, inputs)?;
-        let [texts] = checker.part(&mut parts[2], &plain, reports, ["text"])?;
+        let [texts] = checker.part(&mut parts[Part::Text], &plain, reports, ["text"])?;
         texts
     };
     let both = visions.into_iter().zip(texts).map(|(v, t)| vec![("vision", v), ("text", t)]).collect();
     let plain = model::heads::build(config, &models.trained)?;
-    checker.part(&mut parts[3], &plain, both, ["v", "t", "logits", "similarity"])?;
+    checker.part(&mut parts[Part::Heads], &plain, both, ["v", "t", "logits", "similarity"])?;
     Ok(())
 }
 
@@ -78,7 +78,7 @@ fn report_feeds(loaded: &Loaded, inputs: &[CalibrationInput]) -> Result<Feeds> {
     inputs.iter().filter_map(|i| i.report.as_ref()).map(read).collect()
 }
 
-/// Compares single parts.
+/// Compares one part at a time.
 pub(super) struct Checker<'a> {
     pub threads: Option<usize>,
     pub staging: &'a Staging,
@@ -86,8 +86,8 @@ pub(super) struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    /// Runs the plain and the staged graph on all feeds, records the worst comparison, and gives the plain results,
-    /// by output.
+    /// Runs the plain and the staged graph on all feeds, records the worst comparison, and returns the plain
+    /// results by output.
     pub fn part<const N: usize>(
         &self,
         part: &mut PartSummary,
@@ -108,7 +108,7 @@ impl Checker<'_> {
         let staged = self.run(&self.staging.path().join(&part.record.file), true, &feeds, &outputs)?;
         let mut worst = Comparison { max_abs: 0.0, max_rel: 0.0, cosine: 1.0 };
         for (plain, staged) in plain.iter().flatten().zip(staged.iter().flatten()) {
-            worst = worst.worst(&compare(&part.part, staged, plain)?);
+            worst = worst.worst(&compare(part.part, staged, plain)?);
         }
         if worst.max_rel > MAX_RELATIVE {
             let message = format!(
@@ -137,7 +137,7 @@ impl Checker<'_> {
     }
 }
 
-fn compare(part: &str, staged: &Tensor, plain: &Tensor) -> Result<Comparison> {
+fn compare(part: Part, staged: &Tensor, plain: &Tensor) -> Result<Comparison> {
     let differ = |what: String| Error::new(Code::VERIFY_MISMATCH, format!("the graph `{part}`: {what}"));
     match (staged, plain) {
         (Tensor::F32(staged), Tensor::F32(plain)) => Comparison::of(staged, plain).map_err(differ),

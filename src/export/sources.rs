@@ -7,11 +7,12 @@ use serde_json::Value;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, LlamaConfig, read_small};
 use crate::error::{Code, Error, Result};
+use crate::model::Part;
 
 /// Names of the trained checkpoint inside a model folder.
 const ADAPTER_FILES: [&str; 3] = ["adapter.pt", "adapter.safetensors", "adapter.pt2"];
 
-/// Names of the vision transformer's folder inside a model folder; the first that is there is taken.
+/// Names of the vision transformer's folder inside a model folder; the first that exists is used.
 const VISION_FOLDERS: [&str; 2] = ["m3d", "m3d-clip"];
 
 /// The files and folders of an export.
@@ -55,7 +56,7 @@ impl Sources {
         }
     }
 
-    /// Opens everything.
+    /// Opens all of them.
     pub(super) fn load(&self) -> Result<Loaded> {
         let config = Config::load(&self.config)?;
         let text = Checkpoint::open(&self.text)?;
@@ -85,7 +86,7 @@ fn parent(path: &Path) -> PathBuf {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf()
 }
 
-/// Everything opened.
+/// The opened sources of an export.
 pub(super) struct Loaded {
     pub config_path: PathBuf,
     pub config: Config,
@@ -100,22 +101,23 @@ pub(super) struct Loaded {
 
 impl Loaded {
     /// The checkpoint that a graph's weights come from.
-    pub fn checkpoint_of(&self, part: &str) -> &Path {
+    pub fn checkpoint_of(&self, part: Part) -> &Path {
         match part {
-            "vision" => self.vision.path(),
-            "text" => self.text.path(),
-            _ => self.adapter.path(),
+            Part::Vision => self.vision.path(),
+            Part::Text => self.text.path(),
+            Part::Adapter | Part::Heads => self.adapter.path(),
         }
     }
 
-    /// Every file that was read, with what it gave; each once.
+    /// Every file that was read, with its role in the manifest; each once.
     pub fn files(&self) -> Vec<(&'static str, PathBuf)> {
-        let checkpoints = [("adapter", &self.adapter), ("vision", &self.vision), ("text", &self.text)];
-        let weights =
-            checkpoints.into_iter().flat_map(|(role, c)| c.files().iter().map(move |f| (role, f.path.clone())));
+        let checkpoints = [(Part::Adapter, &self.adapter), (Part::Vision, &self.vision), (Part::Text, &self.text)];
+        let weights = checkpoints
+            .into_iter()
+            .flat_map(|(part, c)| c.files().iter().map(move |f| (part.as_str(), f.path.clone())));
         let mut all = vec![("config", self.config_path.clone())];
         all.extend(weights);
-        all.extend(self.text_config.clone().map(|path| ("text", path)));
+        all.extend(self.text_config.clone().map(|path| (Part::Text.as_str(), path)));
         all.push(("tokenizer", self.tokenizer.clone()));
         let mut seen = std::collections::HashSet::new();
         all.retain(|(_, path)| seen.insert(path.clone()));
@@ -123,7 +125,7 @@ impl Loaded {
     }
 }
 
-/// The language model's sizes, its BOS token, and the file that said so.
+/// The language model's sizes, its BOS token, and the file that they come from, unless it is the checkpoint itself.
 fn llama_config(text: &Checkpoint, folder: &Path) -> Result<(LlamaConfig, u32, Option<PathBuf>)> {
     if let Some(params) = text.meta_params() {
         let rows = |name: &str| {
@@ -151,7 +153,7 @@ fn llama_config(text: &Checkpoint, folder: &Path) -> Result<(LlamaConfig, u32, O
     Ok((config, bos, Some(path)))
 }
 
-/// `tokenizer.json` or `tokenizer.model` beside the language model, or (as Meta's download has it) one folder above.
+/// `tokenizer.json` or `tokenizer.model` next to the language model, or (as Meta's download has it) one folder above.
 fn tokenizer_file(folder: &Path) -> Result<PathBuf> {
     let above = folder.join("..");
     let places = [folder, &above].into_iter().flat_map(|f| ["tokenizer.json", "tokenizer.model"].map(|n| f.join(n)));

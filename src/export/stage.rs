@@ -1,54 +1,54 @@
 //! Building the graphs and writing them into the staged bundle.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use sha2::{Digest, Sha256};
-
+use super::PartSummary;
+use super::disk_space::{self, weight_bytes};
 use super::sources::Loaded;
-use super::{PartSummary, disk_space};
-use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging};
-use crate::error::{Code, Error, Result};
+use crate::bundle::{FileRecord, Parity, PartRecord, Precision, Quantization, SourceRecord, Staging, hash_file};
+use crate::error::{Error, Result};
 use crate::graph::{Domain, Graph};
-use crate::model::{self, Attention, Models, PARTS, Stages};
+use crate::model::{self, Attention, Models, Part, PartMap, Stages};
 use crate::onnx::DataLayout;
 use crate::passes::{Scores, decompose_attention, fold_batch_norm};
 use crate::progress::Progress;
-use crate::tensor::hex;
 
 /// The graphs as they lie in the staged bundle.
 pub(super) struct Made {
-    /// A row a graph, in the order of [`PARTS`].
-    pub parts: Vec<PartSummary>,
+    /// A row for each graph.
+    pub parts: PartMap<PartSummary>,
     /// Where the large weights of each lie.
-    #[cfg_attr(not(feature = "runtime"), allow(dead_code, reason = "only what is run is looked at again"))]
-    pub placed: Vec<DataLayout>,
+    #[cfg_attr(not(feature = "runtime"), allow(dead_code, reason = "read only where the graphs are run again"))]
+    pub layouts: PartMap<DataLayout>,
     /// Their files.
     pub files: Vec<FileRecord>,
-    /// What was reduced.
+    /// How the graphs were quantized.
     pub quantization: Option<Quantization>,
-    /// How many times as long treated layers take.
+    /// How many times as long layers take that are not as they were tried first.
     pub slowdowns: BTreeMap<String, f64>,
 }
 
-/// The four float32 graphs as they are deployed, in the order of [`PARTS`].
-pub(super) fn build(loaded: &Loaded, models: &Models) -> Result<[Graph; 4]> {
+/// The four float32 graphs as they are deployed.
+pub(super) fn build(loaded: &Loaded, models: &Models) -> Result<PartMap<Graph>> {
     let config = &loaded.config;
     // Errors name the checkpoint that the weights came from.
-    let (adapter, _) = model::adapter::build(config, &models.trained)
-        .and_then(fold_batch_norm)
-        .map_err(|e| e.at(loaded.adapter.path()))?;
-    let vision = model::vit::build(config, &models.vision, Attention::Fused, Stages::Output)
-        .map_err(|e| e.at(loaded.vision.path()))?;
-    let text = model::llama::build(&loaded.llama, config.text.pool, &models.text, Stages::Output)
-        .map_err(|e| e.at(loaded.text.path()))?;
-    let heads = model::heads::build(config, &models.trained).map_err(|e| e.at(loaded.adapter.path()))?;
+    let graphs = PartMap::try_from_fn(|part| {
+        let graph = match part {
+            Part::Adapter => {
+                model::adapter::build(config, &models.trained).and_then(fold_batch_norm).map(|(graph, _)| graph)
+            }
+            Part::Vision => model::vit::build(config, &models.vision, Attention::Fused, Stages::Output),
+            Part::Text => model::llama::build(&loaded.llama, config.text.pool, &models.text, Stages::Output),
+            Part::Heads => model::heads::build(config, &models.trained),
+        };
+        graph.map_err(|e| e.at(loaded.checkpoint_of(part)))
+    })?;
     // `logit_scale` and the like are not written, but a checkpoint that holds a NaN is a broken one.
     check_finite(loaded)?;
-    Ok([adapter, vision, text, heads])
+    Ok(graphs)
 }
 
 /// The trained tensors that no graph reads must be finite too.
@@ -59,36 +59,31 @@ fn check_finite(loaded: &Loaded) -> Result<()> {
     Ok(())
 }
 
-/// Bytes of all weights of a graph.
-pub(super) fn weight_bytes(graph: &Graph) -> u64 {
-    let tensors = graph.initializers().into_iter().filter_map(|id| graph.value(id).init.as_ref());
-    tensors.map(|t| t.byte_len() as u64).sum()
-}
-
 /// Writes all graphs.
 pub(super) fn write(
-    graphs: &[Graph; 4],
-    precisions: [Precision; 4],
-    parameters: [u64; 4],
+    graphs: &PartMap<Graph>,
+    formats: PartMap<Format>,
     loaded: &Loaded,
     staging: &Staging,
     progress: &mut dyn Progress,
 ) -> Result<Made> {
-    disk_space::check(staging.path(), disk_space::of_bundle(graphs))?;
-    progress.step("writing the bundle", Some(graphs.iter().map(weight_bytes).sum()));
-    let (mut parts, mut placed, mut files) = (Vec::new(), Vec::new(), Vec::new());
-    for (i, (graph, part)) in graphs.iter().zip(PARTS).enumerate() {
-        let format = Format { precision: precisions[i], parameters: parameters[i] };
+    disk_space::check(staging.path(), disk_space::of_bundle(graphs.values()))?;
+    progress.step("writing the bundle", Some(graphs.values().map(weight_bytes).sum()));
+    let mut files = Vec::new();
+    let mut layouts = PartMap::default();
+    let parts = PartMap::try_from_fn(|part| {
+        let checkpoint = loaded.checkpoint_of(part);
         let (summary, written, weights) =
-            write_part(graph, part, format, loaded.checkpoint_of(part), staging, progress)?;
-        parts.push(summary);
-        placed.push(weights);
+            write_part(&graphs[part], part, formats[part], checkpoint, staging, progress)?;
+        layouts[part] = weights;
         files.extend(written);
-    }
-    Ok(Made { parts, placed, files, quantization: None, slowdowns: BTreeMap::new() })
+        Ok::<_, Error>(summary)
+    })?;
+    Ok(Made { parts, layouts, files, quantization: None, slowdowns: BTreeMap::new() })
 }
 
-/// What is said of a graph beside its files.
+/// What the manifest records of a graph besides its files.
+#[derive(Clone, Copy)]
 pub(super) struct Format {
     pub precision: Precision,
     /// Number of weights, before any were packed.
@@ -98,19 +93,20 @@ pub(super) struct Format {
 /// Writes one graph, whose weights come from `checkpoint`.
 pub(super) fn write_part(
     graph: &Graph,
-    part: &str,
+    part: Part,
     format: Format,
     checkpoint: &Path,
     staging: &Staging,
     progress: &mut dyn Progress,
 ) -> Result<(PartSummary, Vec<FileRecord>, DataLayout)> {
     let started = Instant::now();
-    let written = crate::onnx::write_with_layout(graph, staging.path(), part, &mut |bytes| progress.advance(bytes));
-    // A weight that cannot be used is found as it streams: its checkpoint is to be named.
-    let (mut written, placed) = written.map_err(|e| e.at(checkpoint))?;
+    let written =
+        crate::onnx::write_with_layout(graph, staging.path(), part.as_str(), &mut |bytes| progress.advance(bytes));
+    // An unusable weight is found as it streams: the error names its checkpoint.
+    let (mut written, layout) = written.map_err(|e| e.at(checkpoint))?;
     let companion = companion(graph, format.precision)?;
     let companion = companion
-        .map(|graph| crate::onnx::write_companion(&graph, staging.path(), &format!("{part}.tensorrt"), &placed));
+        .map(|graph| crate::onnx::write_companion(&graph, staging.path(), &format!("{part}.tensorrt"), &layout));
     let companion = companion.transpose()?;
     written.extend(companion.clone());
     let record = PartRecord {
@@ -121,42 +117,32 @@ pub(super) fn write_part(
         bytes: written.iter().map(|w| w.bytes).sum(),
         parity: Parity::NotChecked("no calibration inputs".into()),
     };
-    let summary = PartSummary { part: part.into(), record, seconds: started.elapsed().as_secs_f64() };
+    let summary = PartSummary { part, record, seconds: started.elapsed().as_secs_f64() };
     let files = written.into_iter().map(|w| FileRecord { name: w.name, bytes: w.bytes, sha256: w.sha256 });
-    Ok((summary, files.collect(), placed))
+    Ok((summary, files.collect(), layout))
 }
 
-/// The graph for TensorRT, where it has operators that only ONNX Runtime has. Integers are made for one kind of device.
+/// The graph for TensorRT, where it has operators that only ONNX Runtime has; `None` for integers, which suit one
+/// device only.
 fn companion(graph: &Graph, precision: Precision) -> Result<Option<Graph>> {
     let floats = matches!(precision, Precision::Fp32 | Precision::Fp16);
     let own = graph.nodes.iter().any(|n| n.op.domain == Domain::Microsoft);
     (floats && own).then(|| decompose_attention(graph, Scores::Whole)).transpose()
 }
 
-/// Checkpoint files by what they give, with their hashes; nothing more is read once `stop` is set, for an export that failed
-/// should say so at once.
+/// The records of checkpoint files by their roles, with their hashes. Nothing more is read once `stop` is set: an
+/// export that failed should report it at once.
 pub(super) fn source_records(files: Vec<(&'static str, PathBuf)>, stop: &AtomicBool) -> Result<Vec<SourceRecord>> {
     let mut records: Vec<SourceRecord> = Vec::new();
     for (role, path) in files {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let failed = |e| Error::io(&path, "cannot read the file", e);
-        let mut file = std::fs::File::open(&path).map_err(failed)?;
-        let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-        while !stop.load(Ordering::Relaxed) {
-            match file.read(&mut buffer).map_err(failed)? {
-                0 => break,
-                n => {
-                    hash.update(&buffer[..n]);
-                    bytes += n as u64;
-                }
-            }
-        }
-        records.push(SourceRecord { role: role.into(), name, bytes, sha256: hex(&hash.finalize()) });
+        let (bytes, sha256) = hash_file(&path, stop)?;
+        records.push(SourceRecord { role: role.into(), name, bytes, sha256 });
     }
     Ok(records)
 }
 
-/// What a thread gave; its panic as an error.
+/// The result of a thread; its panic as an error.
 pub(super) fn joined<T>(outcome: std::thread::Result<Result<T>>) -> Result<T> {
-    outcome.unwrap_or_else(|_| Err(Error::new(Code::IO, "hashing the checkpoints failed")))
+    outcome.unwrap_or_else(|_| Err(Error::internal("the thread that hashes the checkpoints panicked")))
 }

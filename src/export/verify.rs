@@ -1,9 +1,9 @@
 //! `--verify`: the staged bundle against stage outputs recorded in PyTorch.
 //!
 //! The record is a safetensors file with any of `volume`, `input_ids`, `attention_mask` (inputs) and `adapter`,
-//! `vision`, `text`, `v`, `t`, `logits`, `image_logits` (stages). Stages are computed from the first input on, each from
-//! the computed stage before it, so that errors add up as they do in use; where an input was not recorded, a recorded
-//! stage takes its place. Tensors under other names are left alone.
+//! `vision`, `text`, `v`, `t`, `logits`, `image_logits` (stages). Stages are computed from the first input on, each
+//! from the computed stage before it, so that errors add up as they do in use; where an input was not recorded, a
+//! recorded stage takes its place. Tensors under other names are ignored.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,11 +13,12 @@ use super::{Plan, StageCheck, StageLimit};
 use crate::bundle::{Precision, Staging};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Code, Error, Result};
+use crate::model::Part;
 use crate::progress::Progress;
 use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::{Comparison, DType, Tensor};
 
-/// Largest `max_rel` that passes in fp32.
+/// Maximum `max_rel` that passes in fp32.
 const TOLERANCE: f64 = 1e-4;
 
 /// The limit of a bundle of that precision.
@@ -28,12 +29,12 @@ fn limit(precision: Precision) -> StageLimit {
     }
 }
 
-/// A graph, its inputs and outputs.
-const RUNS: [(&str, &[&str], &[&str]); 4] = [
-    ("adapter", &["volume"], &["adapter"]),
-    ("vision", &["adapter"], &["vision"]),
-    ("text", &["input_ids", "attention_mask"], &["text"]),
-    ("heads", &["vision", "text"], &["v", "t", "logits", "image_logits"]),
+/// The graphs with their inputs and the outputs that are compared.
+const RUNS: [(Part, &[&str], &[&str]); 4] = [
+    (Part::Adapter, &["volume"], &["adapter"]),
+    (Part::Vision, &["adapter"], &["vision"]),
+    (Part::Text, &["input_ids", "attention_mask"], &["text"]),
+    (Part::Heads, &["vision", "text"], &["v", "t", "logits", "image_logits"]),
 ];
 
 /// Compares every recorded stage that can be computed.
@@ -53,9 +54,9 @@ pub(super) fn check(
     let mut checks = Vec::new();
     for (part, inputs, outputs) in RUNS {
         let wanted = outputs.iter().any(|o| recorded.contains_key(*o));
-        // What was computed comes before what was recorded.
+        // A computed tensor is preferred to a recorded one.
         let feed = inputs.iter().map(|name| values.get(name).or_else(|| recorded.get(*name)).map(|t| (*name, t)));
-        let Some(feed) = feed.collect::<Option<Vec<_>>>().filter(|_| wanted || part != "heads") else { continue };
+        let Some(feed) = feed.collect::<Option<Vec<_>>>().filter(|_| wanted || part != Part::Heads) else { continue };
         let mut session = Session::open(runtime, &staging.path().join(format!("{part}.onnx")), &options)?;
         let has = session.outputs();
         let outputs: Vec<&str> = outputs.iter().copied().filter(|o| has.iter().any(|h| h == o)).collect();

@@ -1,6 +1,6 @@
 //! What a prediction says, and its JSON form.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use serde::ser::SerializeMap as _;
@@ -8,6 +8,7 @@ use serde::ser::SerializeMap as _;
 use crate::bundle::{Bundle, Precision};
 use crate::error::{Code, Error, Result, Warning};
 use crate::execute::{Run, Timing};
+use crate::files::path_as_text;
 use crate::metrics::{argmax, softmax};
 use crate::tensor::Tensor;
 
@@ -15,7 +16,7 @@ use crate::tensor::Tensor;
 #[derive(Clone, Debug, Serialize)]
 pub struct Prediction {
     /// The scan's file.
-    #[serde(serialize_with = "as_text")]
+    #[serde(serialize_with = "path_as_text")]
     pub scan: PathBuf,
     /// The report's file, where there was one; set by the caller.
     #[serde(serialize_with = "as_text_if_any")]
@@ -74,14 +75,9 @@ impl BundleIdentity {
     }
 }
 
-/// A path as JSON holds it: a name that is no Unicode is shown, not refused.
-fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
-}
-
 fn as_text_if_any<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     match path {
-        Some(path) => as_text(path, serializer),
+        Some(path) => path_as_text(path, serializer),
         None => serializer.serialize_none(),
     }
 }

@@ -13,7 +13,7 @@ use crate::error::{Code, Error, Result};
 use crate::execute::cache::features::{Features, Store};
 use crate::execute::{Pipeline, Timing, milliseconds};
 use crate::model::Part;
-use crate::runtime::{Chosen, Input, OutputPlacement, Placement};
+use crate::runtime::{Input, OutputPlacement, Placement, SelectedDevice};
 use crate::tensor::{Tensor, TensorView};
 use crate::text::Tokenizer;
 use crate::volume::{Grid, ReadOptions};
@@ -71,7 +71,7 @@ impl Predictor {
     }
 
     /// The device that was selected, and why.
-    pub fn chosen(&self) -> &Chosen {
+    pub fn chosen(&self) -> &SelectedDevice {
         self.pipeline.chosen()
     }
 

@@ -31,9 +31,6 @@ pub use loss::Mode;
 pub use part::{Part, PartMap};
 pub use weights::Weights;
 
-/// Names of the four graphs, in the order in which they run.
-pub const PARTS: [&str; 4] = ["adapter", "vision", "text", "heads"];
-
 /// How attention is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attention {

@@ -38,6 +38,12 @@ impl Part {
             Self::Heads => "heads",
         }
     }
+
+    /// Whether its float graph contains operators of ONNX Runtime's own domain (`com.microsoft`), which TensorRT does not
+    /// support: the vision transformer's fused attention.
+    pub const fn has_contrib_operators(self) -> bool {
+        matches!(self, Self::Vision)
+    }
 }
 
 impl fmt::Display for Part {

@@ -1,8 +1,8 @@
 //! int8 convolutions: static scales, in the standard form of quantize-dequantize pairs.
 //!
-//! `conv(DQ(Q(x)), DQ(w)) → relu → Q → DQ`: ONNX Runtime fuses such a chain into convolutions over bytes (Jacob et al.
-//! 2018), and TensorRT reads the same form. Weights have one scale an output channel, activations one each, from the range
-//! that calibration saw.
+//! `conv(DQ(Q(x)), DQ(w)) → relu → Q → DQ`: ONNX Runtime fuses such a chain into integer convolutions (Jacob et al.
+//! 2018), and TensorRT reads the same form. Weights have per-output-channel scales, activations one scale per tensor,
+//! from the range seen in calibration.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Node, Op, Rewrite, ValueId};
 use crate::tensor::{DType, LazyTensor};
 
-/// One scale and the byte that stands for 0.
+/// Scale and zero point of a uint8 activation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Affine {
     scale: f32,
@@ -22,15 +22,16 @@ impl Affine {
     /// Covers `low..=high` and 0 with 256 levels.
     fn of((low, high): (f32, f32)) -> Option<Self> {
         let (low, high) = (low.min(0.0), high.max(0.0));
-        // What was always 0 has no range; any scale holds a 0.
+        // An activation that was always 0 has no range; any scale represents 0.
         let scale = if low == high { 1.0 } else { (high - low) / 255.0 };
         let usable = scale.is_normal() && (1.0 / scale).is_finite();
         usable.then(|| Self { scale, zero: (-low / scale).round().clamp(0.0, 255.0) as u8 })
     }
 }
 
-/// Whether the graph is a chain that [`quantize_convolutions`] can make int8: two-dimensional convolutions with constant
-/// weights, ReLUs and sums, nothing else. Three-dimensional ones were measured to be five times slower in int8.
+/// Whether the graph is a chain that [`quantize_convolutions`] can make int8: two-dimensional convolutions with
+/// constant weights, ReLUs and sums, nothing else. Three-dimensional ones were measured to be five times slower in
+/// int8.
 pub fn quantizable(graph: &Graph) -> bool {
     let conv = |n: &Node| {
         let constant = n.inputs[1..].iter().flatten().all(|&id| graph.value(id).init.is_some());
@@ -44,8 +45,8 @@ pub fn quantizable(graph: &Graph) -> bool {
         })
 }
 
-/// The graph with int8 convolutions; `ranges` holds the least and largest value of each activation by name, the graph's
-/// inputs among them. `None` when a range is missing or unusable, or a bias does not fit its scale.
+/// A new graph with int8 convolutions. `ranges` holds the least and largest value of each activation by name, those of
+/// the graph's inputs included. `None` when a range is missing or unusable, or a bias does not fit its scale.
 ///
 /// # Errors
 /// When weights cannot be read.
@@ -64,8 +65,8 @@ pub fn quantize_convolutions(graph: &Graph, ranges: &BTreeMap<String, (f32, f32)
     let mut new = Rewrite::new(graph);
     for &id in &graph.inputs {
         let x = new.value(id)?;
-        let pair = pair(&mut new, &graph.value(id).name, x, scales[&id])?;
-        new.set(id, pair);
+        let y = quantize_dequantize(&mut new, &graph.value(id).name, x, scales[&id])?;
+        new.set(id, y);
     }
     for node in &graph.nodes {
         if node.op.kind == "Conv" {
@@ -80,21 +81,21 @@ pub fn quantize_convolutions(graph: &Graph, ranges: &BTreeMap<String, (f32, f32)
         if let Some(&affine) = scales.get(&id) {
             let x = new.value(id)?;
             let name = node.name.clone();
-            let pair = pair(&mut new, &name, x, affine)?;
-            new.set(id, pair);
+            let y = quantize_dequantize(&mut new, &name, x, affine)?;
+            new.set(id, y);
         }
     }
     Ok(Some(new.finish()?))
 }
 
-/// Whether a ReLU is all that reads the value: then the ReLU's result is quantized, which cuts at 0 by itself.
+/// Whether only a ReLU reads the value: then the ReLU's result is quantized, which clips at 0 by itself.
 fn before_relu(graph: &Graph, id: ValueId) -> bool {
     let mut readers = graph.nodes.iter().filter(|n| n.inputs.contains(&Some(id)));
     graph.uses(id) == 1 && readers.next().is_some_and(|n| n.op.kind == "Relu")
 }
 
 /// `DQ(Q(x))`.
-fn pair(new: &mut Rewrite<'_>, name: &str, x: ValueId, affine: Affine) -> Result<ValueId> {
+fn quantize_dequantize(new: &mut Rewrite<'_>, name: &str, x: ValueId, affine: Affine) -> Result<ValueId> {
     let g = &mut new.builder;
     let scale = g.weight(&format!("{name}.scale"), LazyTensor::from_f32(&[], &[affine.scale]));
     let zero = LazyTensor::new(DType::U8, vec![], Arc::new(vec![affine.zero]));
@@ -111,7 +112,7 @@ fn convolution(new: &mut Rewrite<'_>, graph: &Graph, node: &Node, x_scale: f32) 
     let (Some((weight_id, weight)), Some((bias_id, bias))) = (constant(1), constant(2)) else { return Ok(false) };
     let (shape, n) = (weight.shape().to_vec(), weight.shape()[0]);
     let matrix = weight.reshaped(&[n, weight.len() / n]);
-    let [integers, scales] = super::quantize::per_channel(&matrix, super::quantize::Scales::Single);
+    let [integers, scales] = super::quantize::per_channel(&matrix, super::quantize::Scales::Fp32);
     // As a linear layer's: [k, n]. A convolution's weight has the outputs first.
     let integers = integers.transposed().bytes()?.into_owned();
     let scales: Vec<f32> = scales.to_f32()?.into_iter().map(|s| if s > 0.0 { s } else { 1.0 }).collect();

@@ -105,7 +105,7 @@ pub fn to_fp16(graph: &Graph, keep: &BTreeSet<String>) -> Result<Graph> {
         if fp16 {
             pass.node(node, DType::F16)?;
         } else if super::quantize::is_table(graph, node) && !keep.contains(&node.name) {
-            super::quantize::half_table(&mut pass.new, graph, node)?;
+            super::quantize::fp16_table(&mut pass.new, graph, node)?;
         } else {
             pass.node(node, DType::F32)?;
         }

@@ -5,13 +5,14 @@
 //! | pass | takes | gives |
 //! |---|---|---|
 //! | [`fold_batch_norm`] | `Graph` | the graph, and how many norms were folded |
-//! | [`smooth()`] | `&mut Graph` | the same graph with other weights |
-//! | [`quantize::quantize`], [`quantize_convolutions`], [`to_fp16`], [`decompose_attention`] | `&Graph` | a new graph |
+//! | [`quantize::smooth`] | `&mut Graph` | nothing: weights are scaled in place |
+//! | [`quantize::quantize`], [`to_fp16`], [`decompose_attention`] | `&Graph` | a new graph |
+//! | [`quantize_convolutions`] | `&Graph` | a new graph, or `None` where it cannot be quantized |
 //! | [`weights_to_inputs`] | `&Graph` | a new graph, and the weights |
 //! | [`autodiff::joint`], [`autodiff::differentiate`] | `&Graph` | one new graph, or a forward and a backward one |
 //!
 //! A new graph shares the old one's weights: they are [`crate::tensor::LazyTensor`]s. The functions between them only
-//! find something: [`linears`], [`fp16_nodes`], [`exceeds_fp16`], [`unfit_for_fp16`], [`quantizable`], [`factors`].
+//! find something: [`linears`], [`fp16_nodes`], [`exceeds_fp16`], [`unfit_for_fp16`], [`quantizable`].
 //!
 //! ```
 //! use brain_adapter::graph::{Builder, Dim};
@@ -35,7 +36,6 @@ mod fp16;
 mod linears;
 mod parametrize;
 pub mod quantize;
-mod smooth;
 
 pub use convolutions::{quantizable, quantize_convolutions};
 pub use decompose::{Scores, decompose_attention};
@@ -43,4 +43,3 @@ pub use fold::fold_batch_norm;
 pub use fp16::{FP16_RANGE, Rounded, exceeds_fp16, fp16_nodes, rounding, to_fp16, unfit_for_fp16};
 pub use linears::{Linear, linears};
 pub use parametrize::weights_to_inputs;
-pub use smooth::{factors, smooth};

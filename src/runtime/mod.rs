@@ -1,39 +1,45 @@
 //! Runs graphs with ONNX Runtime: the only module that knows the crate `ort`.
 //!
 //! Layer 4, feature `runtime`. ONNX Runtime's shared library is found and loaded at run time ([`Runtime::load`]);
-//! a missing, too old or unusable library is an error, never a panic. A [`Session`] takes and gives
-//! [`Tensor`](crate::tensor::Tensor)s by name. What ONNX Runtime logs is collected, not printed: [`take_log`].
+//! a missing, too old or unusable library is an error, never a panic. A [`Session`] takes and returns
+//! [`Tensor`](crate::tensor::Tensor)s by name. ONNX Runtime's log is collected, not printed: [`take_log`].
+//!
+//! ```no_run
+//! use brain_adapter::runtime::{Runtime, Session, SessionOptions};
+//! use brain_adapter::tensor::Tensor;
+//!
+//! let runtime = Runtime::load(None)?;
+//! let mut session = Session::open(runtime, "onnx/text.onnx".as_ref(), &SessionOptions::default())?;
+//! let ids = Tensor::i64(&[1, 3], vec![1, 306, 4658]).expect("three values");
+//! let mask = Tensor::i64(&[1, 3], vec![1; 3]).expect("three values");
+//! let features = session.run(&[("input_ids", &ids), ("attention_mask", &mask)], &["text_features"])?;
+//! # Ok::<(), brain_adapter::Error>(())
+//! ```
 
 mod device;
-mod gpu_libraries;
-mod machine;
 mod ort_library;
 mod placement;
-mod provider;
 mod session;
 mod trt_options;
 mod value;
-mod visible_devices;
 
 use std::sync::{Mutex, OnceLock};
 
-pub use device::{Chosen, Device, PassedOver};
-pub use machine::{Gpu, Machine, Nvidia};
+pub use device::{CPU, Device, Gpu, Machine, Nvidia, PassedOver, Provider, ProviderOptions, SelectedDevice};
 pub use ort_library::{LIBRARY_NAME, PINNED_VERSION, search_order};
-pub use placement::{FallbackNode, Placed, Placement, SHAPE_OPS};
-pub use provider::{CPU, Provider};
+pub use placement::{FallbackNode, Placement, ProviderNodes, SHAPE_OPS};
 pub use session::{Session, SessionOptions, Source};
 pub use trt_options::{EngineOptions, ProfiledInput, compute_libraries, engine_libraries};
 pub use value::{DeviceTensor, Input, OutputPlacement, RuntimeValue};
 
 use crate::error::{Code, Error, Result};
 
-/// The loaded library. There is one a process.
+/// The loaded library. A process has one.
 pub struct Runtime {
     environment: ort::environment::Environment,
-    /// Where the library was found.
+    /// The file that was loaded.
     pub library: std::path::PathBuf,
-    /// What the library says of its own build.
+    /// The library's own description of its build.
     pub build: &'static str,
 }
 
@@ -41,17 +47,17 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 static LOADING: Mutex<()> = Mutex::new(());
 static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Most lines of ONNX Runtime's log that are kept.
+/// Maximum number of lines of ONNX Runtime's log that are kept.
 const MAX_LOG_LINES: usize = 1000;
 
 impl Runtime {
-    /// What this process has loaded, if it has.
+    /// The library that this process has loaded, if it has loaded one.
     pub fn loaded() -> Option<&'static Self> {
         RUNTIME.get()
     }
 
-    /// Finds and loads ONNX Runtime, or returns it where it was loaded before (`explicit` is then not looked at
-    /// again: a process has one library).
+    /// Finds and loads ONNX Runtime, or returns the one that is loaded already (`explicit` is then ignored: a process
+    /// has one library).
     ///
     /// # Errors
     /// `runtime.missing` when no library is found or the one found cannot be loaded; `runtime.version` when it is
@@ -72,25 +78,27 @@ impl Runtime {
             .map_err(|e| Error::new(Code::RUNTIME_MISSING, format!("ONNX Runtime does not start: {e}")).at(&library))?;
         Ok(RUNTIME.get_or_init(|| Self { environment, library, build: ort::info() }))
     }
-}
 
-impl Runtime {
-    /// Has a provider taken as for a session, without a graph.
-    fn takes(&self, provider: &'static dyn Provider) -> Result<()> {
+    /// Configures a session for a provider, without a graph, to learn whether ONNX Runtime can use it.
+    fn probe(&self, provider: &'static dyn Provider) -> Result<()> {
         let refused =
-            |e: ort::Error| Error::new(Code::DEVICE_UNAVAILABLE, format!("ONNX Runtime takes no sessions: {e}"));
+            |e: ort::Error| Error::new(Code::DEVICE_UNAVAILABLE, format!("ONNX Runtime creates no sessions: {e}"));
         let builder = ort::session::Session::builder(&self.environment).map_err(refused)?;
-        let options = SessionOptions { provider, ..SessionOptions::DEFAULT };
-        provider.configure(self, builder, &options, &EngineOptions::default()).map(drop)
+        let engines = EngineOptions::default();
+        provider.configure(self, builder, &SessionOptions::DEFAULT.for_provider(&engines)).map(drop)
     }
 }
 
 fn log(level: ort::logging::LogLevel, message: &str) {
-    if level >= ort::logging::LogLevel::Warning {
-        let mut lines = LOG.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if lines.len() < MAX_LOG_LINES {
-            lines.push(format!("{level:?}: {message}"));
-        }
+    let severity = match level {
+        ort::logging::LogLevel::Warning => "warning",
+        ort::logging::LogLevel::Error => "error",
+        ort::logging::LogLevel::Fatal => "fatal",
+        _ => return,
+    };
+    let mut lines = LOG.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if lines.len() < MAX_LOG_LINES {
+        lines.push(format!("ONNX Runtime {severity}: {message}"));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where ONNX Runtime's shared library is looked for, and how a failure to load it is told.
+//! Where ONNX Runtime's shared library is searched for, and the errors of a failure to load it.
 
 use std::path::{Path, PathBuf};
 
@@ -19,17 +19,17 @@ pub const LIBRARY_NAME: &str = if cfg!(target_os = "windows") {
 /// The environment variable that names the library.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
 
-/// The folder of the GPU's build beside the CPU's, where `make gpu` puts it.
+/// The folder of the GPU's build, inside the folder of the CPU's; `make gpu` installs it there.
 pub(super) const GPU_FOLDER: &str = "gpu";
 
-/// The files that are tried when no path is given, in order: beside the executable, `.ort/` in the current folder
-/// and in each folder above it, `.ort/` above the executable, an active Python environment's `onnxruntime`; then the same
-/// places' `gpu/`.
+/// The files that are tried when no path is given, in order: next to the executable, `.ort/` in the current folder
+/// and in each folder above it, `.ort/` above the executable, an active Python environment's `onnxruntime`; then `gpu/`
+/// in each of these.
 pub fn search_order() -> Vec<PathBuf> {
-    let places = places();
-    let gpu: Vec<PathBuf> = places.iter().map(|place| place.join(GPU_FOLDER)).collect();
+    let folders = search_folders();
+    let gpu: Vec<PathBuf> = folders.iter().map(|folder| folder.join(GPU_FOLDER)).collect();
     let mut files: Vec<PathBuf> = Vec::new();
-    for file in places.into_iter().chain(gpu).flat_map(|folder| library_files(&folder)) {
+    for file in folders.into_iter().chain(gpu).flat_map(|folder| library_files(&folder)) {
         if !files.contains(&file) {
             files.push(file);
         }
@@ -37,23 +37,23 @@ pub fn search_order() -> Vec<PathBuf> {
     files
 }
 
-fn places() -> Vec<PathBuf> {
-    let mut places = Vec::new();
+fn search_folders() -> Vec<PathBuf> {
+    let mut folders = Vec::new();
     let executable = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
-    places.extend(executable.clone());
+    folders.extend(executable.clone());
     let current = std::env::current_dir().ok();
     for start in [current, executable].into_iter().flatten() {
-        places.extend(start.ancestors().map(|folder| folder.join(".ort")));
+        folders.extend(start.ancestors().map(|folder| folder.join(".ort")));
     }
-    places.extend(std::env::var_os("VIRTUAL_ENV").into_iter().flat_map(|venv| python_packages(Path::new(&venv))));
-    places
+    folders.extend(std::env::var_os("VIRTUAL_ENV").into_iter().flat_map(|venv| python_packages(Path::new(&venv))));
+    folders
 }
 
-/// The folders in which a build with the GPU's providers may lie: `gpu/` in each place of [`search_order`], and the place
-/// itself.
-pub(super) fn folders() -> Vec<PathBuf> {
+/// The folders that are searched for a build with the GPU's providers: `gpu/` in each folder of [`search_order`], and
+/// the folder itself.
+pub(super) fn gpu_folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
-    for folder in places().into_iter().flat_map(|place| [place.join(GPU_FOLDER), place]) {
+    for folder in search_folders().into_iter().flat_map(|folder| [folder.join(GPU_FOLDER), folder]) {
         if !folders.contains(&folder) {
             folders.push(folder);
         }
@@ -66,8 +66,8 @@ pub(super) fn in_folder(folder: &Path) -> Option<PathBuf> {
     library_files(folder).into_iter().find(|path| path.is_file())
 }
 
-/// The library that the environment names.
-pub(super) fn named() -> Option<PathBuf> {
+/// The library that the variable `ORT_DYLIB_PATH` names.
+pub(super) fn from_environment() -> Option<PathBuf> {
     std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
@@ -81,7 +81,7 @@ fn python_packages(venv: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// The library's plain name in `folder`, then names with a version behind it, as wheels have.
+/// The library's plain name in `folder`, then names that end in a version, as in wheels.
 fn library_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = vec![folder.join(LIBRARY_NAME)];
     let versioned = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -97,7 +97,7 @@ fn library_files(folder: &Path) -> Vec<PathBuf> {
 
 /// The library to load: the explicit path, else the variable's, else the first file of [`search_order`].
 pub(super) fn find(explicit: Option<&Path>) -> Result<PathBuf> {
-    if let Some(path) = explicit.map(Path::to_path_buf).or_else(named) {
+    if let Some(path) = explicit.map(Path::to_path_buf).or_else(from_environment) {
         // Only a regular file: opening a pipe would wait for ever.
         return match std::fs::metadata(&path) {
             Ok(meta) if meta.is_file() => Ok(std::path::absolute(&path).unwrap_or(path)),
@@ -105,43 +105,47 @@ pub(super) fn find(explicit: Option<&Path>) -> Result<PathBuf> {
             Err(e) => Err(missing(format!("{e}")).at(path)),
         };
     }
-    let places = search_order();
-    places.iter().find(|path| path.is_file()).cloned().ok_or_else(|| {
+    search_order().into_iter().find(|path| path.is_file()).ok_or_else(|| {
         let message = format!(
-            "{LIBRARY_NAME} was not found beside the program, in a folder .ort here or above, \
+            "{LIBRARY_NAME} was not found next to the program, in a folder .ort here or above, \
              nor in an active Python environment"
         );
         missing(message)
     })
 }
 
-fn missing(what: String) -> Error {
-    let hint =
-        format!("run `make ort`, or name the library of ONNX Runtime {PINNED_VERSION} with --ort-lib or {VARIABLE}");
-    Error::new(Code::RUNTIME_MISSING, format!("cannot load ONNX Runtime: {what}; {hint}"))
+fn missing(reason: String) -> Error {
+    let message = format!(
+        "cannot load ONNX Runtime: {reason}; name the library of ONNX Runtime {PINNED_VERSION} with --ort-lib or \
+         {VARIABLE}, or ask who installed this program to add it ({INSTALL})"
+    );
+    Error::new(Code::RUNTIME_MISSING, message)
 }
 
-/// What `ort` says of a library that it could not take, with the loader's own reason.
+/// How the library is installed: a hint for who has the program's source folder.
+const INSTALL: &str = "from the source folder: `make ort`";
+
+/// The error of a library that `ort` could not load, with the dynamic loader's own reason.
 pub(super) fn load_error(path: &Path, error: &ort::LoadDynamicError) -> Error {
     use ort::LoadDynamicError as E;
     match error {
         E::BadVersion { version_str, .. } => {
             let message = format!(
-                "this is ONNX Runtime {version_str}, expected 1.{} or later; run `make ort` for {PINNED_VERSION}",
+                "this is ONNX Runtime {version_str}, expected 1.{} or later: install {PINNED_VERSION} ({INSTALL})",
                 ort::MINOR_VERSION
             );
             Error::new(Code::RUNTIME_VERSION, message).at(path)
         }
         E::Dlopen { error, .. } => missing(loader_reason(error)).at(path),
-        E::MissingApi { .. } => missing("it is another library (no OrtGetApiBase)".into()).at(path),
+        E::MissingApi { .. } => missing("it is not ONNX Runtime (it has no OrtGetApiBase)".into()).at(path),
         other => missing(format!("{other}")).at(path),
     }
 }
 
-/// The dynamic loader's own words lie in the source of the error, not in its message.
+/// The dynamic loader's reason, which is in the error's source and not in its message.
 pub(super) fn loader_reason(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
-        None => format!("{error:?}"),
+        None => error.to_string(),
     }
 }

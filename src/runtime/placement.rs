@@ -1,15 +1,16 @@
-//! Which provider computes which nodes, as ONNX Runtime tells it of a session.
+//! Placement: which execution provider computes which nodes of a session, as ONNX Runtime reports it.
 //!
-//! ONNX Runtime assigns nodes when a session is made, after its basic rewrites (constants folded, doubled nodes merged) and before
-//! most fusions: so the names are those of the exported graph, and a kernel that is fused later shows as the nodes that it is made
-//! of. A node that was fused before has the name of one of its parts (seen: `MatMulIntegerToFloat` of `MatMulInteger`). Copies
-//! between devices, which are put in afterwards, are not counted. It is recorded on GPUs always and on the CPU when asked for.
+//! ONNX Runtime assigns nodes when it creates a session, after its basic rewrites (constants folded, duplicate nodes
+//! merged) and before most fusions: the names are therefore those of the exported graph, and a kernel that is fused
+//! later appears as the nodes that it consists of. A node that was fused before has the name of one of its parts (seen:
+//! `MatMulIntegerToFloat` of `MatMulInteger`). Copies between devices, which are inserted afterwards, are not counted.
+//! Placement is always recorded on GPUs, and on the CPU on request.
 //!
-//! A provider of the GPU that leaves nodes to the CPU pays a copy for each crossing, and TensorRT leaves what it cannot take to
-//! CUDA's: those nodes are named. Strict sessions refuse them, but for [`SHAPE_OPS`]: kinds that handle extents and not values, which ONNX Runtime keeps on the CPU by design, because
-//! that is where a kernel is launched (seen: the `Squeeze` between `Shape` and `Range` of the text graph, in
-//! `tests/cuda_partition.rs`). Its own `session.disable_cpu_ep_fallback` refuses these too, and with them every graph whose
-//! extents are not all constants.
+//! A GPU provider whose fallback is the CPU pays a copy for each crossing, and TensorRT's fallback is CUDA: fallback
+//! nodes are reported by name. Strict sessions refuse them, except for [`SHAPE_OPS`]: operators on shapes, not values,
+//! which ONNX Runtime keeps on the CPU by design, because kernels are launched from there (seen: the `Squeeze` between
+//! `Shape` and `Range` of the text graph, in `tests/runtime/cuda_partition.rs`). Its own
+//! `session.disable_cpu_ep_fallback` refuses these too, and with them every graph with a dynamic dimension.
 
 // One of the two files with `unsafe` (the other is `checkpoint/mapping.rs`): `ort` has no safe form of these calls yet.
 #![allow(unsafe_code)]
@@ -25,34 +26,34 @@ use serde::Serialize;
 use super::{Provider, SessionOptions};
 use crate::error::{Code, Error, Result};
 
-/// Kinds of nodes that may stay on the CPU in a strict session: they handle extents.
+/// Shape-only operators, which may fall back to the CPU in a strict session.
 pub const SHAPE_OPS: [&str; 5] = ["Range", "Shape", "Size", "Squeeze", "Unsqueeze"];
 
-/// Most nodes that an error names.
-const NAMED: usize = 8;
+/// Maximum number of nodes that a message names.
+const MAX_NAMED: usize = 8;
 
-/// Where the nodes of a session are computed.
+/// The nodes of a session by the provider that computes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Placement {
     /// Each provider that computes nodes, in the order of its first node.
-    pub providers: Vec<Placed>,
+    pub providers: Vec<ProviderNodes>,
 }
 
-/// What one provider computes.
+/// The nodes that one provider computes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Placed {
+pub struct ProviderNodes {
     /// ONNX Runtime's name of the provider, such as `CUDAExecutionProvider`.
     pub provider: String,
     /// Number of nodes.
     pub nodes: usize,
-    /// Number of nodes of each kind of operator; `domain:Kind` outside of ONNX's own domain.
+    /// Number of nodes of each operator; `domain:Kind` outside of ONNX's own domain.
     pub kinds: BTreeMap<String, usize>,
-    /// Names of the nodes, in the graph's order, where the GPU provider that was chosen left them to this one.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub left: Vec<FallbackNode>,
+    /// The nodes, in the graph's order, if they are here because the selected GPU provider does not compute them.
+    #[serde(rename = "left", skip_serializing_if = "Vec::is_empty")]
+    pub fallback: Vec<FallbackNode>,
 }
 
-/// A node that was left to another provider.
+/// A node that the selected GPU provider does not compute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FallbackNode {
     /// The node's name in the graph.
@@ -61,122 +62,130 @@ pub struct FallbackNode {
     pub kind: String,
 }
 
+impl FallbackNode {
+    fn is_shape_only(&self) -> bool {
+        SHAPE_OPS.contains(&self.kind.as_str())
+    }
+}
+
 impl Placement {
-    /// The nodes that a GPU provider left to others; none where the CPU was asked for.
-    pub fn left(&self) -> impl Iterator<Item = &FallbackNode> {
-        self.providers.iter().flat_map(|placed| &placed.left)
+    /// The nodes that the selected GPU provider does not compute; none if the CPU was selected.
+    pub fn fallback(&self) -> impl Iterator<Item = &FallbackNode> {
+        self.providers.iter().flat_map(|nodes| &nodes.fallback)
     }
 
-    /// Where the nodes of a part are computed, in a line; without `verbose` only where nodes were left to another provider that
-    /// handle values.
-    pub fn told(&self, part: &str, verbose: bool) -> Option<String> {
-        if !verbose && self.values().next().is_none() {
+    /// The placement of a part in one line; without `verbose` only if there are fallback nodes other than
+    /// [`SHAPE_OPS`].
+    pub fn describe(&self, part: &str, verbose: bool) -> Option<String> {
+        if !verbose && self.value_fallback().next().is_none() {
             return None;
         }
-        let placed = |placed: &Placed| {
-            let left = if placed.left.is_empty() { String::new() } else { format!(": {}", names(placed.left.iter())) };
-            format!("{} nodes on {}{left}", placed.nodes, placed.provider)
+        let describe = |p: &ProviderNodes| {
+            let names = if p.fallback.is_empty() { String::new() } else { format!(": {}", names(p.fallback.iter())) };
+            format!("{} {} on {}{names}", p.nodes, if p.nodes == 1 { "node" } else { "nodes" }, p.provider)
         };
-        let all: Vec<String> = self.providers.iter().map(placed).collect();
+        let all: Vec<String> = self.providers.iter().map(describe).collect();
         Some(format!("placement: {part}: {}", all.join("; ")))
     }
 
-    /// The nodes left to others that handle values.
-    fn values(&self) -> impl Iterator<Item = &FallbackNode> + Clone {
-        self.providers.iter().flat_map(|placed| &placed.left).filter(|node| !SHAPE_OPS.contains(&node.kind.as_str()))
+    /// The fallback nodes that operate on values.
+    fn value_fallback(&self) -> impl Iterator<Item = &FallbackNode> + Clone {
+        self.providers.iter().flat_map(|nodes| &nodes.fallback).filter(|node| !node.is_shape_only())
     }
 
-    /// This and what another graph's nodes are computed by.
+    /// Adds the placement of another graph's nodes.
     #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
-        for placed in other.providers {
-            match self.providers.iter_mut().find(|mine| mine.provider == placed.provider) {
+    pub fn merge(mut self, other: Self) -> Self {
+        for nodes in other.providers {
+            match self.providers.iter_mut().find(|mine| mine.provider == nodes.provider) {
                 Some(mine) => {
-                    mine.nodes += placed.nodes;
-                    placed.kinds.into_iter().for_each(|(kind, n)| *mine.kinds.entry(kind).or_default() += n);
-                    mine.left.extend(placed.left);
+                    mine.nodes += nodes.nodes;
+                    nodes.kinds.into_iter().for_each(|(kind, n)| *mine.kinds.entry(kind).or_default() += n);
+                    mine.fallback.extend(nodes.fallback);
                 }
-                None => self.providers.push(placed),
+                None => self.providers.push(nodes),
             }
         }
         self
     }
 
-    fn add(&mut self, ep: &str, node: FallbackNode, named: bool) {
-        let placed = match self.providers.iter_mut().position(|placed| placed.provider == ep) {
+    fn add(&mut self, ep: &str, node: FallbackNode, is_fallback: bool) {
+        let nodes = match self.providers.iter_mut().position(|nodes| nodes.provider == ep) {
             Some(at) => &mut self.providers[at],
             None => {
-                self.providers.push(Placed {
+                self.providers.push(ProviderNodes {
                     provider: ep.to_owned(),
                     nodes: 0,
                     kinds: BTreeMap::new(),
-                    left: Vec::new(),
+                    fallback: Vec::new(),
                 });
                 self.providers.last_mut().expect("one was just added")
             }
         };
-        placed.nodes += 1;
-        *placed.kinds.entry(node.kind.clone()).or_default() += 1;
-        if named {
-            placed.left.push(node);
+        nodes.nodes += 1;
+        *nodes.kinds.entry(node.kind.clone()).or_default() += 1;
+        if is_fallback {
+            nodes.fallback.push(node);
         }
     }
 
-    /// Who computes nodes that were left and handle values.
-    fn takers(&self) -> Vec<&str> {
-        let values = |placed: &&Placed| placed.left.iter().any(|node| !SHAPE_OPS.contains(&node.kind.as_str()));
-        self.providers.iter().filter(values).map(|placed| placed.provider.as_str()).collect()
+    /// The providers that compute fallback nodes other than [`SHAPE_OPS`].
+    fn fallback_providers(&self) -> Vec<&str> {
+        let has_values = |nodes: &&ProviderNodes| nodes.fallback.iter().any(|node| !node.is_shape_only());
+        self.providers.iter().filter(has_values).map(|nodes| nodes.provider.as_str()).collect()
     }
 
-    /// Fails when nodes were left to another provider that handle values.
+    /// Fails if there are fallback nodes other than [`SHAPE_OPS`].
     fn check(&self, provider: &dyn Provider) -> Result<()> {
-        let left = self.values().count();
-        if left == 0 {
+        let fallback = self.value_fallback().count();
+        if fallback == 0 {
             return Ok(());
         }
         let message = format!(
-            "device `{}` leaves {left} of {} nodes to {}: {}; without --strict-device they run there",
+            "device `{}` leaves {fallback} of {} nodes to {}: {}; without --strict-device they run there",
             provider.name(),
-            self.providers.iter().map(|placed| placed.nodes).sum::<usize>(),
-            self.takers().join(" and "),
-            names(self.values())
+            self.providers.iter().map(|nodes| nodes.nodes).sum::<usize>(),
+            self.fallback_providers().join(" and "),
+            names(self.value_fallback())
         );
         Err(Error::new(Code::DEVICE_FALLBACK, message))
     }
 }
 
-/// The first nodes by name.
+/// The first nodes, as `name (operator)`.
 fn names<'a>(nodes: impl Iterator<Item = &'a FallbackNode> + Clone) -> String {
-    let named: Vec<String> = nodes.clone().take(NAMED).map(|node| format!("{} ({})", node.name, node.kind)).collect();
-    format!("{}{}", named.join(", "), if nodes.count() > NAMED { ", …" } else { "" })
+    let named: Vec<String> =
+        nodes.clone().take(MAX_NAMED).map(|node| format!("{} ({})", node.name, node.kind)).collect();
+    format!("{}{}", named.join(", "), if nodes.count() > MAX_NAMED { ", …" } else { "" })
 }
 
-/// The builder of a session that records where nodes are computed, if the options want to know.
+/// Makes a session record its placement, if the options ask for it.
 pub(super) fn record(builder: SessionBuilder, options: &SessionOptions) -> ort::Result<SessionBuilder> {
-    if !wanted(options) {
+    if !is_recorded(options) {
         return Ok(builder);
     }
     Ok(builder.with_config_entry("session.record_ep_graph_assignment_info", "1")?)
 }
 
-fn wanted(options: &SessionOptions) -> bool {
+fn is_recorded(options: &SessionOptions) -> bool {
     options.placement || options.provider.on_gpu()
 }
 
-/// Where the nodes of a session made by [`record`]'s builder are computed, if the options want to know.
+/// The placement of a session created by [`record`]'s builder, if the options ask for it.
 ///
 /// # Errors
-/// `device.fallback` when nodes were left to the CPU that must not be; `runtime.model` when ONNX Runtime does not tell.
-pub(super) fn placed(
+/// `device.fallback` when a strict session has fallback nodes other than [`SHAPE_OPS`]; `runtime.model` when ONNX
+/// Runtime does not report the placement.
+pub(super) fn of_session(
     session: &ort::session::Session,
     options: &SessionOptions,
     path: &Path,
 ) -> Result<Option<Placement>> {
-    if !wanted(options) {
+    if !is_recorded(options) {
         return Ok(None);
     }
-    let placement = ask(session, options.provider).map_err(|e| {
-        let message = format!("ONNX Runtime does not tell where nodes are computed: {e}");
+    let placement = query(session, options.provider).map_err(|e| {
+        let message = format!("ONNX Runtime does not report the placement of nodes: {e}");
         Error::new(Code::RUNTIME_MODEL, message).at(path)
     })?;
     if options.strict {
@@ -185,10 +194,10 @@ pub(super) fn placed(
     Ok(Some(placement))
 }
 
-fn ask(session: &ort::session::Session, provider: &dyn Provider) -> ort::Result<Placement> {
+fn query(session: &ort::session::Session, provider: &dyn Provider) -> ort::Result<Placement> {
     let mut placement = Placement::default();
     let (mut groups, mut count) = (std::ptr::null::<*const sys::OrtEpAssignedSubgraph>(), 0);
-    // SAFETY: the session lives through this function, and what is given out belongs to it and is not changed by a run. ONNX
+    // SAFETY: the session lives through this function; the array belongs to it and is not changed by a run. ONNX
     // Runtime fills both places, or returns an error.
     ortsys![unsafe Session_GetEpGraphAssignmentInfo(session.ptr(), &mut groups, &mut count)?];
     // SAFETY: an array of that many pointers of the session, as above.
@@ -198,7 +207,7 @@ fn ask(session: &ort::session::Session, provider: &dyn Provider) -> ort::Result<
         let (mut nodes, mut count) = (std::ptr::null::<*const sys::OrtEpAssignedNode>(), 0);
         // SAFETY: as for the groups.
         ortsys![unsafe EpAssignedSubgraph_GetNodes(group, &mut nodes, &mut count)?];
-        let named = provider.on_gpu() && ep != provider.ep();
+        let is_fallback = provider.on_gpu() && ep != provider.ep();
         // SAFETY: as for the groups.
         for &node in unsafe { array(nodes, count) } {
             // SAFETY: a pointer of the group's array; names are zero-terminated and the session's.
@@ -210,7 +219,7 @@ fn ask(session: &ort::session::Session, provider: &dyn Provider) -> ort::Result<
                 )
             };
             let kind = if domain.is_empty() { kind } else { format!("{domain}:{kind}") };
-            placement.add(&ep, FallbackNode { name, kind }, named);
+            placement.add(&ep, FallbackNode { name, kind }, is_fallback);
         }
     }
     Ok(placement)
@@ -243,19 +252,19 @@ unsafe fn text(get: impl FnOnce(*mut *const c_char) -> sys::OrtStatusPtr) -> ort
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::provider::PROVIDERS;
+    use crate::runtime::device::PROVIDERS;
 
-    fn placement(left: &[(&str, &str)]) -> Placement {
+    fn placement(fallback: &[(&str, &str)]) -> Placement {
         let mut placement = Placement::default();
         let node = |name: &str, kind: &str| FallbackNode { name: name.to_owned(), kind: kind.to_owned() };
         placement.add("CUDAExecutionProvider", node("fc.MatMul", "MatMul"), false);
         placement.add("CUDAExecutionProvider", node("fc.Add", "Add"), false);
-        left.iter().for_each(|(name, kind)| placement.add("CPUExecutionProvider", node(name, kind), true));
+        fallback.iter().for_each(|(name, kind)| placement.add("CPUExecutionProvider", node(name, kind), true));
         placement
     }
 
     #[test]
-    fn strict_names_what_was_left() {
+    fn strict_names_the_fallback_nodes() {
         let cuda = *PROVIDERS.iter().find(|p| p.name() == "cuda").unwrap();
         placement(&[]).check(cuda).unwrap();
         placement(&[("positions.Shape", "Shape"), ("positions.Squeeze", "Squeeze")]).check(cuda).unwrap();
@@ -274,9 +283,9 @@ mod tests {
         assert!(message.contains("20 of 22") && message.contains("n7 (Conv), …"), "{message}");
     }
 
-    /// What TensorRT leaves to CUDA is computed on the GPU and was still asked of TensorRT.
+    /// TensorRT's fallback to CUDA stays on the GPU and is a fallback all the same.
     #[test]
-    fn what_goes_to_another_gpu_provider_is_left_too() {
+    fn another_gpu_provider_is_a_fallback_too() {
         let trt = *PROVIDERS.iter().find(|p| p.name() == "tensorrt").unwrap();
         let mut placement = Placement::default();
         let node = |name: &str| FallbackNode { name: name.to_owned(), kind: "MatMul".to_owned() };
@@ -284,20 +293,20 @@ mod tests {
         placement.add("CUDAExecutionProvider", node("b"), true);
         let message = placement.check(trt).unwrap_err().to_string();
         assert!(message.contains("leaves 1 of 2 nodes to CUDAExecutionProvider: b (MatMul)"), "{message}");
-        assert!(placement.told("text", false).unwrap().contains("1 nodes on CUDAExecutionProvider: b (MatMul)"));
+        assert!(placement.describe("text", false).unwrap().contains("1 node on CUDAExecutionProvider: b (MatMul)"));
     }
 
     #[test]
-    fn told_without_v_where_values_are_left() {
+    fn reported_without_v_if_values_fall_back() {
         let shapes = placement(&[("positions.Squeeze", "Squeeze")]);
-        assert_eq!(shapes.told("text", false), None);
-        let line = "placement: text: 2 nodes on CUDAExecutionProvider; 1 nodes on CPUExecutionProvider: \
+        assert_eq!(shapes.describe("text", false), None);
+        let line = "placement: text: 2 nodes on CUDAExecutionProvider; 1 node on CPUExecutionProvider: \
                     positions.Squeeze (Squeeze)";
-        assert_eq!(shapes.told("text", true).as_deref(), Some(line));
-        let both = shapes.and(placement(&[("a", "Conv")]));
-        let line = both.told("text", false).unwrap();
+        assert_eq!(shapes.describe("text", true).as_deref(), Some(line));
+        let both = shapes.merge(placement(&[("a", "Conv")]));
+        let line = both.describe("text", false).unwrap();
         assert!(line.contains("4 nodes on CUDA") && line.contains("positions.Squeeze (Squeeze), a (Conv)"), "{line}");
-        assert_eq!(both.left().count(), 2);
+        assert_eq!(both.fallback().count(), 2);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A loaded graph. How it is run is [`super::binding`]'s.
+//! A loaded graph and the options to load it with. [`super::value`] runs it.
 
 use std::path::{Path, PathBuf};
 
@@ -6,34 +6,34 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use super::placement::{self, Placement};
 use super::value::code_of;
-use super::{CPU, EngineOptions, Provider, Runtime};
+use super::{CPU, EngineOptions, Provider, ProviderOptions, Runtime};
 use crate::error::{Code, Error, Result};
 
 /// How a graph is loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
-    /// Who computes it.
+    /// The execution provider that computes it.
     pub provider: &'static dyn Provider,
-    /// Whether a node that the provider leaves to another is an error, unless it handles extents alone.
+    /// Whether a fallback node is an error, unless its operator is one of [`SHAPE_OPS`](super::SHAPE_OPS).
     pub strict: bool,
-    /// Whether it is recorded where each node is computed ([`Session::placement`]).
+    /// Whether to record which provider computes which node ([`Session::placement`]).
     pub placement: bool,
-    /// Threads within an operator; by default one a core.
+    /// Threads within an operator; by default one per core.
     pub threads: Option<usize>,
-    /// Whether ONNX Runtime may rewrite the graph. Without, it runs operator by operator, as written.
+    /// Whether ONNX Runtime may rewrite the graph. Otherwise it runs operator by operator, as written.
     pub optimize: bool,
-    /// Whether weights are laid out anew when a graph is loaded. Without, they stay in the mapped file: less memory and
-    /// a faster start, slower runs.
+    /// Whether weights are repacked for the CPU's kernels when a graph is loaded (prepacking). Otherwise they stay in
+    /// the mapped file: less memory and a faster start, slower runs.
     pub prepack: bool,
-    /// Whether what depends on weights alone is computed when a graph is loaded, and kept. Without, half-precision weights
-    /// are widened when they are needed and let go again: less memory, slower runs.
+    /// Whether constants are folded when a graph is loaded. Otherwise fp16 weights are widened to float32 in every run
+    /// and freed again: less memory, slower runs.
     pub fold: bool,
-    /// Whether memory that a run took for activations is given back when it ends.
+    /// Whether memory for activations is freed at the end of each run.
     pub shrink: bool,
 }
 
 impl SessionOptions {
-    /// On the CPU, as fast as it can.
+    /// The CPU, at full speed.
     pub const DEFAULT: Self = Self {
         provider: CPU,
         strict: false,
@@ -44,6 +44,11 @@ impl SessionOptions {
         fold: true,
         shrink: false,
     };
+
+    /// The part of them that the provider needs.
+    pub(super) fn for_provider<'a>(&self, engines: &'a EngineOptions) -> ProviderOptions<'a> {
+        ProviderOptions { cpu_arena: !self.shrink && self.fold, engines }
+    }
 }
 
 impl Default for SessionOptions {
@@ -52,42 +57,43 @@ impl Default for SessionOptions {
     }
 }
 
-/// Where a graph is.
+/// Where a graph is loaded from.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
-    /// A file; its external data lies beside it.
+    /// A file; its external data lies next to it.
     File(&'a Path),
-    /// A part of the graph in a file, as an ONNX model; external data lies beside the whole.
+    /// Part of the graph in a file; its external data is the whole graph's.
     Part {
-        /// The model.
+        /// The part as an ONNX model.
         model: &'a [u8],
         /// The whole graph's file.
         path: &'a Path,
     },
-    /// An ONNX model that holds all its weights, under a name for messages.
+    /// An ONNX model with all its weights, and a name for messages.
     Bytes(&'a [u8], &'a str),
 }
 
-/// A graph in ONNX Runtime's hands.
+/// A graph loaded into ONNX Runtime.
 pub struct Session {
     pub(super) inner: ort::session::Session,
     pub(super) path: PathBuf,
     provider: &'static dyn Provider,
-    /// Whether inputs and outputs are bound ([`super::binding`]).
-    pub(super) bind: bool,
+    /// Whether runs bind their inputs and outputs ([`super::value`]).
+    pub(super) uses_binding: bool,
     placement: Option<Placement>,
 }
 
 impl Session {
-    /// Loads the graph at `path`; its external data lies beside it.
+    /// Loads the graph at `path`; its external data lies next to it.
     ///
     /// # Errors
-    /// `device.unavailable`, `device.fallback`, or `runtime.model` when ONNX Runtime refuses the graph.
+    /// `device.unavailable`; `device.fallback`; `device.memory` when the weights do not fit; `runtime.model` when ONNX
+    /// Runtime refuses the graph.
     pub fn open(runtime: &Runtime, path: &Path, options: &SessionOptions) -> Result<Self> {
         Self::load(runtime, Source::File(path), options, &EngineOptions::default())
     }
 
-    /// Loads a part of the graph at `path`, given as an ONNX model; external data lies beside the whole.
+    /// Loads part of the graph at `path`, given as an ONNX model; external data lies next to `path`.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -95,7 +101,7 @@ impl Session {
         Self::load(runtime, Source::Part { model, path }, options, &EngineOptions::default())
     }
 
-    /// Loads a graph from memory, which holds all its weights; `name` is for messages.
+    /// Loads a graph from memory with all its weights; `name` is for messages.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -103,7 +109,7 @@ impl Session {
         Self::load(runtime, Source::Bytes(model, name), options, &EngineOptions::default())
     }
 
-    /// Loads a graph, with what engines are to be made for where the provider makes any.
+    /// Loads a graph, with the shapes and the cache of its engines for providers that build some.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -115,11 +121,11 @@ impl Session {
     ) -> Result<Self> {
         let (path, what) = match source {
             Source::File(path) => (path, "the graph"),
-            Source::Part { path, .. } => (path, "a part of the graph"),
+            Source::Part { path, .. } => (path, "part of the graph"),
             Source::Bytes(_, name) => (Path::new(name), "the graph"),
         };
         let refused = |e: &dyn std::fmt::Display| {
-            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime refuses {what}: {e}")).at(path)
+            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime cannot load {what}: {e}")).at(path)
         };
         let mut builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
         if let Source::Part { .. } = source {
@@ -129,31 +135,33 @@ impl Session {
             let entry = "session.model_external_initializers_file_folder_path";
             builder = builder.with_config_entry(entry, folder).map_err(|e| refused(&e.to_string()))?;
         }
-        let mut builder = options.provider.configure(runtime, builder, options, engines)?;
+        let mut builder = options.provider.configure(runtime, builder, &options.for_provider(engines))?;
         let inner = match source {
             Source::File(path) => builder.commit_from_file(path),
             Source::Part { model, .. } | Source::Bytes(model, _) => builder.commit_from_memory(model),
         };
         let inner = inner.map_err(|e| match code_of(options.provider, &e.to_string()) {
-            Code::DEVICE_MEMORY => Error::new(Code::DEVICE_MEMORY, format!("{what} cannot be loaded: {e}")).at(path),
+            Code::DEVICE_MEMORY => {
+                Error::new(Code::DEVICE_MEMORY, format!("not enough GPU memory to load {what}: {e}")).at(path)
+            }
             _ => refused(&e),
         })?;
-        let placement = placement::placed(&inner, options, path)?;
+        let placement = placement::of_session(&inner, options, path)?;
         let (path, provider) = (path.to_path_buf(), options.provider);
-        Ok(Self { inner, path, provider, bind: provider.on_gpu(), placement })
+        Ok(Self { inner, path, provider, uses_binding: provider.on_gpu(), placement })
     }
 
-    /// Writes the graph at `path` to `target`, a new file, as it would be run: rewritten, its weights laid out for this
-    /// processor in `TARGET.data`, from where [`Self::open`] maps them. It serves this version of ONNX Runtime on this kind
-    /// of processor alone.
+    /// Writes the graph at `path` to `target`, a new file, in the form in which it runs: optimized, its weights
+    /// repacked for this CPU in `TARGET.data`, from where [`Self::open`] maps them. The files are only valid for this
+    /// version of ONNX Runtime on this kind of CPU.
     ///
     /// # Errors
-    /// As [`Self::open`], also where the files cannot be written.
+    /// As [`Self::open`]; also if the files cannot be written.
     pub fn save_prepacked(runtime: &Runtime, path: &Path, target: &Path, options: &SessionOptions) -> Result<()> {
         let refused = |e: &dyn std::fmt::Display| {
-            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime cannot lay the weights out on disk: {e}")).at(path)
+            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime cannot write the prepacked weights: {e}")).at(path)
         };
-        let provider = options.provider;
+        let (provider, engines) = (options.provider, EngineOptions::default());
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let save = |b: SessionBuilder| -> ort::Result<SessionBuilder> {
             let b = b.with_optimized_model_path(target)?;
@@ -165,7 +173,7 @@ impl Session {
         };
         let builder = Self::configure(runtime, options).and_then(save).map_err(|e| refused(&e))?;
         provider
-            .configure(runtime, builder, options, &EngineOptions::default())?
+            .configure(runtime, builder, &options.for_provider(&engines))?
             .commit_from_file(path)
             .map(drop)
             .map_err(|e| refused(&e))
@@ -174,14 +182,15 @@ impl Session {
     fn configure(runtime: &Runtime, options: &SessionOptions) -> ort::Result<SessionBuilder> {
         let level = match (options.optimize, options.fold) {
             (false, _) => GraphOptimizationLevel::Disable,
-            // Higher levels widen constants whatever is asked for.
+            // Higher levels widen constants even with folding disabled.
             (true, false) => GraphOptimizationLevel::Level1,
             (true, true) => GraphOptimizationLevel::All,
         };
         let builder = ort::session::Session::builder(&runtime.environment)?.with_optimization_level(level)?;
         let builder = placement::record(builder, options)?;
-        // A pattern is recorded in the first run and allocated as one more block from the second on, beside what the first
-        // left in the arena: measured, it doubles the memory of activations and makes nothing faster.
+        // A memory pattern is recorded in the first run and allocated as one more block from the second run on, in
+        // addition to what the first left in the arena: measured, it doubles the memory of activations and makes
+        // nothing faster.
         let mut builder = builder.with_memory_pattern(false)?;
         if products_overflow() {
             builder = builder.with_config_entry("session.x64quantprecision", "1")?;
@@ -194,7 +203,7 @@ impl Session {
             builder = builder.with_config_entry("optimization.disable_specified_optimizers", folding)?;
         }
         if options.provider.on_gpu() {
-            // Weights are allocated as they are: the arena would take the next power of two for them.
+            // Weights are allocated at their size: the arena would allocate the next power of two for them.
             builder = builder.with_config_entry("session.use_device_allocator_for_initializers", "1")?;
         }
         if let Some(threads) = options.threads {
@@ -203,17 +212,17 @@ impl Session {
         Ok(builder)
     }
 
-    /// Where each node is computed, if the options asked for it.
+    /// Which provider computes which node, if the options asked for it or the provider is a GPU's.
     pub fn placement(&self) -> Option<&Placement> {
         self.placement.as_ref()
     }
 
-    /// The provider that it was loaded for.
+    /// The provider that the graph was loaded for.
     pub fn provider(&self) -> &'static dyn Provider {
         self.provider
     }
 
-    /// That provider's name: the device.
+    /// That provider's name, which results report as the device.
     pub fn device(&self) -> &'static str {
         self.provider.name()
     }
@@ -229,9 +238,9 @@ impl Session {
     }
 }
 
-/// Whether this processor's fast kernels of uint8 × int8 overflow 16 bits and give wrong products: x86 without VNNI. ONNX
-/// Runtime is then to take uint8 × uint8, which is slower and right. It does not look by itself whether there is VNNI:
-/// asked on a processor that has it, it takes the slow kernels too (measured: half the speed).
+/// Whether this CPU's fast uint8 × int8 kernels overflow 16 bits and give wrong products: x86 without VNNI. ONNX
+/// Runtime must then use uint8 × uint8, which is slower and right. The option does not check for VNNI by itself: set on
+/// a CPU that has it, it selects the slow kernels too (measured: half the speed).
 fn products_overflow() -> bool {
     #[cfg(target_arch = "x86_64")]
     {

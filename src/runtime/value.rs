@@ -1,20 +1,21 @@
-//! Runs a graph, with values that may stay where it left them.
+//! Runs a graph, with values that may stay on the device that computed them.
 //!
-//! On a GPU everything is bound: what comes from the host is staged in pinned memory, from where copies run beside the
-//! processor; what another session left on the device is taken as it is; and each result is left on the device or brought to
-//! the host, as the caller says. A session on the processor borrows its inputs and shares its results instead, which is no
-//! copy either. [`Session::always_bind`] makes it go the device's way, with the processor's memory for the device's: so that
-//! way is tested without a GPU.
+//! On a GPU, inputs and outputs are bound: host inputs are copied into pinned memory, from where transfers overlap with
+//! the CPU's work; a value that another session left on the device is used as it is; and each result stays on the
+//! device or is copied to the host, as the caller asks. A session on the CPU borrows its inputs and shares its results
+//! instead, which copies nothing either. [`Session::always_bind`] makes it bind too, with host memory in place of the
+//! device's: that code is tested without a GPU.
 //!
-//! **What keeps what alive.** A [`DeviceTensor`] may outlive the session that made it, and graphs are released before their
-//! results are read. That is sound, and no session is held by a tensor (it would hold gigabytes of weights): ONNX Runtime's
-//! tensor shares ownership of the allocator that its memory came from (`Tensor::buffer_deleter_`, a shared pointer), and `ort`'s
-//! value holds one more reference of it (`ValueInner::_allocator_handle`). An arena thus dies with its last tensor, and before
-//! that gives back only what no tensor has. A run ends synchronized with the device, so nothing is still being written.
+//! **Lifetimes.** A [`DeviceTensor`] may outlive the session that made it, and graphs are released before their results
+//! are read. This is sound without a tensor owning its session (which would keep gigabytes of weights alive): ONNX
+//! Runtime's tensor shares ownership of the allocator of its memory (`Tensor::buffer_deleter_`, a shared pointer), and
+//! `ort`'s value holds one more reference to it (`ValueInner::_allocator_handle`). An arena thus lives until its last
+//! tensor is dropped, and before that only frees memory that no tensor uses. A run ends synchronized with the device,
+//! so no write is pending.
 //!
-//! **What is not used.** `ort` copies a borrowed value that is bound, and clones or moves tensors, by sessions in a static of its
-//! own, which are still there when the process ends: where CUDA is unloaded first, that is a crash. Bound values are therefore
-//! owned, and nothing is cloned.
+//! **What is avoided.** To copy a borrowed value that is bound, and to clone or move tensors, `ort` uses sessions in a
+//! static, which are still alive when the process exits: if CUDA is unloaded first, that is a crash. Bound values are
+//! therefore owned, and nothing is cloned.
 
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{OutputSelector, RunOptions, SessionInputValue, SessionOutputs};
@@ -24,7 +25,7 @@ use super::{ProfiledInput, Provider, Session};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Tensor, TensorView};
 
-/// A value that lies where the session left it: on the GPU, or in the processor's memory.
+/// A value where its session left it: in the GPU's memory, or in the host's.
 #[derive(Debug)]
 pub struct DeviceTensor {
     name: String,
@@ -32,45 +33,45 @@ pub struct DeviceTensor {
 }
 
 impl DeviceTensor {
-    /// The output's name that it was made under.
+    /// The name of the output that it was.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Extent of each axis.
+    /// Size of each dimension.
     pub fn shape(&self) -> Vec<usize> {
         let shape = self.value.dtype().tensor_shape();
         shape.into_iter().flat_map(|s| s.iter()).map(|&d| usize::try_from(d).unwrap_or(0)).collect()
     }
 
-    /// The element type, as ONNX Runtime names it: `f32`, `f16`, `i64`, …
+    /// The element type, in `ort`'s spelling: `f32`, `f16`, `i64`, …
     pub fn dtype(&self) -> String {
         self.value.dtype().tensor_type().map_or_else(|| "none".to_owned(), |t| t.to_string())
     }
 
-    /// A copy in the process's memory; none where it lies on a device, or is neither f32 nor i64.
+    /// A copy in host memory; none if it lies on a device, or is neither f32 nor i64.
     pub fn to_host(&self) -> Option<Tensor> {
-        own(&self.value)
+        to_tensor(&self.value)
     }
 
-    /// Whether the processor can read it where it lies.
+    /// Whether the CPU can read it where it is.
     pub fn on_host(&self) -> bool {
         let tensor = self.value.view().downcast::<DynTensorValueType>();
         tensor.is_ok_and(|tensor| tensor.memory_info().is_cpu_accessible())
     }
 }
 
-/// What a run takes.
+/// An input of a run.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
-    /// Values in the process's memory.
+    /// Values in host memory.
     Host(TensorView<'a>),
-    /// What a session left.
+    /// Another session's result, where that session left it.
     Device(&'a DeviceTensor),
 }
 
 impl Input<'_> {
-    fn empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         match self {
             Self::Host(view) => view.shape().contains(&0),
             Self::Device(tensor) => tensor.shape().contains(&0),
@@ -78,26 +79,26 @@ impl Input<'_> {
     }
 }
 
-/// Where a result is to be left.
+/// Where a run leaves a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutputPlacement {
-    /// In a [`Tensor`] of the process.
+    /// In host memory, as a [`Tensor`].
     Host,
-    /// Where it is made.
+    /// On the device that computed it.
     Device,
 }
 
-/// What a run gives.
+/// A result of a run.
 #[derive(Debug)]
 pub enum RuntimeValue {
-    /// A tensor of the process.
+    /// A tensor in host memory.
     Host(Tensor),
-    /// A value where it was made.
+    /// A value on the device that computed it.
     Device(DeviceTensor),
 }
 
 impl RuntimeValue {
-    /// It as an input.
+    /// This value as the input of another run; none if it is a tensor that is not in row-major order.
     pub fn input(&self) -> Option<Input<'_>> {
         match self {
             Self::Host(tensor) => TensorView::of(tensor).map(Input::Host),
@@ -105,7 +106,7 @@ impl RuntimeValue {
         }
     }
 
-    /// The tensor, where it was brought to the host.
+    /// The tensor, if it is in host memory.
     pub fn host(self) -> Option<Tensor> {
         match self {
             Self::Host(tensor) => Some(tensor),
@@ -115,11 +116,11 @@ impl RuntimeValue {
 }
 
 impl Session {
-    /// Runs the graph and returns the outputs of those names, in that order.
+    /// Runs the graph and returns the named outputs, in that order.
     ///
     /// # Errors
-    /// `runtime.run` when an input is missing, misshapen or empty, an output unknown, or the run fails; `device.memory` when
-    /// it fails for want of the device's memory.
+    /// `runtime.run` when an input is missing, empty, of a wrong shape or not in row-major order, an output is unknown,
+    /// or the run fails; `device.memory` when it fails because the device's memory is exhausted.
     pub fn run(&mut self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>> {
         let mut views = Vec::with_capacity(inputs.len());
         for (name, tensor) in inputs {
@@ -141,7 +142,7 @@ impl Session {
         Ok(results.into_iter().filter_map(RuntimeValue::host).collect())
     }
 
-    /// As [`Self::run`], with inputs that may be another session's results, and results that stay where they are made.
+    /// As [`Self::run`], with inputs that may be another session's results, and results that may stay on the device.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -152,58 +153,63 @@ impl Session {
     ) -> Result<Vec<RuntimeValue>> {
         let path = self.path.clone();
         let provider = self.provider();
-        let failed = |message: String| Error::new(code_of(provider, &message), message).at(&path);
+        let failed = |message: String| Error::new(Code::RUNTIME_RUN, message).at(&path);
         self.check_names(inputs, outputs).map_err(failed)?;
-        let results = match self.bind {
-            true => self.bound(inputs, outputs),
-            false => self.borrowed(inputs, outputs),
+        let results = match self.uses_binding {
+            true => self.run_with_binding(inputs, outputs),
+            false => self.run_borrowing(inputs, outputs),
         };
-        let results = results.map_err(|e| failed(e.to_string()))?;
-        let take = |((name, leave), value): (&(&str, OutputPlacement), Option<DynValue>)| {
+        let results = results.map_err(|e| {
+            let message = e.to_string();
+            Error::new(code_of(provider, &message), format!("ONNX Runtime failed to run the graph: {message}"))
+                .at(&path)
+        })?;
+        let place = |((name, placement), value): (&(&str, OutputPlacement), Option<DynValue>)| {
             let value = value.ok_or_else(|| failed(format!("output `{name}` is missing")))?;
-            Ok(match leave {
+            Ok(match placement {
                 OutputPlacement::Device => RuntimeValue::Device(DeviceTensor { name: (*name).to_owned(), value }),
                 OutputPlacement::Host => {
-                    let tensor = own(&value);
+                    let tensor = to_tensor(&value);
                     RuntimeValue::Host(tensor.ok_or_else(|| failed(format!("output `{name}` has an unexpected type")))?)
                 }
             })
         };
-        outputs.iter().zip(results).map(take).collect()
+        outputs.iter().zip(results).map(place).collect()
     }
 
-    /// Makes all runs bind their inputs and outputs, as they are on a GPU.
+    /// Makes all runs bind their inputs and outputs, as on a GPU.
     pub fn always_bind(&mut self) {
-        self.bind = true;
+        self.uses_binding = true;
     }
 
-    /// Runs the graph once on made-up values, zeros and (where they are whole numbers: tokens, masks) ones, with the extents that
-    /// `profiled` calls the best: what providers put off to the first run is done then.
+    /// Runs the graph once on dummy inputs, zeros or (for integers: tokens, masks) ones, with the optimal shapes of
+    /// `profiled`: providers defer work to the first run.
     ///
     /// # Errors
-    /// As [`Self::run`]; `runtime.run` also when an input has a dimension without a number and is not profiled.
+    /// As [`Self::run`]; `runtime.run` also when an input has a dynamic dimension and is not profiled.
     pub fn warm_up(&mut self, profiled: &[ProfiledInput]) -> Result<()> {
         let failed = |message: String| Error::new(Code::RUNTIME_RUN, message).at(&self.path);
-        let mut made = Vec::new();
+        let mut dummies = Vec::new();
         for input in self.inner.inputs() {
             let name = input.name();
-            let known = input.dtype().tensor_shape().map(|s| s.iter().copied().collect::<Vec<i64>>());
-            let best = profiled.iter().find(|p| p.name == name).map(|p| p.opt.as_slice());
-            let best = best.map(|dims| dims.iter().map(|&d| i64::try_from(d).unwrap_or(-1)).collect());
-            let shape = best.or(known).filter(|s| s.iter().all(|&d| d > 0));
-            let shape = shape.ok_or_else(|| failed(format!("input `{name}` has no known extent to be run with")))?;
+            let declared = input.dtype().tensor_shape().map(|s| s.iter().copied().collect::<Vec<i64>>());
+            let optimal = profiled.iter().find(|p| p.name == name).map(|p| p.opt.as_slice());
+            let optimal = optimal.map(|dims| dims.iter().map(|&d| i64::try_from(d).unwrap_or(-1)).collect());
+            let shape = optimal.or(declared).filter(|s| s.iter().all(|&d| d > 0));
+            let shape =
+                shape.ok_or_else(|| failed(format!("input `{name}` has a dynamic dimension without a profile")))?;
             let kind = input.dtype().tensor_type().unwrap_or(TensorElementType::Float32);
-            let value = made_up(kind, &shape).map_err(|e| failed(e.to_string()))?;
-            made.push(DeviceTensor { name: name.to_owned(), value });
+            let value = dummy(kind, &shape).map_err(|e| failed(e.to_string()))?;
+            dummies.push(DeviceTensor { name: name.to_owned(), value });
         }
         let outputs = self.outputs();
-        let inputs: Vec<_> = made.iter().map(|tensor| (tensor.name(), Input::Device(tensor))).collect();
+        let inputs: Vec<_> = dummies.iter().map(|tensor| (tensor.name(), Input::Device(tensor))).collect();
         let outputs: Vec<_> = outputs.iter().map(|name| (name.as_str(), OutputPlacement::Device)).collect();
         self.run_bound(&inputs, &outputs).map(drop)
     }
 
-    /// The processor's way: inputs are borrowed.
-    fn borrowed(
+    /// On the CPU: inputs are borrowed.
+    fn run_borrowing(
         &mut self,
         inputs: &[(&str, Input<'_>)],
         outputs: &[(&str, OutputPlacement)],
@@ -215,33 +221,34 @@ impl Session {
         Ok(in_order(self.inner.run_with_options(values, &options)?, outputs))
     }
 
-    /// The device's way: everything is bound. A binding serves one run: another would write over its results.
-    fn bound(
+    /// On a device: everything is bound. A binding serves one run: another would overwrite its results.
+    fn run_with_binding(
         &mut self,
         inputs: &[(&str, Input<'_>)],
         outputs: &[(&str, OutputPlacement)],
     ) -> ort::Result<Vec<Option<DynValue>>> {
-        let staging = self.staging();
+        let staging = self.staging_allocator();
         let mut binding = self.inner.create_binding()?;
         for (name, input) in inputs {
             match input {
                 Input::Device(tensor) => binding.bind_input(*name, &tensor.value)?,
-                Input::Host(view) => binding.bind_input(*name, &staged(&staging, view)?)?,
+                Input::Host(view) => binding.bind_input(*name, &copy_to(&staging, view)?)?,
             }
         }
         let (device, host) = (self.device_memory()?, MemoryInfo::default());
-        for (name, leave) in outputs {
-            binding.bind_output_to_device(*name, if *leave == OutputPlacement::Device { &device } else { &host })?;
+        for (name, placement) in outputs {
+            let memory = if *placement == OutputPlacement::Device { &device } else { &host };
+            binding.bind_output_to_device(*name, memory)?;
         }
-        // Copies out of pinned memory are only begun by then.
+        // Copies from pinned memory are asynchronous.
         binding.synchronize_inputs()?;
         let results = in_order(self.inner.run_binding(&binding)?, outputs);
         binding.synchronize_outputs()?;
         Ok(results)
     }
 
-    /// What allocates memory from where a device's copies are fast: pinned, where the provider has any.
-    fn staging(&self) -> Allocator {
+    /// The allocator of memory from which copies to the device are fast: pinned, if the provider has it.
+    fn staging_allocator(&self) -> Allocator {
         let pinned = || {
             let info = MemoryInfo::new(AllocationDevice::CUDA_PINNED, 0, AllocatorType::Device, MemoryType::CPUInput)?;
             Allocator::new(&self.inner, info)
@@ -257,8 +264,8 @@ impl Session {
         }
     }
 
-    /// Where results that stay are put. All NVIDIA providers find their allocator under CUDA's name: what is compared is the kind
-    /// of device, the vendor and the number.
+    /// The memory of results that stay on the device. All NVIDIA providers find their allocator under CUDA's name: only
+    /// the kind of device, the vendor and the number are compared.
     fn device_memory(&self) -> ort::Result<MemoryInfo<'static>> {
         match self.provider().on_gpu() {
             true => MemoryInfo::new(AllocationDevice::CUDA, 0, AllocatorType::Device, MemoryType::Default),
@@ -266,7 +273,7 @@ impl Session {
         }
     }
 
-    /// ONNX Runtime itself accepts an empty batch, and a missing input can crash it.
+    /// Checks names and sizes: ONNX Runtime itself accepts an empty batch, and a missing input can crash it.
     fn check_names(
         &self,
         inputs: &[(&str, Input<'_>)],
@@ -277,7 +284,7 @@ impl Session {
                 return Err(format!("input `{}` was not given", input.name()));
             }
         }
-        if let Some((name, _)) = inputs.iter().find(|(_, input)| input.empty()) {
+        if let Some((name, _)) = inputs.iter().find(|(_, input)| input.is_empty()) {
             return Err(format!("input `{name}` is empty"));
         }
         match outputs.iter().find(|(name, _)| !self.inner.outputs().iter().any(|o| o.name() == *name)) {
@@ -287,7 +294,7 @@ impl Session {
     }
 }
 
-/// What a failure is: a device that has no memory left says so only in words.
+/// The code of a failure: a device reports exhausted memory only in words.
 pub(super) fn code_of(provider: &dyn Provider, message: &str) -> Code {
     let message = message.to_ascii_lowercase();
     let memory = ["out of memory", "out_of_memory", "outofmemory", "failed to allocate memory", "alloc_failed"];
@@ -310,8 +317,8 @@ fn borrow<'a>(input: &Input<'a>) -> ort::Result<SessionInputValue<'a>> {
     })
 }
 
-/// A copy in memory of this allocator, which the processor can write.
-fn staged(allocator: &Allocator, view: &TensorView<'_>) -> ort::Result<DynValue> {
+/// A copy in this allocator's memory, which the CPU can write.
+fn copy_to(allocator: &Allocator, view: &TensorView<'_>) -> ort::Result<DynValue> {
     Ok(match view {
         TensorView::F32(shape, values) => {
             let mut tensor = OrtTensor::<f32>::new(allocator, shape.to_vec())?;
@@ -326,8 +333,8 @@ fn staged(allocator: &Allocator, view: &TensorView<'_>) -> ort::Result<DynValue>
     })
 }
 
-/// Zeros, or ones where they are int64, in the process's memory.
-fn made_up(kind: TensorElementType, shape: &[i64]) -> ort::Result<DynValue> {
+/// Zeros, or ones for int64, in host memory.
+fn dummy(kind: TensorElementType, shape: &[i64]) -> ort::Result<DynValue> {
     let mut tensor = DynTensor::new(&Allocator::default(), kind, shape.to_vec())?;
     if kind == TensorElementType::Int64 {
         tensor.try_extract_tensor_mut::<i64>()?.1.fill(1);
@@ -335,7 +342,7 @@ fn made_up(kind: TensorElementType, shape: &[i64]) -> ort::Result<DynValue> {
     Ok(tensor.into_dyn())
 }
 
-fn own(value: &DynValue) -> Option<Tensor> {
+fn to_tensor(value: &DynValue) -> Option<Tensor> {
     let dims = |shape: &ort::value::Shape| shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>();
     if let Ok((shape, values)) = value.try_extract_tensor::<f32>() {
         return Tensor::f32(&dims(shape)?, values.to_vec());

@@ -16,14 +16,14 @@ use serde::Serialize;
 use super::artifacts::{CHECKPOINT, FILES, FORMAT, FROZEN, MANIFEST, Manifest, parameters_of};
 use super::graphs::{Activations, GraphOptions, TrainingGraphs, is_weight};
 use super::monolith::Monolith;
-use crate::bundle::{FileRecord, SourceRecord, Staged, Tool, sha256_of};
+use crate::bundle::{FileRecord, INTENDED_USE, SourceRecord, Staged, Tool, sha256_of};
 use crate::checkpoint::{Checkpoint, TrainingState, safetensors_offsets, write_safetensors};
 use crate::config::{AdamW, Config, read_small};
 use crate::error::{Code, Error, Result};
-use crate::export::{INTENDED_USE, Sources};
+use crate::export::Sources;
 use crate::files;
 use crate::model::adapter::Statistics;
-use crate::model::{self, Attention, Mode, Stages, loss, vit};
+use crate::model::{self, Attention, Mode, Part, Stages, loss, vit};
 use crate::onnx::{DataLayout, write_part_of};
 use crate::optimizer::write_optimizer_model;
 use crate::passes::weights_to_inputs;
@@ -110,7 +110,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     files::replace(&staged.path().join(MANIFEST), &json)?;
     // A training may have started in the old folder meanwhile.
     check_target(&target)?;
-    staged.put(&target)?;
+    staged.install(&target)?;
     let count = |all: &BTreeMap<String, LazyTensor>| all.values().map(|t| t.len() as u64).sum();
     Ok(Summary {
         output: plan.output.clone(),
@@ -195,8 +195,8 @@ fn source_records(plan: &Plan, adapter: &Checkpoint, vision: &Checkpoint) -> Res
     let of =
         |role: &'static str, c: &Checkpoint| c.files().iter().map(move |f| (role, f.path.clone())).collect::<Vec<_>>();
     let mut all = vec![("config", plan.sources.config.clone())];
-    all.extend(of("adapter", adapter));
-    all.extend(of("vision", vision));
+    all.extend(of(Part::Adapter.as_str(), adapter));
+    all.extend(of(Part::Vision.as_str(), vision));
     let record = |(role, path): (&str, PathBuf)| {
         let bytes =
             std::fs::metadata(&path).map_err(|e| Error::io(&path, "cannot read the size of the file", e))?.len();

@@ -69,11 +69,11 @@ fn the_driver_is_asked() {
     refused(&[("FAKE_GPUS", two), ("CUDA_VISIBLE_DEVICES", "1,0")], &["Imagined 4000 has compute capability 7.0"]);
     // A driver whose library is damaged.
     fs::write(cli.dir.path().join("driver/libnvidia-ml.so.1"), "text").unwrap();
-    refused(&[], &["libnvidia-ml.so.1", "cannot be asked", "580"]);
+    refused(&[], &["libnvidia-ml.so.1", "cannot be queried", "580"]);
     // `auto` reports that it runs without a GPU, also without -v.
     let done = cli.run("auto", &[], &["--json"]).ok();
     assert_eq!((&done.json()["device"], &done.json()["run"]["chosen"]["asked"]), (&"cpu".into(), &"auto".into()));
-    names(&done.stderr, &["auto took cpu", "not cuda: NVIDIA's driver cannot be asked"]);
+    names(&done.stderr, &["cpu (auto)", "not cuda: NVIDIA's driver cannot be queried"]);
 }
 
 /// All is there, and nothing of it real: ONNX Runtime's own refusal is an error in one line, and the process ends
@@ -83,11 +83,11 @@ fn what_onnx_runtime_refuses_is_told() {
     let cli = Cli::new();
     for (device, refused) in [("cuda", "cuda"), ("tensorrt", "tensorrt-rtx"), ("tensorrt-rtx", "tensorrt-rtx")] {
         let done = cli.run(device, &[], &[]).fails_with_one_line("device.unavailable");
-        done.naming(&[&format!("ONNX Runtime does not take the device `{refused}`")]);
+        done.naming(&[&format!("ONNX Runtime cannot use the device `{refused}`")]);
     }
     // `auto` tries the next, and the CPU computes.
     let done = cli.run("auto", &[], &["--json"]).ok();
-    names(&done.stderr, &["auto took cpu", "not cuda: ONNX Runtime does not take"]);
+    names(&done.stderr, &["cpu (auto)", "not cuda: ONNX Runtime cannot use"]);
     let chosen = &done.json()["run"]["chosen"];
     assert_eq!((&chosen["device"], &chosen["driver"]), (&"cpu".into(), &"580.65.06".into()));
     let passed_over: Vec<&str> = (0..3).filter_map(|i| chosen["passed_over"][i]["device"].as_str()).collect();
@@ -122,13 +122,13 @@ fn the_loader_is_asked() {
     }
     fs::rename(away, cli.dir.path().join("driver").join(file)).unwrap();
     let done = cli.run("tensorrt", &hopper, &[]).fails("device.unavailable");
-    names(&done.stderr, &["ONNX Runtime does not take the device `tensorrt`"]);
+    names(&done.stderr, &["ONNX Runtime cannot use the device `tensorrt`"]);
 }
 
 /// The rest of this file imagines machines; this one is real.
 #[test]
 fn this_machine() {
-    if Machine::look(Device::Auto, None).installed {
+    if Machine::detect(Device::Auto, None).driver_installed {
         return oracle::not_here("an NVIDIA driver is installed", "the error without a driver");
     }
     let mut command = bare("ba-infer");

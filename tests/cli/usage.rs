@@ -41,7 +41,17 @@ fn wrong_usage_exits_with_2() {
         let done = finish(bare(binary).args(*args));
         assert_eq!(done.code, Some(2), "{binary} {args:?}: {done:#?}");
         assert!(done.stdout.is_empty() && done.stderr.contains("--") && !done.stderr.contains("panicked"), "{done:#?}");
+        // Programs get the same as JSON, with the same exit code and the same message for people.
+        let json = finish(bare(binary).args(*args).arg("--json"));
+        assert_eq!((json.code, json.stderr.lines().next()), (Some(2), done.stderr.lines().next()), "{json:#?}");
+        let error = &json.json()["error"];
+        let message = error["message"].as_str().unwrap();
+        assert_eq!((&error["code"], &error["path"]), (&"usage".into(), &Value::Null), "{json:#?}");
+        assert!(!message.is_empty() && !message.contains('\n') && !message.contains("Usage:"), "{message}");
     }
+    // What follows `--` is a file, whatever its name.
+    let done = finish(bare("ba-infer").args(["--surprise", "--", "--json"]));
+    assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{done:#?}");
 }
 
 #[test]
@@ -93,7 +103,15 @@ fn json_and_text_say_the_same_and_flags_have_no_order() {
     let text = ba_infer(&[&scan, &"--report", &report, &"--bundle", &bundle]).ok().stdout;
     let label = json["label"].as_str().unwrap();
     assert!(text.lines().any(|l| l.starts_with("label ") && l.ends_with(label)), "{text}");
-    assert!(text.contains("Research use only") && text.contains("cpu") && !text.contains('\u{1b}'), "{text}");
+    assert!(
+        text.contains("Research use only") && text.contains(" on CPU, fp32, bundle ") && !text.contains('\u{1b}'),
+        "{text}"
+    );
+    assert_eq!(text.matches(&json["bundle"]["sha256"].as_str().unwrap()[..8]).count(), 1, "{text}");
+    let more = ba_infer(&[&scan, &"--report", &report, &"--bundle", &bundle, &"-v"]).ok().stdout;
+    for words in ["\ntime  ", "\ndevice      cpu\n", "\nmode  ", "\nmemory  "] {
+        assert!(more.contains(words) && !text.contains(words), "{words}: {more}");
+    }
     for class in ["CN", "MCI", "AD"] {
         let shown = format!("{class:<3}  {:.3}", json["probabilities"][class].as_f64().unwrap());
         assert!(text.contains(&shown), "{shown}: {text}");

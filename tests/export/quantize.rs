@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use brain_adapter::bundle::Bundle;
 use brain_adapter::calibrate::Statistics;
 use brain_adapter::checkpoint::{Checkpoint, write_safetensors};
 use brain_adapter::tensor::LazyTensor;
@@ -98,13 +99,31 @@ fn a_bundle_says_what_was_done_to_each_layer() {
     assert_eq!(picture.matches("<title>").count(), layers.len());
 }
 
+/// Layers of a bundle as `part/name`, as the text lists them.
+fn manifest_layers(bundle: &Path) -> Vec<String> {
+    let manifest = Bundle::open(bundle).unwrap().manifest;
+    manifest.quantization.unwrap().layers.iter().map(|l| format!("{}/{} ", l.part, l.layer)).collect()
+}
+
 #[test]
 fn text_lists_the_layers_and_json_has_them_too() {
     let dir = tempfile::tempdir().unwrap();
     let (model, calibration, bundle) = (demo("checkpoint"), demo("calibration"), dir.path().join("b"));
-    let done = ba_export(&[&"--quantize", &"int8", &"--model", &model, &"--calibration", &calibration, &"-o", &bundle]);
-    let text = done.ok().stdout;
-    for words in ["text/layers.2.mlp.down_proj", "int8 static", "judged on 2", "errors.svg"] {
+    let args: [&dyn AsRef<std::ffi::OsStr>; 8] =
+        [&"--quantize", &"int8", &"--model", &model, &"--calibration", &calibration, &"-o", &bundle];
+    let text = ba_export(&[&args[..], &[&"-v"]].concat()).ok().stdout;
+    for words in ["text/layers.2.mlp.down_proj", "int8 static", "held out: 2 scans", "errors.svg"] {
+        assert!(text.contains(words), "`{words}` is missing:\n{text}");
+    }
+    let layers = manifest_layers(&bundle);
+    let listed = |text: &str| layers.iter().filter(|name| text.lines().any(|line| line.starts_with(*name))).count();
+    assert_eq!(listed(&text), layers.len(), "-v lists every layer:\n{text}");
+    // Without -v: the counts and the five of largest error.
+    let text = ba_export(&args).ok().stdout;
+    assert_eq!(listed(&text), 5, "{text}");
+    for words in
+        ["int8 static", "the 5 of largest error", "-v lists all layers", "next: ba-infer scan.nii.gz --bundle "]
+    {
         assert!(text.contains(words), "`{words}` is missing:\n{text}");
     }
 }
@@ -309,6 +328,8 @@ fn without_inputs_it_is_said_that_nothing_was_compared() {
         let done = ba_export(&args).ok();
         assert!(done.stderr.contains("warning[calibration_none]"), "{done:#?}");
         let summary = done.json();
+        assert_eq!(summary["warnings"][0]["code"], "calibration_none", "{summary:#}");
+        assert!(summary["warnings"][0]["message"].is_string(), "{summary:#}");
         assert!(summary["parts"][1]["parity"]["not_checked"].is_string(), "{summary:#}");
         let record = &summary["quantization"];
         assert!(record["layers"].as_array().unwrap().iter().all(|l| l["error"].is_null()));

@@ -136,8 +136,8 @@ fn reduced_graphs() {
                 Scheme::Fp16Weight,
             ] {
                 let schemes = layers.iter().map(|l| (l.name.clone(), scheme)).collect();
-                let ranges = layers.iter().map(|l| (l.name.clone(), 3.0)).collect();
-                let plan = quantize::Plan { schemes, ranges, tables: Some(DType::F16), ..Default::default() };
+                let max_abs = layers.iter().map(|l| (l.name.clone(), 3.0)).collect();
+                let plan = quantize::Plan { schemes, max_abs, tables: Some(DType::F16), ..Default::default() };
                 let name = format!("{seed}-{}-{}", graph.name, scheme.to_string().replace([' ', '/'], "-"));
                 let reduced = quantize::quantize(&graph, &plan).unwrap();
                 if matches!(scheme, Scheme::Int8Tensor | Scheme::Blocks { .. }) {

@@ -72,7 +72,7 @@ fn it_goes_on_where_it_stopped() {
         assert!(fs::read_to_string(&out).unwrap().starts_with(&text[..kept.min(second)]));
     }
     let done = run(dir.path(), &["-o", "out.jsonl"]).ok();
-    assert!(done.stderr.contains("3 rows had their result already"), "{done:#?}");
+    assert!(done.stderr.contains("skipped 3 rows with a result"), "{done:#?}");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn as_csv() {
     assert!(rows[3][2].is_empty() && &rows[3][8] == "nifti.not_found");
     // The failed rows alone are tried again.
     let done = run(dir.path(), &["-o", "out.csv"]);
-    assert!(done.stderr.contains("3 rows had their result already"), "{done:#?}");
+    assert!(done.stderr.contains("skipped 3 rows with a result"), "{done:#?}");
 }
 
 #[test]

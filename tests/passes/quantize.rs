@@ -3,15 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use brain_adapter::calibrate::{Feed, Inputs, Role, Runner, Wanted, walk};
+use brain_adapter::calibrate::{Feed, Inputs, Role, Runner, Walk};
 use brain_adapter::config::{LlamaConfig, TextPool};
 use brain_adapter::graph::{Graph, Segment, Tail};
 use brain_adapter::model::{self, Attention, Stages, Weights};
 use brain_adapter::onnx;
-use brain_adapter::passes::quantize::{Plan, Scheme, quantize};
+use brain_adapter::passes::quantize::{Plan, Scheme, quantize, smooth, smoothing_factors};
 use brain_adapter::passes::{
-    exceeds_fp16, factors, fold_batch_norm, fp16_nodes, linears, quantizable, quantize_convolutions, rounding, smooth,
-    to_fp16,
+    exceeds_fp16, fold_batch_norm, fp16_nodes, linears, quantizable, quantize_convolutions, rounding, to_fp16,
 };
 use brain_adapter::progress::Silent;
 use brain_adapter::runtime::{Session, SessionOptions};
@@ -118,7 +117,7 @@ fn smoothing_changes_no_bit() {
                 continue;
             }
             let wanted: Vec<f32> = (0..linear.k).map(|_| (4.0 * rng.normal()).exp() as f32).collect();
-            let Some(factors) = factors(&smoothed, linear.input, &wanted) else { continue };
+            let Some(factors) = smoothing_factors(&smoothed, linear.input, &wanted) else { continue };
             assert!(factors.iter().all(|f| f.log2().fract() == 0.0), "factors are powers of two");
             assert!(factors.iter().any(|f| *f != 1.0));
             smooth(&mut smoothed, linear.input, &factors).unwrap();
@@ -172,17 +171,16 @@ fn blocks_run_over_the_weights_of_the_whole() {
         let reduced =
             if scheme == Scheme::Fp16 { to_fp16(&graph, &BTreeSet::new()) } else { quantize(&graph, &plan) }.unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let (_, placed) = onnx::write_with_layout(&reduced, dir.path(), "text", &mut |_| {}).unwrap();
-        assert!(placed.offsets.len() > 14, "{placed:?}");
+        let (_, layout) = onnx::write_with_layout(&reduced, dir.path(), "text", &mut |_| {}).unwrap();
+        assert!(layout.offsets.len() > 14, "{layout:?}");
         let before = std::fs::read_dir(dir.path()).unwrap().count();
-        let runner = Runner { runtime: common::runtime(), threads: None, scratch: dir.path(), placed: Some(&placed) };
+        let runner = Runner { runtime: common::runtime(), threads: None, scratch: dir.path(), layout: Some(&layout) };
         let feeds = feed(&case, &graph);
         let input: Feed = feeds.into_iter().map(|(n, t)| (n, Arc::new(t))).collect();
         let none = |_: &Segment| false;
-        let wanted = Wanted { ranges: false, blocks: &none };
         let mut inputs = Inputs::new(vec![(input.clone(), Role::HeldOut)], 0);
-        let blocks =
-            walk(&reduced, &mut inputs, &wanted, &runner, &mut Silent, &mut |_, _| panic!("nothing is to be visited"));
+        let walk = Walk { graph: &reduced, runner: &runner, visits: &none, ranges: false };
+        let blocks = walk.run(&mut inputs, &mut Silent, &mut |_, _| panic!("nothing is to be visited"));
         let blocks = blocks.unwrap().unwrap().remove(0);
         let options = SessionOptions::default();
         let mut session = Session::open(common::runtime(), &dir.path().join("text.onnx"), &options).unwrap();

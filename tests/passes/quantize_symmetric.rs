@@ -59,8 +59,8 @@ fn pairs_mean_products_of_rounded_values() {
         }
         let graph = two(k, [&a, &b]);
         let schemes = BTreeMap::from(["a", "b"].map(|name| (name.to_owned(), Scheme::Int8Tensor)));
-        let ranges = BTreeMap::from(["a", "b"].map(|name| (name.to_owned(), range)));
-        let reduced = quantize(&graph, &Plan { schemes, ranges, ..Plan::default() }).unwrap();
+        let max_abs = BTreeMap::from(["a", "b"].map(|name| (name.to_owned(), range)));
+        let reduced = quantize(&graph, &Plan { schemes, max_abs, ..Plan::default() }).unwrap();
         let count = |kind: &str| reduced.nodes.iter().filter(|n| n.op.kind == kind).count();
         // What both read is rounded once.
         assert_eq!((count("QuantizeLinear"), count("DequantizeLinear")), (1, 3));
@@ -96,7 +96,7 @@ fn pairs_in_half_precision() {
             ("a".to_owned(), Scheme::Int8Tensor),
             ("b".to_owned(), Scheme::Blocks { bits: 8, block: 32 }),
         ]),
-        ranges: BTreeMap::from([("a".to_owned(), 4.0)]),
+        max_abs: BTreeMap::from([("a".to_owned(), 4.0)]),
         whole_activations: true,
         ..Plan::default()
     };

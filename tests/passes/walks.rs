@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use brain_adapter::calibrate::{ChannelStats, Feed, Inputs, Role, Runner, Wanted, walk};
+use brain_adapter::calibrate::{ChannelStats, Feed, Inputs, Role, Runner, Walk};
 use brain_adapter::config::{LlamaConfig, TextPool};
 use brain_adapter::graph::{Graph, Segment, Tail};
 use brain_adapter::model::{self, Stages, Weights};
@@ -59,7 +59,7 @@ impl Progress for Ran {
 #[derive(Debug, PartialEq)]
 struct Seen {
     block: String,
-    columns: Vec<ChannelStats>,
+    stats: Vec<ChannelStats>,
     samples: Vec<Vec<u32>>,
     held_out: Vec<(String, Vec<u32>)>,
 }
@@ -73,10 +73,10 @@ fn visit(graph: &Graph, inputs: &mut Inputs, blocks: &[usize]) -> (usize, Vec<Se
     let names: Vec<String> = graph.segments(Tail::Separate).into_iter().map(|s| s.name).collect();
     let wanted = |s: &Segment| blocks.iter().any(|&b| names[b] == s.name);
     let dir = tempfile::tempdir().unwrap();
-    let runner = Runner { runtime: common::runtime(), threads: Some(1), scratch: dir.path(), placed: None };
+    let runner = Runner { runtime: common::runtime(), threads: Some(1), scratch: dir.path(), layout: None };
     let (mut ran, mut seen) = (Ran::default(), Vec::new());
-    let wanted = Wanted { ranges: false, blocks: &wanted };
-    let outputs = walk(graph, inputs, &wanted, &runner, &mut ran, &mut |visit, _| {
+    let walk = Walk { graph, runner: &runner, visits: &wanted, ranges: false };
+    let outputs = walk.run(inputs, &mut ran, &mut |visit, _| {
         let samples = visit.groups.iter().flat_map(|g| [&g.calibrating, &g.held_out]);
         let samples = samples.flat_map(|s| std::iter::once(&s.x).chain(&s.y)).map(|rows| bits(rows.view()));
         let held_out = visit.held_out.iter().flat_map(|(entering, leaving)| entering.iter().chain(leaving));
@@ -85,7 +85,7 @@ fn visit(graph: &Graph, inputs: &mut Inputs, blocks: &[usize]) -> (usize, Vec<Se
             block: visit.segment.name.clone(),
             samples: samples.collect(),
             held_out: held_out.collect(),
-            columns: visit.groups.into_iter().map(|g| g.columns).collect(),
+            stats: visit.groups.into_iter().map(|g| g.stats).collect(),
         });
         Ok(())
     });
@@ -101,8 +101,8 @@ fn a_walk_from_what_was_kept_shows_the_same_and_runs_only_what_is_visited() {
         outputs.iter().map(|feed| bits(feed["text"].as_f32().unwrap())).collect()
     };
     // Room for all that flows between blocks, and for nothing.
-    for (most_bytes, ran_for_two) in [(1 << 20, 2), (0, 8)] {
-        let mut inputs = Inputs::new(reports(), most_bytes);
+    for (max_bytes, ran_for_two) in [(1 << 20, 2), (0, 8)] {
+        let mut inputs = Inputs::new(reports(), max_bytes);
         let (ran, first, outputs) = visit(&graph, &mut inputs, &all);
         assert_eq!((ran, first.len()), (count, count));
         let whole = text(outputs.unwrap());

@@ -38,7 +38,7 @@ fn stand_in(folder: &Path) -> Option<Machine> {
         loaded: None,
         folders: vec![folder.to_path_buf()],
         system_loader: false,
-        installed: true,
+        driver_installed: true,
         refused: Vec::new(),
         notes: Vec::new(),
     })
@@ -60,7 +60,7 @@ fn nothing_but_extents_is_left_to_the_processor() {
 fn place_on_cuda() {
     let dir = tempfile::tempdir().unwrap();
     let Some(machine) = stand_in(dir.path()) else { return };
-    let chosen = Device::Cuda.choose(&machine, &|_| Ok(())).unwrap();
+    let chosen = Device::Cuda.select(&machine, &|_| Ok(())).unwrap();
     let library: PathBuf = chosen.library.unwrap();
     let runtime = Runtime::load(Some(&library)).unwrap();
     assert_eq!(runtime.library, library);
@@ -81,7 +81,7 @@ fn place_on_cuda() {
             let session = Session::open(runtime, &path, &strict).unwrap_or_else(|e| panic!("{precision} {part}: {e}"));
             let placement = session.placement().unwrap();
             let cuda = &placement.providers.iter().find(|placed| placed.provider == "CUDAExecutionProvider").unwrap();
-            let left: Vec<&str> = placement.left().map(|node| node.kind.as_str()).collect();
+            let left: Vec<&str> = placement.fallback().map(|node| node.kind.as_str()).collect();
             assert!(
                 left.iter().all(|kind| SHAPE_OPS.contains(kind)) && left.len() <= 1,
                 "{precision} {part}: {left:?}"
@@ -98,6 +98,6 @@ fn place_on_cuda() {
     assert!(error.to_string().contains("layers.0.self_attn.q_proj.MatMulInteger"), "{error}");
     let lenient = SessionOptions { strict: false, ..strict };
     let session = Session::open(runtime, &path, &lenient).unwrap();
-    let told = session.placement().unwrap().told("text", false).unwrap();
+    let told = session.placement().unwrap().describe("text", false).unwrap();
     assert!(told.contains("MatMulInteger") && told.contains("nodes on CUDAExecutionProvider"), "{told}");
 }

@@ -7,7 +7,9 @@ use std::fs;
 use std::path::Path;
 
 use brain_adapter::Code;
-use brain_adapter::runtime::{Chosen, Device, Gpu, Machine, Nvidia, Runtime, SHAPE_OPS, Session, SessionOptions};
+use brain_adapter::runtime::{
+    Device, Gpu, Machine, Nvidia, Runtime, SHAPE_OPS, SelectedDevice, Session, SessionOptions,
+};
 use prost::Message;
 use support::commands::tiny_bundle;
 use support::devices::fake::{
@@ -51,13 +53,13 @@ fn machine(capability: (u32, u32), folder: &Path) -> Machine {
         folders: vec![folder.join("nowhere"), folder.to_path_buf()],
         system_loader: false,
         refused: Vec::new(),
-        installed: true,
+        driver_installed: true,
         notes: Vec::new(),
     }
 }
 
-fn choose(device: Device, machine: &Machine) -> brain_adapter::Result<Chosen> {
-    device.choose(machine, &|_| Ok(()))
+fn choose(device: Device, machine: &Machine) -> brain_adapter::Result<SelectedDevice> {
+    device.select(machine, &|_| Ok(()))
 }
 
 /// The device, and what was passed over for it.
@@ -107,15 +109,16 @@ fn auto_takes_the_best_that_can_be_used() {
     assert_eq!((chosen.provider.name(), chosen.gpu, chosen.library), ("cpu", None, None));
     // There is a driver: it is said without -v that the GPU is not used, and why.
     let chosen = choose(Device::Auto, &machine((8, 6), folder)).unwrap();
-    let told = chosen.told(false);
+    let told = chosen.describe(false);
     assert_eq!(told.len(), 2, "{told:?}");
-    names(&told.join("\n"), &["auto took cpu", "not cuda: there is no GPU's build of ONNX Runtime", "make gpu"]);
-    assert_eq!(chosen.told(true).len(), 4);
-    let none = Machine { nvidia: Err("there is no driver".to_owned()), installed: false, ..machine((8, 6), folder) };
+    names(&told.join("\n"), &["cpu (auto)", "not cuda: there is no GPU's build of ONNX Runtime", "make gpu"]);
+    assert_eq!(chosen.describe(true).len(), 4);
+    let none =
+        Machine { nvidia: Err("there is no driver".to_owned()), driver_installed: false, ..machine((8, 6), folder) };
     let chosen = choose(Device::Auto, &none).unwrap();
-    assert_eq!(chosen.told(false), [""; 0]);
-    let expected = ["device: auto took cpu", "device: not tensorrt, tensorrt-rtx, cuda: there is no driver"];
-    assert_eq!(chosen.told(true), expected);
+    assert_eq!(chosen.describe(false), [""; 0]);
+    let expected = ["device: cpu (auto)", "device: not tensorrt, tensorrt-rtx, cuda: there is no driver"];
+    assert_eq!(chosen.describe(true), expected);
 }
 
 /// A bundle for the CPU is not why a GPU's libraries are loaded: here they would fail.
@@ -126,11 +129,11 @@ fn auto_asks_first_whether_the_bundle_suits() {
     std::fs::write(dir.path().join("libcublasLt.so.13"), b"damaged").unwrap();
     let suits = |name: &str| if name == "cpu" { Ok(()) } else { Err("its integers are for the CPU".to_owned()) };
     let machine = machine((8, 6), dir.path());
-    let chosen = Device::Auto.choose(&machine, &suits).unwrap();
+    let chosen = Device::Auto.select(&machine, &suits).unwrap();
     assert_eq!(chosen.provider.name(), "cpu");
     assert!(chosen.passed_over.iter().all(|passed| passed.reason == "its integers are for the CPU"));
     // Named, what is wrong with the machine comes first.
-    let error = Device::Cuda.choose(&machine, &suits).unwrap_err();
+    let error = Device::Cuda.select(&machine, &suits).unwrap_err();
     assert_eq!(error.code(), Code::DEVICE_UNAVAILABLE);
     names(&error.to_string(), &["libcublasLt.so.13", "does not load"]);
 }
@@ -143,7 +146,7 @@ fn what_is_chosen_is_told() {
     let chosen = choose(Device::Cuda, &machine).unwrap();
     assert_eq!(chosen.to_string(), "cuda (Imagined 4000, driver 580.65.06)");
     assert_eq!(chosen.library.as_deref(), Some(dir.path().join("libonnxruntime.so").as_path()));
-    assert_eq!(chosen.told(false), ["device: which is first?"]);
+    assert_eq!(chosen.describe(false), ["device: which is first?"]);
     let expected = serde_json::json!({
         "asked": "cuda", "device": "cuda", "driver": "580.65.06", "passed_over": [], "notes": ["which is first?"],
         "gpu": {"name": "Imagined 4000", "compute_capability": "8.6", "memory_bytes": 16u64 << 30,
@@ -151,7 +154,7 @@ fn what_is_chosen_is_told() {
     });
     assert_eq!(serde_json::to_value(&chosen).unwrap(), expected);
     let chosen = choose(Device::Cpu, &machine).unwrap();
-    assert_eq!((chosen.to_string().as_str(), chosen.told(true).len(), chosen.gpu), ("cpu", 0, None));
+    assert_eq!((chosen.to_string().as_str(), chosen.describe(true).len(), chosen.gpu), ("cpu", 0, None));
 }
 
 /// Each library of each provider, removed alone: its name, what it is, and what to install.
@@ -185,8 +188,8 @@ fn each_missing_library_is_named() {
     take(folder, "libcudnn.so.9");
     take(folder, "libcublas.so.13");
     let both = "libcublas.so.13 (cuBLAS 13; on PyPI nvidia-cublas), libcudnn.so.9 (cuDNN 9; on PyPI nvidia-cudnn-cu13) are \
-                missing: run `make gpu`";
-    names(&refusal(Device::Cuda, &machine), &[both]);
+                missing: install them into";
+    names(&refusal(Device::Cuda, &machine), &[both, "make gpu"]);
 }
 
 #[test]
@@ -257,16 +260,16 @@ fn a_bundle_that_does_not_suit() {
         "tensorrt" | "tensorrt-rtx" => Err("text is int8 for CPUs".to_owned()),
         _ => Ok(()),
     };
-    let chosen = Device::Auto.choose(&machine, &suits).unwrap();
+    let chosen = Device::Auto.select(&machine, &suits).unwrap();
     assert_eq!(chosen.provider.name(), "cuda");
     assert!(chosen.passed_over.iter().all(|passed| passed.reason == "text is int8 for CPUs"));
     for device in [Device::TensorRt, Device::TensorRtRtx] {
-        let error = device.choose(&machine, &suits).unwrap_err();
+        let error = device.select(&machine, &suits).unwrap_err();
         assert_eq!(error.code(), Code::DEVICE_PRECISION);
         names(&error.to_string(), &[&format!("`{device}`"), "int8 for CPUs"]);
     }
     // What is missing comes first: the bundle is not the reason where the device could not be used anyway.
-    let error = Device::Cuda.choose(&Machine { nvidia: Err("none".to_owned()), ..machine }, &suits).unwrap_err();
+    let error = Device::Cuda.select(&Machine { nvidia: Err("none".to_owned()), ..machine }, &suits).unwrap_err();
     assert_eq!(error.code(), Code::DEVICE_UNAVAILABLE);
 }
 
@@ -285,7 +288,7 @@ fn placement_is_that_of_the_graph() {
         let options = SessionOptions { placement: true, strict: true, optimize: false, ..SessionOptions::DEFAULT };
         let session = Session::open(runtime, &path, &options).unwrap();
         let [cpu] = session.placement().unwrap().providers.as_slice() else { panic!("one provider") };
-        assert_eq!((cpu.provider.as_str(), &cpu.kinds, cpu.left.len()), ("CPUExecutionProvider", &expected, 0));
+        assert_eq!((cpu.provider.as_str(), &cpu.kinds, cpu.fallback.len()), ("CPUExecutionProvider", &expected, 0));
         assert_eq!(cpu.nodes, expected.values().sum::<usize>());
         let options = SessionOptions { placement: false, ..options };
         assert!(Session::open(runtime, &path, &options).unwrap().placement().is_none());

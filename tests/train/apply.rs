@@ -85,8 +85,8 @@ fn statistics_of_the_old_adapter_go() {
     assert!(before.activations.len() > text(&before) && text(&before) > 0);
     assert_eq!((after.activations.len(), text(&after), after.scans), (text(&before), text(&before), 0));
     assert_eq!(after.reports, before.reports);
-    for (name, columns) in &after.activations {
-        assert_eq!(columns.largest, before.activations[name].largest, "{name}");
+    for (name, stats) in &after.activations {
+        assert_eq!(stats.max_abs, before.activations[name].max_abs, "{name}");
     }
     // What stayed is of use: a fresh export reads the language model's from there.
     let (model, to) = (study.next.clone(), study.dir.path().join("again"));
@@ -144,6 +144,7 @@ fn an_adapter_beyond_the_limit_is_more_exact() {
     commands::write_manifest(&bundle, &strict);
     let done = study.apply(&bundle, &[]).ok();
     assert!(done.stderr.contains("warning[part_precision]"), "{done:?}");
+    assert_eq!(done.json()["warnings"][0]["code"], "part_precision", "{done:?}");
     let new = manifest(&bundle);
     let row = &new["quantization"]["layers"][0];
     assert_eq!((&new["parts"]["adapter"]["precision"], &row["scheme"]["scheme"]), (&"fp32".into(), &"fp32".into()));

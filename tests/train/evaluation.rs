@@ -105,7 +105,7 @@ fn figures_of_a_cohort_with_bad_rows() {
         "answered    5 of 7 rows, 2 subjects; 1 without a report",
         "accuracy",
         "0.600 [",
-        "true \\ answer",
+        "true \\ predicted",
         "Research use",
     ] {
         assert!(text.stdout.contains(words), "{words}: {text:#?}");
@@ -147,6 +147,7 @@ fn a_temperature_goes_into_the_bundle() {
     let cache = dir.path().join("cache");
     let with_cache = ["--json", "--bootstrap", "50", "--cache", cache.to_str().unwrap()];
     let fit = eval(dir.path(), bundle.path(), &[with_cache.as_slice(), &["--fit-temperature"]].concat()).ok().json();
+    assert_eq!(fit["warnings"][0]["code"], "validation_few", "{fit}");
     for (name, answers) in [("report", 9), ("image", 2)] {
         let fitted = &fit["fitted"][name];
         assert_eq!(fitted["answers"], answers, "{fitted}");

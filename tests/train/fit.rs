@@ -173,10 +173,13 @@ fn what_scans_and_reports_warn_of_is_told_once_each() {
     for (run, args) in
         [("trained", &[][..]), ("frozen", &["--frozen-adapter"]), ("frozen", &["--frozen-adapter", "--resume"])]
     {
-        let done = study.fit(run, &[&["--epochs", "2"], args].concat()).ok();
+        let done = study.fit(run, &[&["--epochs", "2", "--json"], args].concat()).ok();
+        let warnings = done.json()["warnings"].clone();
         for (code, file) in [("no_orientation", "bare.nii.gz: "), ("report_truncated", "r0.txt: ")] {
             let told = |line: &&str| line.starts_with(&format!("warning[{code}]")) && line.contains(file);
             assert_eq!(done.stderr.lines().filter(told).count(), 1, "{run} {file}{}", done.stderr);
+            let same = warnings.as_array().unwrap().iter().filter(|w| w["code"] == code);
+            assert_eq!(same.filter(|w| w["message"].as_str().unwrap().contains(file)).count(), 1, "{warnings}");
         }
     }
 }

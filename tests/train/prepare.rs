@@ -27,6 +27,7 @@ fn the_same_artifacts_again() {
     let dir = tempfile::tempdir().unwrap();
     let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
     let summary = prepare(tiny_model(), "tlp", &one, &["--json"]).ok().json();
+    assert_eq!(summary["warnings"], json!([]));
     assert_eq!(summary["mode"], "tlp");
     assert_eq!(names(&one), FILES);
     prepare(tiny_model(), "tlp", &two, &[]).ok();

@@ -1,27 +1,28 @@
-//! `ba-train apply`.
+//! `ba-train apply`: trained weights into a bundle, and back to earlier versions.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::bundle::{Parity, Version, Versions};
+use crate::bundle::{Version, Versions};
 use crate::cli::progress::Bar;
-use crate::cli::render::{self, short, shown, table};
-use crate::cli::{Common, calibration_folder, print, print_json, tell};
+use crate::cli::text::{duration, probability_change, quoted, short, shown, table};
+use crate::cli::{Common, calibration_folder, print, print_json, render};
 use crate::error::Result;
 use crate::infer::results::error_json;
+use crate::model::Part;
 use crate::train::apply::{self, Plan, Summary};
 
 const EXAMPLES: &str = "\
 Examples:
-  ba-train apply                                       the best weights of the last training into ./onnx
+  ba-train apply                                       put the best weights of the last training into ./onnx
   ba-train apply --checkpoint adapter.safetensors --bundle bundles/study7
-  ba-train apply --save-adapter adapter.safetensors    the same weights for PyTorch's load_state_dict too
-  ba-train apply --versions                            which versions are there?
-  ba-train apply --rollback                            back to what the bundle was before
+  ba-train apply --save-adapter adapter.safetensors    also save them for PyTorch's load_state_dict
+  ba-train apply --versions                            list the versions
+  ba-train apply --rollback                            restore the bundle as it was before
 
-The old bundle is kept, whole, in a folder beside the bundle (onnx.versions).";
+The old bundle is kept in a folder next to the bundle (onnx.versions).";
 
 /// Flags of `ba-train apply`.
 #[derive(clap::Args, Debug)]
@@ -30,22 +31,22 @@ pub(super) struct Args {
     /// Trained weights: a training checkpoint, or .safetensors or .pt with PyTorch's names
     #[arg(long, default_value = "training/run/best", value_name = "FILE")]
     checkpoint: PathBuf,
-    /// The bundle that they go into
+    /// The bundle to put them into
     #[arg(long, default_value = "onnx", value_name = "DIR")]
     bundle: PathBuf,
-    /// Scans and reports to calibrate a reduced adapter on, and to compare with fp32 [default: ./calibration]
+    /// Scans and reports for calibration and for the comparison with fp32 [default: ./calibration]
     #[arg(long, value_name = "DIR")]
     calibration: Option<PathBuf>,
-    /// Leave the adapter of an int8 or int4 bundle in fp32 where there is no scan to calibrate it on
+    /// Leave the adapter of an int8 or int4 bundle in fp32 if there is no scan to calibrate it on
     #[arg(long)]
     adapter_fp32: bool,
-    /// Write the trained tensors as safetensors for PyTorch too
+    /// Also write the trained tensors as safetensors for PyTorch
     #[arg(long, value_name = "FILE")]
     save_adapter: Option<PathBuf>,
-    /// Bring the version back that the bundle in use was made from
+    /// Restore the version that the bundle in use was made from
     #[arg(long, group = "instead", conflicts_with_all = ["checkpoint", "calibration", "adapter_fp32", "save_adapter"])]
     rollback: bool,
-    /// Bring the version of this number back
+    /// Restore the version of this number
     #[arg(long, value_name = "N", group = "instead", value_parser = clap::value_parser!(u32).range(1..),
           conflicts_with_all = ["checkpoint", "calibration", "adapter_fp32", "save_adapter"])]
     to: Option<u32>,
@@ -58,29 +59,22 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
     if args.versions {
         let all = Versions::list(&args.bundle)?;
-        return print(&if common.json { json_lines(&all) } else { listed(&all) });
+        return if common.json { print_json(&versions_json(&all)) } else { print(&versions_text(&all)) };
     }
-    let mut bar = Bar::new(common.quiet, common.verbose);
+    let mut bar = Bar::new(common);
     if args.rollback || args.to.is_some() {
         let outcome = apply::roll_back(&args.bundle, args.to, &mut bar);
-        drop(bar);
+        let warnings = bar.finish();
         let number = outcome?;
-        return print(&if common.json {
-            format!("{}\n", json!({"bundle": args.bundle.display().to_string(), "version": number}))
-        } else {
-            format!("bundle: {} is version {number} again\n", shown(&args.bundle))
-        });
+        let result = json!({"bundle": args.bundle.display().to_string(), "version": number});
+        let text = || format!("bundle: {} is version {number} again\n", shown(&args.bundle));
+        return common.print_result(&result, &warnings, text);
     }
     let outcome = apply::run(&plan(args, common)?, &mut bar);
-    drop(bar);
-    if common.verbose {
-        tell(common, crate::runtime::take_log());
-    }
+    let warnings = bar.finish();
+    common.note_log();
     let summary = outcome?;
-    if common.json {
-        return print_json(&summary);
-    }
-    print(&rendered(&summary, args.save_adapter.as_deref()))
+    common.print_result(&summary, &warnings, || summary_text(&summary, args.save_adapter.as_deref()))
 }
 
 fn plan(args: &Args, common: &Common) -> Result<Plan> {
@@ -95,37 +89,39 @@ fn plan(args: &Args, common: &Common) -> Result<Plan> {
     })
 }
 
-/// What was applied.
-fn rendered(summary: &Summary, saved: Option<&Path>) -> String {
+/// The result of an application.
+fn summary_text(summary: &Summary, saved: Option<&Path>) -> String {
     let mut text = render::parts(&summary.parts);
-    text.push_str("\nmax error, cosine: against fp32 graphs of the same weights, on the calibration inputs\n");
+    text.push_str("max error, cosine: against fp32 graphs of the same weights, on the calibration inputs\n");
     text += &render::unchecked(&summary.parts);
     if let Some(p) = summary.probabilities {
-        let _ = writeln!(text, "largest difference of a probability that their reduced precision makes: {p:.4}");
+        let _ = writeln!(text, "max probability change from quantization: {}", probability_change(p));
     }
     let _ = writeln!(
         text,
-        "\n{}the other files are those of version {}",
+        "\n{}all other files: unchanged from version {}",
         render::sources(&summary.sources),
         summary.parent
     );
     if let Some(path) = saved {
         let _ = writeln!(text, "for PyTorch: {}", shown(path));
     }
-    let bundle = shown(&summary.bundle);
+    let (id, seconds) = (short(&summary.sha256), duration(summary.seconds));
     let _ = writeln!(
         text,
-        "bundle: {bundle} is version {} now, sha256 {} ({:.1} s)\nback: ba-train apply --rollback --bundle {bundle}",
-        summary.version,
-        short(&summary.sha256),
-        summary.seconds
+        "bundle: {} is now version {}, sha256 {id} ({seconds})",
+        shown(&summary.bundle),
+        summary.version
     );
+    let bundle = quoted(&summary.bundle);
+    let _ = writeln!(text, "undo: ba-train apply --rollback --bundle {bundle}");
+    let _ = writeln!(text, "\nnext: ba-infer scan.nii.gz --bundle {bundle}");
     text
 }
 
 /// The versions as a table.
-fn listed(all: &[Version]) -> String {
-    let head = ["version", "sha256", "precision", "adapter", "max error", "cosine", "weights from"];
+fn versions_text(all: &[Version]) -> String {
+    let head = ["version", "sha256", "format", "adapter", "max error", "cosine", "weights from"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     let mut damaged = String::new();
     for version in all {
@@ -136,24 +132,21 @@ fn listed(all: &[Version]) -> String {
                 let _ = writeln!(damaged, "{e}");
             }
             Ok((manifest, sha256)) => {
-                let adapter = &manifest.parts["adapter"];
-                let (error, cosine) = match &adapter.parity {
-                    Parity::Checked { worst, .. } => (format!("{:.1e}", worst.max_abs), format!("{:.7}", worst.cosine)),
-                    Parity::NotChecked(_) => ("not checked".into(), "-".into()),
-                };
+                let adapter = manifest.part(Part::Adapter);
+                let (error, cosine) = render::parity(&adapter.parity);
                 let from = manifest.sources.iter().filter(|s| s.role == "adapter");
                 let from: Vec<&str> = from.map(|s| s.name.as_str()).collect();
-                let precision = manifest.parts["text"].precision.to_string();
+                let precision = manifest.part(Part::Text).precision.to_string();
                 let from = shown(Path::new(&from.join(", ")));
                 rows.push(vec![number, short(sha256), precision, adapter.precision.to_string(), error, cosine, from]);
             }
         }
     }
-    format!("{}\nmax error, cosine: of the adapter, against fp32\n{damaged}", table(&rows))
+    format!("{}max error, cosine: of the adapter, against fp32\n{damaged}", table(&rows))
 }
 
 /// The versions as one JSON document.
-fn json_lines(all: &[Version]) -> String {
+fn versions_json(all: &[Version]) -> serde_json::Value {
     let row = |version: &Version| {
         let mut row = json!({"version": version.number, "in_use": version.in_use});
         match &version.content {
@@ -167,5 +160,5 @@ fn json_lines(all: &[Version]) -> String {
         }
         row
     };
-    format!("{}\n", json!({"versions": all.iter().map(row).collect::<Vec<_>>()}))
+    json!({"versions": all.iter().map(row).collect::<Vec<_>>()})
 }

@@ -1,79 +1,80 @@
-//! `ba-train eval`.
+//! `ba-train eval`: metrics of a bundle on a cohort.
 
 use std::path::{Path, PathBuf};
 
 use super::report;
 use crate::cli::progress::Bar;
-use crate::cli::{Common, infer, print, tell, telling};
+use crate::cli::text::count;
+use crate::cli::{Common, infer};
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::Options;
 use crate::infer::results::error_json;
 use crate::plot;
-use crate::runtime::{Device, take_log};
+use crate::runtime::Device;
 use crate::train::eval::{self, EvalSplit, Evaluation, Plan};
 
 /// Flags of `ba-train eval`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Cohort: CSV with columns scan and label, and perhaps report, split and subject; paths relative to it
+    /// Cohort: CSV with columns scan and label, and optionally report, split and subject; paths relative to it
     #[arg(long, value_name = "FILE.csv")]
     data: PathBuf,
-    /// Bundle to measure
+    /// Bundle to evaluate
     #[arg(long, default_value = "onnx", value_name = "DIR")]
     bundle: PathBuf,
-    /// Rows to measure: train, validation, test or all [default: test where the list has it, else all]
+    /// Rows to evaluate: train, validation, test or all [default: test if the list has it, else all]
     #[arg(long, value_name = "SPLIT", value_parser = parse_split)]
     split: Option<EvalSplit>,
-    /// Fit a temperature on the validation rows and put it into the bundle: probabilities change, labels do not
+    /// Fit a temperature on the validation rows and write it into the bundle: probabilities change, labels do not
     #[arg(long)]
     fit_temperature: bool,
-    /// Leave reports out: the image-only classifier answers every row, as prepare --mode mri trains it
+    /// Ignore reports: the image-only classifier, which prepare --mode mri trains, answers every row
     #[arg(long)]
     image_only: bool,
-    /// Draws of the bootstrap that gives the 95 % intervals; 0: none
+    /// Number of bootstrap draws for the 95 % intervals; 0: no intervals
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100_000))]
     bootstrap: u32,
-    /// Seed of the draws and of the embedding
+    /// Seed of the bootstrap and of the embedding
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Write reliability.svg and confusion.svg into a folder
     #[arg(long, value_name = "DIR")]
     picture: Option<PathBuf>,
-    /// Write embedding.svg too: what the classifier saw, laid out by t-SNE
+    /// Write embedding.svg too: a t-SNE map of the classifier's inputs
     #[arg(long, requires = "picture")]
     embedding: bool,
-    /// Where to compute: auto, cpu, cuda, tensorrt or tensorrt-rtx
+    /// Device: auto, cpu, cuda, tensorrt or tensorrt-rtx
     #[arg(long, default_value = "auto")]
     device: Device,
-    /// Most memory to use, such as 4G or 1500M [default: what the machine has left]
+    /// Memory limit, such as 4G or 1500M [default: the available memory]
     #[arg(long, value_name = "SIZE", value_parser = infer::parse_size)]
     max_memory: Option<u64>,
-    /// Keep features of scans and reports here: what was computed once is not computed again. Derived from patients' data:
-    /// keep it as private as the scans
+    /// Cache folder for features of scans and reports, which later runs reuse. Features are derived from patient data:
+    /// keep the folder as private as the scans
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
 }
 
-/// What `--json` prints.
+/// What `--json` prints, with the warnings of the run.
 #[derive(serde::Serialize)]
 struct Document<'a> {
     #[serde(flatten)]
     evaluation: &'a Evaluation,
-    /// That rows failed, where some did.
+    /// The error `list.partial`, if rows failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<serde_json::Value>,
 }
 
 fn parse_split(text: &str) -> std::result::Result<EvalSplit, String> {
-    EvalSplit::from_name(text).ok_or_else(|| format!("`{text}` is no split: expected train, validation, test or all"))
+    EvalSplit::from_name(text).ok_or_else(|| format!("unknown split `{text}`: expected train, validation, test or all"))
 }
 
 /// Runs the subcommand. With `--json` there is one document, also when rows failed.
 pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
     if let Some(folder) = &args.picture {
-        // Found out after an hour of work, this would cost the hour.
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot make the folder", e))?;
+        // Created now, not after an hour of work.
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot create the folder", e))?;
     }
     let plan = Plan {
         split: args.split,
@@ -88,39 +89,30 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
             library: common.ort_lib.clone(),
             max_memory: args.max_memory,
             cache: args.cache.clone(),
-            progress: telling(common),
+            progress: common.shared_notes(),
             ..Options::default()
         },
         ..Plan::new(&args.data, &args.bundle)
     };
-    let evaluation = {
-        let mut bar = Bar::new(common.quiet, common.verbose);
-        eval::run(&plan, &mut bar)
-    };
-    if common.verbose {
-        tell(common, take_log());
-    }
-    let evaluation = evaluation?;
+    let mut bar = Bar::new(common);
+    let outcome = eval::run(&plan, &mut bar);
+    let warnings = bar.finish();
+    common.note_log();
+    let evaluation = outcome?;
     let written = args.picture.as_deref().map(|folder| pictures(folder, &evaluation)).transpose()?.unwrap_or_default();
     let partial = partial(&evaluation).map(|e| e.at(&args.data));
-    if common.json {
-        let document = Document { evaluation: &evaluation, error: partial.as_ref().map(error_json) };
-        let document =
-            serde_json::to_string(&document).map_err(|e| Error::new(Code::IO, format!("cannot write JSON: {e}")))?;
-        print(&format!("{document}\n"))?;
-    } else {
-        print(&report::evaluation(&evaluation, &args.bundle, &written))?;
-    }
+    let document = Document { evaluation: &evaluation, error: partial.as_ref().map(error_json) };
+    common.print_result(&document, &warnings, || report::evaluation(&evaluation, &args.bundle, &written))?;
     partial.map_or(Ok(()), Err)
 }
 
 fn partial(evaluation: &Evaluation) -> Option<Error> {
     let failed = evaluation.failures.len();
-    let message = format!("{failed} rows failed; the figures are those of the others");
+    let message = format!("{} failed; the metrics are those of the others", count(failed, "row"));
     (failed > 0).then(|| Error::new(Code::LIST_PARTIAL, message))
 }
 
-/// Writes the pictures; gives their files.
+/// Writes the pictures; returns their files.
 fn pictures(folder: &Path, evaluation: &Evaluation) -> Result<Vec<PathBuf>> {
     let split = &evaluation.split;
     let of = format!("{} rows, split {}", split.answered, split.name);

@@ -1,13 +1,14 @@
-//! `ba-train fit`.
+//! `ba-train fit`: fine-tuning on a cohort.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use crate::bundle::INTENDED_USE;
+use crate::cli::Common;
 use crate::cli::progress::Bar;
-use crate::cli::render::table;
-use crate::cli::{Common, RESEARCH_USE, print, print_json, tell};
+use crate::cli::text::{count, provider, quoted, shown, table};
 use crate::config::AdamW;
 use crate::error::Result;
 use crate::model::Mode;
@@ -17,111 +18,106 @@ use crate::train::fit::{self, Balance, Plan, Schedule, Summary};
 /// Flags of `ba-train fit`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Labelled list: CSV with scan, report, label and perhaps split
+    /// Cohort: CSV with columns scan, report, label and optionally split; paths relative to it
     #[arg(long, value_name = "FILE.csv")]
     data: PathBuf,
-    /// Folder that ba-train prepare wrote
+    /// Training artifacts made by ba-train prepare
     #[arg(long, default_value = "training", value_name = "DIR")]
     artifacts: PathBuf,
-    /// Bundle whose language model encodes the reports (the one that the result is meant for)
+    /// Bundle whose language model encodes the reports; the result is meant for this bundle
     #[arg(long, default_value = "onnx", value_name = "DIR")]
     bundle: PathBuf,
-    /// Where checkpoints, history and pictures go [default: run inside the artifacts]
+    /// Folder for checkpoints, history and pictures [default: run inside the artifacts]
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Most epochs
+    /// Maximum number of epochs
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     epochs: u32,
-    /// Cases at once: what batch norm and the contrastive loss see together
+    /// Batch size, of batch norm and of the contrastive loss
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch: u32,
-    /// Batches whose gradients are averaged for one step
+    /// Number of batches whose gradients are averaged for one step
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     accumulate: u32,
-    /// Largest learning rate; small models with random frozen weights want 1e-3 or more
+    /// Maximum learning rate; small models with random frozen weights need 1e-3 or more
     #[arg(long, default_value_t = 1e-4, value_name = "X")]
     lr: f64,
-    /// How the learning rate goes after its warm-up
+    /// Learning rate schedule after the warm-up
     #[arg(long, default_value = "cosine", value_name = "SHAPE")]
     schedule: Shape,
-    /// Share of all steps over which the learning rate rises
+    /// Share of all steps in which the learning rate warms up
     #[arg(long, default_value_t = 0.05, value_name = "SHARE")]
     warmup: f64,
     /// Weight decay (weights only: no biases, norms or logit_scale)
     #[arg(long, default_value_t = 0.01, value_name = "X")]
     weight_decay: f64,
-    /// Largest norm of all gradients together [default: not limited]
+    /// Maximum global gradient norm [default: no clipping]
     #[arg(long, value_name = "X")]
     clip: Option<f64>,
-    /// Decides the order of cases, and the split of a list that has none
+    /// Seed of the order of cases, and of the split if the list has none
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// End after so many epochs without a better macro-F1 on the validation cases [default: never]
+    /// Stop after N epochs without a better macro-F1 on the validation cases [default: never]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     patience: Option<u32>,
-    /// Train projections and classifier alone, on features that are computed once: epochs take seconds
+    /// Train only projections and classifier, on features that are computed once: epochs take seconds
     #[arg(long)]
     frozen_adapter: bool,
-    /// What is done about classes of different size
+    /// Class balancing
     #[arg(long, default_value = "none", value_name = "HOW")]
     balance: BalanceName,
-    /// What is kept for the way back: less memory, or less time
+    /// Activations kept for the backward pass
     #[arg(long, default_value = "recompute", value_name = "WHICH")]
     activations: ActivationsName,
-    /// Go on with an interrupted training
+    /// Continue an interrupted training
     #[arg(long)]
     resume: bool,
-    /// Most seconds between two writes of the last checkpoint within an epoch
+    /// Maximum seconds between two checkpoints within an epoch
     #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
     save_every: f64,
-    /// Epochs after which the validation cases' embedding is drawn (t-SNE), such as 1,5,20
+    /// Epochs after which the embedding of the validation cases is drawn (t-SNE), such as 1,5,20
     #[arg(long, value_name = "EPOCHS", value_delimiter = ',')]
     embed: Vec<u32>,
-    /// Folder for features of reports and scans [default: cache inside the output]
+    /// Cache folder for features of reports and scans [default: cache inside the output]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Shape {
-    /// Falls to 0 along half a cosine
+    /// Cosine decay to 0
     Cosine,
-    /// Stays
+    /// No decay
     Constant,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum BalanceName {
-    /// Nothing
+    /// No balancing
     None,
-    /// Weights of the classes in the loss
+    /// Class weights in the loss
     Weights,
-    /// Cases of smaller classes are seen several times an epoch
+    /// Oversampling of smaller classes
     Sampling,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ActivationsName {
-    /// Stages are computed again on the way back
+    /// None: stages are recomputed (less memory)
     Recompute,
-    /// Dear results are kept
+    /// Those that are expensive to recompute (less time)
     Save,
 }
 
 /// Runs the subcommand.
 pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
     let plan = plan(args, common);
-    let mut bar = Bar::new(common.quiet, common.verbose);
+    let mut bar = Bar::new(common);
     let outcome = fit::run(&plan, &mut bar);
-    drop(bar);
-    if common.verbose {
-        tell(common, crate::runtime::take_log());
-    }
+    let warnings = bar.finish();
+    common.note_log();
     let summary = outcome?;
-    if common.json {
-        return print_json(&summary);
-    }
-    print(&render(&summary))
+    common.print_result(&summary, &warnings, || render(&summary, args))
 }
 
 fn plan(args: &Args, common: &Common) -> Plan {
@@ -156,7 +152,7 @@ fn plan(args: &Args, common: &Common) -> Plan {
     }
 }
 
-fn render(summary: &Summary) -> String {
+fn render(summary: &Summary, args: &Args) -> String {
     let mut rows = vec![["epoch", "loss", "validation", "accuracy", "macro-F1", ""].map(str::to_owned).to_vec()];
     rows.extend(summary.history.iter().map(|r| {
         let best = if r.epoch == summary.best_epoch { "best" } else { "" };
@@ -166,26 +162,29 @@ fn render(summary: &Summary) -> String {
     }));
     let mut text = table(&rows);
     let [train, validation] = summary.cases;
-    let early = if summary.stopped_early { ", ended early" } else { "" };
+    let early = if summary.stopped_early { ", stopped early" } else { "" };
     let _ = writeln!(
         text,
-        "\nmode {}, {train} training and {validation} validation cases, {} steps on {}{early}",
+        "\nmode {}: {} for training, {} for validation, {} steps on {}{early}",
         summary.mode.name(),
+        count(train, "case"),
+        count(validation, "case"),
         summary.steps,
-        summary.device
+        provider(summary.device)
     );
     let _ = writeln!(
         text,
         "best: epoch {}, macro-F1 {:.3} on the validation cases",
         summary.best_epoch, summary.best_macro_f1
     );
-    let folder = summary.output.display();
-    let _ = writeln!(text, "checkpoints {folder}/best and {folder}/last, for PyTorch {folder}/adapter.safetensors");
+    let folder = shown(&summary.output);
+    let _ = writeln!(text, "checkpoints: {folder}/best, {folder}/last; for PyTorch: {folder}/adapter.safetensors");
     if summary.mode == Mode::Mri {
         let hint =
-            "what was trained answers scans without a report; with reports in the list: ba-train eval --image-only";
+            "the trained classifier is for scans without a report; if the list has reports: ba-train eval --image-only";
         let _ = writeln!(text, "{hint}");
     }
-    let _ = writeln!(text, "{RESEARCH_USE}");
+    let (best, bundle) = (quoted(&summary.output.join("best")), quoted(&args.bundle));
+    let _ = writeln!(text, "\n{INTENDED_USE}\n\nnext: ba-train apply --checkpoint {best} --bundle {bundle}");
     text
 }

@@ -1,13 +1,13 @@
-//! `ba-train prepare`.
+//! `ba-train prepare`: training artifacts of a checkpoint.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use crate::cli::Common;
 use crate::cli::progress::Bar;
-use crate::cli::render::{size, table};
-use crate::cli::{Common, print, print_json};
+use crate::cli::text::{quoted, shown, size, table, thousands};
 use crate::config::AdamW;
 use crate::error::Result;
 use crate::export::Sources;
@@ -18,22 +18,22 @@ use crate::train::prepare::{self, Plan, Summary};
 /// Flags of `ba-train prepare`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Folder of config.json, the adapter and m3d/
+    /// Model folder: config.json, the adapter and m3d/
     #[arg(long, env = "BA_MODEL", default_value = "checkpoints", value_name = "DIR")]
     model: PathBuf,
     /// What is trained
     #[arg(long, default_value = "tlp", value_name = "MODE")]
     mode: ModeName,
-    /// Folder that the artifacts become; old artifacts there are replaced
+    /// The artifacts' folder; old artifacts there are replaced
     #[arg(short, long, default_value = "training", value_name = "DIR")]
     output: PathBuf,
-    /// What batch norms normalise by in training: the batch's statistics, or the stored ones
+    /// Statistics that batch norms use in training
     #[arg(long, default_value = "batch", value_name = "WHICH")]
     norm_statistics: StatisticsName,
     /// Model configuration, instead of the folder's
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Adapter and heads to begin with, instead of the folder's
+    /// Initial adapter and heads, instead of the folder's
     #[arg(long, value_name = "FILE")]
     adapter: Option<PathBuf>,
     /// Vision transformer, instead of the folder's
@@ -45,7 +45,7 @@ pub(super) struct Args {
 enum ModeName {
     /// Adapter, both projections, classifier and logit_scale
     Tlp,
-    /// Adapter and classifier; the projections stay as they are
+    /// Adapter and classifier; the projections stay frozen
     Fpm,
     /// Adapter, vision projection and image-only classifier; no reports
     Mri,
@@ -53,9 +53,9 @@ enum ModeName {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum StatisticsName {
-    /// The batch's, as PyTorch's train()
+    /// Those of the batch, as PyTorch's train()
     Batch,
-    /// The stored ones, as PyTorch's eval()
+    /// The stored running statistics, as PyTorch's eval()
     Running,
 }
 
@@ -84,21 +84,19 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
         adamw: AdamW::default(),
         output: args.output.clone(),
     };
-    let mut bar = Bar::new(common.quiet, common.verbose);
+    let mut bar = Bar::new(common);
     let outcome = prepare::run(&plan, &mut bar);
-    drop(bar);
+    let warnings = bar.finish();
     let summary = outcome?;
-    if common.json {
-        return print_json(&summary);
-    }
-    print(&render(&summary))
+    common.print_result(&summary, &warnings, || render(&summary))
 }
 
 fn render(summary: &Summary) -> String {
     let mut text = String::new();
     let Summary { mode, trained, fixed, frozen, output, .. } = summary;
-    let _ = writeln!(text, "mode {}: {trained} numbers are trained, {fixed} of adapter and heads are not", mode.name());
-    let _ = writeln!(text, "frozen vision transformer: {frozen} weights\n");
+    let [trained, fixed, frozen] = [trained, fixed, frozen].map(|n| thousands(*n));
+    let _ = writeln!(text, "mode {}: {trained} trainable parameters, {fixed} frozen", mode.name());
+    let _ = writeln!(text, "vision transformer: {frozen} parameters, frozen\n");
     let mut rows = vec![vec!["file".to_owned(), "size".to_owned()]];
     rows.extend(summary.files.iter().map(|f| vec![f.name.clone(), size(f.bytes)]));
     text += &table(&rows);
@@ -107,8 +105,9 @@ fn render(summary: &Summary) -> String {
     }
     let _ = writeln!(
         text,
-        "\noptimizer_model.onnx decays nothing (its form has one decay for all); ba-train fit decays weights alone"
+        "\nnote: optimizer_model.onnx has weight decay 0; `ba-train fit` applies weight decay to weights only"
     );
-    let _ = writeln!(text, "training artifacts in {}", output.display());
+    let _ = writeln!(text, "training artifacts: {}", shown(output));
+    let _ = writeln!(text, "\nnext: ba-train fit --data cohort.csv --artifacts {}", quoted(output));
     text
 }

@@ -1,45 +1,46 @@
-//! An evaluation as a person reads it.
+//! An evaluation as text for people.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use crate::cli::RESEARCH_USE;
-use crate::cli::render::{shown, table};
+use crate::bundle::INTENDED_USE;
+use crate::cli::text::{count, precision, provider, short, shown, table};
 use crate::metrics::Interval;
 use crate::metrics::temperature::{Fit, Outcome};
 use crate::train::eval::Evaluation;
 
-/// The report. `written` are the pictures' files.
+/// The text of an evaluation. `written` are the pictures' files.
 pub(super) fn evaluation(e: &Evaluation, bundle: &Path, written: &[PathBuf]) -> String {
     let mut text = String::new();
     let (split, id) = (&e.split, &e.bundle);
-    let short: String = id.sha256.chars().take(12).collect();
     let _ = writeln!(text, "data        {}", shown(Path::new(&e.data)));
     let _ = writeln!(text, "split       {} ({})", split.name, split.why);
     let _ = write!(text, "answered    {} of {} rows, {} subjects", split.answered, split.rows, split.subjects);
     if split.without_report > 0 {
         let _ = write!(text, "; {} without a report, by the image-only classifier", split.without_report);
     }
-    let _ = writeln!(text, "\nbundle      {}, {}, {short}, on {}", shown(bundle), id.precision, e.device);
+    let (format, id, device) = (precision(&id.precision), short(&id.sha256), provider(&e.device));
+    let _ = writeln!(text, "\nbundle      {}, {format}, {id}, on {device}", shown(bundle));
     text += &temperatures(e);
-    let _ = writeln!(text, "\n{}", figures(e));
+    let _ = writeln!(text, "\n{}", metrics(e));
     text += &classes(e);
     let _ = writeln!(text, "\n{}", confusion(e));
     let intervals = &e.intervals;
     if intervals.draws > 0 {
         let _ = writeln!(
             text,
-            "95 %: percentiles of {} draws of subjects within their class, seed {}",
-            intervals.draws, intervals.seed
+            "95 % intervals: percentiles of {}, resampling subjects within their class, seed {}",
+            count(intervals.draws as usize, "bootstrap draw"),
+            intervals.seed
         );
     }
     for (label, class) in e.labels.iter().zip(&e.scores.classes).filter(|(_, c)| !c.undefined.is_empty()) {
-        let _ = writeln!(text, "{label}: {} has no denominator and counts as 0", class.undefined.join(", "));
+        let _ = writeln!(text, "{label}: {} undefined (no denominator), counted as 0", class.undefined.join(", "));
     }
     for path in written {
         let _ = writeln!(text, "picture: {}", shown(path));
     }
-    let _ = writeln!(text, "\n{RESEARCH_USE}");
+    let _ = writeln!(text, "\n{INTENDED_USE}");
     text
 }
 
@@ -55,8 +56,7 @@ fn temperatures(e: &Evaluation) -> String {
         let _ = writeln!(text, "temperature {temperature:.3} {with}: {from}");
     }
     if let Some(fitted) = fits {
-        let short: String = fitted.bundle_sha256.chars().take(12).collect();
-        let _ = writeln!(text, "            now in the bundle, which is {short} from here on");
+        let _ = writeln!(text, "            written into the bundle, whose ID is now {}", short(&fitted.bundle_sha256));
     }
     text
 }
@@ -64,12 +64,17 @@ fn temperatures(e: &Evaluation) -> String {
 fn fitted(fit: &Fit) -> String {
     let why = match fit.outcome {
         Outcome::Minimum => "",
-        Outcome::LowerEnd => "; the least that is allowed",
-        Outcome::UpperEnd => "; the most that is allowed: logits say hardly more than chance",
-        Outcome::AllRight => "; all of them are right, which fits any temperature: left at 1",
+        Outcome::LowerEnd => "; the minimum allowed",
+        Outcome::UpperEnd => "; the maximum allowed: the logits are hardly better than chance",
+        Outcome::AllRight => "; all are correct, which fits any temperature: left at 1",
         Outcome::NoAnswers => "; there are none",
     };
-    format!("fitted on {} validation rows (NLL {:.3} to {:.3}{why})", fit.answers, fit.nll_before, fit.nll_after)
+    format!(
+        "fitted on {} (NLL {:.3} to {:.3}{why})",
+        count(fit.answers, "validation row"),
+        fit.nll_before,
+        fit.nll_after
+    )
 }
 
 fn value(value: f64, interval: Option<Interval>) -> String {
@@ -79,7 +84,7 @@ fn value(value: f64, interval: Option<Interval>) -> String {
     }
 }
 
-fn figures(e: &Evaluation) -> String {
+fn metrics(e: &Evaluation) -> String {
     let (s, i, r) = (&e.scores, &e.intervals, &e.scores.reliability);
     let before = e.uncalibrated.as_ref();
     let row = |name: &str, now: Option<f64>, interval, before: Option<f64>| {
@@ -89,7 +94,7 @@ fn figures(e: &Evaluation) -> String {
     let title = if i.draws > 0 { "value [95 %]" } else { "value" };
     let second = if before.is_some() { "without temperature" } else { "" };
     table(&[
-        vec!["figure".to_owned(), title.to_owned(), second.to_owned()],
+        vec!["metric".to_owned(), title.to_owned(), second.to_owned()],
         row("accuracy", Some(s.accuracy), i.accuracy, None),
         row("balanced accuracy", Some(s.balanced_accuracy), i.balanced_accuracy, None),
         row("macro-F1", Some(s.macro_f1), i.macro_f1, None),
@@ -117,7 +122,7 @@ fn classes(e: &Evaluation) -> String {
 }
 
 fn confusion(e: &Evaluation) -> String {
-    let mut rows = vec![std::iter::once("true \\ answer".to_owned()).chain(e.labels.iter().cloned()).collect()];
+    let mut rows = vec![std::iter::once("true \\ predicted".to_owned()).chain(e.labels.iter().cloned()).collect()];
     for (label, counts) in e.labels.iter().zip(&e.confusion.counts) {
         rows.push(std::iter::once(label.clone()).chain(counts.iter().map(u64::to_string)).collect::<Vec<String>>());
     }

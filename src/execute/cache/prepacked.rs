@@ -73,8 +73,8 @@ impl Prepacked {
         std::thread::sleep(SETTLING);
         let graph = folder.join(name);
         let files = [graph.clone(), graph.with_extension("onnx.data")];
-        let candidates = files.iter().map(|path| VerifiedCache::candidate(path, &record(path))).collect();
-        VerifiedCache::load(&self.cache, &key).remember(candidates)?;
+        let candidates = files.iter().map(|path| VerifiedCache::pending(path, &record(path))).collect();
+        VerifiedCache::load(&self.cache, &key).record(candidates)?;
         Ok(graph)
     }
 

@@ -1,4 +1,4 @@
-//! What float32 gives on the calibration inputs: what everything else is held against.
+//! The float32 results on the calibration inputs: the reference of every comparison.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::export::{CalibrationInput, inputs};
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 
-/// A scan: its float32 results. The volume itself is read again when it is needed: 67 MB a scan.
+/// A scan and its float32 results. The volume itself is read again when it is needed: it has 67 MB.
 pub(in crate::export) struct ScanReference {
     pub name: String,
     pub path: PathBuf,
@@ -27,7 +27,7 @@ pub(in crate::export) struct ReportReference {
     pub text: Arc<Tensor>,
 }
 
-/// All of them.
+/// The float32 results of all calibration inputs.
 #[derive(Default)]
 pub(in crate::export) struct References {
     pub scans: Vec<ScanReference>,
@@ -35,25 +35,25 @@ pub(in crate::export) struct References {
 }
 
 impl References {
-    /// How many scans and reports have a role that `has`.
+    /// How many scans and reports have a role for which `has` is true.
     pub fn count(&self, has: fn(Role) -> bool) -> (usize, usize) {
         let scans = self.scans.iter().filter(|s| has(s.role)).count();
         (scans, self.reports.iter().filter(|r| has(r.role)).count())
     }
 
-    /// Held-out scans and reports that are judged together: those of one input, or the first of each, where no held-out
-    /// input has both.
+    /// Held-out scans and reports (by index) that the heads are evaluated on together: those of one input, or the first
+    /// of each where no held-out input has both.
     pub fn pairs(&self) -> Vec<(usize, usize)> {
-        let judged = |role: Role| role.judges();
-        let scans = || self.scans.iter().enumerate().filter(|(_, s)| judged(s.role));
-        let reports = || self.reports.iter().enumerate().filter(|(_, r)| judged(r.role));
+        let held_out = |role: Role| role.evaluates();
+        let scans = || self.scans.iter().enumerate().filter(|(_, s)| held_out(s.role));
+        let reports = || self.reports.iter().enumerate().filter(|(_, r)| held_out(r.role));
         let same: Vec<(usize, usize)> =
             scans().filter_map(|(i, s)| reports().find(|(_, r)| r.name == s.name).map(|(j, _)| (i, j))).collect();
         if same.is_empty() { scans().map(|(i, _)| i).zip(reports().map(|(j, _)| j)).collect() } else { same }
     }
 }
 
-/// In place of a result that is not there yet.
+/// A placeholder for a result that is not there yet.
 pub(super) fn empty() -> Arc<Tensor> {
     Arc::new(Tensor::F32(ndarray::ArrayD::zeros(vec![0])))
 }

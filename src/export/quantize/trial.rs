@@ -1,11 +1,11 @@
-//! Linear layers alone, as they would compute under a scheme, on tokens that were seen.
+//! Linear layers on their own under a candidate scheme, on sampled tokens.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::calibrate::{Feed, Fidelity, Group, Runner, Sample, fidelity};
+use crate::calibrate::{Feed, Fidelity, LinearGroup, Runner, Sample, fidelity};
 use crate::error::{Code, Error, Result};
 use crate::export::numeric_format::NumericFormat;
 use crate::graph::{Builder, Dim, Graph};
@@ -16,17 +16,17 @@ use crate::tensor::{DType, LazyTensor, Tensor};
 /// The layers that read one activation.
 pub(super) struct Trial<'a> {
     pub graph: &'a Graph,
-    pub group: &'a Group,
-    /// How much each input's weights matter.
+    pub group: &'a LinearGroup,
+    /// How much an error in each input's weights matters, `[k]`.
     pub importance: &'a Arc<[f32]>,
-    /// The largest magnitude of each of the activation's columns.
-    pub largest: &'a [f32],
+    /// The largest magnitude of each of the activation's channels, `[k]`.
+    pub max_abs: &'a [f32],
     pub form: NumericFormat,
     pub runner: &'a Runner<'a>,
 }
 
 impl Trial<'_> {
-    /// How close the layers come to float32 under these schemes, a layer each.
+    /// How close the layers are to float32 under these schemes, one per layer.
     pub fn run(&self, schemes: &[Scheme], factors: Option<&[f32]>, sample: &Sample) -> Result<Vec<Fidelity>> {
         if schemes.iter().all(|s| *s == Scheme::Fp32) && factors.is_none() {
             return Ok(vec![Fidelity::EXACT; schemes.len()]);
@@ -38,8 +38,8 @@ impl Trial<'_> {
         results.iter().zip(&sample.y).map(|(found, expected)| compare(found, &expected.view())).collect()
     }
 
-    /// Seconds that the layers take on the sample, one after the other: the best of a few runs each. Together they would lie
-    /// in memory as they were written, widened and packed: more than a whole export needs else.
+    /// Seconds that the layers take on the sample, one after the other: the best of a few runs each. Loaded together
+    /// they would be in memory as written, cast and prepacked: more than the rest of an export needs.
     pub fn seconds(&self, schemes: &[Scheme], factors: Option<&[f32]>, sample: &Sample) -> Result<f64> {
         const RUNS: usize = 4;
         let feed = feed(sample)?;
@@ -67,39 +67,39 @@ impl Trial<'_> {
             let inverse = g.weight("inverse", LazyTensor::from_f32(&[k], &inverse));
             x = g.mul(x, inverse)?;
         }
-        let mut plan = Plan { whole_activations: self.form.halves(), ..Plan::default() };
-        let range = range(self.largest, factors);
+        let mut plan = Plan { whole_activations: self.form.uses_fp16(), ..Plan::default() };
+        let max_abs = max_abs(self.max_abs, factors);
         for i in which {
             let (linear, scheme) = (&self.group.linears[i], &schemes[i]);
             let init = self.graph.value(linear.weight).init.as_ref();
-            let init = init.ok_or_else(|| Error::new(Code::GRAPH_INVALID, "a linear layer has no weight"))?;
+            let init = init.ok_or_else(|| Error::internal(format!("the layer `{}` has no weight", linear.name)))?;
             let init = factors.map_or_else(|| init.clone(), |f| init.scaled_rows(&Arc::from(f)));
             let w = g.weight(&format!("{}.weight.T", linear.name), init);
             let y = g.scope(&linear.name, |g| g.matmul(x, w))?;
             g.output(&output(i), y)?;
             plan.schemes.insert(linear.name.clone(), *scheme);
             plan.importance.insert(linear.name.clone(), smoothed_importance(self.importance, factors));
-            plan.ranges.insert(linear.name.clone(), range);
+            plan.max_abs.insert(linear.name.clone(), max_abs);
         }
         let graph = quantize(&g.finish()?, &plan)?;
-        if !self.form.halves() {
+        if !self.form.uses_fp16() {
             return Ok(graph);
         }
-        let single = self.group.linears.iter().zip(schemes).filter(|(_, s)| **s == Scheme::Fp32);
-        let keep: BTreeSet<String> = single.map(|(l, _)| format!("{}.MatMul", l.name)).collect();
+        let fp32 = self.group.linears.iter().zip(schemes).filter(|(_, s)| **s == Scheme::Fp32);
+        let keep: BTreeSet<String> = fp32.map(|(l, _)| format!("{}.MatMul", l.name)).collect();
         to_fp16(&graph, &keep)
     }
 }
 
-/// The largest magnitude of an activation whose columns are divided by `factors`.
-pub(super) fn range(largest: &[f32], factors: Option<&[f32]>) -> f32 {
+/// The largest magnitude of an activation whose channels, with these largest magnitudes, are divided by `factors`.
+pub(super) fn max_abs(channels: &[f32], factors: Option<&[f32]>) -> f32 {
     match factors {
-        Some(factors) => largest.iter().zip(factors).map(|(l, f)| l / f).fold(0.0, f32::max),
-        None => largest.iter().copied().fold(0.0, f32::max),
+        Some(factors) => channels.iter().zip(factors).map(|(l, f)| l / f).fold(0.0, f32::max),
+        None => channels.iter().copied().fold(0.0, f32::max),
     }
 }
 
-/// What `importance` is for the weights of a smoothed activation: its columns are smaller by their factors.
+/// `importance` for the weights of a smoothed activation: its channels are smaller by their factors.
 pub(super) fn smoothed_importance(importance: &Arc<[f32]>, factors: Option<&[f32]>) -> Arc<[f32]> {
     match factors {
         Some(factors) => importance.iter().zip(factors).map(|(i, f)| i / (f * f)).collect(),
@@ -121,9 +121,9 @@ fn feed(sample: &Sample) -> Result<Feed> {
 
 fn compare(found: &Tensor, expected: &ndarray::ArrayView2<'_, f32>) -> Result<Fidelity> {
     let Tensor::F32(found) = found else {
-        return Err(Error::new(Code::RUNTIME_RUN, "a linear layer's result is no float32 tensor"));
+        return Err(Error::internal("a linear layer's result is not a float32 tensor"));
     };
     let found = found.view().into_dimensionality::<ndarray::Ix2>();
-    let found = found.map_err(|e| Error::new(Code::RUNTIME_RUN, format!("a linear layer's result: {e}")))?;
+    let found = found.map_err(|e| Error::internal(format!("a linear layer's result: {e}")))?;
     Ok(fidelity(&found, expected))
 }

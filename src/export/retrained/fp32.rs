@@ -1,33 +1,31 @@
-//! In float32: against the plain forms of both graphs.
+//! In float32: both graphs are compared with their plain forms.
 
 use std::path::Path;
 
-use super::{Bundled, Features, Retrained};
+use super::{Bundled, Features, Fp32Graphs, Retrained};
 use crate::bundle::Precision;
 use crate::error::Result;
-use crate::export::gate::one;
+use crate::export::gate::only;
 use crate::export::inputs;
 use crate::export::parity::{Checker, feeds};
-use crate::export::quantize::{ADAPTER, HEADS};
 use crate::export::stage::Format;
-use crate::graph::Graph;
 use crate::model::{self, Part};
 use crate::progress::Progress;
 use crate::runtime::Runtime;
 use crate::tensor::Tensor;
 
 impl Bundled<'_> {
-    /// In float32: against the plain forms of both graphs.
-    pub(super) fn single(
+    /// Writes both graphs in float32 and compares them with their plain forms.
+    pub(super) fn fp32(
         &self,
-        graphs: &[Graph; 2],
+        graphs: &Fp32Graphs,
         features: &mut Features<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Retrained> {
         let (mut parts, mut files) = (Vec::new(), Vec::new());
-        for (graph, part) in graphs.iter().zip([ADAPTER, HEADS]) {
+        for (graph, part) in [(&graphs.adapter, Part::Adapter), (&graphs.heads, Part::Heads)] {
             let format = Format { precision: Precision::Fp32, parameters: graph.parameters() };
-            let (summary, written) = self.writes(graph, part, format, progress)?;
+            let (summary, written) = self.write(graph, part, format, progress)?;
             parts.push(summary);
             files.extend(written);
         }
@@ -45,7 +43,7 @@ impl Bundled<'_> {
             for ((input, _), map) in scans.iter().zip(feeds("adapter", maps)) {
                 let Some(report) = &input.report else { continue };
                 let map: Vec<(&str, &Tensor)> = map.iter().map(|(n, t)| (*n, t)).collect();
-                let vision = one(features(Part::Vision, &map, &["vision"])?);
+                let vision = only(features(Part::Vision, &map, &["vision"])?);
                 both.push(vec![("vision", vision), ("text", self.text(report, features)?.1)]);
             }
             checker.part(

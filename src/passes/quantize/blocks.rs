@@ -1,16 +1,16 @@
-//! Rows of weights in blocks: a scale, and for 4 bits a zero point, for every few inputs.
+//! Block-wise quantization of a row of weights: one scale, and for 4 bits one zero point, per block of inputs.
 
 use multiversion::multiversion;
 
-use super::weights::{SHIFT, largest, round};
+use super::rounding::{SHIFT, max_abs, round};
 
-/// A row in blocks, laid out as `com.microsoft.MatMulNBits` reads it.
+/// A quantized row, laid out as `com.microsoft.MatMulNBits` reads it.
 pub(super) struct Blocked {
-    /// The integers, padded to whole blocks with zeros; two a byte for 4 bits, the first in the low half.
+    /// The integers, padded to whole blocks with zeros; two per byte for 4 bits, the first in the low half.
     pub integers: Vec<u8>,
-    /// A scale a block.
+    /// One scale per block.
     pub scales: Vec<f32>,
-    /// For 4 bits the integer that stands for 0, two blocks a byte.
+    /// For 4 bits the integer that stands for 0, two blocks per byte.
     pub zero_points: Vec<u8>,
 }
 
@@ -18,9 +18,9 @@ pub(super) struct Blocked {
 pub(super) fn eight_bits(row: &[f32], block: usize) -> Blocked {
     let mut out = Blocked { integers: Vec::new(), scales: Vec::new(), zero_points: Vec::new() };
     for values in row.chunks(block) {
-        let largest = largest(values);
-        let inverse = Some(127.0 / largest).filter(|i| i.is_finite()).unwrap_or(0.0);
-        out.scales.push(if inverse == 0.0 { 0.0 } else { largest / 127.0 });
+        let max_abs = max_abs(values);
+        let inverse = Some(127.0 / max_abs).filter(|i| i.is_finite()).unwrap_or(0.0);
+        out.scales.push(if inverse == 0.0 { 0.0 } else { max_abs / 127.0 });
         out.integers.extend(values.iter().map(|w| (round(w * inverse).clamp(-127.0, 127.0) + 128.0) as u8));
         out.integers.extend(std::iter::repeat_n(128, block - values.len()));
     }
@@ -29,8 +29,8 @@ pub(super) fn eight_bits(row: &[f32], block: usize) -> Blocked {
 
 /// 4 bits, with the scale and zero point of the least weighted error.
 ///
-/// Compiled for wider vectors too: a search takes most of the time of an export. The arithmetic and its order are the same
-/// everywhere, and the compiler fuses no multiplication with an addition: so are the bits.
+/// Compiled for wider vectors too: the search takes most of the time of an export. The arithmetic and its order are the
+/// same everywhere, and the compiler fuses no multiplication with an addition, so the bits are the same too.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub(super) fn four_bits(row: &[f32], block: usize, importance: Option<&[f32]>) -> Blocked {
     let blocks = row.len().div_ceil(block);
@@ -60,11 +60,11 @@ pub(super) fn four_bits(row: &[f32], block: usize, importance: Option<&[f32]>) -
 /// How many ranges are tried at once: a vector of AVX-512, two of AVX2, four of SSE2.
 const LANES: usize = 16;
 
-/// Something of each range.
+/// One number for each range that is tried.
 type Lanes = [f32; LANES];
 
-/// Shares of the block's range that the 16 levels are tried to span: cutting the outermost value off may serve the rest. The
-/// last fills what is left of the lanes.
+/// Fractions of the block's range that the 16 levels may span: clipping the outermost value may serve the rest. The
+/// last one pads the lanes.
 const SHARES: Lanes = [0.66, 0.69, 0.72, 0.75, 0.78, 0.81, 0.84, 0.87, 0.9, 0.93, 0.96, 0.98, 1.0, 1.03, 1.03, 1.03];
 
 /// `w ≈ (q - zero) · scale`, q in 0..=15.
@@ -75,10 +75,10 @@ struct Fit {
     inverse: f32,
 }
 
-// Everything below is inlined into each version of `four_bits`: what is called is compiled for the oldest processor.
+// Everything below is inlined into each version of `four_bits`: what is called is compiled for the oldest CPU.
 impl Fit {
-    /// The best of a search over ranges, each refined once by least squares. `values` are left relative to their range, and
-    /// so is the fit's inverse: squares of tiny weights would all be 0.
+    /// The best of a search over ranges, each refined once by least squares. `values` are left relative to their range,
+    /// and so is the fit's inverse: squares of tiny weights would all be 0.
     #[inline(always)]
     fn best(values: &mut [f32], weights: &[f32]) -> Self {
         let (low, high) = values.iter().fold((0f32, 0f32), |(l, h), &w| (l.min(w), h.max(w)));
@@ -97,7 +97,7 @@ impl Fit {
         let first = Fits::new(SHARES.map(|share| (high - low) * share / 15.0), |scale| {
             round(7.5 - (high + low) / 2.0 / scale).clamp(0.0, 15.0)
         });
-        let sums = first.judge(values, weights);
+        let sums = first.evaluate(values, weights);
         let refined =
             std::array::from_fn(
                 |l| {
@@ -105,7 +105,7 @@ impl Fit {
                 },
             );
         let second = Fits { scale: refined, inverse: refined.map(|scale| 1.0 / scale), ..first };
-        let errors = [sums.error, second.judge(values, weights).error];
+        let errors = [sums.error, second.evaluate(values, weights).error];
         let (mut best, mut least) = (Self { scale: 0.0, zero: 8.0, inverse: 0.0 }, f32::INFINITY);
         for l in 0..LANES {
             for (fits, error) in [&first, &second].into_iter().zip(&errors) {
@@ -131,7 +131,8 @@ struct Fits {
     inverse: Lanes,
 }
 
-/// What [`Fits::judge`] finds: the weighted squared error; `product / square` is the scale that the integers would suit best.
+/// What [`Fits::evaluate`] finds: the weighted squared error; `product / square` is the scale that the integers would
+/// suit best.
 struct Sums {
     error: Lanes,
     product: Lanes,
@@ -148,10 +149,10 @@ impl Fits {
         Self { scale, zero: scale.map(zero), inverse: scale.map(|scale| 1.0 / scale) }
     }
 
-    /// Judges all fits. Every eighth value is summed up by itself, and these eight sums one after the other: less is
+    /// Evaluates all fits. Every eighth value is summed up by itself, and these eight sums one after the other: less is
     /// rounded off than in one long sum.
     #[inline(always)]
-    fn judge(&self, values: &[f32], weights: &[f32]) -> Sums {
+    fn evaluate(&self, values: &[f32], weights: &[f32]) -> Sums {
         let mut total = Sums::ZERO;
         for first in 0..8 {
             let mut sums = Sums::ZERO;

@@ -1,6 +1,6 @@
 //! Schemes as operators.
 //!
-//! int8 with one scale a token, once an activation and then once a layer:
+//! int8 with per-token scales; the first two lines once per activation, the last one per layer:
 //!
 //! ```text
 //! s = max(max(x) / (255 - zero), -min(x) / zero, tiny)
@@ -12,8 +12,8 @@
 //! standard operators, `Cast(MatMulInteger(q, W, zero)) · w_scale`, gives the same numbers and was measured to take 2 %
 //! (LLaMA) to 4 % (ViT) longer: ONNX Runtime fuses it only where one scale serves all tokens.
 //!
-//! int8 with one scale for all tokens, as TensorRT wants it: symmetric, in standard operators, which it makes a product of
-//! bytes of by itself:
+//! int8 with one static scale per tensor, for TensorRT: symmetric quantize-dequantize pairs in standard operators,
+//! which TensorRT fuses into an integer product:
 //!
 //! ```text
 //! y = MatMul(DequantizeLinear(QuantizeLinear(x, s, 0), s, 0), DequantizeLinear(W, w_scale, 0, axis 1))
@@ -22,26 +22,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::super::linears::Linear;
 use super::weights::{Scales, in_blocks, per_channel};
 use super::{Plan, Scheme};
 use crate::error::{Code, Error, Result};
 use crate::graph::{Builder, Graph, Node, Op, Rewrite, ValueId};
+use crate::passes::Linear;
 use crate::tensor::{DType, LazyTensor};
 
-/// An activation as bytes, and the scale of each token.
+/// An activation that is quantized per token: uint8 values, and the scale of each token.
 #[derive(Clone, Copy)]
-pub(super) struct Integers {
+struct PerToken {
     bytes: ValueId,
     scale: ValueId,
     zero: ValueId,
-}
-
-/// What layers that read the same activation share: its integers, and its rounded values by the bits of their scale.
-#[derive(Default)]
-pub(super) struct Shared {
-    integers: BTreeMap<(ValueId, u8), Integers>,
-    rounded: BTreeMap<(ValueId, u32), ValueId>,
 }
 
 /// Keeps the scale of a token of zeros from dividing by zero.
@@ -50,93 +43,123 @@ const LEAST_SCALE: f32 = 1e-30;
 /// `MatMulNBits` with 8-bit activations: the only level whose kernels are fast.
 const ACCURACY_LEVEL: i64 = 4;
 
-/// The layer's result under `scheme`.
-pub(super) fn linear(
-    new: &mut Rewrite<'_>,
-    graph: &Graph,
-    linear: &Linear,
-    scheme: Scheme,
-    plan: &Plan,
-    shared: &mut Shared,
-) -> Result<ValueId> {
-    let x = new.value(linear.input)?;
-    let name = linear.name.as_str();
-    let Some(weight) = &graph.value(linear.weight).init else { return new.value(linear.output) };
-    match scheme {
-        Scheme::Int8 { zero_point } => {
-            let input = match shared.integers.get(&(linear.input, zero_point)) {
-                Some(done) => *done,
-                None => {
-                    let made = activation(&mut new.builder, x, &format!("{name}.input"), zero_point)?;
-                    shared.integers.insert((linear.input, zero_point), made);
-                    made
-                }
-            };
-            let [w, scale] = per_channel(&weight.transposed(), Scales::Single);
-            let w = new.builder.weight(&format!("{name}.weight.int8"), w);
-            let scale = new.builder.weight(&format!("{name}.weight.scale"), scale);
-            new.builder.scope(name, |g| {
-                let one = g.scalar(1.0);
-                let operands = [input.bytes, w, one, scale, input.zero].map(Some);
-                let y = g.node(Op::microsoft("MatMulIntegerToFloat"), &operands)?;
-                g.mul(y, input.scale)
-            })
-        }
-        Scheme::Blocks { bits, block } => {
-            let op = Op::microsoft("MatMulNBits")
-                .int("K", linear.k as i64)
-                .int("N", linear.n as i64)
-                .int("bits", bits.into())
-                .int("block_size", block.into())
-                .int("accuracy_level", if plan.whole_activations { 0 } else { ACCURACY_LEVEL });
-            let tensors = in_blocks(&weight.transposed(), bits, block.into(), plan.importance.get(name));
-            let mut operands = vec![Some(x)];
-            for (tensor, part) in tensors.into_iter().zip(["blocks", "scale", "zero"]) {
-                operands.push(Some(new.builder.weight(&format!("{name}.weight.{part}"), tensor)));
+/// Emits the layers of one graph. Layers that read the same activation share its quantized form.
+pub(super) struct Emitter<'a> {
+    /// The new graph.
+    pub new: Rewrite<'a>,
+    graph: &'a Graph,
+    plan: &'a Plan,
+    /// Activations quantized per token, by their zero point.
+    per_token: BTreeMap<(ValueId, u8), PerToken>,
+    /// Activations behind a quantize-dequantize pair, by the bits of their scale.
+    per_tensor: BTreeMap<(ValueId, u32), ValueId>,
+}
+
+impl<'a> Emitter<'a> {
+    pub(super) fn new(graph: &'a Graph, plan: &'a Plan) -> Self {
+        let new = Rewrite::new(graph);
+        Self { new, graph, plan, per_token: BTreeMap::new(), per_tensor: BTreeMap::new() }
+    }
+
+    /// The layer's result under `scheme`.
+    pub(super) fn linear(&mut self, linear: &Linear, scheme: Scheme) -> Result<ValueId> {
+        let Some(weight) = &self.graph.value(linear.weight).init else { return self.new.value(linear.output) };
+        match scheme {
+            Scheme::Int8 { zero_point } => self.dynamic_int8(linear, weight, zero_point),
+            Scheme::Blocks { bits, block } => self.blocks(linear, weight, bits, block),
+            Scheme::Fp16Weight => self.fp16_weight(linear, weight),
+            Scheme::Int8Tensor => self.static_int8(linear, weight),
+            Scheme::Fp32 | Scheme::Fp16 | Scheme::Int8Static => {
+                let (x, w) = (self.new.value(linear.input)?, self.new.value(linear.weight)?);
+                self.new.builder.scope(&linear.name, |g| g.matmul(x, w))
             }
-            new.builder.scope(name, |g| g.node(op, &operands))
         }
-        Scheme::Fp16Weight => {
-            let w = new.builder.weight(&format!("{name}.weight.fp16"), weight.cast(DType::F16).checked_finite(name));
-            new.builder.scope(name, |g| {
-                let w = g.cast(w, DType::F32)?;
-                g.matmul(x, w)
-            })
+    }
+
+    /// An integer product; the activation is quantized per token at run time.
+    fn dynamic_int8(&mut self, linear: &Linear, weight: &LazyTensor, zero_point: u8) -> Result<ValueId> {
+        let (x, name) = (self.new.value(linear.input)?, linear.name.as_str());
+        let input = match self.per_token.get(&(linear.input, zero_point)) {
+            Some(done) => *done,
+            None => {
+                let made = quantize_per_token(&mut self.new.builder, x, &format!("{name}.input"), zero_point)?;
+                self.per_token.insert((linear.input, zero_point), made);
+                made
+            }
+        };
+        let [w, scale] = self.int8_weight(name, weight, Scales::Fp32);
+        self.new.builder.scope(name, |g| {
+            let one = g.scalar(1.0);
+            let operands = [input.bytes, w, one, scale, input.zero].map(Some);
+            let y = g.node(Op::microsoft("MatMulIntegerToFloat"), &operands)?;
+            g.mul(y, input.scale)
+        })
+    }
+
+    /// Weights in blocks.
+    fn blocks(&mut self, linear: &Linear, weight: &LazyTensor, bits: u8, block: u16) -> Result<ValueId> {
+        let (x, name) = (self.new.value(linear.input)?, linear.name.as_str());
+        let op = Op::microsoft("MatMulNBits")
+            .int("K", linear.k as i64)
+            .int("N", linear.n as i64)
+            .int("bits", bits.into())
+            .int("block_size", block.into())
+            .int("accuracy_level", if self.plan.whole_activations { 0 } else { ACCURACY_LEVEL });
+        let tensors = in_blocks(&weight.transposed(), bits, block.into(), self.plan.importance.get(name));
+        let mut operands = vec![Some(x)];
+        for (tensor, kind) in tensors.into_iter().zip(["blocks", "scale", "zero"]) {
+            operands.push(Some(self.new.builder.weight(&format!("{name}.weight.{kind}"), tensor)));
         }
-        Scheme::Int8Tensor => {
-            let largest = plan.ranges.get(name).copied();
-            let largest = largest.ok_or_else(|| {
-                Error::new(Code::GRAPH_INVALID, format!("the layer `{name}` has no range for its activations"))
-            })?;
-            let scale = Scales::Half.of(largest);
-            let input = match shared.rounded.get(&(linear.input, scale.to_bits())) {
-                Some(done) => *done,
-                None => {
-                    let made = rounded(&mut new.builder, x, &format!("{name}.input"), scale)?;
-                    shared.rounded.insert((linear.input, scale.to_bits()), made);
-                    made
-                }
-            };
-            let [w, scale] = per_channel(&weight.transposed(), Scales::Half);
-            let w = new.builder.weight(&format!("{name}.weight.int8"), w);
-            let scale = new.builder.weight(&format!("{name}.weight.scale"), scale);
-            let zero = LazyTensor::new(DType::I8, vec![linear.n], Arc::new(vec![0; linear.n]));
-            let zero = new.builder.weight(&format!("{name}.weight.zero_point"), zero);
-            new.builder.scope(name, |g| {
-                let op = Op::new("DequantizeLinear").int("axis", 1);
-                let w = g.node(op, &[Some(w), Some(scale), Some(zero)])?;
-                g.matmul(input, w)
-            })
-        }
-        Scheme::Fp32 | Scheme::Fp16 | Scheme::Int8Static => {
-            let w = new.value(linear.weight)?;
-            new.builder.scope(name, |g| g.matmul(x, w))
-        }
+        self.new.builder.scope(name, |g| g.node(op, &operands))
+    }
+
+    /// A float16 weight, cast to float32 when the graph is loaded.
+    fn fp16_weight(&mut self, linear: &Linear, weight: &LazyTensor) -> Result<ValueId> {
+        let (x, name) = (self.new.value(linear.input)?, linear.name.as_str());
+        let w = weight.cast(DType::F16).checked_finite(name);
+        let w = self.new.builder.weight(&format!("{name}.weight.fp16"), w);
+        self.new.builder.scope(name, |g| {
+            let w = g.cast(w, DType::F32)?;
+            g.matmul(x, w)
+        })
+    }
+
+    /// Quantize-dequantize pairs around activation and weight, all scales static.
+    fn static_int8(&mut self, linear: &Linear, weight: &LazyTensor) -> Result<ValueId> {
+        let (x, name) = (self.new.value(linear.input)?, linear.name.as_str());
+        let max_abs = self.plan.max_abs.get(name).copied();
+        let max_abs = max_abs.ok_or_else(|| {
+            Error::new(Code::GRAPH_INVALID, format!("the layer `{name}` has no range for its activations"))
+        })?;
+        let scale = Scales::Fp16.of(max_abs);
+        let input = match self.per_tensor.get(&(linear.input, scale.to_bits())) {
+            Some(done) => *done,
+            None => {
+                let made = quantize_dequantize(&mut self.new.builder, x, &format!("{name}.input"), scale)?;
+                self.per_tensor.insert((linear.input, scale.to_bits()), made);
+                made
+            }
+        };
+        let [w, scale] = self.int8_weight(name, weight, Scales::Fp16);
+        let zero = LazyTensor::new(DType::I8, vec![linear.n], Arc::new(vec![0; linear.n]));
+        let zero = self.new.builder.weight(&format!("{name}.weight.zero_point"), zero);
+        self.new.builder.scope(name, |g| {
+            let op = Op::new("DequantizeLinear").int("axis", 1);
+            let w = g.node(op, &[Some(w), Some(scale), Some(zero)])?;
+            g.matmul(input, w)
+        })
+    }
+
+    /// The weight `[k, n]` as int8, and its scales `[n]`.
+    fn int8_weight(&mut self, name: &str, weight: &LazyTensor, kind: Scales) -> [ValueId; 2] {
+        let [w, scale] = per_channel(&weight.transposed(), kind);
+        let w = self.new.builder.weight(&format!("{name}.weight.int8"), w);
+        [w, self.new.builder.weight(&format!("{name}.weight.scale"), scale)]
     }
 }
 
 /// Quantizes `x` token by token.
-fn activation(g: &mut Builder, x: ValueId, name: &str, zero_point: u8) -> Result<Integers> {
+fn quantize_per_token(g: &mut Builder, x: ValueId, name: &str, zero_point: u8) -> Result<PerToken> {
     let zero = LazyTensor::new(DType::U8, vec![], Arc::new(vec![zero_point]));
     let zero = g.weight(&format!("{name}.zero_point"), zero);
     g.scope(name, |g| {
@@ -153,12 +176,12 @@ fn activation(g: &mut Builder, x: ValueId, name: &str, zero_point: u8) -> Result
         let scaled = g.mul(x, inverse)?;
         let one = g.scalar(1.0);
         let bytes = g.node(Op::new("QuantizeLinear"), &[Some(scaled), Some(one), Some(zero)])?;
-        Ok(Integers { bytes, scale, zero })
+        Ok(PerToken { bytes, scale, zero })
     })
 }
 
-/// `x` rounded to multiples of `scale`: the pair of operators that says so.
-fn rounded(g: &mut Builder, x: ValueId, name: &str, scale: f32) -> Result<ValueId> {
+/// `x` rounded to multiples of `scale`, as a quantize-dequantize pair.
+fn quantize_dequantize(g: &mut Builder, x: ValueId, name: &str, scale: f32) -> Result<ValueId> {
     let scale = g.weight(&format!("{name}.scale"), LazyTensor::from_f32(&[], &[scale]));
     let zero = LazyTensor::new(DType::I8, vec![], Arc::new(vec![0]));
     let zero = g.weight(&format!("{name}.zero_point"), zero);
@@ -168,7 +191,7 @@ fn rounded(g: &mut Builder, x: ValueId, name: &str, scale: f32) -> Result<ValueI
     })
 }
 
-/// A lookup in a table of another element type, widened behind it.
+/// A lookup in a table of another element type; the looked-up rows are cast back.
 pub(super) fn table(new: &mut Rewrite<'_>, graph: &Graph, node: &Node, dtype: DType) -> Result<()> {
     let table = node.inputs[0].filter(|&id| graph.value(id).ty.dtype != dtype);
     let Some(id) = table else { return new.copy(node) };

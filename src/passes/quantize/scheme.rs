@@ -1,4 +1,4 @@
-//! How a linear layer can compute, and what that takes.
+//! How a linear layer can compute, and its size.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,20 +8,19 @@ use serde::{Deserialize, Serialize};
 pub enum Scheme {
     /// Everything in float32.
     Fp32,
-    /// The weight stored in half precision and widened when the graph is loaded; arithmetic in float32.
+    /// The weight stored in fp16 and cast to float32 when the graph is loaded; arithmetic in float32.
     Fp16Weight,
-    /// Weight and arithmetic in half precision.
+    /// Weight and arithmetic in fp16.
     Fp16,
-    /// int8 weights with one scale an output, uint8 activations with one scale a token, computed for each token as it
-    /// comes.
+    /// int8 weights with per-output-channel scales; uint8 activations, quantized per token at run time.
     Int8 {
-        /// The byte that stands for 0: 128 for activations of both signs, less where they hardly fall below 0.
+        /// The byte that stands for 0: 128 for activations of both signs, less where they are rarely below 0.
         zero_point: u8,
     },
-    /// A convolution with int8 weights and uint8 activations whose scales are those of calibration.
+    /// A convolution with int8 weights and uint8 activations with static scales, from calibration.
     Int8Static,
-    /// int8 weights with one scale an output, int8 activations with one scale for all, which is that of calibration; both
-    /// symmetric: what TensorRT takes.
+    /// int8 weights with per-output-channel scales, int8 activations with one static scale per tensor, from
+    /// calibration; both symmetric, as TensorRT needs them.
     Int8Tensor,
     /// Weights of `bits` bits in blocks along the inputs, each with a scale (and 4 bits with a zero point).
     Blocks {

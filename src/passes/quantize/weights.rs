@@ -1,8 +1,8 @@
 //! Weights as integers: the arithmetic of rounding.
 //!
-//! A weight comes as PyTorch stores it, `[n, k]` (a row an output), and streams by in bands of rows: memory stays at
-//! the integers of one weight. All tensors of a weight are computed together when the first of them is read, and each is
-//! let go once it was read, so that a graph of many weights can be written in the memory of one.
+//! A weight comes as PyTorch stores it, `[n, k]` (a row per output), and is streamed in bands of rows: the peak memory
+//! is that of one weight's integers. All tensors of a weight are computed together when the first of them is read, and
+//! each is freed once it was read, so that a graph of many weights can be written in the memory of one.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,6 +10,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::blocks::{self, Blocked};
+use super::rounding::{SHIFT, max_abs};
 use crate::error::Result;
 use crate::tensor::{DType, LazyTensor, Sink, Source};
 
@@ -19,32 +20,32 @@ const BAND: usize = 256;
 /// The largest magnitude of an int8 weight: -128 has no opposite.
 const INT8_MAX: f32 = 127.0;
 
-/// What makes some tensors at once.
+/// Computes the tensors of a set.
 type Compute = dyn Fn() -> Result<Vec<LazyTensor>> + Send + Sync;
 
-/// An element type and a shape.
+/// A tensor's element type and shape.
 type Type = (DType, Vec<usize>);
 
-/// Tensors that are computed together.
-struct Together {
+/// Tensors that are computed in one pass over a weight.
+struct JointTensors {
     compute: Box<Compute>,
-    /// What was computed and not read yet.
+    /// Computed and not read yet.
     ready: Mutex<Vec<Option<LazyTensor>>>,
 }
 
-/// One of them.
-struct Part {
-    of: Arc<Together>,
+/// One tensor of such a set, read lazily.
+struct LazyMember {
+    set: Arc<JointTensors>,
     index: usize,
 }
 
-impl Source for Part {
+impl Source for LazyMember {
     fn stream(&self, sink: &mut Sink<'_>) -> Result<()> {
-        let mut ready = self.of.ready.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut ready = self.set.ready.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let tensor = match ready.get_mut(self.index).and_then(Option::take) {
             Some(tensor) => tensor,
             None => {
-                *ready = (self.of.compute)()?.into_iter().map(Some).collect();
+                *ready = (self.set.compute)()?.into_iter().map(Some).collect();
                 ready[self.index].take().expect("computed just now")
             }
         };
@@ -53,41 +54,41 @@ impl Source for Part {
     }
 }
 
-/// Lazy tensors of these types, in the order in which `compute` gives them.
-fn together(types: &[Type], compute: impl Fn() -> Result<Vec<LazyTensor>> + Send + Sync + 'static) -> Vec<LazyTensor> {
-    let of = Arc::new(Together { compute: Box::new(compute), ready: Mutex::new(Vec::new()) });
-    let part = |(index, (dtype, shape)): (usize, &Type)| {
-        LazyTensor::new(*dtype, shape.clone(), Arc::new(Part { of: Arc::clone(&of), index }))
+/// Lazy tensors of these types, in the order of what `compute` returns.
+fn joint(types: &[Type], compute: impl Fn() -> Result<Vec<LazyTensor>> + Send + Sync + 'static) -> Vec<LazyTensor> {
+    let set = Arc::new(JointTensors { compute: Box::new(compute), ready: Mutex::new(Vec::new()) });
+    let member = |(index, (dtype, shape)): (usize, &Type)| {
+        LazyTensor::new(*dtype, shape.clone(), Arc::new(LazyMember { set: Arc::clone(&set), index }))
     };
-    types.iter().enumerate().map(part).collect()
+    types.iter().enumerate().map(member).collect()
 }
 
-/// In which numbers scales must be exact.
+/// The number format in which scales must be exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scales {
     /// float32. A row of zeros gets the scale 0.
-    Single,
-    /// Normal numbers of float16: GPUs dequantize in half precision, and TensorRT wants scales above 0.
-    Half,
+    Fp32,
+    /// Normal numbers of float16: GPUs dequantize in fp16, and TensorRT needs scales above 0.
+    Fp16,
 }
 
 impl Scales {
     /// The scale of symmetric int8 for values of at most this magnitude.
-    pub fn of(self, largest: f32) -> f32 {
-        let scale = largest / INT8_MAX;
+    pub fn of(self, max_abs: f32) -> f32 {
+        let scale = max_abs / INT8_MAX;
         match self {
-            Self::Single => scale,
-            Self::Half => f16::from_f32(scale).max(f16::MIN_POSITIVE).to_f32(),
+            Self::Fp32 => scale,
+            Self::Fp16 => f16::from_f32(scale).max(f16::MIN_POSITIVE).to_f32(),
         }
     }
 }
 
-/// The weight `[n, k]` as int8 `[k, n]` and a float32 scale `[n]` an output: `w ≈ q · scale`, symmetric, rounded to
-/// nearest (Jacob et al. 2018; Wu et al. 2020).
+/// The weight `[n, k]` as int8 `[k, n]` and a float32 scale `[n]`, one per output: `w ≈ q · scale`, symmetric, rounded
+/// to nearest (Jacob et al. 2018; Wu et al. 2020).
 pub fn per_channel(weight: &LazyTensor, kind: Scales) -> [LazyTensor; 2] {
     let (n, k) = (weight.shape()[0], weight.shape()[1]);
     let weight = weight.clone();
-    let all = together(&[(DType::I8, vec![k, n]), (DType::F32, vec![n])], move || {
+    let all = joint(&[(DType::I8, vec![k, n]), (DType::F32, vec![n])], move || {
         let (mut integers, mut scales) = (vec![0u8; n * k], Vec::with_capacity(4 * n));
         weight.for_each_band(BAND, &mut |first, band| {
             let out = integers[first * k..][..band.len() * k].par_chunks_mut(k).enumerate();
@@ -99,18 +100,18 @@ pub fn per_channel(weight: &LazyTensor, kind: Scales) -> [LazyTensor; 2] {
             Ok(())
         })?;
         let rows = LazyTensor::new(DType::I8, vec![n, k], Arc::new(integers));
-        // Turned as it is read: so it is held once.
+        // Transposed as it is read, so that it is in memory once.
         Ok(vec![rows.transposed(), LazyTensor::new(DType::F32, vec![n], Arc::new(scales))])
     });
     all.try_into().expect("two tensors were asked for")
 }
 
-/// Rounds one row; gives its scale.
+/// Quantizes one row into `out`; returns its scale.
 fn int8_row(row: &[f32], out: &mut [u8], kind: Scales) -> f32 {
-    let largest = largest(row);
+    let max_abs = max_abs(row);
     let (inverse, scale) = match kind {
-        Scales::Single => (INT8_MAX / largest, largest / INT8_MAX),
-        Scales::Half => (1.0 / kind.of(largest), kind.of(largest)),
+        Scales::Fp32 => (INT8_MAX / max_abs, max_abs / INT8_MAX),
+        Scales::Fp16 => (1.0 / kind.of(max_abs), kind.of(max_abs)),
     };
     // The reciprocal of a subnormal may be infinite: such a row is 0 for all that it matters.
     if !inverse.is_finite() || inverse == 0.0 {
@@ -118,40 +119,18 @@ fn int8_row(row: &[f32], out: &mut [u8], kind: Scales) -> f32 {
         return 0.0;
     }
     for (q, w) in out.iter_mut().zip(row) {
-        // The low byte of the shifted number's bits is the integer, in two's complement: a conversion would be checked for
-        // what does not fit, element by element.
+        // The low byte of the shifted number's bits is the integer, in two's complement: a conversion would be checked
+        // for what does not fit, element by element.
         *q = ((w * inverse).clamp(-INT8_MAX, INT8_MAX) + SHIFT).to_bits() as u8;
     }
     scale
 }
 
-/// The largest magnitude. Sixteen maxima side by side, which the compiler can keep in vectors: their order does not matter.
-pub(super) fn largest(values: &[f32]) -> f32 {
-    let mut lanes = [0f32; 16];
-    let (whole, rest) = values.as_chunks::<16>();
-    for values in whole {
-        for (lane, w) in lanes.iter_mut().zip(values) {
-            let w = w.abs();
-            *lane = if w > *lane { w } else { *lane };
-        }
-    }
-    rest.iter().chain(&lanes).fold(0f32, |m, w| m.max(w.abs()))
-}
-
-/// 1.5·2²³: numbers of this size have no bits for a fraction.
-pub(super) const SHIFT: f32 = 12_582_912.0;
-
-/// Rounds to the nearest integer, ties to even, for magnitudes below 2²²; unlike `round_ties_even` it needs no call on
-/// processors without SSE 4.1, and is vectorised.
-pub(super) fn round(x: f32) -> f32 {
-    (x + SHIFT) - SHIFT
-}
-
-/// The weight `[n, k]` in blocks of `block` inputs, as `MatMulNBits` takes it: uint8 `[n, blocks, block · bits / 8]`,
-/// float32 scales `[n · blocks]`, and for 4 bits uint8 zero points, two a byte, `[n · ⌈blocks / 2⌉]`.
+/// The weight `[n, k]` in blocks of `block` inputs, as `MatMulNBits` reads it: uint8 `[n, blocks, block · bits / 8]`,
+/// float32 scales `[n · blocks]`, and for 4 bits uint8 zero points, two per byte, `[n · ⌈blocks / 2⌉]`.
 ///
-/// `importance`, one number an input, is how much an error in that input's weight matters: the mean square of the
-/// activation. Without, all matter alike.
+/// `importance` `[k]` is how much an error in that input's weight matters: the mean square of the
+/// activation. Without it all matter alike.
 pub fn in_blocks(weight: &LazyTensor, bits: u8, block: usize, importance: Option<&Arc<[f32]>>) -> Vec<LazyTensor> {
     let (n, k) = (weight.shape()[0], weight.shape()[1]);
     let blocks = k.div_ceil(block);
@@ -162,7 +141,7 @@ pub fn in_blocks(weight: &LazyTensor, bits: u8, block: usize, importance: Option
     ];
     types.truncate(if bits == 4 { 3 } else { 2 });
     let (weight, importance) = (weight.clone(), importance.cloned());
-    together(&types.clone(), move || {
+    joint(&types.clone(), move || {
         let mut all = vec![Vec::with_capacity(n * blocks * block * usize::from(bits) / 8), Vec::new(), Vec::new()];
         weight.for_each_band(BAND, &mut |_, band| {
             let rows = (0..band.len()).into_par_iter().map_init(Vec::new, |row, i| {

@@ -15,7 +15,7 @@ pub(super) fn next(
 ) -> Manifest {
     let before = &old.manifest;
     let mut parts = before.parts.clone();
-    parts.extend(retrained.parts.into_iter().map(|p| (p.part, p.record)));
+    parts.extend(retrained.parts.into_iter().map(|p| (p.part.to_string(), p.record)));
     let kept = before.files.iter().filter(|f| !is_remade(&f.name)).cloned();
     let files: Vec<FileRecord> = retrained.files.into_iter().chain(kept).collect();
     Manifest {

@@ -46,6 +46,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Code, Error, Result};
 use crate::execute::{Expected, Options, Pipeline, Timing};
 use crate::export::{self, Bundled, CalibrationInput, PartSummary, Retrained, calibration_inputs};
+use crate::files::path_as_text;
 use crate::model::{self, Part, Trained};
 use crate::progress::Progress;
 use crate::runtime::Device;
@@ -73,7 +74,7 @@ pub struct Plan {
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     /// The bundle's folder.
-    #[serde(serialize_with = "as_text")]
+    #[serde(serialize_with = "path_as_text")]
     pub bundle: PathBuf,
     /// Number of the new version.
     pub version: u32,
@@ -91,10 +92,6 @@ pub struct Summary {
     pub shared: Vec<String>,
     /// Wall time, in seconds.
     pub seconds: f64,
-}
-
-fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
 }
 
 /// Makes a new version of a bundle from trained weights. On an error the bundle in use stays as it is.
@@ -191,8 +188,8 @@ fn trained(bundle: &Bundle, checkpoint: &Checkpoint) -> Result<Trained> {
     }
     let trained = model::trained(&manifest.config, checkpoint)?;
     if manifest.image_head && !trained.image_head {
-        let message = "there is no `image_classifier.*`, which the bundle needs for scans without a report: to do without, export \
-                       the model again";
+        let message = "there is no `image_classifier.*`, which the bundle needs for scans without a report: to do \
+                       without, export the model again";
         return Err(here(Error::new(Code::CHECKPOINT_TENSORS, message)));
     }
     // Also tensors that no graph reads, such as `logit_scale`: a checkpoint with a NaN is broken.
@@ -216,7 +213,7 @@ fn retrain(
         trained,
         checkpoint: &plan.checkpoint,
         inputs,
-        single_adapter: plan.adapter_fp32,
+        adapter_fp32: plan.adapter_fp32,
         library: plan.library.as_deref(),
         threads: plan.threads,
         staging,

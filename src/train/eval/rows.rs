@@ -113,7 +113,7 @@ pub(super) fn predict(
     let expected = Expected { scans: cases.len(), reports: reports.len() };
     let options = Options { expected, keep_tensors: false, voxels: false, ..plan.options.clone() };
     let predictor = Predictor::open(&plan.bundle, options)?;
-    predictor.chosen().told(false).iter().for_each(|line| progress.line(line));
+    predictor.chosen().describe(false).iter().for_each(|line| progress.line(line));
     let manifest = &predictor.bundle().manifest;
     if manifest.labels != labels {
         return Err(Error::new(Code::BUNDLE_MANIFEST, "the bundle was replaced in the meantime").at(&plan.bundle));
@@ -139,7 +139,7 @@ pub(super) fn predict(
         }
         Ok(())
     })?;
-    let fallbacks = predictor.placements().filter_map(|(part, placement)| placement.told(part.as_str(), false));
+    let fallbacks = predictor.placements().filter_map(|(part, placement)| placement.describe(part.as_str(), false));
     fallbacks.for_each(|line| progress.line(&line));
     Ok(Predictions { rows, failures, bundle, temperature, device: predictor.device().to_owned() })
 }

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! cohort.csv ─ cases (train, validation)
-//! reports ── the bundle's language model, once each, cached ─ text features┐
-//! scans ──── a thread reads ahead ─ volumes ───────────────────────────────┼─ model ─ gradients ─ optimizer ─ parameters
-//!      └──── with a frozen adapter: vision features, once each, cached ────┘                        │
-//!                       last (the whole state), best, history ◄─────────────────────────────────────┘
+//! reports ── the bundle's language model, once each, cached ─ features ┐
+//! scans ──── a thread reads ahead ─ volumes ───────────────────────────┼─ model ─ gradients ─ optimizer ─ parameters
+//!      └──── with a frozen adapter: features, once each, cached ───────┘                        │
+//!                       last (the whole state), best, history ◄─────────────────────────────────┘
 //! ```
 //!
 //! **Deterministic.** The order of cases depends on seed and epoch alone; the same seed, thread count and ONNX Runtime

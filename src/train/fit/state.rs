@@ -39,7 +39,7 @@ pub(super) struct State {
     /// The learning rate of the last step.
     pub rate: f32,
     /// The position within the epochs, history and settings.
-    pub at: Position,
+    pub position: Position,
 }
 
 /// The position of a training within its epochs.
@@ -103,7 +103,7 @@ impl State {
         trained: &dyn Fn(&str) -> bool,
     ) -> Result<Self> {
         let mut state = Self::read(prepared, trained)?;
-        state.at.settings = settings;
+        state.position.settings = settings;
         Ok(state)
     }
 
@@ -121,8 +121,8 @@ impl State {
         let file = TrainingState::open(path)?;
         let text = file.properties.strings.get(PROPERTY);
         let text = text.ok_or_else(|| refuse("the checkpoint was not written by ba-train fit".into()))?;
-        let at: Position = serde_json::from_str(text).map_err(|e| refuse(format!("cannot be resumed: {e}")))?;
-        let differing = differences(&at.settings, &settings);
+        let position: Position = serde_json::from_str(text).map_err(|e| refuse(format!("cannot be resumed: {e}")))?;
+        let differing = differences(&position.settings, &settings);
         if !differing.is_empty() {
             return Err(refuse(format!("cannot resume with other settings: {}", differing.join("; "))));
         }
@@ -136,11 +136,14 @@ impl State {
             return Err(refuse("its tensors are not those of the training artifacts".into()));
         }
         let mut state = Self::read(&file, trained)?;
-        state.at = at;
+        state.position = position;
         // No training reaches larger counters: they could only overflow.
         const LIMIT: i64 = 1 << 48;
-        let counted = (0..LIMIT).contains(&state.step) && (state.at.cases as u64) < LIMIT as u64;
-        if !counted || state.at.since_best > state.at.epoch || state.at.epoch as usize != state.at.history.len() {
+        let counted = (0..LIMIT).contains(&state.step) && (state.position.cases as u64) < LIMIT as u64;
+        if !counted
+            || state.position.since_best > state.position.epoch
+            || state.position.epoch as usize != state.position.history.len()
+        {
             return Err(refuse("it contradicts itself on the position of the training".into()));
         }
         Ok(state)
@@ -163,7 +166,7 @@ impl State {
         let mut moments = optimizer::moments(&parameters, trained);
         moments.extend(known.into_iter().filter(|(name, _)| trained(name)));
         let (step, rate) = file.optimizer.as_ref().map_or((0, 0.0), |o| (o.step, o.learning_rate));
-        Ok(Self { parameters, counts, moments, step, rate, at: Position::default() })
+        Ok(Self { parameters, counts, moments, step, rate, position: Position::default() })
     }
 
     /// Writes the state, whole or not at all.
@@ -179,14 +182,14 @@ impl State {
         };
         let moments = self.moments.iter().map(pair).collect();
         file.optimizer = Some(OptimizerState { step: self.step, learning_rate: self.rate, moments });
-        let text = serde_json::to_string(&self.at).map_err(Error::internal)?;
+        let text = serde_json::to_string(&self.position).map_err(Error::internal)?;
         file.properties.strings.insert(PROPERTY.into(), text);
         file.write(path).map(drop)
     }
 
     /// The record of the best epoch so far.
     pub fn best(&self) -> Option<&EpochRecord> {
-        self.at.history.iter().rfind(|record| record.best)
+        self.position.history.iter().rfind(|record| record.best)
     }
 }
 

@@ -43,13 +43,13 @@ impl Trainer<'_> {
         // The optimizer's session runs often and its arena is small: it keeps its memory.
         let session = SessionOptions { shrink: false, ..self.session };
         let mut optimizer = Optimizer::new(self.runtime, &session, &self.plan.adamw, &state.moments)?;
-        while !state.at.finished {
+        while !state.position.finished {
             let outcome = self.train_epoch(&mut state, &mut optimizer, &images, progress);
             let outcome = outcome.and_then(|()| {
-                let before = state.at.clone();
+                let before = state.position.clone();
                 let outcome = self.finish_epoch(&mut state, &images, progress);
                 // An epoch is over only when all its files are written.
-                outcome.inspect_err(|_| state.at = before)
+                outcome.inspect_err(|_| state.position = before)
             });
             if let Err(error) = outcome {
                 // The steps so far are worth more than the message of a second failure.
@@ -67,8 +67,8 @@ impl Trainer<'_> {
             steps: state.step,
             best_epoch: best.epoch,
             best_macro_f1: best.macro_f1,
-            stopped_early: state.at.epoch < self.plan.epochs,
-            history: state.at.history.clone(),
+            stopped_early: state.position.epoch < self.plan.epochs,
+            history: state.position.history.clone(),
             device: "cpu",
         })
     }
@@ -93,14 +93,14 @@ impl Trainer<'_> {
     ) -> Result<()> {
         let (plan, cases) = (self.plan, self.cases);
         let labels: Vec<usize> = cases.train.iter().map(|c| c.label).collect();
-        let batches = order::batches(&labels, plan.balance, plan.batch, plan.seed, state.at.epoch);
+        let batches = order::batches(&labels, plan.balance, plan.batch, plan.seed, state.position.epoch);
         let total = i64::from(plan.epochs) * batches.len().div_ceil(plan.accumulate) as i64;
-        let first = state.at.next_batch;
-        if state.at.epoch >= plan.epochs || first > batches.len() {
-            let message = format!("there is no batch {} in epoch {}", first + 1, state.at.epoch + 1);
+        let first = state.position.next_batch;
+        if state.position.epoch >= plan.epochs || first > batches.len() {
+            let message = format!("there is no batch {} in epoch {}", first + 1, state.position.epoch + 1);
             return Err(Error::new(Code::TRAINING_RESUME, message).at(self.output.join(LAST)));
         }
-        progress.step(&format!("epoch {} of {}", state.at.epoch + 1, plan.epochs), None);
+        progress.step(&format!("epoch {} of {}", state.position.epoch + 1, plan.epochs), None);
         std::thread::scope(|scope| {
             // One micro-batch waits while another is computed.
             let (sender, receiver) = mpsc::sync_channel::<Result<ImageBatch>>(0);
@@ -112,11 +112,11 @@ impl Trainer<'_> {
             });
             let mut saved = Instant::now();
             for group in remaining.chunks(plan.accumulate) {
-                let what = match state.at.cases {
+                let what = match state.position.cases {
                     0 => "batch".to_owned(),
-                    cases => format!("batch (loss {:.4})", state.at.loss_sum / cases as f64),
+                    cases => format!("batch (loss {:.4})", state.position.loss_sum / cases as f64),
                 };
-                progress.item(&what, state.at.next_batch, batches.len());
+                progress.item(&what, state.position.next_batch, batches.len());
                 let rate = plan.schedule.at(state.step + 1, total);
                 self.optimizer_step(state, optimizer, group, &receiver, rate)?;
                 images.report_warnings(progress);
@@ -146,7 +146,7 @@ impl Trainer<'_> {
                 let stopped = |_| Error::internal("the thread that reads scans stopped");
                 let images = images.recv().map_err(stopped)??;
                 let output = self.forward_backward(&state.parameters, images, &cases, 1.0 / group.len() as f32)?;
-                check_finite(state.step + 1, state.at.epoch + 1, &output, &cases)?;
+                check_finite(state.step + 1, state.position.epoch + 1, &output, &cases)?;
                 loss += f64::from(output.heads.loss) * cases.len() as f64;
                 count += cases.len();
                 state.parameters.extend(output.running_stats);
@@ -163,9 +163,9 @@ impl Trainer<'_> {
         let counted = !self.plan.frozen_adapter && self.artifacts.manifest.statistics == Statistics::Batch;
         let passes = if counted { group.len() as i64 } else { 0 };
         state.counts.values_mut().for_each(|n| *n = n.saturating_add(passes));
-        state.at.loss_sum += loss;
-        state.at.cases += count;
-        state.at.next_batch += group.len();
+        state.position.loss_sum += loss;
+        state.position.cases += count;
+        state.position.next_batch += group.len();
         Ok(())
     }
 
@@ -217,7 +217,8 @@ impl Trainer<'_> {
             }
         }
         if !loss.is_finite() {
-            let message = format!("the loss over the validation cases is {loss} after epoch {}", state.at.epoch + 1);
+            let message =
+                format!("the loss over the validation cases is {loss} after epoch {}", state.position.epoch + 1);
             return Err(self.name_last_good(Error::new(Code::TRAINING_DIVERGED, message)));
         }
         let scores = Scores::of(&predictions, self.artifacts.manifest.config.labels.0.len());
@@ -243,7 +244,7 @@ impl Trainer<'_> {
             let points = &validation.embeddings;
             outputs::write_embedding(&self.output, record.epoch, points, &classes, labels, self.plan.seed)?;
         }
-        state.at.finish_epoch(record, self.plan.epochs, self.plan.patience);
+        state.position.finish_epoch(record, self.plan.epochs, self.plan.patience);
         if better {
             state.write(&self.output.join(BEST))?;
         }
@@ -253,7 +254,7 @@ impl Trainer<'_> {
 
     fn write_history(&self, state: &State) -> Result<()> {
         let title = format!("Fine-tuning, mode {}", self.artifacts.manifest.mode.name());
-        outputs::write_history(&self.output, &state.at.history, &title)
+        outputs::write_history(&self.output, &state.position.history, &title)
     }
 
     /// Adds to a divergence where the last finite parameters are.
@@ -304,10 +305,10 @@ fn row_of(tensor: &Tensor, row: usize) -> &[f32] {
 
 fn record(state: &State, validation: &Validation, best: bool) -> EpochRecord {
     EpochRecord {
-        epoch: state.at.epoch + 1,
+        epoch: state.position.epoch + 1,
         steps: state.step,
         learning_rate: state.rate,
-        train_loss: state.at.loss_sum / state.at.cases.max(1) as f64,
+        train_loss: state.position.loss_sum / state.position.cases.max(1) as f64,
         validation_loss: validation.loss,
         accuracy: validation.scores.accuracy,
         macro_f1: validation.scores.macro_f1,

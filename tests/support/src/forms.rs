@@ -78,7 +78,7 @@ pub fn logits(bundle: &Bundle, mut values: Values) -> Vec<f32> {
 }
 
 /// The parts, in the order in which they run.
-pub const PARTS: [&str; 4] = brain_adapter::model::PARTS;
+pub const PARTS: [&str; 4] = [Part::Adapter.as_str(), Part::Vision.as_str(), Part::Text.as_str(), Part::Heads.as_str()];
 
 /// A fixture as a model folder `model` and calibration inputs `calibration` in `dir`.
 pub fn write(dir: &Path, Fixture { name, towers }: Fixture) {

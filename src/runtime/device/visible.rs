@@ -1,8 +1,9 @@
 //! Which GPUs CUDA sees, and in which order: the variables `CUDA_VISIBLE_DEVICES` and `CUDA_DEVICE_ORDER`.
 //!
-//! The driver's NVML knows neither. It lists all GPUs in the order of the PCI bus; CUDA lists those that the first variable
-//! names, in its order, and counts them fastest first unless the second is `PCI_BUS_ID`. What is told of a GPU, and whose free
-//! memory is counted, must be CUDA's device 0. Source: CUDA Programming Guide, appendix "CUDA Environment Variables".
+//! The driver's NVML ignores both. It lists all GPUs in the order of the PCI bus; CUDA lists those that the first
+//! variable names, in its order, and counts them fastest first unless the second is `PCI_BUS_ID`. The GPU that is
+//! reported, and whose free memory is counted, must be CUDA's device 0. Source: CUDA Programming Guide, appendix "CUDA
+//! Environment Variables".
 
 use super::Gpu;
 
@@ -16,7 +17,7 @@ pub(super) struct Enumeration {
 }
 
 impl Enumeration {
-    /// As this process's environment says.
+    /// Of this process's environment.
     pub fn of_this_process() -> Self {
         let text = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         Self {
@@ -26,18 +27,18 @@ impl Enumeration {
     }
 }
 
-/// What CUDA sees.
+/// The GPUs that CUDA sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(super) struct VisibleGpus {
     /// Indices into the driver's list, in CUDA's order; at least one.
     pub indices: Vec<usize>,
-    /// What is not certain about that.
+    /// What is uncertain about the first.
     pub note: Option<String>,
 }
 
 /// The GPUs of `all`, the driver's list, that CUDA sees.
-pub(super) fn visible(all: &[Gpu], enumeration: &Enumeration) -> Result<Seen, String> {
-    // Of equal cards the fastest first are those of the bus's order.
+pub(super) fn visible_gpus(all: &[Gpu], enumeration: &Enumeration) -> Result<VisibleGpus, String> {
+    // GPUs of one model are equally fast: CUDA then lists them in the bus's order too.
     let same_order = enumeration.by_bus || all.iter().all(|gpu| gpu.name == all[0].name);
     let mut by_index = enumeration.visible.is_none();
     let mut instance = None;
@@ -45,7 +46,7 @@ pub(super) fn visible(all: &[Gpu], enumeration: &Enumeration) -> Result<Seen, St
         None => (0..all.len()).collect(),
         Some(list) => {
             let mut found: Vec<usize> = Vec::new();
-            // What CUDA does not know ends the list.
+            // CUDA ignores all that follows the first invalid entry.
             for item in list.split(',').map(str::trim) {
                 let index = match item.parse::<usize>() {
                     Ok(index) => {
@@ -69,7 +70,8 @@ pub(super) fn visible(all: &[Gpu], enumeration: &Enumeration) -> Result<Seen, St
     if indices.is_empty() {
         let list = enumeration.visible.as_deref().unwrap_or_default();
         return Err(format!(
-            "CUDA_VISIBLE_DEVICES is `{list}`, which hides every GPU (there are {}, the first is {} {}): unset it, or name one",
+            "CUDA_VISIBLE_DEVICES is `{list}`, which hides every GPU (there are {}, the first is {} {}): unset it, or \
+             name one",
             all.len(),
             all[0].name,
             all[0].uuid
@@ -77,20 +79,20 @@ pub(super) fn visible(all: &[Gpu], enumeration: &Enumeration) -> Result<Seen, St
     }
     let note = match instance {
         Some(item) => Some(format!(
-            "CUDA_VISIBLE_DEVICES names a part of a GPU, {item}: name and memory are told of a whole card, {}",
+            "CUDA_VISIBLE_DEVICES names a part of a GPU, {item}: name and memory are those of a whole GPU, {}",
             all[indices[0]].name
         )),
         None if by_index && !same_order => Some(format!(
-            "there are different GPUs, and CUDA counts the fastest first: its first may be another than {}; set \
+            "the GPUs differ and CUDA counts the fastest first: it may use another than {}; set \
              CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the GPU in CUDA_VISIBLE_DEVICES by its UUID",
             all[indices[0]].name
         )),
         None => None,
     };
-    Ok(Seen { indices, note })
+    Ok(VisibleGpus { indices, note })
 }
 
-/// The one GPU whose UUID begins so.
+/// The only GPU whose UUID has this beginning.
 fn by_uuid(all: &[Gpu], beginning: &str) -> Option<usize> {
     let mut matching = all.iter().enumerate().filter(|(_, gpu)| gpu.uuid.starts_with(beginning)).map(|(i, _)| i);
     matching.next().filter(|_| beginning.starts_with("GPU-") && matching.next().is_none())
@@ -111,9 +113,9 @@ mod tests {
         names.iter().enumerate().map(gpu).collect()
     }
 
-    fn see(names: &[&str], list: Option<&str>, by_bus: bool) -> Result<(Vec<usize>, bool), String> {
+    fn visible(names: &[&str], list: Option<&str>, by_bus: bool) -> Result<(Vec<usize>, bool), String> {
         let enumeration = Enumeration { visible: list.map(str::to_owned), by_bus };
-        visible(&gpus(names), &enumeration).map(|seen| (seen.indices, seen.note.is_some()))
+        visible_gpus(&gpus(names), &enumeration).map(|gpus| (gpus.indices, gpus.note.is_some()))
     }
 
     /// The examples of the CUDA Programming Guide, and what it says of UUIDs.
@@ -134,17 +136,17 @@ mod tests {
             (Some("1,1,2"), &[1]),
         ];
         for (list, expected) in cases {
-            assert_eq!(see(&four, list, false), Ok((expected.to_vec(), false)), "{list:?}");
+            assert_eq!(visible(&four, list, false), Ok((expected.to_vec(), false)), "{list:?}");
         }
         // Ambiguous, unknown, empty, none.
         for list in ["GPU-", "GPU-9", "", "-1", "NoDevFiles", "7", "2a014"] {
-            let error = see(&four, Some(list), false).expect_err(list);
+            let error = visible(&four, Some(list), false).expect_err(list);
             assert!(error.contains(&format!("`{list}`")) && error.contains("GPU-0a00-0000"), "{error}");
         }
     }
 
     #[test]
-    fn an_order_that_is_not_known_is_told() {
+    fn an_uncertain_order_is_reported() {
         let mixed = ["RTX 4000", "RTX 6000"];
         let cases = [
             (None, false, true),
@@ -155,8 +157,12 @@ mod tests {
             (Some("MIG-5c8e"), true, true),
         ];
         for (list, by_bus, expected) in cases {
-            assert_eq!(see(&mixed, list, by_bus).map(|seen| seen.1), Ok(expected), "{list:?} {by_bus}");
+            assert_eq!(
+                visible(&mixed, list, by_bus).map(|(_, uncertain)| uncertain),
+                Ok(expected),
+                "{list:?} {by_bus}"
+            );
         }
-        assert_eq!(see(&["RTX 4000"; 2], None, false).map(|seen| seen.1), Ok(false));
+        assert_eq!(visible(&["RTX 4000"; 2], None, false).map(|(_, uncertain)| uncertain), Ok(false));
     }
 }

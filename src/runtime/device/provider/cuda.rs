@@ -6,38 +6,38 @@ use ort::ep::ArenaExtendStrategy;
 use ort::ep::cuda::ConvAlgorithmSearch;
 use ort::session::builder::SessionBuilder;
 
-use super::{Provider, gpu, with_providers};
+use super::super::gpu_libraries::{self, CUDA, CUDA_PROVIDER};
+use super::{Provider, ProviderOptions, gpu, with_providers};
 use crate::error::Result;
-use crate::runtime::gpu_libraries::{self, CUDA, CUDA_PROVIDER};
-use crate::runtime::{EngineOptions, Machine, Runtime, SessionOptions};
+use crate::runtime::{Machine, Runtime};
 
 /// NVIDIA GPUs through CUDA, cuBLAS and cuDNN.
 #[derive(Debug)]
 pub(super) struct Cuda;
 
-/// How the CUDA provider is set up.
+/// Options of the CUDA provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CudaOptions {
-    /// CUDA's number of the GPU. `CUDA_VISIBLE_DEVICES` chooses, so that all that is told of the first is true.
+    /// CUDA's number of the GPU. It stays 0: `CUDA_VISIBLE_DEVICES` chooses, and what is reported is CUDA's first GPU.
     pub device: i32,
-    /// Most bytes of the arena; without, all that is free.
+    /// Limit of the arena in bytes; without one it may use all free memory.
     pub memory_limit: Option<usize>,
-    /// Whether the arena grows by as much as is asked for and not by powers of two. Memory is counted before a run: an arena of
-    /// twice the size would be counted wrong, and fail on a card on which the model fits.
+    /// Whether the arena grows by the requested size and not by powers of two. Memory is planned before a run: an arena
+    /// of twice the size would break the plan, and fail on a GPU on which the model fits.
     pub grow_as_requested: bool,
-    /// Whether cuDNN times every algorithm of each convolution in the first run. Its rule of thumb costs nothing, and the model
-    /// has three convolutions: a single scan should not wait for a search, nor be computed by another algorithm, whose last bits
-    /// differ, because the machine was busy when they were timed.
+    /// Whether cuDNN times every algorithm of each convolution in the first run. Its heuristic costs nothing, and the
+    /// model has three convolutions: a single scan should not wait for a search, nor be computed by another algorithm,
+    /// whose last bits differ, because the machine was busy during the timing.
     pub time_convolutions: bool,
-    /// Whether convolutions may take workspace as they like: the fast algorithms of 3-D ones need it.
+    /// Whether convolutions may use as much workspace as they need: the fast algorithms of 3-D convolutions do.
     pub workspace: bool,
-    /// Whether float32 products are rounded to TensorFloat-32's 10 bits of mantissa. Off: an fp32 bundle promises fp32, whose
-    /// products agree with PyTorch's to 1e-5; who wants speed exports fp16.
+    /// Whether factors of float32 products are rounded to TensorFloat-32's 10 bits of mantissa. Off: an fp32 bundle
+    /// promises fp32, whose products agree with PyTorch's to 1e-5; for speed there is fp16.
     pub tf32: bool,
-    /// Whether convolutions run with channels last. Off: ONNX Runtime then adds transposes, and ours are 3-D, which it does not
-    /// rewrite.
+    /// Whether convolutions run in channels-last layout. Off: ONNX Runtime adds transposes for it, and does not convert
+    /// 3-D convolutions, which ours are.
     pub channels_last: bool,
-    /// Whether fused layer norms add in float32. On: sums of half-precision residuals pass 65504 in real language models.
+    /// Whether fused layer norms add in float32. On: sums of fp16 residuals exceed 65504 in real language models.
     pub strict_norms: bool,
 }
 
@@ -57,7 +57,7 @@ impl Default for CudaOptions {
 }
 
 impl CudaOptions {
-    /// The provider as `ort` takes it.
+    /// These options as `ort`'s builder.
     pub fn build(&self) -> ort::ep::CUDA {
         let arena = match self.grow_as_requested {
             true => ArenaExtendStrategy::SameAsRequested,
@@ -108,13 +108,7 @@ impl Provider for Cuda {
         gpu::library_of(machine, CUDA_PROVIDER)
     }
 
-    fn configure(
-        &self,
-        _: &Runtime,
-        builder: SessionBuilder,
-        _: &SessionOptions,
-        _: &EngineOptions,
-    ) -> Result<SessionBuilder> {
+    fn configure(&self, _: &Runtime, builder: SessionBuilder, _: &ProviderOptions<'_>) -> Result<SessionBuilder> {
         with_providers(builder, [CudaOptions::default().build().build()], self)
     }
 }

@@ -1,50 +1,53 @@
-//! NVIDIA GPUs through TensorRT, for data-centre cards and wherever the user installed it.
+//! NVIDIA GPUs through TensorRT, for data-centre GPUs and wherever the user installed it.
 //!
-//! Types are the graph's own: without `trt_fp16_enable`, `trt_bf16_enable` and `trt_int8_enable` ONNX Runtime makes the network
-//! strongly typed, and TensorRT then neither narrows nor widens what the graph says (source: ONNX Runtime,
-//! `tensorrt_execution_provider.cc`, `kSTRONGLY_TYPED`). So a half-precision bundle is one because it was exported as one, with
-//! its norms and softmax in float32, and `trt_layer_norm_fp32_fallback`, which works for narrowed networks alone, is not wanted.
+//! Types are the graph's own: without `trt_fp16_enable`, `trt_bf16_enable` and `trt_int8_enable` ONNX Runtime builds a
+//! strongly typed network, in which TensorRT neither narrows nor widens a type (source: ONNX Runtime,
+//! `tensorrt_execution_provider.cc`, `kSTRONGLY_TYPED`). An fp16 bundle is therefore fp16 because it was exported so,
+//! with its norms and softmax in float32, and `trt_layer_norm_fp32_fallback`, which only affects weakly typed networks,
+//! is off.
 //!
-//! Weights go into the engine, so the bundle's folder is not needed again (`trt_onnx_model_folder_path` is for engines without
-//! weights). A graph is handed to TensorRT as one protobuf message with its weights, of 2 GB at most.
+//! Weights become part of the engine, so the bundle's folder is not needed again (`trt_onnx_model_folder_path` is for
+//! weightless engines). TensorRT receives a graph as one protobuf message with its weights, of 2 GB at most.
 
 use std::path::{Path, PathBuf};
 
 use ort::session::builder::SessionBuilder;
 
+use super::super::gpu_libraries::{self, CUDA, TENSORRT, TENSORRT_PROVIDER};
 use super::cuda::CudaOptions;
 use super::profile::Profile;
-use super::{Provider, gpu, refused, with_providers};
+use super::{Provider, ProviderOptions, gpu, refused, with_providers};
 use crate::error::Result;
-use crate::runtime::gpu_libraries::{self, CUDA, TENSORRT, TENSORRT_PROVIDER};
-use crate::runtime::{EngineOptions, Machine, Runtime, SessionOptions};
+use crate::runtime::{Machine, Runtime};
 
-/// NVIDIA GPUs through TensorRT, for data-centre cards and wherever the user installed it.
+/// NVIDIA GPUs through TensorRT.
 #[derive(Debug)]
 pub(super) struct TensorRt;
 
-/// How the TensorRT provider is set up.
+/// Options of the TensorRT provider.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TensorRtOptions {
     /// CUDA's number of the GPU.
     pub device: i32,
-    /// Where engines and what was timed are kept; without, every session makes its engines anew.
+    /// Folder of the engine cache and the timing cache; without one, every session builds its engines again.
     pub folder: Option<PathBuf>,
-    /// The extents that engines are made for; without, those of the first run, and an engine is made anew when others come.
+    /// The shapes that engines are built for; without them, those of the first run, and every new shape rebuilds an
+    /// engine.
     pub profile: Profile,
-    /// Most bytes that an engine's making may take beside its weights; without, TensorRT takes what the card has.
+    /// Limit in bytes of the memory for building an engine, in addition to its weights; without one, TensorRT uses what
+    /// the GPU has.
     pub workspace: Option<usize>,
 }
 
 impl TensorRtOptions {
-    /// The provider as `ort` takes it.
+    /// These options as `ort`'s builder.
     ///
     /// # Errors
     /// When the folder's name is not Unicode.
     pub fn build(&self) -> Result<ort::ep::TensorRT, String> {
         let mut trt = ort::ep::TensorRT::default().with_device_id(self.device);
         if let Some(folder) = &self.folder {
-            let folder = name(folder)?;
+            let folder = folder_text(folder)?;
             trt = trt.with_engine_cache(true).with_engine_cache_path(folder);
             trt = trt.with_timing_cache(true).with_timing_cache_path(folder);
         }
@@ -59,9 +62,9 @@ impl TensorRtOptions {
     }
 }
 
-/// A folder as an option's value.
-pub(super) fn name(folder: &Path) -> Result<&str, String> {
-    folder.to_str().ok_or_else(|| format!("the name of the folder for engines is not Unicode: {}", folder.display()))
+/// A folder as the text of an option.
+pub(super) fn folder_text(folder: &Path) -> Result<&str, String> {
+    folder.to_str().ok_or_else(|| format!("the name of the engine cache's folder is not Unicode: {}", folder.display()))
 }
 
 impl Provider for TensorRt {
@@ -94,17 +97,12 @@ impl Provider for TensorRt {
         gpu::library_of(machine, TENSORRT_PROVIDER)
     }
 
-    fn configure(
-        &self,
-        _: &Runtime,
-        builder: SessionBuilder,
-        _: &SessionOptions,
-        engines: &EngineOptions,
-    ) -> Result<SessionBuilder> {
+    fn configure(&self, _: &Runtime, builder: SessionBuilder, options: &ProviderOptions<'_>) -> Result<SessionBuilder> {
+        let engines = options.engines;
         let profile = Profile::of(&engines.inputs).map_err(|e| refused(self, &e))?;
         let options = TensorRtOptions { folder: engines.folder.clone(), profile, ..TensorRtOptions::default() };
         let trt = options.build().map_err(|e| refused(self, &e))?;
-        // CUDA's provider behind it computes what it leaves.
+        // The CUDA provider computes its fallback nodes.
         with_providers(builder, [trt.build(), CudaOptions::default().build().build()], self)
     }
 }

@@ -1,16 +1,16 @@
-//! Profiles: the extents for which TensorRT makes an engine, as its providers' options spell them.
+//! Optimization profiles: the shapes for which TensorRT builds an engine, in the syntax of its providers' options.
 
 use crate::runtime::ProfiledInput;
 
-/// The least, the usual and the largest extents, each as `name:1x2x3,other:4x5`. Inputs in the order of their names, so that the
-/// same profile is the same text; empty where no input has an extent to choose.
+/// The minimum, optimal and maximum shapes, each as `name:1x2x3,other:4x5`. Inputs are in the order of their names, so
+/// that equal profiles have equal text; empty if no input has a dynamic dimension.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Profile {
-    /// The least.
+    /// Minimum shapes.
     pub min: String,
-    /// What the engine is to be fastest for.
+    /// Shapes that the engine is tuned for.
     pub opt: String,
-    /// The largest.
+    /// Maximum shapes.
     pub max: String,
 }
 
@@ -18,7 +18,8 @@ impl Profile {
     /// The profile of `inputs`.
     ///
     /// # Errors
-    /// What is wrong with an input: an empty or separating name, extents of different rank, or not in order.
+    /// What is wrong with an input: a name that is empty or holds a separator, shapes of different rank, or min > opt
+    /// or opt > max.
     pub fn of(inputs: &[ProfiledInput]) -> Result<Self, String> {
         let mut inputs: Vec<&ProfiledInput> = inputs.iter().collect();
         inputs.sort_by(|a, b| a.name.cmp(&b.name));
@@ -28,17 +29,17 @@ impl Profile {
         if let Some(pair) = inputs.windows(2).find(|pair| pair[0].name == pair[1].name) {
             return Err(format!("input `{}` has two profiles", pair[0].name));
         }
-        let all = |extents: fn(&ProfiledInput) -> &[u64]| {
+        let all = |shape: fn(&ProfiledInput) -> &[u64]| {
             let one = |input: &&ProfiledInput| {
-                let extents: Vec<String> = extents(input).iter().map(u64::to_string).collect();
-                format!("{}:{}", input.name, extents.join("x"))
+                let dimensions: Vec<String> = shape(input).iter().map(u64::to_string).collect();
+                format!("{}:{}", input.name, dimensions.join("x"))
             };
             inputs.iter().map(one).collect::<Vec<_>>().join(",")
         };
         Ok(Self { min: all(|i| &i.min), opt: all(|i| &i.opt), max: all(|i| &i.max) })
     }
 
-    /// Whether there is nothing to choose.
+    /// Whether there is no dynamic dimension.
     pub fn is_empty(&self) -> bool {
         self.min.is_empty()
     }
@@ -47,11 +48,13 @@ impl Profile {
 fn check(input: &ProfiledInput) -> Result<(), String> {
     let ProfiledInput { name, min, opt, max } = input;
     if name.is_empty() || name.contains([':', ',', ';']) {
-        return Err(format!("an input's name cannot be `{name}` in a profile"));
+        return Err(format!("`{name}` cannot be an input's name in a profile"));
     }
     let ordered = min.iter().zip(opt).zip(max).all(|((min, opt), max)| 1 <= *min && min <= opt && opt <= max);
     if min.is_empty() || min.len() != opt.len() || opt.len() != max.len() || !ordered {
-        return Err(format!("the extents of input `{name}` are not in order: {min:?} ≤ {opt:?} ≤ {max:?}"));
+        let [min, opt, max] =
+            [min, opt, max].map(|shape| shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x"));
+        return Err(format!("the shapes of input `{name}` are not in order: {min} ≤ {opt} ≤ {max}"));
     }
     Ok(())
 }

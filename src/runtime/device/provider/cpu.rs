@@ -1,10 +1,10 @@
-//! The CPU provider, which is always there.
+//! ONNX Runtime's CPU provider, which every build has.
 
 use ort::session::builder::SessionBuilder;
 
-use super::Provider;
+use super::{Provider, ProviderOptions};
 use crate::error::Result;
-use crate::runtime::{EngineOptions, Machine, Runtime, SessionOptions};
+use crate::runtime::{Machine, Runtime};
 
 /// ONNX Runtime's CPU provider.
 #[derive(Debug)]
@@ -27,18 +27,11 @@ impl Provider for Cpu {
         None
     }
 
-    fn configure(
-        &self,
-        _: &Runtime,
-        builder: SessionBuilder,
-        options: &SessionOptions,
-        _: &EngineOptions,
-    ) -> Result<SessionBuilder> {
-        if !options.shrink && options.fold {
-            // Every session falls back on the CPU provider, so it alone is what remains.
+    fn configure(&self, _: &Runtime, builder: SessionBuilder, options: &ProviderOptions<'_>) -> Result<SessionBuilder> {
+        if options.cpu_arena {
+            // Every session has the CPU provider, with an arena, as its last one.
             return Ok(builder);
         }
-        // The arena keeps what it once had, and whole regions of it for a result that is still there.
         let cpu = ort::ep::CPU::default().with_arena_allocator(false).build();
         super::with_providers(builder, [cpu], self)
     }

@@ -1,53 +1,56 @@
-//! NVIDIA RTX cards through TensorRT for RTX, a library of its own that ONNX Runtime takes as a plugin.
+//! NVIDIA RTX GPUs through TensorRT for RTX, a separate library that ONNX Runtime loads as a plugin.
 //!
-//! The plugin (PyPI's `onnxruntime-ep-nv-tensorrt-rtx-cu13`) brings its own TensorRT. It is registered with the process's
-//! environment by path, once, and then offers devices, of which sessions take the first. It works with the CPU's build of ONNX
-//! Runtime as with the GPU's: nodes that it leaves go to the CPU. Types are the graph's own: its networks are always strongly
-//! typed.
+//! The plugin (PyPI's `onnxruntime-ep-nv-tensorrt-rtx-cu13`) ships its own TensorRT. It is registered with the
+//! process's environment by path, once, and then offers devices, of which sessions use the first. It works with the
+//! CPU's build of ONNX Runtime as well as with the GPU's: its fallback nodes run on the CPU. Types are the graph's own:
+//! its networks are always strongly typed.
 //!
 //! Tried on machines without a GPU, ONNX Runtime 1.31.1 (CPU build), plugin 0.5.0:
 //!
-//! | there is | registering | devices |
+//! | installed | registering | devices |
 //! |---|---|---|
-//! | the plugin alone | error: libcudart.so.13: cannot open shared object file | none |
+//! | only the plugin | error: libcudart.so.13: cannot open shared object file | none |
 //! | and its libraries | error: libcuda.so.1: cannot open shared object file | none |
-//! | and a driver's libraries whose `cuInit` finds no GPU | succeeds | none |
+//! | and a driver whose `cuInit` finds no GPU | succeeds | none |
 //!
-//! With a GPU it was not run. The first two are told by [`unavailable`](Provider::unavailable) before; the third is an error here.
+//! It was not run with a GPU. [`unavailable`](Provider::unavailable) reports the first two before that; the third is an
+//! error of `configure`.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use ort::session::builder::SessionBuilder;
 
+use super::super::gpu_libraries::{self, RTX, RTX_PROVIDER};
 use super::profile::Profile;
-use super::{Provider, gpu, refused, tensorrt};
+use super::{Provider, ProviderOptions, gpu, refused, tensorrt};
 use crate::error::Result;
-use crate::runtime::gpu_libraries::{self, RTX, RTX_PROVIDER};
-use crate::runtime::{EngineOptions, Machine, Runtime, SessionOptions, ort_library};
+use crate::runtime::{Machine, Runtime, ort_library};
 
-/// NVIDIA RTX cards through TensorRT for RTX, a library of its own that ONNX Runtime takes as a plugin.
+/// NVIDIA RTX GPUs through TensorRT for RTX.
 #[derive(Debug)]
 pub(super) struct TensorRtRtx;
 
-/// The provider's name for ONNX Runtime, also that of the plugin when it is registered.
+/// ONNX Runtime's name of the provider; the plugin is registered under the same name.
 const EP: &str = "NvTensorRTRTXExecutionProvider";
 
-/// Compute capabilities below 12.0 that the plugin takes; from there on it takes all. (Source: `IsComputeCapabilitySupported` in
-/// the header that it comes with. TensorRT for RTX itself also compiles for 7.5, which the plugin refuses.)
+/// Compute capabilities below 12.0 that the plugin supports; from 12.0 on it supports all. (Source:
+/// `IsComputeCapabilitySupported` in the plugin's header. TensorRT for RTX itself also compiles for 7.5, which the
+/// plugin refuses.)
 const CAPABILITIES: [(u32, u32); 2] = [(8, 6), (8, 9)];
 
-/// How the plugin is set up.
+/// Options of the plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct RtxOptions {
-    /// Where kernels that were compiled for this card are kept, beside the engines; without, every session compiles them anew.
+    /// Folder of the cache of kernels compiled for this GPU, which is also that of the engines; without one, every
+    /// session compiles them again.
     pub folder: Option<PathBuf>,
-    /// The extents that engines are made for; without, the plugin goes by those of the first run.
+    /// The shapes that engines are built for; without them, those of the first run.
     pub profile: Profile,
 }
 
 impl RtxOptions {
-    /// Keys and values as the plugin reads them.
+    /// The options as the plugin's keys and values.
     ///
     /// # Errors
     /// When the folder's name is not Unicode.
@@ -55,7 +58,7 @@ impl RtxOptions {
         let mut pairs = Vec::new();
         let mut set = |key: &str, value: &str| pairs.push((format!("{EP}.{key}"), value.to_owned()));
         if let Some(folder) = &self.folder {
-            set("nv_runtime_cache_path", tensorrt::name(folder)?);
+            set("nv_runtime_cache_path", tensorrt::folder_text(folder)?);
         }
         if !self.profile.is_empty() {
             set("nv_profile_min_shapes", &self.profile.min);
@@ -66,10 +69,10 @@ impl RtxOptions {
     }
 }
 
-/// The model that stands for a graph whose engines lie beside it (ONNX Runtime's "EP context").
+/// The model that replaces a graph whose engines lie next to it (ONNX Runtime's "EP context").
 const CONTEXT: &str = "context.onnx";
 
-/// Whether the plugin was registered, or why not. A process does it once.
+/// The result of registering the plugin, which a process does once.
 static REGISTERED: OnceLock<Result<(), String>> = OnceLock::new();
 
 impl Provider for TensorRtRtx {
@@ -99,7 +102,7 @@ impl Provider for TensorRtRtx {
             if gpu.capability < (12, 0) && !CAPABILITIES.contains(&gpu.capability) {
                 let (major, minor) = gpu.capability;
                 return Err(format!(
-                    "TensorRT for RTX serves compute capabilities 8.6, 8.9 and 12.0 or later; {} has {major}.{minor}",
+                    "TensorRT for RTX supports compute capabilities 8.6, 8.9 and 12.0 or later; {} has {major}.{minor}",
                     gpu.name
                 ));
             }
@@ -111,7 +114,7 @@ impl Provider for TensorRtRtx {
 
     fn library(&self, machine: &Machine) -> Option<PathBuf> {
         let named = machine.loaded.clone().or_else(|| machine.library.clone());
-        // The build beside the plugin; without one, whatever the search finds.
+        // The build next to the plugin; without one, whatever the search finds.
         named.or_else(|| ort_library::in_folder(&plugin(None, &machine.folders).ok()?))
     }
 
@@ -119,27 +122,29 @@ impl Provider for TensorRtRtx {
         &self,
         runtime: &Runtime,
         builder: SessionBuilder,
-        _: &SessionOptions,
-        engines: &EngineOptions,
+        options: &ProviderOptions<'_>,
     ) -> Result<SessionBuilder> {
         let refused = |reason: String| refused(self, &reason);
         let register = || {
-            let folder = plugin(Some(&runtime.library), &ort_library::folders())?;
+            let folder = plugin(Some(&runtime.library), &ort_library::gpu_folders())?;
             let path = folder.join(RTX_PROVIDER);
             runtime.environment.register_ep_library(EP, &path).map_err(|e| e.to_string())
         };
         REGISTERED.get_or_init(register).clone().map_err(refused)?;
+        let engines = options.engines;
         let profile = Profile::of(&engines.inputs).map_err(refused)?;
         let options = RtxOptions { folder: engines.folder.clone(), profile }.pairs().map_err(refused)?;
         let device = runtime.environment.devices().find(|device| device.ep().is_ok_and(|ep| ep == EP));
         let device = device.ok_or_else(|| {
-            refused("its plugin finds no GPU that it serves, or no access to one (in a container: was it started with the GPU?)".into())
+            let reason = "its plugin finds no GPU that it supports, or may not access it (was the container started \
+                          with the GPU?)";
+            refused(reason.to_owned())
         })?;
         let builder = builder.with_devices([device], Some(&options)).map_err(|e| refused(e.to_string()))?;
         let Some(folder) = engines.folder.as_deref().filter(|_| engines.make) else { return Ok(builder) };
         let context = folder.join(CONTEXT);
-        let context = tensorrt::name(&context).map_err(refused)?.to_owned();
-        // Mode 0: engines are files of their own; within the model they could pass protobuf's 2 GB.
+        let context = tensorrt::folder_text(&context).map_err(refused)?.to_owned();
+        // Mode 0: engines are separate files; inside the model they could exceed protobuf's 2 GB.
         let entries =
             [("ep.context_enable", "1"), ("ep.context_embed_mode", "0"), ("ep.context_file_path", context.as_str())];
         let mut builder = builder;
@@ -150,14 +155,14 @@ impl Provider for TensorRtRtx {
     }
 }
 
-/// The folder of the plugin: beside a library that was named or loaded, in `gpu/` there, or in one of `folders`.
+/// The folder of the plugin: next to a library that was named or loaded, in `gpu/` there, or one of `folders`.
 fn plugin(library: Option<&PathBuf>, folders: &[PathBuf]) -> Result<PathBuf, String> {
-    let beside = library.and_then(|path| path.parent()).map(Path::to_path_buf);
-    let beside = beside.into_iter().flat_map(|folder| [folder.join(ort_library::GPU_FOLDER), folder]);
-    beside.chain(folders.iter().cloned()).find(|folder| folder.join(RTX_PROVIDER).is_file()).ok_or_else(|| {
+    let near = library.and_then(|path| path.parent()).map(Path::to_path_buf);
+    let near = near.into_iter().flat_map(|folder| [folder.join(ort_library::GPU_FOLDER), folder]);
+    near.chain(folders.iter().cloned()).find(|folder| folder.join(RTX_PROVIDER).is_file()).ok_or_else(|| {
         format!(
-            "TensorRT for RTX's plugin {RTX_PROVIDER} is not beside the program or in a folder .ort/gpu here or above: run \
-             `make gpu`"
+            "TensorRT for RTX's plugin {RTX_PROVIDER} is not next to the program or in a folder .ort/gpu here or \
+             above: install it (from the program's source folder: `make gpu`)"
         )
     })
 }

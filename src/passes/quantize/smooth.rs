@@ -1,38 +1,40 @@
-//! Moves the size of single activation columns into weights, offline and exactly.
+//! Moves the magnitude of outlier channels of an activation into weights, offline and exactly (SmoothQuant).
 //!
-//! Where `y = x W` and column `j` of `x` is large for every token, one scale a token leaves little room for the other
-//! columns. `x_j / s_j` and `s_j W_j` give the same `y` (SmoothQuant, Xiao et al. 2023), and the division costs nothing
-//! at run time where it can be folded into what makes `x`: the gain of a norm, the value rows of attention, the
+//! Where `y = x W` and channel `j` of `x` is large for every token, a per-token scale leaves little precision for the
+//! other channels. `x_j / s_j` and `s_j W_j` give the same `y` (Xiao et al. 2023), and the division costs nothing at
+//! run time where it can be folded into the operator before `x`: the gain of a norm, the value rows of attention, the
 //! up-projection of a gated MLP. Factors are powers of two, so that nothing is rounded.
 
 use std::sync::Arc;
 
-use super::linears::Linear;
 use crate::error::{Code, Error, Result};
 use crate::graph::{Graph, Node, ValueId};
+use crate::passes::{Linear, linears};
 
 /// Where the factors of an activation can go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Site {
     /// Vectors that multiply (or shift) the activation element by element.
     Vectors(Vec<ValueId>),
-    /// A weight `[k, n]` whose columns are those of the activation; heads that share key and value heads repeat them.
+    /// A weight `[k, n]` whose columns are the channels of the activation; heads that share key and value heads repeat
+    /// them.
     Columns { weight: ValueId, sharing: Sharing },
 }
 
-/// Column `(head, copy, element)` of the activation is column `(head, element)` of the weight.
+/// Channel `(head, copy, element)` of the activation is column `(head, element)` of the weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sharing {
     copies: usize,
     width: usize,
 }
 
-/// The largest and smallest power of two that a factor may be: beyond, halves would overflow or vanish.
+/// Smallest and largest exponent of a factor: beyond, float16 would overflow or underflow.
 const EXPONENTS: std::ops::RangeInclusive<f32> = -10.0..=10.0;
 
-/// The factors that `wanted` becomes at `input`: powers of two, equal where columns share a weight. `None` where
-/// nothing can take them: then the activation is not smoothed.
-pub fn factors(graph: &Graph, input: ValueId, wanted: &[f32]) -> Option<Vec<f32>> {
+/// The factors `[k]` that smoothing can use in place of `wanted` `[k]` at the activation `input`: rounded to powers of
+/// two, and equal where channels share a column of the weight before them. `None` where they cannot be folded into the
+/// operator before `input`, or something other than linear layers reads it: then the activation cannot be smoothed.
+pub fn smoothing_factors(graph: &Graph, input: ValueId, wanted: &[f32]) -> Option<Vec<f32>> {
     let site = site(graph, input)?;
     let mut logs: Vec<f32> = wanted.iter().map(|f| f.max(f32::MIN_POSITIVE).log2()).collect();
     if let Site::Columns { sharing: Sharing { copies, width }, .. } = site {
@@ -46,14 +48,18 @@ pub fn factors(graph: &Graph, input: ValueId, wanted: &[f32]) -> Option<Vec<f32>
     Some(logs.into_iter().map(|l| l.round().clamp(*EXPONENTS.start(), *EXPONENTS.end()).exp2()).collect())
 }
 
-/// Divides the columns of `input` by `factors` and multiplies the rows of every weight that reads it.
+/// Divides the channels of the activation `input` by `factors` `[k]` and multiplies the rows of every weight `[k, n]`
+/// that reads it, in place: the weights' tensors in `graph` become lazily scaled ones, its nodes stay as they are.
 ///
 /// # Errors
-/// `graph.invalid` when the factors can go nowhere (ask [`factors`] first).
+/// `graph.invalid` when the factors cannot be folded (see [`smoothing_factors`]).
 pub fn smooth(graph: &mut Graph, input: ValueId, factors: &[f32]) -> Result<()> {
     let Some(site) = site(graph, input) else {
         let name = &graph.value(input).name;
-        return Err(Error::new(Code::GRAPH_INVALID, format!("nothing can take the factors of `{name}`")));
+        return Err(Error::new(
+            Code::GRAPH_INVALID,
+            format!("the factors of `{name}` cannot be folded into the operator before it"),
+        ));
     };
     let inverse: Vec<f32> = factors.iter().map(|f| 1.0 / f).collect();
     let readers: Vec<ValueId> = readers(graph, input).into_iter().flatten().map(|l| l.weight).collect();
@@ -82,8 +88,7 @@ fn scale(graph: &mut Graph, weight: ValueId, factors: &Arc<[f32]>, rows: bool) {
 
 /// The linear layers that read `input`; `None` when something else reads it too.
 fn readers(graph: &Graph, input: ValueId) -> Option<Vec<Linear>> {
-    let all: Vec<Linear> =
-        super::linears(graph, 0..graph.nodes.len()).into_iter().filter(|l| l.input == input).collect();
+    let all: Vec<Linear> = linears(graph, 0..graph.nodes.len()).into_iter().filter(|l| l.input == input).collect();
     // A weight that others read too cannot be scaled for one of them.
     (graph.uses(input) == all.len() && all.iter().all(|l| graph.uses(l.weight) == 1)).then_some(all)
 }
