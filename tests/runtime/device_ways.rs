@@ -1,4 +1,4 @@
-//! The ways that runs go on a GPU, gone on the processor: values bound and left where they are made, graphs warmed up,
+//! The code paths of a GPU, run on the CPU: values bound and left where they are made, graphs warmed up,
 //! report and image at once. The answers are those of the plain way, bit for bit.
 
 use std::collections::BTreeMap;
