@@ -40,6 +40,7 @@ mod folder;
 mod index;
 mod mapping;
 mod meta;
+mod meta_params;
 mod ort_training;
 mod pickle;
 mod pt2;
@@ -50,12 +51,13 @@ mod strided;
 mod torch_legacy;
 mod torch_zip;
 mod write;
+mod zip_records;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use meta::MetaParams;
+pub use meta_params::MetaParams;
 pub use ort_training::{Moments, OptimizerState, Properties, TrainingState};
 pub use requirements::{Picked, Requirements};
 pub use safetensors::safetensors_offsets;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use super::mapping::Mapping;
 use super::strided::View;
-use super::torch_zip::{Records, check_byte_order};
+use super::zip_records::{Records, check_byte_order};
 use super::{Contents, Format, Skipped};
 use crate::error::{Code, Error, Result};
 use crate::tensor::DType;

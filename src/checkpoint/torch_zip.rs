@@ -12,20 +12,14 @@
 //! # Safety
 //! No `unsafe`. Checksums are not compared (13 GB would be read twice); every size and offset is.
 
-use std::collections::HashMap;
-use std::io::Cursor;
 use std::ops::Range;
 use std::sync::Arc;
 
-use zip::{CompressionMethod, ZipArchive};
-
 use super::mapping::Mapping;
 use super::pickle::{MAX_BYTES, Pickle, Storage};
+use super::zip_records::{Records, check_byte_order, records};
 use super::{Contents, Format, pt2, state_dict};
 use crate::error::{Code, Error, Result};
-
-/// The records of an archive: name and byte range in the file.
-pub(super) type Records = HashMap<String, Range<usize>>;
 
 /// Reads a zip archive that PyTorch wrote.
 pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
@@ -62,17 +56,6 @@ fn read_state_dict(map: &Arc<Mapping>, records: &Records, folder: &str) -> Resul
     Ok(contents)
 }
 
-/// Refuses archives of big-endian machines; those of before PyTorch 2.1 do not say, and are little-endian.
-pub(super) fn check_byte_order(map: &Arc<Mapping>, records: &Records, folder: &str) -> Result<()> {
-    match records.get(&format!("{folder}/byteorder")) {
-        Some(order) if map.bytes()[order.clone()].trim_ascii() != b"little" => {
-            let message = "was saved on a big-endian machine, expected little-endian: load and save it again on a PC";
-            Err(Error::new(Code::CHECKPOINT_FORMAT, message))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// The byte range of a storage's record.
 fn record(records: &Records, folder: &str, pickle: &Pickle, storage: &Storage) -> Result<Range<usize>> {
     let key = pickle.text(storage.key).unwrap_or_default();
@@ -87,49 +70,6 @@ fn record(records: &Records, folder: &str, pickle: &Pickle, storage: &Storage) -
             Err(corrupt(format!("its storage `data/{shown}` has {have} bytes, expected {numel} elements of {size}")))
         }
     }
-}
-
-/// The archive's directory. Only stored records are kept; `.data/` bookkeeping and folders are passed over.
-fn records(map: &Arc<Mapping>) -> Result<Records> {
-    let mut archive = ZipArchive::new(Cursor::new(map.bytes())).map_err(|e| {
-        let message =
-            format!("is a zip archive whose directory is missing or damaged ({e}): copy or download it again");
-        Error::new(Code::CHECKPOINT_TRUNCATED, message)
-    })?;
-    if archive.has_duplicate_names() {
-        return Err(corrupt("holds two records of the same name"));
-    }
-    let mut records = Records::new();
-    for index in 0..archive.len() {
-        let damaged = |e: zip::result::ZipError| corrupt(format!("zip record {index} is damaged: {e}"));
-        let file = archive.by_index_raw(index).map_err(damaged)?;
-        let name = String::from_utf8_lossy(file.name_raw()).into_owned();
-        if name.ends_with('/') {
-            continue;
-        }
-        let range = stored(&file, map.bytes().len()).map_err(|why| {
-            let shown: String = name.chars().take(80).collect();
-            corrupt(format!("its record `{shown}` {why}"))
-        })?;
-        records.insert(name, range);
-    }
-    Ok(records)
-}
-
-/// Where a record's bytes lie, or what is wrong with it.
-fn stored<R: std::io::Read>(file: &zip::read::ZipFile<'_, R>, len: usize) -> Result<Range<usize>, &'static str> {
-    if file.encrypted() {
-        return Err("is encrypted");
-    }
-    if file.compression() != CompressionMethod::Stored || file.size() != file.compressed_size() {
-        return Err("is compressed, which torch.save never does: load and save the file again with PyTorch");
-    }
-    let range = || {
-        let start = usize::try_from(file.data_start()?).ok()?;
-        let end = start.checked_add(usize::try_from(file.size()).ok()?)?;
-        (end <= len).then_some(start..end)
-    };
-    range().ok_or("reaches past the end of the file")
 }
 
 fn corrupt(message: impl Into<String>) -> Error {

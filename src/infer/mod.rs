@@ -20,15 +20,17 @@
 //! # Ok::<(), brain_adapter::Error>(())
 //! ```
 
+mod encoded_report;
 mod prediction;
 mod predictor;
 mod report;
 pub mod results;
 mod scan;
 
+pub use encoded_report::EncodedReport;
 pub use prediction::{BundleIdentity, Prediction};
 pub use predictor::Predictor;
-pub use report::EncodedReport;
+
 pub use scan::{PendingScan, Scan, ScanReader, read_ahead};
 
 pub use crate::execute::{Expected, GpuMemory, Memory, Mode, Options, Run, StageRun, Timing};

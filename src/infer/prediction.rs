@@ -103,7 +103,8 @@ impl Prediction {
         let name = if with_report { "logits" } else { "image_logits" };
         let labels = &bundle.manifest.labels;
         let logits = values(name).filter(|l| l.len() == labels.len());
-        let logits = logits.ok_or_else(|| Error::internal(format!("heads: no `{name}` of {} classes", labels.len())))?;
+        let logits =
+            logits.ok_or_else(|| Error::internal(format!("heads: no `{name}` of {} classes", labels.len())))?;
         let similarity = values("similarity").and_then(|s| s.first()).copied();
         // An overflow on the way would end here: no label is better than a random one.
         if let Some(bad) = logits.iter().chain(&similarity).find(|v| !v.is_finite()) {

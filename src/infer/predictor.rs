@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use super::Options;
+use super::encoded_report::EncodedReport;
 use super::prediction::Prediction;
 use super::scan::{Content, Scan, ScanReader};
-use super::{EncodedReport, Options};
 use crate::batch;
 use crate::bundle::Bundle;
 use crate::error::{Code, Error, Result};

@@ -1,5 +1,6 @@
 //! Reports: tokens, the language model, and encoding a report and a scan concurrently.
 
+use super::encoded_report::EncodedReport;
 use super::prediction::Prediction;
 use super::predictor::{Predictor, only};
 use super::scan::Scan;
@@ -10,32 +11,6 @@ use crate::execute::cache::features::Features;
 use crate::model::Part;
 use crate::tensor::Tensor;
 use crate::text::Tokens;
-
-/// A report, encoded by the language model.
-#[derive(Clone, Debug)]
-pub struct EncodedReport {
-    /// `text` f32 `[1, text.hidden]`.
-    pub(super) text: Tensor,
-    /// `input_ids` and `attention_mask`, where tensors are kept.
-    pub(super) inputs: Option<[Tensor; 2]>,
-    /// Number of tokens read.
-    pub tokens: usize,
-    pub(super) cached: bool,
-    pub(super) warnings: Vec<Warning>,
-    pub(super) timing: Timing,
-}
-
-impl EncodedReport {
-    /// The language model's features: `text` f32 `[1, text.hidden]`.
-    pub fn features(&self) -> &Tensor {
-        &self.text
-    }
-
-    /// Warnings of the report, such as `report_truncated`.
-    pub fn warnings(&self) -> &[Warning] {
-        &self.warnings
-    }
-}
 
 /// A report that the language model has yet to encode.
 struct PendingReport {

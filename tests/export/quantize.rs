@@ -328,8 +328,9 @@ fn without_inputs_it_is_said_that_nothing_was_compared() {
         let done = ba_export(&args).ok();
         assert!(done.stderr.contains("warning[calibration_none]"), "{done:#?}");
         let summary = done.json();
-        assert_eq!(summary["warnings"][0]["code"], "calibration_none", "{summary:#}");
-        assert!(summary["warnings"][0]["message"].is_string(), "{summary:#}");
+        let warnings = summary["warnings"].as_array().unwrap();
+        let warning = warnings.iter().find(|w| w["code"] == "calibration_none");
+        assert!(warning.is_some_and(|w| w["message"].is_string()), "{summary:#}");
         assert!(summary["parts"][1]["parity"]["not_checked"].is_string(), "{summary:#}");
         let record = &summary["quantization"];
         assert!(record["layers"].as_array().unwrap().iter().all(|l| l["error"].is_null()));
