@@ -209,7 +209,10 @@ fn what_is_rounded_otherwise_is_not_shared() {
     for (schemes, ranges) in [(int8, [4.0; 2]), ([Scheme::Int8Tensor; 2], [4.0, 1.5])] {
         let both = reduced(schemes, ranges);
         let [first, second] = [0, 1].map(|i| reduced([schemes[i]; 2], [ranges[i]; 2]));
-        assert_eq!((&both[0], &both[1]), (&first[0], &second[1]), "{schemes:?}");
-        assert_ne!(first[1], second[1], "{schemes:?}");
+        // A graph of other nodes may sum in another order, which is far below a step of the integers.
+        common::assert_close("the first layer", &both[0], &first[0], 1e-5);
+        common::assert_close("the second layer", &both[1], &second[1], 1e-5);
+        let apart = first[1].iter().zip(&second[1]).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(apart > 1e-2, "{schemes:?}: {apart}");
     }
 }
