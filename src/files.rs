@@ -16,8 +16,8 @@ pub(crate) fn path_as_text<S: serde::Serializer>(path: &Path, serializer: S) -> 
 /// Prefix of temporary names.
 pub(crate) const UNFINISHED: &str = ".writing-";
 
-/// A temporary file that replaces another when it is complete. If it is dropped before [`Pending::put`], it is deleted and
-/// the old file stays.
+/// A temporary file that replaces another when it is complete. If it is dropped before [`Pending::put`], it is deleted
+/// and the old file stays.
 pub struct Pending {
     temporary: NamedTempFile<File>,
     path: PathBuf,

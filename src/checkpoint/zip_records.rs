@@ -1,8 +1,8 @@
 //! The records of a zip archive that PyTorch wrote: stored, never compressed, mapped where they lie.
 //!
 //! # Errors
-//! `checkpoint.truncated` when the zip directory is gone; `checkpoint.corrupt` when records are compressed, doubled or outside
-//! the file; `checkpoint.format` for archives of big-endian machines.
+//! `checkpoint.truncated` when the zip directory is gone; `checkpoint.corrupt` when records are compressed, doubled or
+//! outside the file; `checkpoint.format` for archives of big-endian machines.
 
 use std::collections::HashMap;
 use std::io::Cursor;

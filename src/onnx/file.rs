@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
 
-use super::{ALIGNMENT, Written};
+use super::ALIGNMENT;
 use crate::error::{Error, Result};
 
 /// Bytes that are handed over together.
@@ -25,6 +25,17 @@ pub(super) enum Keep {
     ForGood,
     /// It is read again soon, and removed.
     Awhile,
+}
+
+/// A file that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Its name inside the folder, such as `text.onnx`.
+    pub name: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its SHA-256, in lower-case hexadecimal.
+    pub sha256: String,
 }
 
 /// A file being written.

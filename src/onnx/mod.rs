@@ -32,14 +32,13 @@ mod segments;
 mod training;
 mod write;
 
+pub use file::Written;
 pub use read::{external_files, external_files_in};
 pub use segments::{Extracted, SegmentInfo, SegmentedModel};
 pub(crate) use training::optimizer_model;
 #[cfg(test)]
 pub(crate) use write::without_data;
-pub use write::{
-    DataLayout, Written, to_bytes, write, write_companion, write_part_of, write_scratch, write_with_layout,
-};
+pub use write::{DataLayout, to_bytes, write, write_companion, write_part_of, write_scratch, write_with_layout};
 
 /// Large weights start at multiples of this many bytes: the page size, as ONNX Runtime's mapping wants it.
 pub const ALIGNMENT: u64 = 4096;

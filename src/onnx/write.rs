@@ -5,7 +5,7 @@ use std::path::Path;
 
 use prost::Message;
 
-use super::file::{Keep, OutFile};
+use super::file::{Keep, OutFile, Written};
 use super::proto::{EXTERNAL, StringStringEntryProto, TensorProto};
 use super::{EXTERNAL_BYTES, encode, model};
 use crate::error::{Code, Error, Result};
@@ -14,17 +14,6 @@ use crate::tensor::LazyTensor;
 
 /// Protobuf's own limit of a message.
 const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
-
-/// A file that was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written {
-    /// Its name inside the folder, such as `text.onnx`.
-    pub name: String,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// Its SHA-256, in lower-case hexadecimal.
-    pub sha256: String,
-}
 
 /// Where the large weights of a graph lie in its data file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
