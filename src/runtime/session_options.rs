@@ -11,7 +11,7 @@ pub struct SessionOptions {
     pub provider: &'static dyn Provider,
     /// Whether a fallback node is an error, unless its operator is one of [`SHAPE_OPS`](super::SHAPE_OPS).
     pub strict: bool,
-    /// Whether to record which provider computes which node ([`Session::placement`]).
+    /// Whether to record which provider computes which node ([`crate::runtime::Session::placement`]).
     pub placement: bool,
     /// Threads within an operator; by default one per core.
     pub threads: Option<usize>,
