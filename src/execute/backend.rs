@@ -9,7 +9,7 @@ use super::gpu_plan::GpuBudget;
 use super::loader::Loader;
 use super::memory_plan::MemoryBudget;
 use crate::bundle::{Bundle, Tool};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::runtime::{Gpu, Runtime, SelectedDevice, SessionOptions, compute_libraries, engine_libraries};
 
 /// The device that was selected for a bundle, and ONNX Runtime as that device needs it.
@@ -48,7 +48,8 @@ impl Backend {
     /// `io` when the folder cannot be made.
     pub fn feature_store(&self, cache: &Path, bundle: &Bundle) -> Result<Store> {
         let preprocessing = serde_json::to_string(&bundle.manifest.preprocessing);
-        let preprocessing = preprocessing.map_err(|e| Error::new(Code::IO, e.to_string()).at(cache))?;
+        let preprocessing =
+            preprocessing.map_err(|e| Error::internal(format!("the preprocessing has no JSON form: {e}")))?;
         let tool = Tool::this();
         let context = [&bundle.model_sha256, &preprocessing, &tool.version, self.runtime.build, &self.identity()];
         Store::open(cache, &context)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::decode::Band;
 use super::views::{Cast, Concat, ConcatColumns, FiniteCheck, Rows, Scaled, Transposed};
 use super::{DType, numel, show};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 
 /// Largest chunk that a [`Source`] hands over, in bytes; a multiple of every element size.
 pub const CHUNK_BYTES: usize = 1 << 20;
@@ -149,10 +149,7 @@ impl LazyTensor {
         })?;
         if seen != self.byte_len() {
             let want = self.byte_len();
-            return Err(Error::new(
-                Code::CHECKPOINT_CORRUPT,
-                format!("a tensor yields {seen} bytes, its shape {want}"),
-            ));
+            return Err(Error::internal(format!("a tensor yields {seen} bytes, its shape {want}")));
         }
         Ok(())
     }

@@ -69,7 +69,7 @@ pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Re
 /// Zeros that the system provides page by page on first touch, or an error where they cannot be promised.
 fn zeroed(count: usize) -> Result<Vec<f32>> {
     // `vec!` aborts when memory runs out and `resize` touches every page: ask first, then take.
-    let refused = |e| Error::new(Code::IO, format!("no memory for {count} voxels: {e}"));
+    let refused = |e| Error::new(Code::MEMORY_LIMIT, format!("no memory for {count} voxels: {e}"));
     Vec::<f32>::new().try_reserve_exact(count).map_err(refused)?;
     Ok(vec![0.0; count])
 }

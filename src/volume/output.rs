@@ -51,7 +51,7 @@ pub(super) fn save_nifti(path: &Path, voxels: &[f32], shape: [usize; 3], affine:
     };
     let [i, j, k] = shape;
     let view = ArrayView3::from_shape((i, j, k).f(), voxels)
-        .map_err(|e| Error::new(Code::IO, format!("cannot write {i} × {j} × {k} voxels: {e}")).at(path))?;
+        .map_err(|e| Error::internal(format!("{i} × {j} × {k} voxels to be written: {e}")).at(path))?;
     replace(path, suffix, |temporary| {
         let written = WriterOptions::new(temporary).reference_header(&header).write_nifti(&view);
         written.map_err(|e| match e {
@@ -80,7 +80,9 @@ pub(super) fn save_preview(path: &Path, voxels: &[f32], shape: [usize; 3]) -> Re
     let coronal = Panel { width: ni, height: nk, voxel: move |x: usize, y: usize| at(x, j, nk - 1 - y) };
     let sagittal = Panel { width: nj, height: nk, voxel: move |x: usize, y: usize| at(i, x, nk - 1 - y) };
 
-    let size = |n: usize| u32::try_from(n).map_err(|_| Error::new(Code::IO, "the preview is too large").at(path));
+    let size = |n: usize| {
+        u32::try_from(n).map_err(|_| Error::internal("the preview has more than 2^32 rows or columns").at(path))
+    };
     let mut picture = GrayImage::new(size(2 * ni + nj + 2 * GAP)?, size(nj.max(nk))?);
     let mut left = 0;
     left += draw(&mut picture, left, &axial, voxels) + GAP;
