@@ -32,11 +32,7 @@ pub fn run(suite: &mut Suite) -> Result<()> {
     };
     let disk = || {
         clear(&copy)?;
-        let script = "mkdir \"$3\" && cp -r \"$1\" \"$3/checkpoint\" && for file in \"$2\"/*; do \
-                      dd if=\"$file\" of=\"$3/${file##*/}\" bs=4M conv=fsync; done";
-        let mut command = Command::new("sh");
-        command.args(["-ec", script, "sh"]).args([&checkpoint, &output, &copy]);
-        Ok(command)
+        Ok(copying(&checkpoint, &output, &copy))
     };
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let torch = || {
@@ -66,28 +62,47 @@ pub fn run(suite: &mut Suite) -> Result<()> {
     let mut rows: Vec<_> = names.zip(outcomes).map(|(name, outcome)| row(WHAT, name, outcome)).collect();
     let floor = rows[1].outcome.as_ref().ok().map(|r| r.seconds);
     rows[0].floor = floor.map(Floor::Seconds);
-    rows[0].bytes = Some(bytes_in(&output, |_| true));
-    rows[1].bytes = rows[0]
-        .bytes
-        .map(|b| b + bytes_in(&checkpoint, |_| true) + weights + bytes_in(&checkpoint.join("m3d"), |_| true));
-    rows[2].bytes = Some(bytes_in(&python, |name| name.starts_with("model.onnx"))).filter(|b| *b > 0);
-    rows[3].bytes = Some(bytes_in(&python, |name| name.starts_with("int8.onnx"))).filter(|b| *b > 0);
+    let bytes = bytes_of(&checkpoint, weights, &output, &python);
+    rows.iter_mut().zip(bytes).for_each(|(row, bytes)| row.bytes = bytes);
     targets(suite, rows[0].outcome.as_ref(), rows[4].outcome.as_ref(), floor);
     suite.report.extend(rows);
-    let size = match ready {
-        Some(_) => "the checkpoint given".into(),
-        None => format!("LLaMA2-7B's geometry with {} of 32 blocks, full-size adapter and ViT", suite.options.layers),
-    };
-    suite.report.notes.push(format!(
-        "Conversion: {size} ({:.2} GB of text weights), page cache warm, `sync` before each run; the floor is `cp`, which \
-         leaves the copy in the page cache where there is room, and `dd`, which waits for the disk as ours does. Python \
-         converts the text alone, in float32, once.",
-        weights as f64 / 1e9
-    ));
+    suite.report.notes.push(note(ready.is_some(), suite.options.layers, weights));
     for folder in [output, copy, python] {
         clear(&folder).map_err(anyhow::Error::msg)?;
     }
     Ok(())
+}
+
+/// Copies the checkpoint, and the bundle until it is on the disk.
+fn copying(checkpoint: &Path, bundle: &Path, to: &Path) -> Command {
+    let script = "mkdir \"$3\" && cp -r \"$1\" \"$3/checkpoint\" && for file in \"$2\"/*; do \
+                  dd if=\"$file\" of=\"$3/${file##*/}\" bs=4M conv=fsync; done";
+    let mut command = Command::new("sh");
+    command.args(["-ec", script, "sh"]).args([checkpoint, bundle, to]);
+    command
+}
+
+/// Bytes of our bundle, of the copies, and of the files of Python's two steps, in the order of the rows.
+fn bytes_of(checkpoint: &Path, weights: u64, bundle: &Path, python: &Path) -> [Option<u64>; 4] {
+    let all = |folder: &Path| bytes_in(folder, |_| true);
+    let of = |begin: &str| Some(bytes_in(python, |name| name.starts_with(begin))).filter(|bytes| *bytes > 0);
+    let copied = all(bundle) + all(checkpoint) + weights + all(&checkpoint.join("m3d"));
+    [Some(all(bundle)), Some(copied), of("model.onnx"), of("int8.onnx")]
+}
+
+/// What the rows were measured with.
+fn note(given: bool, layers: usize, weights: u64) -> String {
+    let size = if given {
+        "the checkpoint given".into()
+    } else {
+        format!("LLaMA2-7B's geometry with {layers} of 32 blocks, full-size adapter and ViT")
+    };
+    format!(
+        "Conversion: {size} ({:.2} GB of text weights), page cache warm, `sync` before each run; the floor is `cp`, which \
+         leaves the copy in the page cache where there is room, and `dd`, which waits for the disk as ours does. Python \
+         converts the text alone, in float32, once.",
+        weights as f64 / 1e9
+    )
 }
 
 fn targets(suite: &mut Suite, ours: Result<&Run, &String>, python: Result<&Run, &String>, floor: Option<f64>) {

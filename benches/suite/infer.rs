@@ -94,18 +94,24 @@ pub fn run(suite: &mut Suite) -> Result<()> {
     suite.report.extend(rows);
     targets(&mut suite.report, &what, layers, &limited, limit);
     let share = format!(" ({:.0} % of the weights)", 100.0 * limit as f64 / weights as f64);
-    suite.report.notes.push(format!(
-        "`ba-infer`: the demo's scan and report, {} (matrices of the language model: {schemes}), page cache warm; seconds of the whole process. `{limited}`{share} where a \
-         limit is named, else what the machine has left. Passes: `adapter`, `vision`, `text` and `heads` of its `timing_ms`; \
-         overhead: all other time of the same run, among it loading graphs, reading the scan and waiting for hashes. Hashing \
-         beside takes a core from the passes, which makes these longer: *over the best passes* compares with the shortest \
-         of all rows.",
-        if ready.is_some() { "the bundle given" } else { "the bundle that `ba-export --quantize int8` makes without data" },
-    ));
+    suite.report.notes.push(note(&schemes, &format!("`{limited}`{share}"), ready.is_some()));
     for folder in [cold, warm] {
         clear(&folder).map_err(anyhow::Error::msg)?;
     }
     Ok(())
+}
+
+/// What the rows were measured with; `limit` is the limit of those that name one.
+fn note(schemes: &str, limit: &str, given: bool) -> String {
+    let bundle =
+        if given { "the bundle given" } else { "the bundle that `ba-export --quantize int8` makes without data" };
+    format!(
+        "`ba-infer`: the demo's scan and report, {bundle} (matrices of the language model: {schemes}), page cache warm; \
+         seconds of the whole process. {limit} where a limit is named, else what the machine has left. Passes: \
+         `adapter`, `vision`, `text` and `heads` of its `timing_ms`; overhead: all other time of the same run, among it loading graphs, reading the scan and waiting for hashes. Hashing \
+         beside takes a core from the passes, which makes these longer: *over the best passes* compares with the shortest \
+         of all rows."
+    )
 }
 
 /// All rows; those with a limit come right after what they are compared with.
