@@ -123,6 +123,9 @@ fn results_on_a_full_disk() {
         let before = path.is_file().then(|| fs::read(&path).unwrap());
         let mut full = 0;
         for free in FREE {
+            if path.is_dir() {
+                fs::remove_dir_all(&path).unwrap();
+            }
             disk.leave(free);
             full += u32::from(!done_or_full(finish(&mut infer(args, output)), output));
             if let Some(before) = &before {
