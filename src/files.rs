@@ -1,10 +1,18 @@
 //! Files that appear complete: written under a temporary name next to their place, then renamed. Layer 1.
 
+mod live;
+mod temporary;
+
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
+
+pub(crate) use live::undisturbed;
+use live::{Entry, Kind};
+pub use live::{Halted, halt};
+pub use temporary::{TemporaryFolder, remove_abandoned};
 
 use crate::error::{Code, Error, Result};
 
@@ -13,34 +21,28 @@ pub(crate) fn path_as_text<S: serde::Serializer>(path: &Path, serializer: S) -> 
     serializer.collect_str(&path.display())
 }
 
-/// Prefix of temporary names.
-pub(crate) const UNFINISHED: &str = ".writing-";
-
 /// A temporary file that replaces another when it is complete. If it is dropped before [`Pending::put`], it is deleted
 /// and the old file stays.
 pub struct Pending {
     temporary: NamedTempFile<File>,
     path: PathBuf,
+    entry: Entry,
 }
 
 impl Pending {
-    /// An empty file next to `path`. Its temporary name ends in `suffix`, for writers that go by names.
+    /// An empty file next to `path`. Its temporary name ends in `suffix`, for writers that go by names. The first time
+    /// that a process writes into a folder, what killed programs left there is removed.
     ///
     /// # Errors
     /// `io` when it cannot be created.
     pub fn next_to(path: &Path, suffix: &str) -> Result<Self> {
         // `parent` of a bare name is the empty path.
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(UNFINISHED).suffix(suffix);
-        #[cfg(unix)]
-        {
-            // A temporary file is private by default; this one becomes an ordinary file (less the umask).
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let temporary = builder.tempfile_in(folder).map_err(|e| Error::io(path, "cannot write", e))?;
-        Ok(Self { temporary, path: path.to_owned() })
+        temporary::remove_abandoned_once(folder);
+        // A temporary file is private by default; this one becomes an ordinary file (less the umask).
+        let made = temporary::file(folder, suffix, 0o666).map_err(|e| Error::io(path, "cannot write", e));
+        let (temporary, entry) = made?;
+        Ok(Self { temporary, path: path.to_owned(), entry })
     }
 
     /// The temporary file, open for writing.
@@ -58,12 +60,11 @@ impl Pending {
     /// # Errors
     /// `io` or `disk.full`; the old file then stays.
     pub fn put(self) -> Result<()> {
-        let failed = |e| Error::io(&self.path, "cannot write", e);
-        self.temporary.as_file().sync_all().map_err(failed)?;
-        self.temporary
-            .persist(&self.path)
-            .map(drop)
-            .map_err(|e| Error::io(&self.path, "cannot rename the complete file", e.error))
+        let Self { temporary, path, entry } = self;
+        temporary.as_file().sync_all().map_err(|e| Error::io(&path, "cannot write", e))?;
+        let renamed = undisturbed(|| temporary.persist(&path));
+        drop(entry);
+        renamed.map(drop).map_err(|e| Error::io(path, "cannot rename the complete file", e.error))
     }
 }
 
@@ -110,7 +111,7 @@ fn open_without_following(path: &Path, append: bool) -> io::Result<Option<File>>
 pub struct Lock {
     file: File,
     /// Where the file is to be deleted at the end.
-    temporary: Option<PathBuf>,
+    temporary: Option<(PathBuf, Entry)>,
 }
 
 impl Lock {
@@ -127,6 +128,10 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { file, temporary: None })),
             Err(TryLockError::WouldBlock) => Ok(None),
+            // A file system without locks, as some of clusters are: there is no protection.
+            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
+                Ok(Some(Self { file, temporary: None }))
+            }
             Err(TryLockError::Error(e)) => Err(Error::io(path, "cannot lock the file", e)),
         }
     }
@@ -140,7 +145,9 @@ impl Lock {
             let Some(mut lock) = Self::try_new(path)? else { return Ok(None) };
             // Whoever held it may have deleted it since it was opened: then it locks nothing.
             if same_file(&lock.file, path) {
-                lock.temporary = Some(path.to_owned());
+                let made = Entry::make(Kind::Lock, || Ok(((), path.to_owned())));
+                let ((), entry) = made.map_err(|e| Error::io(path, "cannot lock the file", e))?;
+                lock.temporary = Some((path.to_owned(), entry));
                 return Ok(Some(lock));
             }
         }
@@ -150,7 +157,7 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         // While it is held: nobody else can hold this file, and who opened it finds that it is gone.
-        if let Some(path) = self.temporary.take() {
+        if let Some((path, _entry)) = self.temporary.take() {
             let _ = std::fs::remove_file(path);
         }
     }

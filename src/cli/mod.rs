@@ -2,13 +2,15 @@
 //!
 //! Layer 8, feature `cli`. Each command turns its arguments into the plan of a use case, runs it and renders the
 //! result: results on stdout, everything else on stderr. Exit codes are decided here alone: 0 done, 1 the work failed,
-//! 2 wrong usage.
+//! 2 wrong usage, 128 and its number for a signal.
 
 pub mod export;
 pub mod infer;
 mod layers;
 mod progress;
 mod render;
+#[cfg(unix)]
+mod signals;
 mod text;
 pub mod train;
 
@@ -55,6 +57,12 @@ impl Common {
         let Some(threads) = self.threads() else { return Ok(()) };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         pool.map_err(|e| Error::new(Code::IO, format!("cannot start {threads} threads: {e}")))
+    }
+
+    /// From now on a signal ends the command tidily; elsewhere, as the system does it.
+    fn catch_signals(&self) {
+        #[cfg(unix)]
+        signals::catch(self.json);
     }
 
     /// Lines on stderr, unless `--quiet`.
@@ -137,6 +145,8 @@ fn usage_message(text: &str) -> String {
 
 /// Ends a command: reports the error, if any, and returns the exit code.
 fn finish(outcome: Result<()>, json: bool) -> ExitCode {
+    #[cfg(unix)]
+    signals::wait_if_stopped();
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     report_error(&error);
     if json {
