@@ -127,7 +127,6 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    args.common.catch_signals();
     finish(run(&args), args.common.json)
 }
 

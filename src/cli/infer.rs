@@ -120,7 +120,6 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    args.common.catch_signals();
     let ready = args.common.limit_threads().and_then(|()| check_outputs(&args));
     let outcome = ready.and_then(|()| match &args.list {
         Some(list) => run_list(&args, list),

@@ -6,7 +6,7 @@
 //! followed by ten random characters: a file that somebody calls `.writing-thesis` is not.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +14,9 @@ use std::sync::{Mutex, PoisonError};
 use tempfile::{NamedTempFile, TempDir};
 
 use super::live::{Entry, Kind};
-use super::{open_regular, same_file};
+#[cfg(unix)]
+use super::lock::open_to_lock;
+use super::lock::{hold, same_file};
 use crate::error::{Error, Result};
 
 /// What the names of temporary files begin with.
@@ -42,30 +44,14 @@ pub(super) fn file(folder: &Path, suffix: &str, mode: u32) -> io::Result<(NamedT
     Entry::make(Kind::Unfinished, || {
         for _ in 0..ATTEMPTS {
             let made = builder.tempfile_in(folder)?;
-            if held(made.as_file(), made.path()) {
+            // Another program may take it for an abandoned one before it is locked.
+            if hold(made.as_file(), made.path()) {
                 let path = made.path().to_owned();
                 return Ok((made, path));
             }
         }
         Err(io::ErrorKind::Other.into())
     })
-}
-
-/// Locks a new file. False where another program is about to remove it as an abandoned one, or has done so. A file
-/// system without locks has none that could be found free.
-#[cfg(unix)]
-fn held(file: &File, path: &Path) -> bool {
-    match file.try_lock() {
-        Ok(()) => same_file(file, path),
-        Err(TryLockError::WouldBlock) => false,
-        Err(TryLockError::Error(_)) => true,
-    }
-}
-
-/// Locks are mandatory there, and keep out writers that open the file by its name.
-#[cfg(not(unix))]
-fn held(_: &File, _: &Path) -> bool {
-    true
 }
 
 /// A temporary folder next to its final place, private to the program that writes it; deleted when it is dropped.
@@ -159,7 +145,7 @@ pub fn remove_abandoned(folder: &Path) {
 
 #[cfg(unix)]
 fn remove_file(path: &Path) {
-    if let Ok(Some(file)) = open_regular(path)
+    if let Ok(Some(file)) = open_to_lock(path)
         && file.try_lock().is_ok()
         && same_file(&file, path)
     {

@@ -1,77 +1,33 @@
-//! Files that appear complete: written under a temporary name next to their place, then renamed. Layer 1.
-
-mod live;
-mod temporary;
+//! Locks, and files that are opened without following a link or waiting for a pipe.
 
 use std::fs::{File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
-
-pub(crate) use live::undisturbed;
-use live::{Entry, Kind};
-pub use live::{Halted, halt};
-pub use temporary::{TemporaryFolder, remove_abandoned};
-
+use super::live::{Entry, Kind};
 use crate::error::{Code, Error, Result};
-
-/// Serializes a path as text; bytes that are not Unicode are replaced, not refused.
-pub(crate) fn path_as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
-}
-
-/// A temporary file that replaces another when it is complete. If it is dropped before [`Pending::put`], it is deleted
-/// and the old file stays.
-pub struct Pending {
-    temporary: NamedTempFile<File>,
-    path: PathBuf,
-    entry: Entry,
-}
-
-impl Pending {
-    /// An empty file next to `path`. Its temporary name ends in `suffix`, for writers that go by names. The first time
-    /// that a process writes into a folder, what killed programs left there is removed.
-    ///
-    /// # Errors
-    /// `io` when it cannot be created.
-    pub fn next_to(path: &Path, suffix: &str) -> Result<Self> {
-        // `parent` of a bare name is the empty path.
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        temporary::remove_abandoned_once(folder);
-        // A temporary file is private by default; this one becomes an ordinary file (less the umask).
-        let made = temporary::file(folder, suffix, 0o666).map_err(|e| Error::io(path, "cannot write", e));
-        let (temporary, entry) = made?;
-        Ok(Self { temporary, path: path.to_owned(), entry })
-    }
-
-    /// The temporary file, open for writing.
-    pub fn file(&self) -> &File {
-        self.temporary.as_file()
-    }
-
-    /// The temporary file's path, for writers that open files themselves.
-    pub fn temporary(&self) -> &Path {
-        self.temporary.path()
-    }
-
-    /// Synchronizes the file to the disk and renames it to its final name.
-    ///
-    /// # Errors
-    /// `io` or `disk.full`; the old file then stays.
-    pub fn put(self) -> Result<()> {
-        let Self { temporary, path, entry } = self;
-        temporary.as_file().sync_all().map_err(|e| Error::io(&path, "cannot write", e))?;
-        let renamed = undisturbed(|| temporary.persist(&path));
-        drop(entry);
-        renamed.map(drop).map_err(|e| Error::io(path, "cannot rename the complete file", e.error))
-    }
-}
 
 /// Opens an existing file for reading. None if it is a link or no regular file: a link leads elsewhere, and opening a
 /// pipe would wait for ever.
 pub(crate) fn open_regular(path: &Path) -> io::Result<Option<File>> {
-    open_without_following(path, false)
+    open_without_following(path, Access::Read)
+}
+
+/// Opens an existing file in order to lock it: some network file systems lock only what is open for writing.
+#[cfg(unix)]
+pub(super) fn open_to_lock(path: &Path) -> io::Result<Option<File>> {
+    open_without_following(path, Access::Write)
+}
+
+/// What a file is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    /// At its start; nothing is truncated.
+    #[cfg(unix)]
+    Write,
+    /// Made if it is missing, for the user alone.
+    Append,
 }
 
 /// Copies a regular file to a new one.
@@ -84,12 +40,15 @@ pub(crate) fn copy_regular(from: &Path, to: &Path) -> io::Result<()> {
     copy.set_permissions(source.metadata()?.permissions())
 }
 
-/// Opens a file, to read it or to append to it (then it is made if it is missing, for the user alone).
 #[cfg(unix)]
-fn open_without_following(path: &Path, append: bool) -> io::Result<Option<File>> {
+fn open_without_following(path: &Path, access: Access) -> io::Result<Option<File>> {
     use rustix::fs::{Mode, OFlags};
     let always = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let access = if append { OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE } else { OFlags::RDONLY };
+    let access = match access {
+        Access::Read => OFlags::RDONLY,
+        Access::Write => OFlags::WRONLY,
+        Access::Append => OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE,
+    };
     match rustix::fs::open(path, always | access, Mode::RUSR | Mode::WUSR) {
         Ok(file) => Ok(Some(File::from(file)).filter(|file| file.metadata().is_ok_and(|meta| meta.is_file()))),
         // A link; a pipe that nobody reads, or a socket; a folder.
@@ -99,7 +58,8 @@ fn open_without_following(path: &Path, append: bool) -> io::Result<Option<File>>
 }
 
 #[cfg(not(unix))]
-fn open_without_following(path: &Path, append: bool) -> io::Result<Option<File>> {
+fn open_without_following(path: &Path, access: Access) -> io::Result<Option<File>> {
+    let append = access == Access::Append;
     if std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_file()) {
         return Ok(None);
     }
@@ -120,7 +80,8 @@ impl Lock {
     /// # Errors
     /// `output.exists` when there is a link, a pipe or a folder; `io`.
     pub fn try_new(path: &Path) -> Result<Option<Self>> {
-        let opened = open_without_following(path, true).map_err(|e| Error::io(path, "cannot open the lock", e))?;
+        let opened =
+            open_without_following(path, Access::Append).map_err(|e| Error::io(path, "cannot open the lock", e))?;
         let Some(file) = opened else {
             let message = "a lock of this name is needed, and something else is there: move it away";
             return Err(Error::new(Code::OUTPUT_EXISTS, message).at(path));
@@ -163,8 +124,21 @@ impl Drop for Lock {
     }
 }
 
+/// Locks a file that was just made; whether it is still at its path.
+pub(super) fn hold(file: &File, path: &Path) -> bool {
+    // Locks are mandatory elsewhere: writers that open the file by its name could not write.
+    if !cfg!(unix) {
+        return true;
+    }
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => false,
+        // Where the file system has no locks, nobody can take it away either.
+        Ok(()) | Err(TryLockError::Error(_)) => same_file(file, path),
+    }
+}
+
 #[cfg(unix)]
-fn same_file(file: &File, path: &Path) -> bool {
+pub(super) fn same_file(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let there = std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()));
     there.is_ok_and(|there| file.metadata().is_ok_and(|meta| (meta.dev(), meta.ino()) == there))
@@ -172,60 +146,13 @@ fn same_file(file: &File, path: &Path) -> bool {
 
 /// An open file cannot be deleted there.
 #[cfg(not(unix))]
-fn same_file(_: &File, _: &Path) -> bool {
+pub(super) fn same_file(_: &File, _: &Path) -> bool {
     true
-}
-
-/// Writes `bytes` to `path`, completely or not at all.
-///
-/// # Errors
-/// `io` or `disk.full`.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let pending = Pending::next_to(path, "")?;
-    pending.file().write_all(bytes).map_err(|e| Error::io(path, "cannot write", e))?;
-    pending.put()
-}
-
-/// Checks that `need` bytes of `what` fit on the disk that holds `folder`.
-///
-/// # Errors
-/// `disk.full`; `io` when the file system does not report its free space.
-pub fn check_free_space(folder: &Path, need: u64, what: &str) -> Result<()> {
-    match free(folder)? {
-        Some(free) if need > free => {
-            let message =
-                format!("{what} needs {need} bytes, {free} are free: free some space, or choose another disk");
-            Err(Error::new(Code::DISK_FULL, message).at(folder))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Free bytes for the current user; none where the system cannot report them.
-#[cfg(unix)]
-fn free(folder: &Path) -> Result<Option<u64>> {
-    let stat =
-        rustix::fs::statvfs(folder).map_err(|e| Error::io(folder, "cannot determine the free space", e.into()))?;
-    Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
-}
-
-#[cfg(not(unix))]
-fn free(_: &Path) -> Result<Option<u64>> {
-    Ok(None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_does_not_fit_is_refused() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-        check_free_space(folder, 0, "nothing").unwrap();
-        if cfg!(unix) {
-            assert_eq!(check_free_space(folder, u64::MAX, "all").unwrap_err().code(), Code::DISK_FULL);
-        }
-    }
 
     #[test]
     fn one_lock_at_a_time() {
@@ -286,18 +213,5 @@ mod tests {
         // An existing file is never written over.
         copy_regular(&at("victim"), &at("victim")).unwrap_err();
         assert_eq!(std::fs::read(at("victim")).unwrap(), b"precious");
-    }
-
-    #[test]
-    fn a_dropped_file_leaves_the_old_one_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.json");
-        replace(&path, b"old").unwrap();
-        let pending = Pending::next_to(&path, ".json").unwrap();
-        pending.file().write_all(b"half").unwrap();
-        drop(pending);
-        assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert!(replace(&dir.path().join("none/a"), b"").is_err());
     }
 }
