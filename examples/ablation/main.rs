@@ -106,6 +106,7 @@ fn prepare_all(args: &Args) -> Result<()> {
                 statistics: brain_adapter::model::adapter::Statistics::Batch,
                 adamw: Default::default(),
                 output,
+                force: false,
             };
             prepare::run(&plan, &mut StderrProgress::new(mode.name()))?;
         }

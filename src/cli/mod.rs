@@ -2,13 +2,14 @@
 //!
 //! Layer 8, feature `cli`. Each command turns its arguments into the plan of a use case, runs it and renders the
 //! result: results on stdout, everything else on stderr. Exit codes are decided here alone: 0 done, 1 the work failed,
-//! 2 wrong usage.
+//! 2 wrong usage, 128 and its number for a signal.
 
 pub mod export;
 pub mod infer;
 mod layers;
 mod progress;
 mod render;
+#[cfg(unix)]
 mod signals;
 mod text;
 pub mod train;
@@ -114,7 +115,8 @@ fn parse<A: Parser>(
     let conflict = |message| A::command().error(clap::error::ErrorKind::ArgumentConflict, message);
     let parsed = A::try_parse().and_then(|args| check(&args).map(|()| args).map_err(conflict));
     let args = parsed.map_err(|e| wrong_usage(&e))?;
-    signals::handle().map_err(|e| finish(Err(e), json_is_asked_for()))?;
+    #[cfg(unix)]
+    signals::catch(json_is_asked_for());
     Ok(args)
 }
 
@@ -145,6 +147,8 @@ fn usage_message(text: &str) -> String {
 
 /// Ends a command: reports the error, if any, and returns the exit code.
 fn finish(outcome: Result<()>, json: bool) -> ExitCode {
+    #[cfg(unix)]
+    signals::wait_if_stopped();
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     report_error(&error);
     if json {

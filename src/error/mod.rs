@@ -59,11 +59,12 @@ macro_rules! codes {
 codes! {
     INTERNAL = "internal", "a defect of this program, not of its input";
     USAGE = "usage", "the command line is wrong";
+    INTERRUPTED = "interrupted", "a signal ended the program";
     IO = "io", "the operating system refused an operation, on a file or to start a thread";
     MEMORY_LIMIT = "memory.limit", "the run needs more memory than is allowed or available";
     DISK_FULL = "disk.full", "not enough free space for what is to be written";
     OUTPUT_EXISTS = "output.exists", "the output exists and was not made by this tool";
-    OUTPUT_IN_USE = "output.in_use", "another program is writing the output";
+    OUTPUT_IN_USE = "output.in_use", "another program writes there";
 
     NIFTI_EMPTY = "nifti.empty", "the scan file holds no bytes";
     NIFTI_NOT_FOUND = "nifti.not_found", "there is no such scan file";

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::bundle::{FileRecord, VerifiedCache};
 use crate::error::{Error, Result};
-use crate::files::check_free_space;
+use crate::files::{TemporaryFolder, check_free_space};
 use crate::model::Part;
 use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::hex;
@@ -60,8 +60,7 @@ impl Prepacked {
         let (key, all) = (self.key(part), self.cache.join("prepacked"));
         std::fs::create_dir_all(&all).map_err(|e| Error::io(&all, "cannot make the folder", e))?;
         check_free_space(&all, need, "weights laid out for this machine")?;
-        let temporary = tempfile::Builder::new().prefix(".making-").tempdir_in(&all);
-        let temporary = temporary.map_err(|e| Error::io(&all, "cannot make a temporary folder", e))?;
+        let temporary = TemporaryFolder::new(&all, "weights")?;
         let name = format!("{part}.onnx");
         Session::save_prepacked(runtime, source, &temporary.path().join(&name), options)?;
         let folder = self.folder(&key);

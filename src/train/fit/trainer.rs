@@ -253,8 +253,7 @@ impl Trainer<'_> {
     }
 
     fn write_history(&self, state: &State) -> Result<()> {
-        let title = format!("Fine-tuning, mode {}", self.artifacts.manifest.mode.name());
-        outputs::write_history(&self.output, &state.position.history, &title)
+        outputs::write_history(&self.output, &state.position.history, self.artifacts.manifest.mode.name())
     }
 
     /// Adds to a divergence where the last finite parameters are.
