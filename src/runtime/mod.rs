@@ -87,7 +87,7 @@ impl Runtime {
         Ok(RUNTIME.get_or_init(|| Self { environment, library, build: ort::info(), files }))
     }
 
-    /// The files of ONNX Runtime that were loaded, as they were before: the library, then those of its providers in use.
+    /// The files of ONNX Runtime that were loaded, as they were before: the library, then its providers in use.
     pub fn files(&self) -> Vec<LibraryFile> {
         self.files.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }

@@ -23,9 +23,9 @@ const VARIABLE: &str = "ORT_DYLIB_PATH";
 pub(super) const GPU_FOLDER: &str = "gpu";
 
 /// The files that are tried when no path is given, in order: next to the executable; `../lib` of an executable in a
-/// folder `bin`; for an executable that Cargo built in this project's `target/`, the project's `.ort/`; an active Python
-/// environment's `onnxruntime`; then `gpu/` in each of these. All are absolute, and none depends on the current folder:
-/// a library is code, and whoever fills the folder that one stands in must not choose it.
+/// folder `bin`; for an executable that Cargo built in this project's `target/`, the project's `.ort/`; an active
+/// Python environment's `onnxruntime`; then `gpu/` in each of these. All are absolute, and none depends on the current
+/// folder: a library is code, and whoever fills the folder that one stands in must not choose it.
 pub fn search_order() -> Vec<PathBuf> {
     let folders = search_folders();
     let gpu: Vec<PathBuf> = folders.iter().map(|folder| folder.join(GPU_FOLDER)).collect();

@@ -11,7 +11,7 @@ use super::PINNED_VERSION;
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::hex;
 
-/// SHA-256, file, package and platform of the libraries in the wheels of the pinned version; `scripts/pin.py` writes it.
+/// SHA-256, file, package and platform of the libraries in the pinned version's wheels; `scripts/pin.py` writes it.
 const PINNED: &str = include_str!("pinned.txt");
 /// Bytes that are read at a time.
 const CHUNK: usize = 1 << 20;

@@ -170,8 +170,8 @@ impl Session {
     }
 }
 
-/// The error of a graph that ONNX Runtime refuses. It reports only in words that the system refused a thread of the pool
-/// that each session has.
+/// The error of a graph that ONNX Runtime refuses. It reports only in words that the system refused a thread of the
+/// pool that each session has.
 fn refusal(doing: &str, message: &str) -> Error {
     if ["pthread_create failed", "_beginthreadex failed"].iter().any(|words| message.contains(words)) {
         let message = format!("ONNX Runtime cannot {doing}: the system refuses to start a thread; {}", threads::ADVICE);

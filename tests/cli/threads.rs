@@ -32,7 +32,9 @@ impl Place {
         let rows = ["train", "train", "train", "val"].iter().zip(["CN", "MCI", "AD", "CN"]).enumerate();
         let rows = rows.map(|(i, (split, label))| format!("s{i}.nii.gz,report.txt,{label},{split}\n"));
         fs::write(path("cohort.csv"), format!("scan,report,label,split\n{}", rows.collect::<String>())).unwrap();
-        (0..4).for_each(|i| drop(fs::copy(commands::scan(), path(&format!("s{i}.nii.gz"))).unwrap()));
+        for i in 0..4 {
+            fs::copy(commands::scan(), path(&format!("s{i}.nii.gz"))).unwrap();
+        }
         let opened = Command::new("chmod").args(["-R", "a+rwX"]).arg(dir.path()).status();
         assert!(opened.unwrap().success());
         Self { dir, user: other_user() }
@@ -89,7 +91,7 @@ fn no_thread_to_be_had_is_one_line() {
         "ba-infer s0.nii.gz s1.nii.gz --bundle bundle --json",
         "ba-infer --list cohort.csv --bundle bundle --threads 2 --mode one-shot",
         "ba-export --model model -o exported --force",
-        "ba-train prepare --model model -o artifacts --force",
+        "ba-train prepare --model model -o artifacts",
         "ba-train eval --data cohort.csv --bundle bundle",
     ];
     let limits: &[u32] = if place.user.is_some() { &[1, 2, 3, 4, 5, 6, 8] } else { &[1] };

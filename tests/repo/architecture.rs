@@ -153,7 +153,10 @@ fn made_up_violations_are_found() {
         assert!(found.iter().any(|f| f.contains(expected)), "{file}: {source}: found {found:?}");
     }
     let innocent = [
-        ("src/infer/scan.rs", "use crate::threads;\nlet t = threads::spawn(\"read\", f)?;\nmod tests {\n thread::spawn(f) }"),
+        (
+            "src/infer/scan.rs",
+            "use crate::threads;\nlet t = threads::spawn(\"read\", f)?;\nmod tests {\n thread::spawn(f) }",
+        ),
         ("src/graph/x.rs", "//! see crate::model\nlet s = \"unsafe crate::model ort::\"; let r = r#\"\"println!\"#;"),
         ("src/graph/x.rs", "/* ort:: */ let c = '\"'; let e = '\\''; fn f<'a>(x: &'a str) -> report::Port {}"),
         (

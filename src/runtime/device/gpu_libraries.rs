@@ -6,9 +6,9 @@
 //! not in the tables: the CUDA provider opens it only for Fourier transforms, of which the model has none. It opens
 //! cuDNN for convolutions.
 //!
-//! Libraries next to ONNX Runtime's GPU build, then the system's, are loaded by absolute path before ONNX Runtime asks for them by name, each after
-//! its own dependencies: no variable such as `LD_LIBRARY_PATH` has to be set, and the libraries that `make gpu` fetched
-//! are the ones in use.
+//! Libraries next to ONNX Runtime's GPU build, then the system's, are loaded by absolute path before ONNX Runtime asks
+//! for them by name, each after its own dependencies: no variable such as `LD_LIBRARY_PATH` has to be set, and the
+//! libraries that `make gpu` fetched are the ones in use.
 
 use std::path::{Path, PathBuf};
 
