@@ -86,9 +86,9 @@ pub(crate) fn remove_abandoned(folder: &Path) {
         if !ours || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
             continue;
         }
-        // Whoever writes it holds its lock.
-        let abandoned = File::options().write(true).open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
-        if abandoned {
+        // Whoever writes it holds its lock. It is held here until the name is gone: see `lock::hold`.
+        let Ok(file) = File::options().write(true).open(entry.path()) else { continue };
+        if file.try_lock().is_ok() {
             let _ = fs::remove_file(entry.path());
         }
     }
