@@ -5,7 +5,7 @@
     python3 scripts/pin.py test trt               these requirement files only
     python3 scripts/pin.py gpu libraries          gpu-libraries.txt, src/runtime/pinned.txt
 
-A file NAME-requirements.txt pins what NAME-requirements.in asks for and everything that needs in turn, with the hash of each
+A file NAME-requirements.txt pins what NAME-requirements.in asks for and everything that it needs in turn, with the hash of each
 wheel that pip would choose for the Pythons and platforms below: `pip install --require-hashes` accepts nothing else. Hashes
 are those of pip's own index (`pip install --dry-run --report`); versions are resolved for the first Python and kept for the
 others. src/runtime/pinned.txt has the hashes of ONNX Runtime's libraries inside the wheels.
