@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Puts ONNX Runtime's build for NVIDIA GPUs, and the libraries that it needs beside the driver, into .ort/gpu/.
 
-Packages, the hashes of their wheels and files are pinned in gpu-libraries.txt. Wheels are unpacked one by one, not installed, and removed again; what is
-there already in the pinned version is not fetched anew, so an interrupted call goes on where it stopped. Needs Python 3 with
-pip, 1.5 GB to fetch and 2.4 GB of disk. For a machine without a network, copy the
-contents of .ort/ next to the programs.
+Packages, the hashes of their wheels and the files are pinned in gpu-libraries.txt. Wheels are unpacked one by one, not installed,
+and removed again; what is there already in the pinned version is not fetched anew, so an interrupted call goes on where it
+stopped. Needs Python 3 with pip, 1.5 GB to fetch and 2.4 GB of disk. For a machine without a network, copy the contents of .ort/
+next to the programs.
 
 CUDA, cuBLAS, cuRAND, cuDNN and TensorRT for RTX come under NVIDIA's licences, not under this project's.
 """
