@@ -73,8 +73,8 @@ struct Args {
     /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
-    /// Path of the ONNX Runtime shared library [default: searched for]
-    #[arg(long, env = "ORT_DYLIB_PATH")]
+    /// ONNX Runtime's shared library [default: $ORT_DYLIB_PATH, then searched for near the program]
+    #[arg(long)]
     ort_lib: Option<PathBuf>,
 }
 

@@ -16,6 +16,7 @@ use crate::files::open_regular;
 use crate::model::PartMap;
 use crate::tensor::hex;
 use crate::tensor::number::to_u64;
+use crate::threads;
 
 /// Maximum size of `bundle.json`.
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
@@ -78,6 +79,7 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<PartMap<BTr
         }
     }
     manifest.files.iter().try_for_each(|file| check_size(dir, file))?;
+    threads::start_pool(None)?;
     manifest.files.par_iter().filter(|file| file.bytes <= LARGE_BYTES).try_for_each(|file| check_hash(dir, file))?;
     let mut data_files = BTreeMap::new();
     for (name, part) in &manifest.parts {

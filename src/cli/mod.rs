@@ -23,6 +23,8 @@ use clap::{Args, Parser};
 use crate::error::{Code, Error, Result, Warning};
 use crate::infer::results::error_json;
 use crate::progress::{Progress, Shared};
+use crate::runtime::{LibraryFile, PINNED_VERSION, Runtime};
+use crate::threads::start_pool;
 
 /// Exit code of wrong usage.
 const USAGE: u8 = 2;
@@ -42,7 +44,7 @@ struct Common {
     /// Number of threads [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// ONNX Runtime's shared library [default: $ORT_DYLIB_PATH, then searched for]
+    /// ONNX Runtime's shared library [default: $ORT_DYLIB_PATH, an absolute path; then searched for near the program]
     #[arg(long, global = true, value_name = "FILE")]
     ort_lib: Option<PathBuf>,
 }
@@ -52,11 +54,9 @@ impl Common {
         self.threads.map(usize::from)
     }
 
-    /// Applies `--threads` to all work outside ONNX Runtime too.
-    fn limit_threads(&self) -> Result<()> {
-        let Some(threads) = self.threads() else { return Ok(()) };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        pool.map_err(|e| Error::new(Code::IO, format!("cannot start {threads} threads: {e}")))
+    /// Starts the threads of all work outside ONNX Runtime, as many as `--threads` says.
+    fn start_threads(&self) -> Result<()> {
+        start_pool(self.threads())
     }
 
     /// Lines on stderr, unless `--quiet`.
@@ -66,9 +66,10 @@ impl Common {
         }
     }
 
-    /// ONNX Runtime's log on stderr, with `--verbose`.
+    /// ONNX Runtime's log on stderr, with `--verbose`, after the files that were loaded.
     fn note_log(&self) {
         if self.verbose {
+            self.note(loaded_files().into_iter().map(|file| library_line(&file)));
             self.note(crate::runtime::take_log());
         }
     }
@@ -85,8 +86,27 @@ impl Common {
         warnings: &[Warning],
         text: impl FnOnce() -> String,
     ) -> Result<()> {
+        let about_libraries = library_warnings();
+        self.note(about_libraries.iter().map(warning_line));
+        let warnings = &[warnings, &about_libraries].concat();
         if self.json { print_json(&Document { result, warnings }) } else { print(&text()) }
     }
+}
+
+/// The files of ONNX Runtime that this process has loaded.
+fn loaded_files() -> Vec<LibraryFile> {
+    Runtime::loaded().map(Runtime::files).unwrap_or_default()
+}
+
+/// What there is to know about them.
+fn library_warnings() -> Vec<Warning> {
+    loaded_files().iter().filter_map(LibraryFile::warning).collect()
+}
+
+/// A file of ONNX Runtime as a line.
+fn library_line(file: &LibraryFile) -> String {
+    let build = if file.pinned { format!("ONNX Runtime {PINNED_VERSION}") } else { "not a pinned build".to_owned() };
+    format!("library: {} ({build}, SHA-256 {})", file.path.display(), file.sha256)
 }
 
 /// What `--json` prints: the result's own keys, and the warnings of the run.

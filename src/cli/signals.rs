@@ -12,7 +12,6 @@ use std::ffi::c_int;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -22,6 +21,7 @@ use signal_hook::low_level::exit;
 use super::{print_error, report_error};
 use crate::error::{Code, Error};
 use crate::files::halt;
+use crate::threads;
 
 /// The signals, and what a person calls them.
 const SIGNALS: [(c_int, &str); 3] = [(SIGHUP, "SIGHUP"), (SIGINT, "SIGINT (Ctrl-C)"), (SIGTERM, "SIGTERM")];
@@ -42,7 +42,7 @@ pub(super) fn catch(json: bool) {
     let (send, receive) = mpsc::channel::<Signals>();
     // The thread first: a signal that is caught and then not heard would be lost.
     let wait = move || receive.into_iter().for_each(|signals| wait(signals, json));
-    if Builder::new().name("signals".into()).spawn(wait).is_err() {
+    if threads::spawn("signals", wait).is_err() {
         return;
     }
     let ignored = ignored();
@@ -69,7 +69,7 @@ fn wait(mut signals: Signals, json: bool) {
         drop(send);
     };
     // Without a thread to be had nothing limits the time that it takes.
-    let watched = Builder::new().name("removing temporary files".into()).spawn(tidy);
+    let watched = threads::spawn("removing temporary files", tidy);
     if watched.is_err() {
         end(signal, json);
     }

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use crate::bundle::{Bundle, PendingEntry, VerifiedCache};
 use crate::error::{Error, Result};
 use crate::model::Part;
+use crate::threads;
 
 /// The state of the large files.
 pub(crate) struct Verification {
@@ -42,7 +43,7 @@ impl Verification {
     /// Starts to verify the large files of a part, unless they were verified before.
     ///
     /// # Errors
-    /// `bundle.checksum` where files are hashed at once.
+    /// `bundle.checksum` where files are hashed at once; `threads.unavailable`.
     pub fn start(&mut self, part: Part) -> Result<()> {
         let bundle = Arc::clone(&self.bundle);
         for file in bundle.large_files(part) {
@@ -58,8 +59,9 @@ impl Verification {
                 self.pending.insert(file.name.clone(), VerifiedCache::pending(&path, file));
             }
             if self.in_background {
-                let (bundle, file) = (Arc::clone(&bundle), file.clone());
-                self.running.insert(file.name.clone(), std::thread::spawn(move || bundle.verify(&file)));
+                let (bundle, file, name) = (Arc::clone(&bundle), file.clone(), file.name.clone());
+                let hashing = threads::spawn("hash", move || bundle.verify(&file));
+                self.running.insert(name, hashing?);
             } else {
                 bundle.verify(file)?;
                 self.matched(file.name.clone());
