@@ -84,7 +84,7 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<PartMap<BTr
     for (name, part) in &manifest.parts {
         let mut all = BTreeSet::new();
         for path in part.graphs().map(|file| dir.join(file)) {
-            let external = crate::onnx::external_files(&path)?;
+            let external = crate::onnx::bundle_graph(&path)?;
             for file in &external {
                 check_plain_name(&path, file)?;
                 if !names.contains(file.as_str()) {
