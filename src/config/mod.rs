@@ -13,6 +13,8 @@
 //! ```
 
 mod adamw;
+#[cfg(test)]
+mod limits_tests;
 mod llama;
 
 use std::path::Path;
@@ -33,7 +35,7 @@ pub(crate) const MAX_HEADS: usize = 1024;
 /// Maximum width of a hidden state or of an embedding.
 pub(crate) const MAX_WIDTH: usize = 1 << 16;
 /// Maximum width of an MLP's inner layer.
-pub(crate) const MAX_MLP: usize = 1 << 18;
+pub(crate) const MAX_MLP: usize = 1 << 20;
 /// Maximum side of the cube, of a patch, and of the vision transformer's input, in voxels.
 const MAX_SIDE: usize = 1024;
 /// Maximum number of tokens of a report.

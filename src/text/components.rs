@@ -36,7 +36,8 @@ const NORMALIZERS: Kind = Kind {
     list: "normalizers",
     parts: &[
         ("Prepend", &[("prepend", is_text)]),
-        ("Replace", &[("pattern", is_literal), ("content", is_text)]),
+        // Not by nothing: an added token could become empty, which is then found inside of characters.
+        ("Replace", &[("pattern", is_literal), ("content", is_name)]),
         ("NFC", &[]),
         ("NFD", &[]),
         ("NFKC", &[]),

@@ -120,6 +120,7 @@ fn hostile() -> Vec<(&'static str, &'static str, Value)> {
         }).collect())),
         ("a bomb of Unicode", "/normalizer", sequence("normalizers", vec![json!({"type": "NFKC"}), json!({"type": "NFKD"})])),
         ("a match everywhere", "/normalizer", replace("", "abababab")),
+        ("a replacement by nothing", "/normalizer", replace("e", "")),
         ("a long replacement", "/normalizer", replace("e", &"x".repeat(65))),
         ("a replacement by expression", "/normalizer",
             json!({"type": "Replace", "pattern": {"Regex": "a*"}, "content": "x"})),
