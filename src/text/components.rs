@@ -223,8 +223,12 @@ fn is_simple(pattern: &str) -> bool {
             ']' => in_class = false,
             '(' if !in_class => {
                 groups += 1;
-                if chars.next_if_eq(&'?').is_some() && !matches!(chars.next(), Some(':' | '!' | '=' | 'i')) {
-                    return false;
+                if chars.next_if_eq(&'?').is_some() {
+                    // Of the flags, `x` would hide in comments what comes next.
+                    let known: &[char] = if chars.next_if_eq(&'i').is_some() { &[':', ')'] } else { &[':', '!', '='] };
+                    if !chars.next().is_some_and(|c| known.contains(&c)) {
+                        return false;
+                    }
                 }
             }
             '{' if !in_class => {

@@ -136,6 +136,7 @@ fn hostile() -> Vec<(&'static str, &'static str, Value)> {
         ("a named reference", "/pre_tokenizer", split(r"(?<a>a)\k<a>")),
         ("recursion", "/pre_tokenizer", split(r"(a|\g<1>b)+")),
         ("look-behind", "/pre_tokenizer", split(r"(?<=a)b")),
+        ("look-behind in what a comment hides", "/pre_tokenizer", split("(?ix:#[\n(?<=a)b)")),
         ("a conditional", "/pre_tokenizer", split(r"(?(1)a|b)")),
         ("large repetitions", "/pre_tokenizer", split(r"(?:\w{1000}){1000}")),
         ("an open repetition", "/pre_tokenizer", split(r"\p{L}{99,}")),
