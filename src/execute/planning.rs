@@ -67,7 +67,7 @@ pub(super) fn stages(
             let message = format!("the bundle has no graph `{part}` for the device `{}`", provider.name());
             Error::new(Code::DEVICE_PRECISION, message).at(&bundle.dir)
         })?;
-        let path = bundle.file(file);
+        let path = bundle.file(file)?;
         Ok((part, SegmentedModel::read(&path)?, path))
     };
     let models: Vec<(Part, SegmentedModel, PathBuf)> = needed.map(read).collect::<Result<_>>()?;

@@ -49,7 +49,7 @@ impl Verification {
             if self.verified.contains(&file.name) || self.running.contains_key(&file.name) {
                 continue;
             }
-            let path = bundle.file(&file.name);
+            let path = bundle.file(&file.name)?;
             if let Some(cache) = &self.cache {
                 if VerifiedCache::load(cache, &bundle.model_sha256).is_verified(&path, file) {
                     self.verified.insert(file.name.clone());

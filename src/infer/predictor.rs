@@ -252,7 +252,7 @@ impl Predictor {
             return Ok(tokenizer);
         }
         let record = &self.bundle().manifest.tokenizer;
-        let tokenizer = Tokenizer::load(&self.bundle().file(&record.file), record.bos)?;
+        let tokenizer = Tokenizer::load(&self.bundle().file(&record.file)?, record.bos)?;
         self.bundle().still_here()?;
         Ok(self.tokenizer.get_or_init(|| tokenizer))
     }
