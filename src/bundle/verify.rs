@@ -86,7 +86,7 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<PartMap<BTr
         let mut all = BTreeSet::new();
         for file in part.graphs() {
             let path = names::join(dir, file)?;
-            let external = crate::onnx::external_files(&path)?;
+            let external = crate::onnx::bundle_graph(&path)?;
             for file in &external {
                 names::check(file).map_err(|e| e.at(&path))?;
                 if !listed.contains(file.as_str()) {

@@ -7,3 +7,4 @@ mod fixtures;
 mod memory;
 mod temperature;
 mod tokenizer;
+mod tokenizer_hostile;
