@@ -1,10 +1,16 @@
 //! Files that appear complete: written under a temporary name next to their place, then renamed. Layer 1.
 
+mod identity;
+pub mod mapped;
+pub mod private;
+
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
+
+pub use identity::{Identity, SETTLED};
 
 use crate::error::{Code, Error, Result};
 
@@ -29,16 +35,22 @@ impl Pending {
     /// # Errors
     /// `io` when it cannot be created.
     pub fn next_to(path: &Path, suffix: &str) -> Result<Self> {
+        // A temporary file is private by default; this one becomes an ordinary file (less the umask).
+        Self::with_mode(path, suffix, 0o666)
+    }
+
+    fn with_mode(path: &Path, suffix: &str, mode: u32) -> Result<Self> {
         // `parent` of a bare name is the empty path.
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
         builder.prefix(UNFINISHED).suffix(suffix);
         #[cfg(unix)]
         {
-            // A temporary file is private by default; this one becomes an ordinary file (less the umask).
             use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
+            builder.permissions(std::fs::Permissions::from_mode(mode));
         }
+        #[cfg(not(unix))]
+        let _ = mode;
         let temporary = builder.tempfile_in(folder).map_err(|e| Error::io(path, "cannot write", e))?;
         Ok(Self { temporary, path: path.to_owned() })
     }
@@ -72,8 +84,19 @@ impl Pending {
 /// # Errors
 /// `io` or `disk.full`.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let pending = Pending::next_to(path, "")?;
-    pending.file().write_all(bytes).map_err(|e| Error::io(path, "cannot write", e))?;
+    write(Pending::next_to(path, "")?, bytes)
+}
+
+/// As [`replace`], for the current user alone to read (mode 0600).
+///
+/// # Errors
+/// `io` or `disk.full`.
+pub fn replace_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    write(Pending::with_mode(path, "", 0o600)?, bytes)
+}
+
+fn write(pending: Pending, bytes: &[u8]) -> Result<()> {
+    pending.file().write_all(bytes).map_err(|e| Error::io(&pending.path, "cannot write", e))?;
     pending.put()
 }
 

@@ -2,19 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::file_hash::sha256_of;
 use super::manifest::Manifest;
-use super::records::{FileRecord, PartRecord};
+use super::open_file::OpenFile;
+use super::records::PartRecord;
 use crate::error::{Code, Error, Result};
 use crate::model::PartMap;
 use crate::tensor::hex;
 
 /// Maximum size of `bundle.json`.
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+
+/// Most files of a bundle: each is open while it is verified. An export writes at most 20.
+const MAX_FILES: usize = 256;
 
 /// The manifest at `path` and its SHA-256.
 pub(super) fn read_manifest(path: &Path) -> Result<(Manifest, String)> {
@@ -55,16 +59,29 @@ pub(super) fn listed_files(path: &Path) -> Option<Vec<String>> {
 /// Larger files are weights, which [`super::Bundle::open_quickly`] leaves to be hashed later.
 pub(super) const LARGE_BYTES: u64 = 32 << 20;
 
-/// Checks the sizes and hashes of all files, and what graphs refer to.
-pub(super) fn all_files(dir: &Path, manifest: &Manifest) -> Result<()> {
-    small_files(dir, manifest)?;
-    let large = manifest.files.par_iter().filter(|file| file.bytes > LARGE_BYTES);
-    large.try_for_each(|file| check_hash(dir, file))
+/// Checks the hashes of those files that [`small_files`] left.
+pub(super) fn all_files(dir: &Path, manifest: &Manifest, open: &OpenFiles) -> Result<()> {
+    manifest.files.par_iter().filter(|record| record.bytes > LARGE_BYTES).try_for_each(|record| {
+        match open.get(&record.name) {
+            Some(file) => file.verify(),
+            None => OpenFile::open(dir, record)?.verify(),
+        }
+    })
 }
 
+/// The open files of a bundle, by name.
+pub(super) type OpenFiles = BTreeMap<String, Arc<OpenFile>>;
+
+/// Names of the external data files of each part's graphs.
+pub(super) type DataFiles = PartMap<BTreeSet<String>>;
+
 /// Checks the names and sizes of all files, the hashes of those that are not large, and what graphs refer to. Returns
-/// the external data files of each part's graphs.
-pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<PartMap<BTreeSet<String>>> {
+/// the files that graphs and tokenizer consist of, open.
+pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<(DataFiles, OpenFiles)> {
+    if manifest.files.len() > MAX_FILES {
+        let message = format!("{} files are listed, expected at most {MAX_FILES}", manifest.files.len());
+        return Err(Error::new(Code::BUNDLE_MANIFEST, message).at(dir));
+    }
     let mut names = BTreeSet::new();
     for file in &manifest.files {
         check_plain_name(dir, &file.name)?;
@@ -78,13 +95,15 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<PartMap<BTr
             return Err(Error::new(Code::BUNDLE_MANIFEST, format!("the file `{file}` is not listed")).at(dir));
         }
     }
-    manifest.files.iter().try_for_each(|file| check_size(dir, file))?;
-    manifest.files.par_iter().filter(|file| file.bytes <= LARGE_BYTES).try_for_each(|file| check_hash(dir, file))?;
+    let open = manifest.files.iter().map(|file| Ok((file.name.clone(), Arc::new(OpenFile::open(dir, file)?))));
+    let mut files = open.collect::<Result<OpenFiles>>()?;
+    files.par_iter().filter(|(_, file)| file.record().bytes <= LARGE_BYTES).try_for_each(|(_, file)| file.verify())?;
     let mut data_files = BTreeMap::new();
     for (name, part) in &manifest.parts {
         let mut all = BTreeSet::new();
         for path in part.graphs().map(|file| dir.join(file)) {
-            let external = crate::onnx::external_files(&path)?;
+            let graph = graph_of(&files, &path)?;
+            let external = crate::onnx::external_files_in(&graph).map_err(|e| e.at(&path))?;
             for file in &external {
                 check_plain_name(&path, file)?;
                 if !names.contains(file.as_str()) {
@@ -96,7 +115,18 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<PartMap<BTr
         }
         data_files.insert(name.as_str(), all);
     }
-    Ok(PartMap::from_fn(|part| data_files.remove(part.as_str()).unwrap_or_default()))
+    let data_files = PartMap::from_fn(|part| data_files.remove(part.as_str()).unwrap_or_default());
+    let graphs = manifest.parts.values().flat_map(PartRecord::graphs).chain([&manifest.tokenizer.file]);
+    let used: BTreeSet<&String> = graphs.chain(data_files.values().flatten()).collect();
+    files.retain(|name, _| used.contains(name));
+    Ok((data_files, files))
+}
+
+/// The bytes of a graph, as they were hashed.
+fn graph_of(files: &OpenFiles, path: &Path) -> Result<Vec<u8>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let file = files.get(name.as_ref()).ok_or_else(|| Error::internal(format!("the graph `{name}` is not open")))?;
+    file.read_graph()
 }
 
 /// Refuses a name with more than one component: it would leave the bundle's folder.
@@ -107,32 +137,4 @@ fn check_plain_name(place: &Path, name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Code::BUNDLE_PATH, format!("`{name}` is not a plain file name inside the bundle")).at(place))
-}
-
-/// Checks that a file is a regular file of the recorded size.
-fn check_size(dir: &Path, record: &FileRecord) -> Result<()> {
-    let path = dir.join(&record.name);
-    let wrong = |message: String| Error::new(Code::BUNDLE_CHECKSUM, message).at(&path);
-    let meta = std::fs::symlink_metadata(&path).map_err(|e| wrong(format!("the bundle's file is missing: {e}")))?;
-    if !meta.is_file() {
-        return Err(Error::new(Code::BUNDLE_PATH, "the bundle's file is a link or a folder").at(&path));
-    }
-    if meta.len() != record.bytes {
-        return Err(wrong(format!("the file has {} bytes, expected {}: {RESTORE}", meta.len(), record.bytes)));
-    }
-    Ok(())
-}
-
-/// What to do about a damaged bundle: the reader may not be the one who exported it.
-const RESTORE: &str = "copy the bundle again from its source, or export it again with ba-export";
-
-/// Checks a file's hash.
-pub(super) fn check_hash(dir: &Path, record: &FileRecord) -> Result<()> {
-    let path = dir.join(&record.name);
-    let found = sha256_of(&path)?;
-    if found != record.sha256 {
-        let message = format!("the file was changed: SHA-256 {found}, expected {}; {RESTORE}", record.sha256);
-        return Err(Error::new(Code::BUNDLE_CHECKSUM, message).at(&path));
-    }
-    Ok(())
 }

@@ -4,6 +4,8 @@
 //! result: results on stdout, everything else on stderr. Exit codes are decided here alone: 0 done, 1 the work failed,
 //! 2 wrong usage.
 
+#[cfg(target_os = "linux")]
+mod bus_error;
 pub mod export;
 pub mod infer;
 mod layers;
@@ -55,6 +57,12 @@ impl Common {
         let Some(threads) = self.threads() else { return Ok(()) };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         pool.map_err(|e| Error::new(Code::IO, format!("cannot start {threads} threads: {e}")))
+    }
+
+    /// Reports a mapped file that was truncated meanwhile as an error of that file; elsewhere it ends the process.
+    fn catch_bus_errors(&self) {
+        #[cfg(target_os = "linux")]
+        bus_error::install(self.json);
     }
 
     /// Lines on stderr, unless `--quiet`.

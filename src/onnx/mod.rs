@@ -33,7 +33,7 @@ mod training;
 mod write;
 
 pub use file::Written;
-pub use read::{external_files, external_files_in};
+pub use read::{check_graph_size, external_files, external_files_in};
 pub use segments::{Extracted, SegmentInfo, SegmentedModel};
 pub(crate) use training::optimizer_model;
 #[cfg(test)]

@@ -108,6 +108,8 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     };
     let json = serde_json::to_vec_pretty(&manifest).map_err(Error::internal)?;
     files::replace(&staged.path().join(MANIFEST), &json)?;
+    adapter.unchanged()?;
+    vision.unchanged()?;
     // A training may have started in the old folder meanwhile.
     check_target(&target)?;
     staged.install(&target)?;

@@ -4,6 +4,8 @@
 
 mod bundle;
 mod bundle_mutations;
+#[cfg(target_os = "linux")]
+mod changed;
 mod install;
 mod memory;
 mod quantize;
