@@ -1,8 +1,8 @@
 //! A bundle's file, held open from before it is verified until nothing needs it any more.
 //!
 //! What is hashed is the open file, not its name: a file that is replaced under its name stays what it was. What was
-//! verified stays verified while the file system reports the same of it ([`Identity`]); where that cannot settle it, the
-//! file is hashed again:
+//! verified stays verified while the file system reports the same of it ([`Identity`]); where that cannot settle it,
+//! the file is hashed again:
 //!
 //! - **other size or time of modification**: the file was written to. It may have held other bytes meanwhile, whatever
 //!   it holds now: an error.

@@ -1,9 +1,9 @@
 //! Which large files were verified before and have not been modified since.
 //!
 //! Hashing seven gigabytes takes seconds at each start. In a cache folder that the user names, `verified/KEY.json` (KEY
-//! is the bundle's hash, or that of what a prepacked copy depends on) records for each verified file its hash, its place
-//! and what the file system reports of it. While all of these are the same, the file counts as verified. Who can write
-//! to the record can have any weights believed: the cache must be the user's own ([`private`]).
+//! is the bundle's hash, or that of what a prepacked copy depends on) records for each verified file its hash, its
+//! place and what the file system reports of it. While all of these are the same, the file counts as verified. Who can
+//! write to the record can have any weights believed: the cache must be the user's own ([`private`]).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

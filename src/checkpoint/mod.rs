@@ -217,8 +217,8 @@ impl Checkpoint {
         &self.files
     }
 
-    /// Makes sure that no file was written to or replaced since it was opened. Tensors are read from the files when they
-    /// are used: whoever made something of them asks this at the end, before it counts.
+    /// Makes sure that no file was written to or replaced since it was opened. Tensors are read from the files when
+    /// they are used: whoever made something of them asks this at the end, before it counts.
     ///
     /// # Errors
     /// `checkpoint.changed`, naming the file.

@@ -8,8 +8,8 @@
 //! repeated, and fails as it would have failed.
 //!
 //! The handler runs on the stack of the thread that reads, not on an alternate one: the fault lies in a file's mapping,
-//! so there is stack left (a stack that is used up is SIGSEGV, and not ours), and the alternate stacks that threads have
-//! hold little more than the registers of some CPUs. It takes no thread, no descriptor and no memory before it is
+//! so there is stack left (a stack that is used up is SIGSEGV, and not ours), and the alternate stacks that threads
+//! have hold little more than the registers of some CPUs. It takes no thread, no descriptor and no memory before it is
 //! needed.
 //!
 //! # Safety
@@ -39,7 +39,8 @@ pub(super) fn install(json: bool) {
     let (mut action, mut previous): (libc::sigaction, libc::sigaction) = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_bus_error as *const () as usize;
     action.sa_flags = libc::SA_SIGINFO;
-    // SAFETY: both point to structures that outlive the calls; the handler has the signature that `SA_SIGINFO` asks for.
+    // SAFETY: both point to structures that outlive the calls; the handler has the signature that `SA_SIGINFO` asks
+    // for.
     unsafe {
         // What was there is known before the new handler can be called.
         libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut previous);

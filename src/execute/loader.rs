@@ -66,7 +66,8 @@ impl Loader {
     /// each step.
     ///
     /// # Errors
-    /// `device.unavailable`, `device.memory`, `runtime.*`; `bundle.changed`, `bundle.replaced`; `io` and `disk.full` where engines are kept.
+    /// `device.unavailable`, `device.memory`, `runtime.*`; `bundle.changed`, `bundle.replaced`; `io` and `disk.full`
+    /// where engines are kept.
     pub fn load(&self, spec: &LoadSpec, options: &SessionOptions, stays: bool) -> Result<(Session, Timing)> {
         let mut timing = Timing::default();
         let mut engines = EngineOptions { inputs: spec.profiled.clone(), ..EngineOptions::default() };

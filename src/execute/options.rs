@@ -43,8 +43,8 @@ pub struct Options {
     /// Whether prepacked weights are kept in the cache too: about twice their size on disk, full speed, and file-backed
     /// memory.
     pub prepacked: bool,
-    /// Whether weights are read into memory instead of being mapped from their files. A program that reads a mapped file
-    /// which is truncated meanwhile is ended by a bus error (SIGBUS), unless it handles that: the commands do, the
+    /// Whether weights are read into memory instead of being mapped from their files. A program that reads a mapped
+    /// file which is truncated meanwhile is ended by a bus error (SIGBUS), unless it handles that: the commands do, the
     /// library does not. What was read cannot change any more. It costs private memory of the size of a graph's weights
     /// for as long as the graph is loaded, which the system cannot drop; a graph then has to run as a whole.
     pub read_weights: bool,

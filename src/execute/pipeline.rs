@@ -183,7 +183,8 @@ impl Pipeline {
     /// As [`Self::run`], with inputs that may lie on the device, and outputs that stay where the caller wants them.
     ///
     /// # Errors
-    /// `bundle.checksum`, `bundle.changed`, `bundle.replaced`, `runtime.*`, `device.*`; `internal` for a part that was not planned.
+    /// `bundle.checksum`, `bundle.changed`, `bundle.replaced`, `runtime.*`, `device.*`; `internal` for a part that was
+    /// not planned.
     pub fn run_values(
         &self,
         part: Part,

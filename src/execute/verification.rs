@@ -55,7 +55,8 @@ impl SourceFiles {
         })
     }
 
-    /// The graph at `path`, one of the files, and the files of its weights by name: read, and compared with their hashes.
+    /// The graph at `path`, one of the files, and the files of its weights by name: read, and compared with their
+    /// hashes.
     ///
     /// # Errors
     /// `bundle.changed`; `onnx.invalid`; `io`.

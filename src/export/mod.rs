@@ -168,9 +168,9 @@ pub struct StageCheck {
 /// Exports. On any error nothing is installed and an old bundle stays as it was.
 ///
 /// # Errors
-/// Those of the checkpoints (`checkpoint.changed` when one was written to meanwhile), `config.*`, `tokenizer.*`, `disk.full`, `output.exists`, `verify.mismatch`,
-/// `quantize.error`, `calibration.input`, `device.precision` when the precision is not available for the target, and
-/// `runtime.*` when a check needs ONNX Runtime.
+/// Those of the checkpoints (`checkpoint.changed` when one was written to meanwhile), `config.*`, `tokenizer.*`,
+/// `disk.full`, `output.exists`, `verify.mismatch`, `quantize.error`, `calibration.input`, `device.precision` when the
+/// precision is not available for the target, and `runtime.*` when a check needs ONNX Runtime.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let mut watched = Vec::new();
     let outcome = export(plan, &mut watched, progress);
@@ -185,11 +185,7 @@ fn unchanged(watched: &[SourceFile]) -> Result<()> {
 /// The export. `watched` receives the files that must not change until it is over.
 fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progress) -> Result<Summary> {
     let started = Instant::now();
-    let form = NumericFormat::of(plan.precision, plan.target);
-    if form.precision == Precision::Int4 && form.target == Target::TensorRt {
-        let message = "int4 is not available for TensorRT: export int8 for it, or int4 for cuda";
-        return Err(Error::new(Code::DEVICE_PRECISION, message));
-    }
+    let form = form(plan)?;
     progress.step("reading checkpoints", None);
     let loaded = plan.sources.load()?;
     *watched = loaded.watched();
@@ -243,6 +239,15 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
         skipped: models.skipped,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+fn form(plan: &Plan) -> Result<NumericFormat> {
+    let form = NumericFormat::of(plan.precision, plan.target);
+    if form.precision == Precision::Int4 && form.target == Target::TensorRt {
+        let message = "int4 is not available for TensorRT: export int8 for it, or int4 for cuda";
+        return Err(Error::new(Code::DEVICE_PRECISION, message));
+    }
+    Ok(form)
 }
 
 /// Every graph in float32.
