@@ -5,7 +5,7 @@
 //! handler, since signals are the program's; the commands install this one. It looks up in `/proc/self/maps` which file
 //! is mapped under the address. If it is one of ours ([`crate::files::mapped`]), it writes the error as any other is
 //! written, and ends the process with exit code 1. If not, the handler that was there before is put back: the access is
-//! repeated, and fails as it would have failed.
+//! repeated, and fails as it would have failed. A signal that a process sent ends this one.
 //!
 //! The handler runs on the stack of the thread that reads, not on an alternate one: the fault lies in a file's mapping,
 //! so there is stack left (a stack that is used up is SIGSEGV, and not ours), and the alternate stacks that threads
@@ -60,13 +60,14 @@ extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, _: *
         // SAFETY: it ends the process at once: destructors would wait for this thread.
         unsafe { libc::_exit(1) }
     }
-    // SAFETY: `PREVIOUS` was set before this handler was installed, and `sigaction` only reads it.
+    // SAFETY: all zeros are the default action.
+    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    // What was sent does not come again by itself, which Rust's own handler counts on.
+    let action = if fault { PREVIOUS.get().unwrap_or(&default) } else { &default };
+    // SAFETY: `sigaction` only reads what it is given; `raise` is for this thread, once this handler has returned.
     unsafe {
-        if let Some(previous) = PREVIOUS.get() {
-            libc::sigaction(signal, previous, std::ptr::null_mut());
-        }
+        libc::sigaction(signal, action, std::ptr::null_mut());
         if !fault {
-            // It would not come again by itself.
             libc::raise(signal);
         }
     }
