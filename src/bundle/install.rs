@@ -220,7 +220,8 @@ fn foreign_files(target: &Path, force: bool) -> Result<Vec<OsString>> {
     Ok(kept)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -127,6 +127,7 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
+    args.common.catch_bus_errors();
     finish(run(&args), args.common.json)
 }
 

@@ -122,6 +122,7 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
+    args.common.catch_bus_errors();
     let ready = args.common.start_threads().and_then(|()| check_outputs(&args));
     let outcome = ready.and_then(|()| match &args.list {
         Some(list) => run_list(&args, list),
@@ -254,7 +255,8 @@ fn run_scans(args: &Args) -> Result<()> {
 
 /// Whether an error is the bundle's or the machine's and not a scan's: the other scans would fail too.
 fn is_fatal(e: &Error) -> bool {
-    [Code::BUNDLE_CHECKSUM, Code::THREADS_UNAVAILABLE].contains(&e.code())
+    let codes = [Code::BUNDLE_CHECKSUM, Code::BUNDLE_CHANGED, Code::BUNDLE_REPLACED, Code::THREADS_UNAVAILABLE];
+    codes.contains(&e.code())
 }
 
 /// One scan: read, save what was asked for, predict. The report is encoded once, while the first scan is read.

@@ -4,6 +4,8 @@
 //! result: results on stdout, everything else on stderr. Exit codes are decided here alone: 0 done, 1 the work failed,
 //! 2 wrong usage, 128 and its number for a signal.
 
+#[cfg(target_os = "linux")]
+mod bus_error;
 pub mod export;
 pub mod infer;
 mod layers;
@@ -57,6 +59,12 @@ impl Common {
     /// Starts the threads of all work outside ONNX Runtime, as many as `--threads` says.
     fn start_threads(&self) -> Result<()> {
         start_pool(self.threads())
+    }
+
+    /// Reports a mapped file that was truncated meanwhile as an error of that file; elsewhere it ends the process.
+    fn catch_bus_errors(&self) {
+        #[cfg(target_os = "linux")]
+        bus_error::install(self.json);
     }
 
     /// Lines on stderr, unless `--quiet`.

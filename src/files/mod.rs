@@ -1,7 +1,10 @@
 //! Files that appear complete: written under a temporary name next to their place, then renamed. Layer 1.
 
+mod identity;
 mod live;
 mod lock;
+pub mod mapped;
+pub mod private;
 mod temporary;
 
 use std::fs::File;
@@ -15,6 +18,8 @@ pub use lock::Lock;
 pub(crate) use lock::{copy_regular, open_regular};
 use tempfile::NamedTempFile;
 pub use temporary::{TemporaryFolder, remove_abandoned};
+
+pub use identity::{Identity, SETTLED};
 
 use crate::error::{Code, Error, Result};
 
@@ -40,11 +45,15 @@ impl Pending {
     /// # Errors
     /// `io` when it cannot be created.
     pub fn next_to(path: &Path, suffix: &str) -> Result<Self> {
+        // A temporary file is private by default; this one becomes an ordinary file (less the umask).
+        Self::with_mode(path, suffix, 0o666)
+    }
+
+    fn with_mode(path: &Path, suffix: &str, mode: u32) -> Result<Self> {
         // `parent` of a bare name is the empty path.
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         temporary::remove_abandoned_once(folder);
-        // A temporary file is private by default; this one becomes an ordinary file (less the umask).
-        let made = temporary::file(folder, suffix, 0o666).map_err(|e| Error::io(path, "cannot write", e));
+        let made = temporary::file(folder, suffix, mode).map_err(|e| Error::io(path, "cannot write", e));
         let (temporary, entry) = made?;
         Ok(Self { temporary, path: path.to_owned(), entry })
     }
@@ -77,8 +86,19 @@ impl Pending {
 /// # Errors
 /// `io` or `disk.full`.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let pending = Pending::next_to(path, "")?;
-    pending.file().write_all(bytes).map_err(|e| Error::io(path, "cannot write", e))?;
+    write(Pending::next_to(path, "")?, bytes)
+}
+
+/// As [`replace`], for the current user alone to read (mode 0600).
+///
+/// # Errors
+/// `io` or `disk.full`.
+pub fn replace_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    write(Pending::with_mode(path, "", 0o600)?, bytes)
+}
+
+fn write(pending: Pending, bytes: &[u8]) -> Result<()> {
+    pending.file().write_all(bytes).map_err(|e| Error::io(&pending.path, "cannot write", e))?;
     pending.put()
 }
 

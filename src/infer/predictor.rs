@@ -1,7 +1,7 @@
 //! Answers for scans and reports: what goes through which graphs, and what a prediction is made of.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::Options;
@@ -9,7 +9,7 @@ use super::encoded_report::EncodedReport;
 use super::prediction::Prediction;
 use super::scan::{Content, Scan, ScanReader};
 use crate::batch;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, unchanged_while};
 use crate::error::{Code, Error, Result};
 use crate::execute::cache::features::{Features, Store};
 use crate::execute::{Pipeline, Timing, milliseconds};
@@ -246,14 +246,16 @@ impl Predictor {
     /// The bundle's tokenizer, loaded when it is first needed.
     ///
     /// # Errors
-    /// `tokenizer.invalid`, `bundle.replaced`.
+    /// `tokenizer.invalid`, `bundle.changed`, `bundle.replaced`.
     pub(super) fn tokenizer(&self) -> Result<&Tokenizer> {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(tokenizer);
         }
         let record = &self.bundle().manifest.tokenizer;
-        let tokenizer = Tokenizer::load(&self.bundle().file(&record.file)?, record.bos)?;
+        let (path, files) = (self.bundle().file(&record.file)?, [Arc::clone(self.bundle().open_file(&record.file)?)]);
+        let tokenizer = unchanged_while(&files, || Tokenizer::load(&path, record.bos));
         self.bundle().still_here()?;
+        let tokenizer = tokenizer?;
         Ok(self.tokenizer.get_or_init(|| tokenizer))
     }
 

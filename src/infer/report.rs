@@ -148,6 +148,6 @@ impl Predictor {
 
 /// Of two errors the report's, unless the scan's is one of the bundle, which no other input avoids.
 fn more_severe(report: Error, scan: Option<Error>) -> Error {
-    let bundle = |e: &Error| [Code::BUNDLE_CHECKSUM, Code::BUNDLE_REPLACED].contains(&e.code());
+    let bundle = |e: &Error| [Code::BUNDLE_CHECKSUM, Code::BUNDLE_CHANGED, Code::BUNDLE_REPLACED].contains(&e.code());
     scan.filter(bundle).unwrap_or(report)
 }

@@ -29,11 +29,20 @@ pub fn external_files(path: &Path) -> Result<BTreeSet<String>> {
 /// The bytes of a graph's file.
 pub(super) fn graph_bytes(path: &Path) -> Result<Vec<u8>> {
     let length = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the file", e))?.len();
-    if length > MAX_GRAPH_BYTES {
-        let message = format!("the graph file holds {length} bytes, expected at most {MAX_GRAPH_BYTES}");
-        return Err(Error::new(Code::ONNX_INVALID, message).at(path));
-    }
+    check_graph_size(length).map_err(|e| e.at(path))?;
     std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))
+}
+
+/// Refuses a graph's file of so many bytes where that is too much.
+///
+/// # Errors
+/// `onnx.invalid`.
+pub fn check_graph_size(bytes: u64) -> Result<()> {
+    if bytes <= MAX_GRAPH_BYTES {
+        return Ok(());
+    }
+    let message = format!("the graph file holds {bytes} bytes, expected at most {MAX_GRAPH_BYTES}");
+    Err(Error::new(Code::ONNX_INVALID, message))
 }
 
 /// As [`external_files`], of the file's bytes.

@@ -1,6 +1,7 @@
 //! A loaded graph. [`super::value`] runs it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
@@ -56,7 +57,7 @@ impl Session {
         engines: &EngineOptions,
     ) -> Result<Self> {
         let (path, what) = match source {
-            Source::File(path) => (path, "the graph"),
+            Source::File(path) | Source::Read { path, .. } => (path, "the graph"),
             Source::Part { path, .. } => (path, "part of the graph"),
             Source::Bytes(_, name) => (Path::new(name), "the graph"),
         };
@@ -69,10 +70,18 @@ impl Session {
             let entry = "session.model_external_initializers_file_folder_path";
             builder = builder.with_config_entry(entry, folder).map_err(|e| refused(&e.to_string()))?;
         }
+        if let Source::Read { weights, .. } = source {
+            for (name, bytes) in weights {
+                let with = builder.with_external_initializer_file_in_memory(name, Arc::clone(bytes));
+                builder = with.map_err(|e| refused(&e.to_string()))?;
+            }
+        }
         let mut builder = options.provider.configure(runtime, builder, &options.for_provider(engines))?;
         let inner = match source {
             Source::File(path) => builder.commit_from_file(path),
-            Source::Part { model, .. } | Source::Bytes(model, _) => builder.commit_from_memory(model),
+            Source::Part { model, .. } | Source::Read { model, .. } | Source::Bytes(model, _) => {
+                builder.commit_from_memory(model)
+            }
         };
         let inner = inner.map_err(|e| match code_of(options.provider, &e.to_string()) {
             Code::DEVICE_MEMORY => {

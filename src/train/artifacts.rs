@@ -17,7 +17,7 @@ use super::frozen_weights::FrozenWeights;
 use super::graphs::parameters;
 use super::monolith::Parameter;
 use crate::bundle::{FileRecord, SourceRecord, Tool, sha256_of};
-use crate::checkpoint::{Checkpoint, TrainingState};
+use crate::checkpoint::{Checkpoint, SourceFile, TrainingState};
 use crate::config::{Config, read_small};
 use crate::error::{Code, Error, Result};
 use crate::model::Mode;
@@ -95,6 +95,8 @@ pub struct Artifacts {
     pub manifest: Manifest,
     /// SHA-256 of the manifest, which holds the hashes of all other files.
     pub sha256: String,
+    /// The frozen weights' file, as it was before it was hashed.
+    frozen: SourceFile,
 }
 
 impl Artifacts {
@@ -110,6 +112,8 @@ impl Artifacts {
             return Err(invalid(message).at(dir));
         }
         let manifest = Manifest::from_text(&read_small(&path)?).map_err(|e| e.at(&path))?;
+        let missing = |_| invalid(format!("the file `{FROZEN}` is missing")).at(dir);
+        let frozen = SourceFile::at(&dir.join(FROZEN)).map_err(missing)?;
         for record in &manifest.files {
             let file = dir.join(&record.name);
             if !file.is_file() {
@@ -122,7 +126,7 @@ impl Artifacts {
             }
         }
         let sha256 = sha256_of(&path)?;
-        Ok(Self { dir: dir.to_owned(), manifest, sha256 })
+        Ok(Self { dir: dir.to_owned(), manifest, sha256, frozen })
     }
 
     /// The parameters as they were prepared. Every parameter that the mode's graphs read is there, in the configured
@@ -160,7 +164,9 @@ impl Artifacts {
             let message = format!("holds {blocks} blocks of the transformer, expected {layers} for {MANIFEST}");
             return Err(Error::new(Code::TRAINING_ARTIFACTS, message).at(checkpoint.path()));
         }
-        FrozenWeights::new(checkpoint.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())))
+        // What is mapped must be what was hashed.
+        self.frozen.unchanged()?;
+        FrozenWeights::of(&checkpoint)
     }
 }
 

@@ -113,6 +113,8 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     };
     let json = serde_json::to_vec_pretty(&manifest).map_err(Error::internal)?;
     files::replace(&staged.path().join(MANIFEST), &json)?;
+    adapter.unchanged()?;
+    vision.unchanged()?;
     // A training may have started in the old folder meanwhile.
     for name in foreign_files(&target, plan.force)? {
         let (from, to) = (target.join(&name), staged.path().join(&name));

@@ -5,6 +5,8 @@
 mod bundle;
 mod bundle_mutations;
 mod bundle_operators;
+#[cfg(target_os = "linux")]
+mod changed;
 mod install;
 mod memory;
 mod quantize;

@@ -51,6 +51,7 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
+    common.catch_bus_errors();
     let outcome = common.start_threads().and_then(|()| match &command {
         Command::Prepare(args) => prepare::run(args, &common),
         Command::Fit(args) => fit::run(args, &common),

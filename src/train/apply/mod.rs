@@ -128,6 +128,8 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     }
     progress.step("installing the new version", None);
     in_use(&versions, &old)?;
+    old.unchanged()?;
+    checkpoint.unchanged()?;
     let number = install(&versions, staging, &manifest, number)?;
     let all = versions.all()?;
     let sha256 = all.iter().find(|v| v.number == number).and_then(Version::sha256).unwrap_or_default().to_owned();
