@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{MAX_HEADS, MAX_LAYERS, MAX_MLP, MAX_WIDTH};
+use super::limits::{MAX_HEADS, MAX_LAYERS, MAX_MLP, MAX_WIDTH};
 use crate::error::{Code, Error, Result};
 
 /// Maximum number of rows of the embedding table: four times the largest published.

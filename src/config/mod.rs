@@ -13,6 +13,7 @@
 //! ```
 
 mod adamw;
+mod limits;
 #[cfg(test)]
 mod limits_tests;
 mod llama;
@@ -24,30 +25,15 @@ use serde::{Deserialize, Serialize};
 pub use adamw::AdamW;
 pub use llama::LlamaConfig;
 
+use limits::{
+    MAX_HEADS, MAX_LABEL_BYTES, MAX_LABELS, MAX_LAYERS, MAX_MLP, MAX_PATCHES, MAX_POSITIONS, MAX_SIDE, MAX_TOKENS,
+    MAX_WIDTH,
+};
+
 use crate::error::{Code, Error, Result};
 
 /// Maximum size of a configuration file, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// Maximum number of transformer blocks, of either model: the largest published have 126.
-pub(crate) const MAX_LAYERS: usize = 1024;
-/// Maximum number of attention heads.
-pub(crate) const MAX_HEADS: usize = 1024;
-/// Maximum width of a hidden state or of an embedding.
-pub(crate) const MAX_WIDTH: usize = 1 << 16;
-/// Maximum width of an MLP's inner layer.
-pub(crate) const MAX_MLP: usize = 1 << 20;
-/// Maximum side of the cube, of a patch, and of the vision transformer's input, in voxels.
-const MAX_SIDE: usize = 1024;
-/// Maximum number of tokens of a report.
-const MAX_TOKENS: usize = 1 << 17;
-/// Maximum number of patches that the vision transformer sees: attention to them all takes the square of it.
-const MAX_PATCHES: usize = 1 << 16;
-/// Maximum number of values in the position embeddings, which are interpolated to the patches: 1 GB.
-const MAX_POSITIONS: usize = 1 << 28;
-/// Maximum number of classes, and maximum length of a name in bytes.
-const MAX_LABELS: usize = 1024;
-const MAX_LABEL_BYTES: usize = 256;
-
 /// The content of `config.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
