@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{MANIFEST, Manifest};
-use super::verify;
+use super::{names, verify};
 use crate::error::{Code, Error, Result};
-use crate::files::check_free_space;
+use crate::files::{Unfinished, check_free_space, copy_regular};
 
 /// A folder in which a bundle is written; deleted if it is dropped before [`Staging::install`].
 pub struct Staging {
@@ -59,16 +59,17 @@ impl Staging {
     /// links.
     ///
     /// # Errors
-    /// `io` or `disk.full`.
+    /// `bundle.path` when `name` is not a plain file name, or the file is a link; `io` or `disk.full`.
     pub fn take_over(&self, dir: &Path, name: &str) -> Result<()> {
-        let (from, to) = (dir.join(name), self.path().join(name));
+        let (from, to) = (names::join_existing(dir, name)?, names::join(self.path(), name)?);
         if fs::hard_link(&from, &to).is_ok() {
-            return Ok(());
+            // A link that has taken the file's place since then was linked itself, and not what it leads to.
+            return names::join_existing(self.path(), name).map(drop);
         }
         let failed = |e| Error::io(&from, "cannot copy the file", e);
         let bytes = fs::symlink_metadata(&from).map_err(failed)?.len();
         check_free_space(self.path(), bytes, "a copy of the bundle's weights")?;
-        fs::copy(&from, &to).map_err(failed)?;
+        copy_regular(&from, &to).map_err(failed)?;
         sync(&to)
     }
 
@@ -85,7 +86,7 @@ impl Staging {
             if to.exists() {
                 continue;
             }
-            fs::copy(&from, &to).map_err(|e| Error::io(from, "cannot keep the file", e))?;
+            copy_regular(&from, &to).map_err(|e| Error::io(from, "cannot keep the file", e))?;
         }
         self.folder.install(&self.target)
     }
@@ -113,7 +114,7 @@ impl Staged {
 
     /// The folder to write files into.
     pub fn path(&self) -> &Path {
-        &self.folder.0
+        &self.folder.path
     }
 
     /// Moves the folder to its final place atomically and deletes what was there.
@@ -123,7 +124,7 @@ impl Staged {
     pub fn install(self, target: &Path) -> Result<()> {
         readable_by_all(self.path())?;
         sync(self.path())?;
-        swap(self.path(), target)?;
+        self.folder.unfinished.complete(|| swap(self.path(), target))?;
         target.parent().map_or(Ok(()), sync)
     }
 }
@@ -133,7 +134,7 @@ impl Staged {
 fn check(folder: &Path, manifest: &Manifest) -> Result<()> {
     verify::small_files(folder, manifest)?;
     let small = manifest.files.iter().filter(|file| file.bytes <= verify::LARGE_BYTES);
-    small.map(|file| folder.join(&file.name)).try_for_each(|path| sync(&path))?;
+    small.map(|file| names::join(folder, &file.name)).try_for_each(|path| sync(&path?))?;
     sync(&folder.join(MANIFEST))
 }
 
@@ -151,12 +152,15 @@ fn sync(path: &Path) -> Result<()> {
 }
 
 /// A folder that is deleted when it is dropped.
-struct Temporary(PathBuf);
+struct Temporary {
+    path: PathBuf,
+    unfinished: Unfinished,
+}
 
 impl Drop for Temporary {
     fn drop(&mut self) {
         // After the installation it is gone (or is the old bundle). A failure cannot be reported from here.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
@@ -176,7 +180,8 @@ fn locked_folder(parent: &Path, prefix: &str) -> Result<(Temporary, Option<fs::F
         // Another export may have deleted the empty folder as an abandoned one.
         outcome = fs::rename(made.path(), &folder);
         if outcome.is_ok() {
-            return Ok((Temporary(folder), lock));
+            let unfinished = Unfinished::new(&folder);
+            return Ok((Temporary { path: folder, unfinished }, lock));
         }
     }
     Err(failed(outcome.err().unwrap_or_else(|| std::io::ErrorKind::Other.into())))

@@ -17,6 +17,7 @@
 mod file_hash;
 mod install;
 mod manifest;
+mod names;
 mod open_file;
 mod providers;
 mod quantization;
@@ -160,8 +161,11 @@ impl Bundle {
     }
 
     /// The path of a file of the bundle.
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+    ///
+    /// # Errors
+    /// `bundle.path` when `name` is not a plain file name.
+    pub fn file(&self, name: &str) -> Result<PathBuf> {
+        names::join(&self.dir, name)
     }
 }
 

@@ -1,18 +1,22 @@
 //! Reads `bundle.json` and checks a bundle's files against it, before anything uses them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path};
+use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::manifest::Manifest;
+use super::names;
 use super::open_file::OpenFile;
 use super::records::PartRecord;
 use crate::error::{Code, Error, Result};
+use crate::files::open_regular;
 use crate::model::PartMap;
 use crate::tensor::hex;
+use crate::tensor::number::to_u64;
 
 /// Maximum size of `bundle.json`.
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
@@ -35,24 +39,25 @@ pub(super) fn manifest_hash(path: &Path) -> Result<String> {
 /// The bytes of `bundle.json`: a regular file of bounded size.
 pub(super) fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
     let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message).at(path);
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
-    // Opening a pipe would wait for ever.
-    if !meta.is_file() {
-        return Err(invalid("the manifest is not a file".into()));
+    let Some(file) = open_regular(path).map_err(|e| Error::io(path, "cannot open the file", e))? else {
+        return Err(invalid("the manifest is a link, or not a file".into()));
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut bytes);
+    let length = to_u64(read.map_err(|e| Error::io(path, "cannot read the file", e))?);
+    if length > MAX_MANIFEST_BYTES {
+        return Err(invalid(format!("the manifest holds more than {MAX_MANIFEST_BYTES} bytes")));
     }
-    if meta.len() > MAX_MANIFEST_BYTES {
-        let length = meta.len();
-        return Err(invalid(format!("the manifest holds {length} bytes, expected at most {MAX_MANIFEST_BYTES}")));
-    }
-    std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))
+    Ok(bytes)
 }
 
 /// The files that a manifest lists, in any format version: an export may replace such a bundle. None if the file is not
-/// a bundle's manifest.
+/// a bundle's manifest, or one that lists what cannot be a file of a bundle.
 pub(super) fn listed_files(path: &Path) -> Option<Vec<String>> {
     let json: serde_json::Value = serde_json::from_slice(&manifest_bytes(path).ok()?).ok()?;
     json.get("format")?.as_u64()?;
-    let name = |file: &serde_json::Value| file.get("name")?.as_str().map(str::to_owned);
+    let plain = |name: &&str| names::check(name).is_ok();
+    let name = |file: &serde_json::Value| file.get("name")?.as_str().filter(plain).map(str::to_owned);
     json.get("files")?.as_array()?.iter().map(name).collect()
 }
 
@@ -82,16 +87,10 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<(DataFiles,
         let message = format!("{} files are listed, expected at most {MAX_FILES}", manifest.files.len());
         return Err(Error::new(Code::BUNDLE_MANIFEST, message).at(dir));
     }
-    let mut names = BTreeSet::new();
-    for file in &manifest.files {
-        check_plain_name(dir, &file.name)?;
-        if !names.insert(file.name.as_str()) {
-            return Err(Error::new(Code::BUNDLE_MANIFEST, format!("the file `{}` is listed twice", file.name)).at(dir));
-        }
-    }
+    let listed: BTreeSet<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
     let graphs_and_tokenizer = manifest.parts.values().flat_map(PartRecord::graphs).chain([&manifest.tokenizer.file]);
     for file in graphs_and_tokenizer {
-        if !names.contains(file.as_str()) {
+        if !listed.contains(file.as_str()) {
             return Err(Error::new(Code::BUNDLE_MANIFEST, format!("the file `{file}` is not listed")).at(dir));
         }
     }
@@ -101,12 +100,13 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<(DataFiles,
     let mut data_files = BTreeMap::new();
     for (name, part) in &manifest.parts {
         let mut all = BTreeSet::new();
-        for path in part.graphs().map(|file| dir.join(file)) {
+        for file in part.graphs() {
+            let path = names::join(dir, file)?;
             let graph = graph_of(&files, &path)?;
             let external = crate::onnx::external_files_in(&graph).map_err(|e| e.at(&path))?;
             for file in &external {
-                check_plain_name(&path, file)?;
-                if !names.contains(file.as_str()) {
+                names::check(file).map_err(|e| e.at(&path))?;
+                if !listed.contains(file.as_str()) {
                     let message = format!("the graph's weights lie in `{file}`, which the bundle does not list");
                     return Err(Error::new(Code::BUNDLE_PATH, message).at(path));
                 }
@@ -127,14 +127,4 @@ fn graph_of(files: &OpenFiles, path: &Path) -> Result<Vec<u8>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let file = files.get(name.as_ref()).ok_or_else(|| Error::internal(format!("the graph `{name}` is not open")))?;
     file.read_graph()
-}
-
-/// Refuses a name with more than one component: it would leave the bundle's folder.
-fn check_plain_name(place: &Path, name: &str) -> Result<()> {
-    let mut components = Path::new(name).components();
-    let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
-    if plain && !name.contains(['/', '\\', '\0']) {
-        return Ok(());
-    }
-    Err(Error::new(Code::BUNDLE_PATH, format!("`{name}` is not a plain file name inside the bundle")).at(place))
 }

@@ -63,6 +63,7 @@ codes! {
     MEMORY_LIMIT = "memory.limit", "the run needs more memory than is allowed or available";
     DISK_FULL = "disk.full", "not enough free space for what is to be written";
     OUTPUT_EXISTS = "output.exists", "the output exists and was not made by this tool";
+    OUTPUT_IN_USE = "output.in_use", "another program is writing the output";
     CACHE_UNSAFE = "cache.unsafe", "the cache folder belongs to another user, or others can write to it";
 
     NIFTI_EMPTY = "nifti.empty", "the scan file holds no bytes";

@@ -69,7 +69,7 @@ pub(super) fn stages(
             let message = format!("the bundle has no graph `{part}` for the device `{}`", provider.name());
             Error::new(Code::DEVICE_PRECISION, message).at(&bundle.dir)
         })?;
-        let path = bundle.file(file);
+        let path = bundle.file(file)?;
         let model = SegmentedModel::from_bytes(&bundle.read(file)?).map_err(|e| e.at(&path))?;
         Ok((part, model, path))
     };

@@ -252,7 +252,7 @@ impl Predictor {
             return Ok(tokenizer);
         }
         let record = &self.bundle().manifest.tokenizer;
-        let (path, files) = (self.bundle().file(&record.file), [Arc::clone(self.bundle().open_file(&record.file)?)]);
+        let (path, files) = (self.bundle().file(&record.file)?, [Arc::clone(self.bundle().open_file(&record.file)?)]);
         let tokenizer = unchanged_while(&files, || Tokenizer::load(&path, record.bos));
         self.bundle().still_here()?;
         let tokenizer = tokenizer?;

@@ -138,7 +138,7 @@ impl Predictor {
         let vocab = manifest.text_model.vocab as i64;
         if let Some(id) = tokens.ids.iter().find(|id| **id >= vocab) {
             let message = format!("the report gives token {id}, the language model's vocabulary has {vocab}");
-            let file = self.bundle().file(&manifest.tokenizer.file);
+            let file = self.bundle().file(&manifest.tokenizer.file)?;
             return Err(Error::new(Code::TOKENIZER_INVALID, message).at(file));
         }
         Ok(tokens)

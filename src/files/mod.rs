@@ -1,14 +1,20 @@
 //! Files that appear complete: written under a temporary name next to their place, then renamed. Layer 1.
 
 mod identity;
+mod lock;
 pub mod mapped;
 pub mod private;
+mod unfinished;
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+pub use lock::Lock;
+pub(crate) use lock::{copy_regular, open_regular};
 use tempfile::NamedTempFile;
+pub use unfinished::remove_all;
+pub(crate) use unfinished::{Unfinished, remove_abandoned};
 
 pub use identity::{Identity, SETTLED};
 
@@ -19,14 +25,15 @@ pub(crate) fn path_as_text<S: serde::Serializer>(path: &Path, serializer: S) -> 
     serializer.collect_str(&path.display())
 }
 
-/// Prefix of temporary names.
-pub(crate) const UNFINISHED: &str = ".writing-";
-
 /// A temporary file that replaces another when it is complete. If it is dropped before [`Pending::put`], it is deleted
 /// and the old file stays.
+///
+/// Its file is locked while it is written. A temporary file that nobody has locked was left by a killed program, and is
+/// removed when the next one writes into the same folder.
 pub struct Pending {
     temporary: NamedTempFile<File>,
     path: PathBuf,
+    unfinished: Unfinished,
 }
 
 impl Pending {
@@ -42,17 +49,16 @@ impl Pending {
     fn with_mode(path: &Path, suffix: &str, mode: u32) -> Result<Self> {
         // `parent` of a bare name is the empty path.
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(UNFINISHED).suffix(suffix);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(mode));
+        unfinished::remove_abandoned_once(folder);
+        let failed = |e| Error::io(path, "cannot write", e);
+        loop {
+            let temporary = temporary(folder, suffix, mode).map_err(failed)?;
+            let unfinished = Unfinished::new(temporary.path());
+            // Another program may have taken it for an abandoned one before it was locked.
+            if lock::hold(temporary.as_file(), temporary.path()) {
+                return Ok(Self { temporary, path: path.to_owned(), unfinished });
+            }
         }
-        #[cfg(not(unix))]
-        let _ = mode;
-        let temporary = builder.tempfile_in(folder).map_err(|e| Error::io(path, "cannot write", e))?;
-        Ok(Self { temporary, path: path.to_owned() })
     }
 
     /// The temporary file, open for writing.
@@ -70,13 +76,25 @@ impl Pending {
     /// # Errors
     /// `io` or `disk.full`; the old file then stays.
     pub fn put(self) -> Result<()> {
-        let failed = |e| Error::io(&self.path, "cannot write", e);
-        self.temporary.as_file().sync_all().map_err(failed)?;
-        self.temporary
-            .persist(&self.path)
-            .map(drop)
-            .map_err(|e| Error::io(&self.path, "cannot rename the complete file", e.error))
+        let Self { temporary, path, unfinished } = self;
+        temporary.as_file().sync_all().map_err(|e| Error::io(&path, "cannot write", e))?;
+        let renamed = unfinished.complete(|| temporary.persist(&path));
+        renamed.map(drop).map_err(|e| Error::io(&path, "cannot rename the complete file", e.error))
     }
+}
+
+/// A new file in `folder`, with this mode (less the umask).
+fn temporary(folder: &Path, suffix: &str, mode: u32) -> std::io::Result<NamedTempFile<File>> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(unfinished::PREFIX).rand_bytes(unfinished::RANDOM).suffix(suffix);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(mode));
+    }
+    #[cfg(not(unix))]
+    let _ = mode;
+    builder.tempfile_in(folder)
 }
 
 /// Writes `bytes` to `path`, completely or not at all.
