@@ -61,7 +61,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | 0 | [`error`] |
-//! | 1 | [`tensor`], [`progress`], [`metrics`], `files` |
+//! | 1 | [`tensor`], [`progress`], [`metrics`], [`threads`], `files` |
 //! | 2 | [`config`], [`checkpoint`], [`volume`], [`text`], [`graph`], [`cohort`] |
 //! | 3 | [`model`], [`passes`], [`onnx`], `batch` |
 //! | 4 | [`bundle`], [`runtime`], [`optimizer`] |
@@ -103,6 +103,7 @@ pub mod progress;
 pub mod runtime;
 pub mod tensor;
 pub mod text;
+pub mod threads;
 #[cfg(feature = "runtime")]
 pub mod train;
 pub mod volume;

@@ -17,6 +17,7 @@ use crate::files::open_regular;
 use crate::model::PartMap;
 use crate::tensor::hex;
 use crate::tensor::number::to_u64;
+use crate::threads;
 
 /// Maximum size of `bundle.json`.
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
@@ -96,6 +97,7 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<(DataFiles,
     }
     let open = manifest.files.iter().map(|file| Ok((file.name.clone(), Arc::new(OpenFile::open(dir, file)?))));
     let mut files = open.collect::<Result<OpenFiles>>()?;
+    threads::start_pool(None)?;
     files.par_iter().filter(|(_, file)| file.record().bytes <= LARGE_BYTES).try_for_each(|(_, file)| file.verify())?;
     let mut data_files = BTreeMap::new();
     for (name, part) in &manifest.parts {

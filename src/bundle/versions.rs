@@ -28,7 +28,7 @@ use super::manifest::{MANIFEST, Manifest};
 use super::temperature::Temperature;
 use super::{Bundle, verify};
 use crate::error::{Code, Error, Result};
-use crate::files::{Lock, replace};
+use crate::files::{Lock, remove_abandoned, replace};
 
 /// Suffix of the store's folder name after the bundle's.
 const SUFFIX: &str = ".versions";
@@ -143,6 +143,7 @@ impl Versions {
             let message = "another program is changing this bundle: wait until it has finished";
             return Err(Error::new(Code::BUNDLE_BUSY, message).at(bundle));
         };
+        remove_abandoned(&paths.store);
         Ok(Self { paths, _lock: lock })
     }
 

@@ -192,6 +192,8 @@ impl Checkpoint {
     }
 
     fn finish(path: &Path, opened: Opened, chosen: Option<String>) -> Result<Self> {
+        // Its tensors are converted on all cores.
+        crate::threads::start_pool(None)?;
         let Opened { contents, files, params } = opened;
         let contents = contents.stripped().map_err(|e| e.at(path))?;
         Ok(Self { path: path.to_owned(), chosen, files, params, contents })

@@ -143,7 +143,7 @@ fn conflicts(args: &Args) -> std::result::Result<(), &'static str> {
 }
 
 fn run(args: &Args) -> Result<()> {
-    args.common.limit_threads()?;
+    args.common.start_threads()?;
     let plan = plan(args)?;
     let mut bar = Bar::new(&args.common);
     let outcome = export::run(&plan, &mut bar);

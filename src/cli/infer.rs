@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 
-use super::{Common, finish, parse, print, print_json_line, render, report_error, text, to_json, warning_line};
+use super::{
+    Common, finish, library_warnings, parse, print, print_json_line, render, report_error, text, to_json, warning_line,
+};
 use crate::bundle::INTENDED_USE;
 use crate::checkpoint::write_safetensors;
 use crate::cohort;
@@ -121,7 +123,7 @@ pub fn main() -> ExitCode {
         Err(code) => return code,
     };
     args.common.catch_bus_errors();
-    let ready = args.common.limit_threads().and_then(|()| check_outputs(&args));
+    let ready = args.common.start_threads().and_then(|()| check_outputs(&args));
     let outcome = ready.and_then(|()| match &args.list {
         Some(list) => run_list(&args, list),
         None => run_scans(&args),
@@ -188,6 +190,7 @@ fn open(args: &Args, expected: Expected) -> Result<Predictor> {
     };
     let predictor = Predictor::open(&args.bundle, options)?;
     args.common.note(predictor.chosen().describe(args.common.verbose));
+    args.common.note(library_warnings().iter().map(warning_line));
     Ok(predictor)
 }
 
@@ -250,9 +253,10 @@ fn run_scans(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Whether an error is the bundle's and not a scan's: the other scans would fail too.
+/// Whether an error is the bundle's or the machine's and not a scan's: the other scans would fail too.
 fn is_fatal(e: &Error) -> bool {
-    [Code::BUNDLE_CHECKSUM, Code::BUNDLE_CHANGED, Code::BUNDLE_REPLACED].contains(&e.code())
+    let codes = [Code::BUNDLE_CHECKSUM, Code::BUNDLE_CHANGED, Code::BUNDLE_REPLACED, Code::THREADS_UNAVAILABLE];
+    codes.contains(&e.code())
 }
 
 /// One scan: read, save what was asked for, predict. The report is encoded once, while the first scan is read.
@@ -283,6 +287,7 @@ fn scan(
         write_safetensors(path, tensors, &BTreeMap::new())?;
     }
     args.common.note(prediction.warnings.iter().map(warning_line));
+    prediction.warnings.extend(library_warnings());
     Ok(prediction)
 }
 
@@ -351,13 +356,15 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
 
 /// One row: its report is read and encoded while its scan is read.
 fn list_row(predictor: &Predictor, row: &Row, reading: PendingScan<'_>) -> Result<Prediction> {
-    match row.report_path() {
-        Some(path) => predictor.predict_with_report(&read_report(&path)?, &mut None, || reading.finish()),
+    let mut prediction = match row.report_path() {
+        Some(path) => predictor.predict_with_report(&read_report(&path)?, &mut None, || reading.finish())?,
         None => {
             predictor.require_image_head()?;
-            predictor.predict(reading.finish()?, None)
+            predictor.predict(reading.finish()?, None)?
         }
-    }
+    };
+    prediction.warnings.extend(library_warnings());
+    Ok(prediction)
 }
 
 fn short_line(row: &Row, prediction: &Prediction) -> String {

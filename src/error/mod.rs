@@ -59,11 +59,13 @@ macro_rules! codes {
 codes! {
     INTERNAL = "internal", "a defect of this program, not of its input";
     USAGE = "usage", "the command line is wrong";
-    IO = "io", "the operating system refused an operation, on a file or to start a thread";
+    INTERRUPTED = "interrupted", "a signal ended the program";
+    IO = "io", "the operating system refused an operation on a file";
     MEMORY_LIMIT = "memory.limit", "the run needs more memory than is allowed or available";
+    THREADS_UNAVAILABLE = "threads.unavailable", "the system refuses to start another thread";
     DISK_FULL = "disk.full", "not enough free space for what is to be written";
     OUTPUT_EXISTS = "output.exists", "the output exists and was not made by this tool";
-    OUTPUT_IN_USE = "output.in_use", "another program is writing the output";
+    OUTPUT_IN_USE = "output.in_use", "another program writes there";
     CACHE_UNSAFE = "cache.unsafe", "the cache folder belongs to another user, or others can write to it";
 
     NIFTI_EMPTY = "nifti.empty", "the scan file holds no bytes";

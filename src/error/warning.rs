@@ -67,6 +67,7 @@ warning_codes! {
     PART_PRECISION = "part_precision", "the new adapter or heads have another precision than the bundle's; the message says which";
     SPLIT_MADE = "split_made", "the cohort has no column `split`: cases were assigned to training and validation by their group";
     VALIDATION_FEW = "validation_few", "the temperature is fitted on few validation rows; the message counts them";
+    RUNTIME_UNPINNED = "runtime_unpinned", "the ONNX Runtime library is not a published build of the pinned version; the message names it";
     REPORT_TRUNCATED = "report_truncated", "the report has more tokens than the model reads; the message counts those that were cut";
 }
 

@@ -144,14 +144,14 @@ impl Pipeline {
     /// Starts to load the image's graphs on other threads, where memory allows it.
     ///
     /// # Errors
-    /// `bundle.checksum`, `io`: those of the files' verification.
+    /// `bundle.checksum`, `io`: those of the files' verification; `threads.unavailable`.
     pub fn preload(&self) -> Result<()> {
         if !self.plan.preload || !self.in_background || self.prepacked.is_some() {
             return Ok(());
         }
         for part in [Part::Vision, Part::Adapter, Part::Heads] {
             self.verification().start(part)?;
-            self.stage(part)?.preload();
+            self.stage(part)?.preload()?;
         }
         Ok(())
     }
@@ -232,6 +232,7 @@ impl Pipeline {
         let first_run = stages.iter().filter_map(|stage| stage.first_run()).min();
         Run {
             chosen: Some(self.backend.chosen.clone()),
+            libraries: self.backend.runtime.files(),
             stages: stages.iter().map(|stage| stage.to_record()).collect(),
             from_cache,
             memory_bytes: Memory {

@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::model::Part;
 use crate::onnx::{Extracted, SegmentedModel};
 use crate::runtime::{Input, OutputPlacement, Placement, RuntimeValue, Session, SessionOptions};
+use crate::threads;
 
 /// A graph, the plan by which it is run, and the sessions that are loaded for it.
 pub(super) struct Stage {
@@ -171,12 +172,16 @@ impl Stage {
     }
 
     /// Starts to load the graph on another thread, if it is run as a whole.
-    pub fn preload(&mut self) {
+    ///
+    /// # Errors
+    /// `threads.unavailable`.
+    pub fn preload(&mut self) -> Result<()> {
         if !self.is_whole() || self.preloading.is_some() || self.groups[0].session.is_some() {
-            return;
+            return Ok(());
         }
         let (loader, spec, options) = (self.loader.clone(), self.groups[0].spec.clone(), self.session_options(0));
-        self.preloading = Some(std::thread::spawn(move || loader.load(&spec, &options, true)));
+        self.preloading = Some(threads::spawn("load", move || loader.load(&spec, &options, true))?);
+        Ok(())
     }
 
     /// Where a value stays that another graph reads: on the device, where there is one.
@@ -295,7 +300,8 @@ impl Stage {
         let started = Instant::now();
         // On a GPU memory must be released before more is taken, whoever else uses the GPU.
         if self.loader.background_release && !self.loader.options.provider.on_gpu() {
-            self.releasing = Some(std::thread::spawn(move || drop(session)));
+            // Where no thread is to be had, the session is released here.
+            self.releasing = threads::spawn("release", move || drop(session)).ok();
         } else {
             drop(session);
         }

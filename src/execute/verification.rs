@@ -15,6 +15,7 @@ use crate::bundle::{Bundle, OpenFile, VerifiedCache, unchanged_while};
 use crate::error::{Code, Error, Result};
 use crate::model::Part;
 use crate::onnx::external_files_in;
+use crate::threads;
 
 /// The files that a graph's sessions are loaded from.
 #[derive(Clone, Default)]
@@ -111,7 +112,7 @@ impl Verification {
     /// Starts to verify the large files of a part, unless they were verified before.
     ///
     /// # Errors
-    /// `bundle.checksum` where files are hashed at once; `cache.unsafe`.
+    /// `bundle.checksum` where files are hashed at once; `cache.unsafe`; `threads.unavailable`.
     pub fn start(&mut self, part: Part) -> Result<()> {
         let bundle = Arc::clone(&self.bundle);
         for file in bundle.large_files(part) {
@@ -125,7 +126,8 @@ impl Verification {
                 open.set_verified();
                 self.verified.insert(file.name.clone());
             } else if self.in_background {
-                self.running.insert(file.name.clone(), std::thread::spawn(move || open.verify()));
+                let hashing = threads::spawn("hash", move || open.verify())?;
+                self.running.insert(file.name.clone(), hashing);
             } else {
                 open.verify()?;
                 self.matched(&open);

@@ -59,6 +59,7 @@ use crate::graph::Graph;
 use crate::model::{Models, Part, PartMap};
 use crate::progress::Progress;
 use crate::tensor::Comparison;
+use crate::threads;
 
 /// What to export, and how.
 #[derive(Clone, Debug)]
@@ -197,11 +198,11 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
     // The sources are hashed while the graphs are made: both need the bytes from the disk.
     let stop = AtomicBool::new(false);
     let (made, sources) = std::thread::scope(|scope| {
-        let hashing = scope.spawn(|| stage::source_records(loaded.files(), &stop));
+        let hashing = threads::spawn_scoped(scope, "hash", || stage::source_records(loaded.files(), &stop))?;
         let made = make(plan, &loaded, &models, &graphs, &staging, progress);
         stop.store(made.is_err(), Ordering::Relaxed);
-        (made, hashing.join())
-    });
+        Ok((made, hashing.join()))
+    })?;
     let (made, sources) = (made?, stage::joined(sources)?);
     let mut files = made.files;
     let tokenizer = tokenizer::install(&loaded, staging.path(), &mut files)?;

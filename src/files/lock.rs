@@ -4,12 +4,30 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::live::{Entry, Kind};
 use crate::error::{Code, Error, Result};
 
 /// Opens an existing file for reading. None if it is a link or no regular file: a link leads elsewhere, and opening a
 /// pipe would wait for ever.
 pub(crate) fn open_regular(path: &Path) -> io::Result<Option<File>> {
-    open_without_following(path, false)
+    open_without_following(path, Access::Read)
+}
+
+/// Opens an existing file in order to lock it: some network file systems lock only what is open for writing.
+#[cfg(unix)]
+pub(super) fn open_to_lock(path: &Path) -> io::Result<Option<File>> {
+    open_without_following(path, Access::Write)
+}
+
+/// What a file is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    /// At its start; nothing is truncated.
+    #[cfg(unix)]
+    Write,
+    /// Made if it is missing, for the user alone.
+    Append,
 }
 
 /// Copies a regular file to a new one.
@@ -22,12 +40,15 @@ pub(crate) fn copy_regular(from: &Path, to: &Path) -> io::Result<()> {
     copy.set_permissions(source.metadata()?.permissions())
 }
 
-/// Opens a file, to read it or to append to it (then it is made if it is missing, for the user alone).
 #[cfg(unix)]
-fn open_without_following(path: &Path, append: bool) -> io::Result<Option<File>> {
+fn open_without_following(path: &Path, access: Access) -> io::Result<Option<File>> {
     use rustix::fs::{Mode, OFlags};
     let always = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let access = if append { OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE } else { OFlags::RDONLY };
+    let access = match access {
+        Access::Read => OFlags::RDONLY,
+        Access::Write => OFlags::WRONLY,
+        Access::Append => OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE,
+    };
     match rustix::fs::open(path, always | access, Mode::RUSR | Mode::WUSR) {
         Ok(file) => Ok(Some(File::from(file)).filter(|file| file.metadata().is_ok_and(|meta| meta.is_file()))),
         // A link; a pipe that nobody reads, or a socket; a folder.
@@ -37,7 +58,8 @@ fn open_without_following(path: &Path, append: bool) -> io::Result<Option<File>>
 }
 
 #[cfg(not(unix))]
-fn open_without_following(path: &Path, append: bool) -> io::Result<Option<File>> {
+fn open_without_following(path: &Path, access: Access) -> io::Result<Option<File>> {
+    let append = access == Access::Append;
     if std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_file()) {
         return Ok(None);
     }
@@ -49,7 +71,7 @@ fn open_without_following(path: &Path, append: bool) -> io::Result<Option<File>>
 pub struct Lock {
     file: File,
     /// Where the file is to be deleted at the end.
-    temporary: Option<PathBuf>,
+    temporary: Option<(PathBuf, Entry)>,
 }
 
 impl Lock {
@@ -58,7 +80,8 @@ impl Lock {
     /// # Errors
     /// `output.exists` when there is a link, a pipe or a folder; `io`.
     pub fn try_new(path: &Path) -> Result<Option<Self>> {
-        let opened = open_without_following(path, true).map_err(|e| Error::io(path, "cannot open the lock", e))?;
+        let opened =
+            open_without_following(path, Access::Append).map_err(|e| Error::io(path, "cannot open the lock", e))?;
         let Some(file) = opened else {
             let message = "a lock of this name is needed, and something else is there: move it away";
             return Err(Error::new(Code::OUTPUT_EXISTS, message).at(path));
@@ -66,6 +89,10 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { file, temporary: None })),
             Err(TryLockError::WouldBlock) => Ok(None),
+            // A file system without locks, as some of clusters are: there is no protection.
+            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
+                Ok(Some(Self { file, temporary: None }))
+            }
             Err(TryLockError::Error(e)) => Err(Error::io(path, "cannot lock the file", e)),
         }
     }
@@ -79,7 +106,9 @@ impl Lock {
             let Some(mut lock) = Self::try_new(path)? else { return Ok(None) };
             // Whoever held it may have deleted it since it was opened: then it locks nothing.
             if same_file(&lock.file, path) {
-                lock.temporary = Some(path.to_owned());
+                let made = Entry::make(Kind::Lock, || Ok(((), path.to_owned())));
+                let ((), entry) = made.map_err(|e| Error::io(path, "cannot lock the file", e))?;
+                lock.temporary = Some((path.to_owned(), entry));
                 return Ok(Some(lock));
             }
         }
@@ -89,7 +118,7 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         // While it is held: nobody else can hold this file, and who opened it finds that it is gone.
-        if let Some(path) = self.temporary.take() {
+        if let Some((path, _entry)) = self.temporary.take() {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -109,7 +138,7 @@ pub(super) fn hold(file: &File, path: &Path) -> bool {
 }
 
 #[cfg(unix)]
-fn same_file(file: &File, path: &Path) -> bool {
+pub(super) fn same_file(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let there = std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()));
     there.is_ok_and(|there| file.metadata().is_ok_and(|meta| (meta.dev(), meta.ino()) == there))
@@ -117,7 +146,7 @@ fn same_file(file: &File, path: &Path) -> bool {
 
 /// An open file cannot be deleted there.
 #[cfg(not(unix))]
-fn same_file(_: &File, _: &Path) -> bool {
+pub(super) fn same_file(_: &File, _: &Path) -> bool {
     true
 }
 

@@ -1,20 +1,23 @@
 //! Files that appear complete: written under a temporary name next to their place, then renamed. Layer 1.
 
 mod identity;
+mod live;
 mod lock;
 pub mod mapped;
 pub mod private;
-mod unfinished;
+mod temporary;
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use live::Entry;
+pub(crate) use live::undisturbed;
+pub use live::{Halted, halt};
 pub use lock::Lock;
 pub(crate) use lock::{copy_regular, open_regular};
 use tempfile::NamedTempFile;
-pub use unfinished::remove_all;
-pub(crate) use unfinished::{Unfinished, remove_abandoned};
+pub use temporary::{TemporaryFolder, remove_abandoned};
 
 pub use identity::{Identity, SETTLED};
 
@@ -33,7 +36,7 @@ pub(crate) fn path_as_text<S: serde::Serializer>(path: &Path, serializer: S) -> 
 pub struct Pending {
     temporary: NamedTempFile<File>,
     path: PathBuf,
-    unfinished: Unfinished,
+    entry: Entry,
 }
 
 impl Pending {
@@ -49,16 +52,10 @@ impl Pending {
     fn with_mode(path: &Path, suffix: &str, mode: u32) -> Result<Self> {
         // `parent` of a bare name is the empty path.
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        unfinished::remove_abandoned_once(folder);
-        let failed = |e| Error::io(path, "cannot write", e);
-        loop {
-            let temporary = temporary(folder, suffix, mode).map_err(failed)?;
-            let unfinished = Unfinished::new(temporary.path());
-            // Another program may have taken it for an abandoned one before it was locked.
-            if lock::hold(temporary.as_file(), temporary.path()) {
-                return Ok(Self { temporary, path: path.to_owned(), unfinished });
-            }
-        }
+        temporary::remove_abandoned_once(folder);
+        let made = temporary::file(folder, suffix, mode).map_err(|e| Error::io(path, "cannot write", e));
+        let (temporary, entry) = made?;
+        Ok(Self { temporary, path: path.to_owned(), entry })
     }
 
     /// The temporary file, open for writing.
@@ -76,25 +73,12 @@ impl Pending {
     /// # Errors
     /// `io` or `disk.full`; the old file then stays.
     pub fn put(self) -> Result<()> {
-        let Self { temporary, path, unfinished } = self;
+        let Self { temporary, path, entry } = self;
         temporary.as_file().sync_all().map_err(|e| Error::io(&path, "cannot write", e))?;
-        let renamed = unfinished.complete(|| temporary.persist(&path));
+        let renamed = undisturbed(|| temporary.persist(&path));
+        drop(entry);
         renamed.map(drop).map_err(|e| Error::io(&path, "cannot rename the complete file", e.error))
     }
-}
-
-/// A new file in `folder`, with this mode (less the umask).
-fn temporary(folder: &Path, suffix: &str, mode: u32) -> std::io::Result<NamedTempFile<File>> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(unfinished::PREFIX).rand_bytes(unfinished::RANDOM).suffix(suffix);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(mode));
-    }
-    #[cfg(not(unix))]
-    let _ = mode;
-    builder.tempfile_in(folder)
 }
 
 /// Writes `bytes` to `path`, completely or not at all.

@@ -11,6 +11,7 @@ use crate::execute::cache::features::Features;
 use crate::model::Part;
 use crate::tensor::Tensor;
 use crate::text::Tokens;
+use crate::threads;
 
 /// A report that the language model has yet to encode.
 struct PendingReport {
@@ -73,11 +74,11 @@ impl Predictor {
     ) -> Result<Prediction> {
         let inputs = &pending.inputs;
         let (text, scan) = std::thread::scope(|scope| {
-            let thread = scope.spawn(move || self.run_text(inputs));
+            let thread = threads::spawn_scoped(scope, "text", move || self.run_text(inputs))?;
             let scan = scan().and_then(|scan| self.encode_scan(scan));
             let panicked = |_| Err(Error::internal("text: the language model's thread panicked"));
-            (thread.join().unwrap_or_else(panicked), scan)
-        });
+            Ok((thread.join().unwrap_or_else(panicked), scan))
+        })?;
         let (text, timing) = match text {
             Ok(text) => text,
             Err(report) => return Err(more_severe(report, scan.err())),

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::execute::cache::features::{Features, Store};
 use crate::execute::milliseconds;
 use crate::files::Identity;
+use crate::threads;
 use crate::volume::{self, Conformed, ReadOptions, Volume};
 
 /// A scan on the model's grid, or its features from the cache.
@@ -110,7 +111,7 @@ fn state(files: &[PathBuf]) -> Option<Vec<Identity>> {
 /// one scan ahead. Without `in_background` each is read when it is its turn, on this thread.
 ///
 /// # Errors
-/// The first of `each`; what reading fails with is handed to it.
+/// The first of `each`; what reading fails with is handed to it. `threads.unavailable`.
 pub fn read_ahead<'p>(
     reader: &ScanReader,
     paths: impl Iterator<Item = &'p Path> + Send,
@@ -125,13 +126,13 @@ pub fn read_ahead<'p>(
         // Nothing is queued: a scan that was read stays with the thread until it is received.
         let (sender, receiver) = mpsc::sync_channel(0);
         let (begin, begun) = mpsc::channel::<()>();
-        let thread = scope.spawn(move || {
+        let thread = threads::spawn_scoped(scope, "read", move || {
             for path in paths {
                 if begin.send(()).is_err() || sender.send(reader.read(path)).is_err() {
                     break;
                 }
             }
-        });
+        })?;
         // One message a path, before it is read: so that `each` can do other work while the scan is read.
         let outcome = begun.iter().try_for_each(|()| each(PendingScan { source: Some(Source::Thread(&receiver)) }));
         drop((receiver, begun));

@@ -8,6 +8,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use super::placement::{self, Placement};
 use super::{EngineOptions, Provider, Runtime, SessionOptions, Source};
 use crate::error::{Code, Error, Result};
+use crate::threads;
 
 /// A graph loaded into ONNX Runtime.
 pub struct Session {
@@ -60,9 +61,7 @@ impl Session {
             Source::Part { path, .. } => (path, "part of the graph"),
             Source::Bytes(_, name) => (Path::new(name), "the graph"),
         };
-        let refused = |e: &dyn std::fmt::Display| {
-            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime cannot load {what}: {e}")).at(path)
-        };
+        let refused = |e: &dyn std::fmt::Display| refusal(&format!("load {what}"), &e.to_string()).at(path);
         let mut builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
         if let Source::Part { .. } = source {
             // A model in memory has no folder of its own.
@@ -102,9 +101,7 @@ impl Session {
     /// # Errors
     /// As [`Self::open`]; also if the files cannot be written.
     pub fn save_prepacked(runtime: &Runtime, path: &Path, target: &Path, options: &SessionOptions) -> Result<()> {
-        let refused = |e: &dyn std::fmt::Display| {
-            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime cannot write the prepacked weights: {e}")).at(path)
-        };
+        let refused = |e: &dyn std::fmt::Display| refusal("write the prepacked weights", &e.to_string()).at(path);
         let (provider, engines) = (options.provider, EngineOptions::default());
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let save = |b: SessionBuilder| -> ort::Result<SessionBuilder> {
@@ -180,6 +177,16 @@ impl Session {
     pub fn outputs(&self) -> Vec<String> {
         self.inner.outputs().iter().map(|o| o.name().to_owned()).collect()
     }
+}
+
+/// The error of a graph that ONNX Runtime refuses. It reports only in words that the system refused a thread of the
+/// pool that each session has.
+fn refusal(doing: &str, message: &str) -> Error {
+    if ["pthread_create failed", "_beginthreadex failed"].iter().any(|words| message.contains(words)) {
+        let message = format!("ONNX Runtime cannot {doing}: the system refuses to start a thread; {}", threads::ADVICE);
+        return Error::new(Code::THREADS_UNAVAILABLE, message);
+    }
+    Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime cannot {doing}: {message}"))
 }
 
 /// Whether this CPU's fast uint8 × int8 kernels overflow 16 bits and give wrong products: x86 without VNNI. ONNX

@@ -55,7 +55,7 @@ pub(super) fn save_nifti(path: &Path, voxels: &[f32], shape: [usize; 3], affine:
         nifti::NiftiError::Io(e) => failed(e),
         e => failed(std::io::Error::other(e)),
     })?;
-    // The crate's buffer for uncompressed files is dropped without its last error: a full disk shows in the length alone.
+    // The crate's buffer for uncompressed files is dropped without its last error: a full disk shows in the length.
     let bytes = pending.file().metadata().map_err(failed)?.len();
     let expected = to_u64(NIFTI_DATA_OFFSET + size_of_val(voxels));
     if suffix == ".nii" && bytes != expected {
@@ -92,7 +92,7 @@ pub(super) fn save_preview(path: &Path, voxels: &[f32], shape: [usize; 3]) -> Re
     left += draw(&mut picture, left, &axial, voxels) + GAP;
     left += draw(&mut picture, left, &coronal, voxels) + GAP;
     draw(&mut picture, left, &sagittal, voxels);
-    // Into memory first: written to a path, the crate's buffer is dropped without its last error, which is a full disk's.
+    // Into memory first: the crate's buffer of a file is dropped without its last error, which is a full disk's.
     let mut png = Cursor::new(Vec::new());
     picture.write_to(&mut png, ImageFormat::Png).map_err(|e| Error::internal(format!("the preview: {e}")).at(path))?;
     replace(path, png.get_ref())

@@ -1,6 +1,6 @@
 //! What TensorRT for RTX makes of the graphs: ahead-of-time builds, which need no GPU, for compute capabilities 8.6,
-//! 8.9 and 12.0. Needs a Python with `tensorrt_rtx`: `make trt`, or the one that `BA_TRT_PYTHON` names. Nothing is run:
-//! what the engines compute is not tested here.
+//! 8.9 and 12.0. Needs a Python with `tensorrt_rtx_bindings`: `make trt`, or the one that `BA_TRT_PYTHON` names.
+//! Nothing is run: what the engines compute is not tested here.
 
 #![cfg(unix)]
 

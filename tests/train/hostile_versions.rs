@@ -1,5 +1,5 @@
-//! Bundles and versions that were tampered with: no command changes a file that is not the bundle's, follows a link out of
-//! it, or waits for a pipe.
+//! Bundles and versions that were tampered with: no command changes a file that is not the bundle's, follows a link out
+//! of it, or waits for a pipe.
 
 #![cfg(unix)]
 
@@ -47,12 +47,13 @@ impl Scene {
             finish_within(&mut command, 60)
         };
         let trained = self.study.trained.as_path();
+        // Before the bundle is replaced.
         vec![
+            ("infer", run("ba-infer", &["-q", "--bundle", "onnx"], &[&scan()])),
             ("versions", run("ba-train", &["apply", "-q", "--versions"], &[])),
             ("to", run("ba-train", &["apply", "-q", "--to", "1"], &[])),
             ("rollback", run("ba-train", &["apply", "-q", "--rollback"], &[])),
             ("apply", run("ba-train", &["apply", "-q", "--checkpoint"], &[trained])),
-            ("infer", run("ba-infer", &["-q", "--bundle", "onnx"], &[&scan()])),
             ("export", run("ba-export", &["-q", "--model", "model", "-o", "onnx"], &[])),
         ]
     }

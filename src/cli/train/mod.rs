@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
         Err(code) => return code,
     };
     common.catch_bus_errors();
-    let outcome = common.limit_threads().and_then(|()| match &command {
+    let outcome = common.start_threads().and_then(|()| match &command {
         Command::Prepare(args) => prepare::run(args, &common),
         Command::Fit(args) => fit::run(args, &common),
         Command::Apply(args) => apply::run(args, &common),

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::bundle::{FileRecord, OpenFile, VerifiedCache, hash_file};
 use crate::error::{Code, Error, Result};
 use crate::files::mapped::CHANGED;
-use crate::files::{Identity, SETTLED, check_free_space, private};
+use crate::files::{Identity, SETTLED, TemporaryFolder, check_free_space, private};
 use crate::model::Part;
 use crate::runtime::Runtime;
 use crate::tensor::hex;
@@ -81,8 +81,7 @@ impl Prepacked {
     pub fn make(&self, part: Part, need: u64, save: &mut dyn FnMut(&Path) -> Result<()>) -> Result<PrepackedCopy> {
         let (key, all) = (self.key(part), private::folder_in(&self.cache, FOLDER)?);
         check_free_space(&all, need, "weights laid out for this machine")?;
-        let temporary = tempfile::Builder::new().prefix(".making-").tempdir_in(&all);
-        let temporary = temporary.map_err(|e| Error::io(&all, "cannot make a temporary folder", e))?;
+        let temporary = TemporaryFolder::new(&all, "weights")?;
         let names = names(part);
         save(&temporary.path().join(&names[0]))?;
         let folder = all.join(&key);
