@@ -28,12 +28,16 @@ ABLATION ?= --seeds 1,2,3 --epochs 12 --lr 3e-3 --batch 16 --embed 1,4,8,12 --jo
 # What is installed must have the hash that the requirement files pin, with everything that it needs (scripts/pin.py).
 PIP_PINNED := --quiet --disable-pip-version-check --require-hashes --only-binary=:all:
 
+# How long each fuzz target runs, and which, such as TARGETS='nifti onnx'; all by default.
+SECONDS ?= 60
+TARGETS ?=
+
 # Tests and the demo share the release profile, so that dependencies are compiled once. It has overflow checks
 # (Cargo.toml), but no debug assertions: for those, run `cargo test`.
 PROFILE := --release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ablation test check build ort gpu venv ort119 trt bench bench-gpu bench-venv clean-ablation clean-demo clean
+.PHONY: help demo ablation test fuzz check build ort gpu venv ort119 trt bench bench-gpu bench-venv clean-ablation clean-demo clean
 
 help: ## list these goals
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +63,9 @@ ablation: ort ## train the demo model in three modes on a simulated cohort and c
 
 test: ort venv ort119 trt ## every test, and at the end a list of those that were skipped (sets itself up: ONNX Runtime, Python environments)
 	@BA_PYTHON='$(BA_PYTHON)' scripts/test.sh $(CARGO) test $(PROFILE) --no-fail-fast
+
+fuzz: ## every fuzz target for SECONDS seconds (docs/testing.md); needs a C++ compiler, no nightly toolchain
+	@scripts/fuzz.sh $(SECONDS) $(TARGETS)
 
 check: ## everything that CI runs: format, lints, docs, licences, tests, demo
 	.ci/run

@@ -91,6 +91,7 @@ pub mod files;
 pub mod graph;
 #[cfg(feature = "runtime")]
 pub mod infer;
+mod json;
 pub mod metrics;
 pub mod model;
 pub mod onnx;

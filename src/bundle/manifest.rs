@@ -21,6 +21,9 @@ pub const MANIFEST: &str = "bundle.json";
 /// The intended use that every manifest records and every command prints.
 pub const INTENDED_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
 
+/// Maximum number of JSON values in a manifest: LLaMA 2 7B in int4 has 20 thousand.
+const MAX_VALUES: usize = 1 << 20;
+
 /// Version of the manifest's format; other versions are refused.
 pub const FORMAT: u32 = 2;
 
@@ -75,7 +78,7 @@ impl Manifest {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message);
         // The version first: other formats may have other fields.
-        let json: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| invalid(format!("not JSON: {e}")))?;
+        let json = crate::json::parse(bytes, MAX_VALUES).map_err(invalid)?;
         match json.get("format").and_then(serde_json::Value::as_u64) {
             Some(format) if format == u64::from(FORMAT) => {}
             Some(format) => {
@@ -88,6 +91,7 @@ impl Manifest {
         }
         let manifest: Self = serde_json::from_value(json).map_err(|e| invalid(format!("{e}")))?;
         manifest.config.validate().map_err(|e| invalid(e.message().to_owned()))?;
+        manifest.text_model.validate().map_err(|e| invalid(e.message().to_owned()))?;
         if manifest.labels != manifest.config.labels.0 {
             return Err(invalid("its labels differ from its configuration's".into()));
         }

@@ -72,7 +72,8 @@ impl Bundle {
     /// Opens the bundle in `dir` and verifies all of it.
     ///
     /// # Errors
-    /// `bundle.not_found`, `bundle.manifest`, `bundle.path` or `bundle.checksum`, naming the file.
+    /// `bundle.not_found`, `bundle.manifest`, `bundle.path`, `bundle.checksum`, `graph.unknown_op` or `onnx.invalid`,
+    /// naming the file.
     pub fn open(dir: &Path) -> Result<Self> {
         let bundle = Self::open_quickly(dir)?;
         verify::all_files(dir, &bundle.manifest, &bundle.files)?;

@@ -105,7 +105,7 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<(DataFiles,
         for file in part.graphs() {
             let path = names::join(dir, file)?;
             let graph = graph_of(&files, &path)?;
-            let external = crate::onnx::external_files_in(&graph).map_err(|e| e.at(&path))?;
+            let external = crate::onnx::bundle_graph_in(&graph).map_err(|e| e.at(&path))?;
             for file in &external {
                 names::check(file).map_err(|e| e.at(&path))?;
                 if !listed.contains(file.as_str()) {

@@ -13,6 +13,8 @@
 //! ```
 
 mod adamw;
+#[cfg(test)]
+mod limits_tests;
 mod llama;
 
 use std::path::Path;
@@ -26,8 +28,25 @@ use crate::error::{Code, Error, Result};
 
 /// Maximum size of a configuration file, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// Maximum of any size in a configuration.
-const MAX_SIZE: usize = 1 << 20;
+/// Maximum number of transformer blocks, of either model: the largest published have 126.
+pub(crate) const MAX_LAYERS: usize = 1024;
+/// Maximum number of attention heads.
+pub(crate) const MAX_HEADS: usize = 1024;
+/// Maximum width of a hidden state or of an embedding.
+pub(crate) const MAX_WIDTH: usize = 1 << 16;
+/// Maximum width of an MLP's inner layer.
+pub(crate) const MAX_MLP: usize = 1 << 20;
+/// Maximum side of the cube, of a patch, and of the vision transformer's input, in voxels.
+const MAX_SIDE: usize = 1024;
+/// Maximum number of tokens of a report.
+const MAX_TOKENS: usize = 1 << 17;
+/// Maximum number of patches that the vision transformer sees: attention to them all takes the square of it.
+const MAX_PATCHES: usize = 1 << 16;
+/// Maximum number of values in the position embeddings, which are interpolated to the patches: 1 GB.
+const MAX_POSITIONS: usize = 1 << 28;
+/// Maximum number of classes, and maximum length of a name in bytes.
+const MAX_LABELS: usize = 1024;
+const MAX_LABEL_BYTES: usize = 256;
 
 /// The content of `config.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -226,10 +245,17 @@ impl Config {
     /// # Errors
     /// `config.syntax` when it is unreadable or names an unknown field, `config.value` when a size is impossible.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = read_small(path)?;
-        let config: Self = serde_json::from_str(&text)
-            .map_err(|e| Error::new(Code::CONFIG_SYNTAX, format!("{e}")).at(path).caused_by(e))?;
-        config.validate().map_err(|e| e.at(path))?;
+        Self::from_text(&read_small(path)?).map_err(|e| e.at(path))
+    }
+
+    /// As [`Self::load`], of the file's text.
+    ///
+    /// # Errors
+    /// `config.syntax` or `config.value`.
+    pub fn from_text(text: &str) -> Result<Self> {
+        let config: Self =
+            serde_json::from_str(text).map_err(|e| Error::new(Code::CONFIG_SYNTAX, format!("{e}")).caused_by(e))?;
+        config.validate()?;
         Ok(config)
     }
 
@@ -278,32 +304,41 @@ impl Config {
                 return value(format!("{what} {size:?} is not a multiple of vision.patch {:?}", v.patch));
             }
         }
+        let patches = self.run_grid().iter().product::<usize>();
+        if patches > MAX_PATCHES || patches * v.hidden > MAX_POSITIONS {
+            return value(format!(
+                "[adapter.out, volume.size, volume.size] {:?} are {patches} patches of vision.hidden {}, expected at \
+                 most {MAX_PATCHES} patches and {MAX_POSITIONS} values",
+                self.run_size(),
+                v.hidden
+            ));
+        }
         Ok(())
     }
 
     fn validate_ranges(&self) -> Result<()> {
         let (a, v) = (&self.adapter, &self.vision);
         let sizes = [
-            ("volume.size", self.volume.size),
-            ("adapter.in", a.slices_in),
-            ("adapter.out", a.slices_out),
-            ("adapter.width", a.width),
-            ("vision.hidden", v.hidden),
-            ("vision.mlp", v.mlp),
-            ("vision.layers", v.layers),
-            ("vision.heads", v.heads),
-            ("text.hidden", self.text.hidden),
-            ("text.max_tokens", self.text.max_tokens),
-            ("projection.dim", self.projection.dim),
+            ("volume.size", self.volume.size, MAX_SIDE),
+            ("adapter.in", a.slices_in, MAX_SIDE),
+            ("adapter.out", a.slices_out, MAX_SIDE),
+            ("adapter.width", a.width, MAX_SIDE),
+            ("vision.hidden", v.hidden, MAX_WIDTH),
+            ("vision.mlp", v.mlp, MAX_MLP),
+            ("vision.layers", v.layers, MAX_LAYERS),
+            ("vision.heads", v.heads, MAX_HEADS),
+            ("text.hidden", self.text.hidden, MAX_WIDTH),
+            ("text.max_tokens", self.text.max_tokens, MAX_TOKENS),
+            ("projection.dim", self.projection.dim, MAX_WIDTH),
         ];
         let axes = v.img.iter().map(|&n| ("vision.img", n)).chain(v.patch.iter().map(|&n| ("vision.patch", n)));
-        for (name, size) in sizes.into_iter().chain(axes) {
-            if !(1..=MAX_SIZE).contains(&size) {
-                return value(format!("{name} is {size}, expected 1 to {MAX_SIZE}"));
+        for (name, size, max) in sizes.into_iter().chain(axes.map(|(name, size)| (name, size, MAX_SIDE))) {
+            if !(1..=max).contains(&size) {
+                return value(format!("{name} is {size}, expected 1 to {max}"));
             }
         }
-        if self.volume.size < 2 || self.volume.size > 1024 {
-            return value(format!("volume.size is {}, expected 2 to 1024", self.volume.size));
+        if self.volume.size < 2 {
+            return value(format!("volume.size is {}, expected 2 to {MAX_SIDE}", self.volume.size));
         }
         let mm = self.volume.voxel_mm;
         if !(0.01..=100.0).contains(&mm) {
@@ -315,6 +350,12 @@ impl Config {
             return value(format!("volume.clip is [{low}, {high}], expected 0 <= low < high <= 100"));
         }
         let labels = &self.labels.0;
+        if labels.len() > MAX_LABELS {
+            return value(format!("labels are {} names, expected 2 to {MAX_LABELS}", labels.len()));
+        }
+        if let Some(long) = labels.iter().find(|label| label.len() > MAX_LABEL_BYTES) {
+            return value(format!("a name in labels has {} bytes, expected at most {MAX_LABEL_BYTES}", long.len()));
+        }
         let distinct: std::collections::BTreeSet<_> = labels.iter().collect();
         if labels.len() < 2 || distinct.len() != labels.len() || labels.iter().any(String::is_empty) {
             return value(format!("labels are {labels:?}, expected two or more different names"));

@@ -106,6 +106,7 @@ codes! {
     REPORT_TOO_LARGE = "report.too_large", "the report file is too large to be a clinical report";
 
     GRAPH_INVALID = "graph.invalid", "a graph breaks a rule of the intermediate representation";
+    GRAPH_UNKNOWN_OP = "graph.unknown_op", "a bundle's graph has an operator that is never written";
     ONNX_INVALID = "onnx.invalid", "an ONNX file cannot be read or written";
 
     BUNDLE_NOT_FOUND = "bundle.not_found", "there is no bundle in the folder";

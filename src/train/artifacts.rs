@@ -61,6 +61,31 @@ pub struct Manifest {
     pub skipped: Vec<String>,
 }
 
+impl Manifest {
+    /// Reads and checks the text of `training.json`.
+    ///
+    /// # Errors
+    /// `training.artifacts`, or the configuration's `config.*`.
+    pub fn from_text(text: &str) -> Result<Self> {
+        let invalid = |message: String| Error::new(Code::TRAINING_ARTIFACTS, message);
+        let manifest: Self = serde_json::from_str(text)
+            .map_err(|e| invalid(format!("cannot be read: {e}; run ba-train prepare again")))?;
+        if manifest.format != FORMAT {
+            let message = format!("has format {}, expected {FORMAT}: run ba-train prepare again", manifest.format);
+            return Err(invalid(message));
+        }
+        manifest.config.validate()?;
+        // These names and no others: nothing outside the folder is ever read, and nothing is read unchecked.
+        let mut listed: Vec<&str> = manifest.files.iter().map(|record| record.name.as_str()).collect();
+        listed.sort_unstable();
+        if listed != FILES {
+            let message = format!("lists {}, expected {}: run ba-train prepare again", list(&listed), list(&FILES));
+            return Err(invalid(message));
+        }
+        Ok(manifest)
+    }
+}
+
 /// Training artifacts whose files match their recorded hashes.
 #[derive(Debug)]
 pub struct Artifacts {
@@ -86,21 +111,7 @@ impl Artifacts {
             let message = format!("there are no training artifacts (no {MANIFEST}): make them with ba-train prepare");
             return Err(invalid(message).at(dir));
         }
-        let text = read_small(&path)?;
-        let manifest: Manifest = serde_json::from_str(&text)
-            .map_err(|e| invalid(format!("cannot be read: {e}; run ba-train prepare again")).at(&path))?;
-        if manifest.format != FORMAT {
-            let message = format!("has format {}, expected {FORMAT}: run ba-train prepare again", manifest.format);
-            return Err(invalid(message).at(&path));
-        }
-        manifest.config.validate().map_err(|e| e.at(&path))?;
-        // These names and no others: nothing outside the folder is ever read, and nothing is read unchecked.
-        let mut listed: Vec<&str> = manifest.files.iter().map(|record| record.name.as_str()).collect();
-        listed.sort_unstable();
-        if listed != FILES {
-            let message = format!("lists {}, expected {}: run ba-train prepare again", list(&listed), list(&FILES));
-            return Err(invalid(message).at(&path));
-        }
+        let manifest = Manifest::from_text(&read_small(&path)?).map_err(|e| e.at(&path))?;
         let missing = |_| invalid(format!("the file `{FROZEN}` is missing")).at(dir);
         let frozen = SourceFile::at(&dir.join(FROZEN)).map_err(missing)?;
         for record in &manifest.files {

@@ -4,6 +4,7 @@
 
 mod bundle;
 mod bundle_mutations;
+mod bundle_operators;
 #[cfg(target_os = "linux")]
 mod changed;
 mod install;

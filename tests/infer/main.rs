@@ -8,3 +8,4 @@ mod fixtures;
 mod memory;
 mod temperature;
 mod tokenizer;
+mod tokenizer_hostile;
