@@ -10,7 +10,7 @@
 //! - **changed less than [`SETTLED`] before it was opened**: within the same tick of the clock it could change again
 //!   unnoticed, so it is hashed again at each check until that time has passed.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -20,7 +20,7 @@ use super::names;
 use super::records::FileRecord;
 use crate::error::{Code, Error, Result};
 use crate::files::mapped::{CHANGED, Kind, Registered};
-use crate::files::{Identity, SETTLED};
+use crate::files::{Identity, SETTLED, open_regular};
 
 /// A file of a bundle, or a copy of one in a cache, with its recorded size and hash.
 #[derive(Debug)]
@@ -208,13 +208,13 @@ pub(crate) fn unchanged_while<T>(files: &[Arc<OpenFile>], load: impl FnOnce() ->
 impl State {
     fn open(path: &Path, record: &FileRecord) -> Result<Self> {
         let wrong = |message: String| Error::new(Code::BUNDLE_CHECKSUM, message).at(path);
-        // Before opening: a link is named as one.
-        let meta = std::fs::symlink_metadata(path).map_err(|e| wrong(format!("the bundle's file is missing: {e}")))?;
-        let file =
-            if meta.is_file() { open(path).map_err(|e| Error::io(path, "cannot open the file", e))? } else { None };
-        let Some((file, meta)) = file else {
+        // Before opening: a folder or a device is named as one.
+        std::fs::symlink_metadata(path).map_err(|e| wrong(format!("the bundle's file is missing: {e}")))?;
+        let failed = |e| Error::io(path, "cannot open the file", e);
+        let Some(file) = open_regular(path).map_err(failed)? else {
             return Err(Error::new(Code::BUNDLE_PATH, "the bundle's file is a link or a folder").at(path));
         };
+        let meta = file.metadata().map_err(failed)?;
         if meta.len() != record.bytes {
             return Err(wrong(format!("the file has {} bytes, expected {}: {RESTORE}", meta.len(), record.bytes)));
         }
@@ -252,20 +252,6 @@ impl State {
 
 /// What to do about a damaged bundle: the reader may not be the one who exported it.
 const RESTORE: &str = "copy the bundle again from its source, or export it again with ba-export";
-
-/// Opens a regular file, without following a link under this name and without waiting for a pipe; none for others.
-fn open(path: &Path) -> std::io::Result<Option<(File, Metadata)>> {
-    let mut options = File::options();
-    options.read(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.custom_flags((rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed());
-    }
-    let file = options.open(path)?;
-    let meta = file.metadata()?;
-    Ok(meta.is_file().then_some((file, meta)))
-}
 
 #[cfg(test)]
 mod tests {

@@ -126,7 +126,8 @@ impl Verification {
                 open.set_verified();
                 self.verified.insert(file.name.clone());
             } else if self.in_background {
-                self.running.insert(file.name.clone(), threads::spawn("hash", move || open.verify())?);
+                let hashing = threads::spawn("hash", move || open.verify())?;
+                self.running.insert(file.name.clone(), hashing);
             } else {
                 open.verify()?;
                 self.matched(&open);

@@ -4,10 +4,11 @@
 //! must be the user's own, and nobody else may write to them. Where the system has no owners and modes (Windows),
 //! nothing is checked.
 
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::lock::open_regular;
 use crate::error::{Code, Error, Result};
 
 /// The folder that the user named for a cache; made for the user alone where there is none. A link to a folder is
@@ -73,15 +74,7 @@ pub fn close_file(path: &Path) -> Result<()> {
 /// The bytes of a file in a cache, of at most `limit`; none where there is none, or one that is not to be believed: a
 /// link, another user's, one that others can write to.
 pub fn read(path: &Path, limit: u64) -> Option<Vec<u8>> {
-    let mut options = File::options();
-    options.read(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        // Opening a pipe must not wait.
-        options.custom_flags((rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed());
-    }
-    let file = options.open(path).ok()?;
+    let file = open_regular(path).ok()??;
     let meta = file.metadata().ok().filter(|m| m.is_file() && m.len() <= limit)?;
     check(path, &meta).ok()?;
     let mut bytes = Vec::with_capacity(usize::try_from(meta.len()).ok()?);
