@@ -1,22 +1,17 @@
 //! Texts: configurations, lists, tokenizers.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use brain_adapter::cohort::{assign_splits, parse_labelled, parse_list};
 use brain_adapter::config::{Config, LlamaConfig};
 use brain_adapter::text::Tokenizer;
 use brain_adapter::train::artifacts::{FORMAT, Manifest};
 
-/// What a tokenizer may take for a short report. It takes a thousandth of it: slow machines have room.
-const MAX_TIME: Duration = Duration::from_secs(2);
-
 const REPORT: &str = "Memory complaints: <s> 2 years, MMSE 24/30.\r\n\t  aaaa \u{2581}é日\u{fdfa}e\u{301}İ don't";
 
-/// A tokenizer: what loads tokenizes reports or refuses, BOS first and within the limit, in bounded time; and what it
-/// writes loads again and says the same.
+/// A tokenizer: what loads tokenizes reports or refuses, BOS first and within the limit, in the time that an input may
+/// take; and what it writes loads again and says the same.
 pub fn tokenizer(data: &[u8]) {
-    let start = Instant::now();
     let Ok(tokenizer) = Tokenizer::from_bytes(data, 1) else { return };
     let written = tokenizer.to_json().ok().map(|json| Tokenizer::from_bytes(json.as_bytes(), 1));
     // A text of the input's own: what it replaces is then often there.
@@ -28,7 +23,6 @@ pub fn tokenizer(data: &[u8]) {
             assert_eq!(again.encode(report, 9).ok(), Some(tokens));
         }
     }
-    assert!(start.elapsed() < MAX_TIME, "{:?}", start.elapsed());
 }
 
 /// A `config.json`, of ours, of Hugging Face's and of Meta's: sizes that can be built, or a refusal.

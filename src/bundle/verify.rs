@@ -105,14 +105,15 @@ pub(super) fn small_files(dir: &Path, manifest: &Manifest) -> Result<(DataFiles,
         for file in part.graphs() {
             let path = names::join(dir, file)?;
             let graph = graph_of(&files, &path)?;
-            let external = crate::onnx::bundle_graph_in(&graph).map_err(|e| e.at(&path))?;
-            for file in &external {
-                names::check(file).map_err(|e| e.at(&path))?;
-                if !listed.contains(file.as_str()) {
+            let check = |file: &str| {
+                names::check(file)?;
+                if !listed.contains(file) {
                     let message = format!("the graph's weights lie in `{file}`, which the bundle does not list");
-                    return Err(Error::new(Code::BUNDLE_PATH, message).at(path));
+                    return Err(Error::new(Code::BUNDLE_PATH, message));
                 }
-            }
+                Ok(())
+            };
+            let external = crate::onnx::bundle_graph_in(&graph, check).map_err(|e| e.at(&path))?;
             all.extend(external);
         }
         data_files.insert(name.as_str(), all);

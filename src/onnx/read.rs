@@ -54,22 +54,16 @@ pub fn external_files_in(bytes: &[u8]) -> Result<BTreeSet<String>> {
 }
 
 /// Checks that a graph's file has operators that a bundle's graphs may have and no others, nor functions or graphs
-/// within operators; returns the `location`s of its external data.
+/// within operators; returns the `location`s of its external data, after `check` has seen each.
 ///
 /// # Errors
-/// `graph.unknown_op`; `onnx.invalid` as [`external_files`].
-pub fn bundle_graph(path: &Path) -> Result<BTreeSet<String>> {
-    bundle_graph_in(&graph_bytes(path)?).map_err(|e| e.at(path))
-}
-
-/// As [`bundle_graph`], of the file's bytes.
-///
-/// # Errors
-/// `graph.unknown_op`, `onnx.invalid`.
-pub fn bundle_graph_in(bytes: &[u8]) -> Result<BTreeSet<String>> {
+/// Those of `check`; `graph.unknown_op`; `onnx.invalid` as [`external_files`].
+pub fn bundle_graph_in(bytes: &[u8], check: impl Fn(&str) -> Result<()>) -> Result<BTreeSet<String>> {
     let model = decode(bytes)?;
+    let files = files_of(&model)?;
+    files.iter().try_for_each(|file| check(file))?;
     check_operators(&model)?;
-    files_of(&model)
+    Ok(files)
 }
 
 /// The model in a file of bounded size in memory.

@@ -11,7 +11,7 @@ use super::source::{code_only, line_of, places, read, report, root, rust_files};
 /// The modules by layer. A module imports from lower layers only, never from another of its own.
 const LAYERS: [&[&str]; 10] = [
     &["error"],
-    &["tensor", "progress", "files", "metrics", "threads"],
+    &["tensor", "progress", "files", "json", "metrics", "threads"],
     &["volume", "text", "checkpoint", "graph", "config", "cohort"],
     &["model", "passes", "onnx", "batch"],
     &["bundle", "optimizer", "runtime"],
