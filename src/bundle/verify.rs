@@ -43,11 +43,15 @@ pub(super) fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
     let Some(file) = open_regular(path).map_err(|e| Error::io(path, "cannot open the file", e))? else {
         return Err(invalid("the manifest is a link, or not a file".into()));
     };
+    let failed = |e| Error::io(path, "cannot read the file", e);
+    let length = file.metadata().map_err(failed)?.len();
     let mut bytes = Vec::new();
-    let read = file.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut bytes);
-    let length = to_u64(read.map_err(|e| Error::io(path, "cannot read the file", e))?);
+    if length <= MAX_MANIFEST_BYTES {
+        file.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    }
+    let length = length.max(to_u64(bytes.len()));
     if length > MAX_MANIFEST_BYTES {
-        return Err(invalid(format!("the manifest holds more than {MAX_MANIFEST_BYTES} bytes")));
+        return Err(invalid(format!("the manifest has {length} bytes, expected at most {MAX_MANIFEST_BYTES}")));
     }
     Ok(bytes)
 }

@@ -120,9 +120,12 @@ impl SourceFile {
     /// The file at `path`, to be watched as those of a checkpoint are.
     ///
     /// # Errors
-    /// `io`.
+    /// `checkpoint.not_found`, `io`.
     pub fn at(path: &Path) -> Result<Self> {
-        let identity = Identity::at(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
+        let identity = Identity::at(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::new(Code::CHECKPOINT_NOT_FOUND, "no such file").at(path),
+            _ => Error::io(path, "cannot open the file", e),
+        })?;
         Ok(Self { path: path.to_owned(), size: identity.bytes, identity: Some(identity) })
     }
 

@@ -60,7 +60,7 @@ fn manifests() {
             let again = serde_json::to_vec(&manifest).unwrap();
             assert_eq!(Manifest::from_bytes(&again).unwrap(), manifest);
         }
-        Err(e) => assert_eq!(e.code(), Code::BUNDLE_MANIFEST),
+        Err(e) => assert!([Code::BUNDLE_MANIFEST, Code::BUNDLE_PATH].contains(&e.code()), "{e}"),
     });
     assert!(accepted > 20, "nearly nothing was read: the mutations show little");
 }

@@ -323,5 +323,5 @@ fn the_companion_is_verified() {
     };
     let field = "\"tensorrt\": \"vision.tensorrt.onnx\"";
     assert_eq!(open(&|dir| edit(dir, field, "\"tensorrt\": \"other.onnx\"")), Code::BUNDLE_MANIFEST);
-    assert_eq!(open(&|dir| edit(dir, field, "\"tensorrt\": \"../vision.onnx\"")), Code::BUNDLE_MANIFEST);
+    assert_eq!(open(&|dir| edit(dir, field, "\"tensorrt\": \"../vision.onnx\"")), Code::BUNDLE_PATH);
 }
