@@ -42,6 +42,7 @@ impl Bar {
     }
 
     fn show(&mut self, what: &str, bytes: Option<u64>) {
+        let what = &text::escaped(what);
         if self.plain {
             self.line(what);
         }
@@ -79,7 +80,7 @@ impl Progress for Bar {
         self.pace.done += bytes;
         if self.plain && self.pace.last_line.elapsed() >= LINES {
             self.pace.last_line = Instant::now();
-            self.line(&self.pace.line(self.pace.started.elapsed()));
+            self.line(&text::escaped(&self.pace.line(self.pace.started.elapsed())));
         }
     }
 
@@ -88,8 +89,8 @@ impl Progress for Bar {
         self.warnings.push(warning.clone());
     }
 
-    fn line(&mut self, text: &str) {
-        Bar::line(self, text);
+    fn line(&mut self, line: &str) {
+        Bar::line(self, &text::escaped(line));
     }
 }
 

@@ -63,6 +63,7 @@ codes! {
     MEMORY_LIMIT = "memory.limit", "the run needs more memory than is allowed or available";
     DISK_FULL = "disk.full", "not enough free space for what is to be written";
     OUTPUT_EXISTS = "output.exists", "the output exists and was not made by this tool";
+    OUTPUT_IN_USE = "output.in_use", "another program is writing the output";
 
     NIFTI_EMPTY = "nifti.empty", "the scan file holds no bytes";
     NIFTI_NOT_FOUND = "nifti.not_found", "there is no such scan file";
@@ -79,6 +80,7 @@ codes! {
     NIFTI_SCALING = "nifti.scaling", "the header's intensity scaling gives unusable values";
     NIFTI_CONSTANT = "nifti.constant", "all voxels are equal: there is no image";
     NIFTI_PAIR = "nifti.pair", "the .img file of a .hdr/.img pair is missing";
+    NIFTI_CHANGED = "nifti.changed", "the scan file changed while it was read";
 
     CONFIG_SYNTAX = "config.syntax", "a configuration file cannot be parsed or has an unknown field";
     CONFIG_VALUE = "config.value", "a configuration value is impossible";

@@ -1,6 +1,7 @@
 //! The files of a training next to its checkpoints: `history.jsonl`, `history.svg`, `embedding-NNN.svg`,
 //! `adapter.safetensors`.
 
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
@@ -70,5 +71,5 @@ pub(super) fn write_embedding(
 
 /// Writes `adapter.safetensors`: the weights of the checkpoint `best`, for PyTorch.
 pub(super) fn write_weights(folder: &Path, best: &Path, config: &Config) -> Result<()> {
-    save_state_dict(&folder.join("adapter.safetensors"), &Checkpoint::open(best)?, config)
+    save_state_dict(&folder.join("adapter.safetensors"), &Checkpoint::open(best)?, config, BTreeMap::new())
 }
