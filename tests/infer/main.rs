@@ -5,5 +5,7 @@
 mod cohort;
 mod fixtures;
 mod memory;
+mod outputs;
+mod results;
 mod temperature;
 mod tokenizer;
