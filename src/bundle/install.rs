@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::manifest::{MANIFEST, Manifest};
 use super::{names, verify};
 use crate::error::{Code, Error, Result};
-use crate::files::{check_free_space, copy_regular};
+use crate::files::{Unfinished, check_free_space, copy_regular};
 
 /// A folder in which a bundle is written; deleted if it is dropped before [`Staging::install`].
 pub struct Staging {
@@ -114,7 +114,7 @@ impl Staged {
 
     /// The folder to write files into.
     pub fn path(&self) -> &Path {
-        &self.folder.0
+        &self.folder.path
     }
 
     /// Moves the folder to its final place atomically and deletes what was there.
@@ -124,7 +124,7 @@ impl Staged {
     pub fn install(self, target: &Path) -> Result<()> {
         readable_by_all(self.path())?;
         sync(self.path())?;
-        swap(self.path(), target)?;
+        self.folder.unfinished.complete(|| swap(self.path(), target))?;
         target.parent().map_or(Ok(()), sync)
     }
 }
@@ -152,12 +152,15 @@ fn sync(path: &Path) -> Result<()> {
 }
 
 /// A folder that is deleted when it is dropped.
-struct Temporary(PathBuf);
+struct Temporary {
+    path: PathBuf,
+    unfinished: Unfinished,
+}
 
 impl Drop for Temporary {
     fn drop(&mut self) {
         // After the installation it is gone (or is the old bundle). A failure cannot be reported from here.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
@@ -177,7 +180,8 @@ fn locked_folder(parent: &Path, prefix: &str) -> Result<(Temporary, Option<fs::F
         // Another export may have deleted the empty folder as an abandoned one.
         outcome = fs::rename(made.path(), &folder);
         if outcome.is_ok() {
-            return Ok((Temporary(folder), lock));
+            let unfinished = Unfinished::new(&folder);
+            return Ok((Temporary { path: folder, unfinished }, lock));
         }
     }
     Err(failed(outcome.err().unwrap_or_else(|| std::io::ErrorKind::Other.into())))

@@ -10,6 +10,7 @@ mod layers;
 mod outputs;
 mod progress;
 mod render;
+mod signals;
 mod text;
 pub mod train;
 
@@ -111,7 +112,7 @@ impl Progress for Notes {
     }
 }
 
-/// Parses the process's arguments. `check` refuses combinations that clap cannot express.
+/// Parses the process's arguments and begins to handle signals. `check` refuses combinations that clap cannot express.
 ///
 /// # Errors
 /// The exit code, after help or an error message was printed.
@@ -120,7 +121,9 @@ fn parse<A: Parser>(
 ) -> std::result::Result<A, ExitCode> {
     let conflict = |message| A::command().error(clap::error::ErrorKind::ArgumentConflict, message);
     let parsed = A::try_parse().and_then(|args| check(&args).map(|()| args).map_err(conflict));
-    parsed.map_err(|e| wrong_usage(&e))
+    let args = parsed.map_err(|e| wrong_usage(&e))?;
+    signals::handle().map_err(|e| finish(Err(e), json_is_asked_for()))?;
+    Ok(args)
 }
 
 /// Prints help, or what is wrong with the arguments: for a person on stderr, and with `--json` as an error on stdout.
@@ -130,10 +133,15 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         return ExitCode::SUCCESS;
     }
-    if std::env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json") {
+    if json_is_asked_for() {
         let _ = print_error(&Error::new(Code::USAGE, usage_message(&error.render().to_string())));
     }
     ExitCode::from(USAGE)
+}
+
+/// Whether the arguments, which may be wrong, have `--json`.
+fn json_is_asked_for() -> bool {
+    std::env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json")
 }
 
 /// The message of clap's text in one line, without the usage and hints below it.

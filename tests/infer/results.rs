@@ -15,7 +15,8 @@ use serde_json::Value;
 use support::commands::{Done, command, finish, fixture, names, scan, tiny_bundle};
 use tempfile::TempDir;
 
-const REPORTS: [&str; 3] = ["Memory complaints for two years.", "No complaints, MMSE 30.", "Severe memory loss, MMSE 8."];
+const REPORTS: [&str; 3] =
+    ["Memory complaints for two years.", "No complaints, MMSE 30.", "Severe memory loss, MMSE 8."];
 
 fn other_scan() -> PathBuf {
     fixture("tiny-gqa-bf16-sharded/scan.nii.gz")

@@ -8,4 +8,5 @@ mod bundles;
 mod conditions;
 mod harness;
 mod results;
+mod signals;
 mod soak;

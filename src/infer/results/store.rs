@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::line::{Found, Line, Lines, Names, is_results};
 use crate::cohort::Row;
 use crate::error::{Code, Error, Result};
-use crate::files::{Lock, Pending};
+use crate::files::{Lock, Pending, Unfinished};
 use crate::infer::Prediction;
 
 /// A results file that no other program may write now, and that holds nothing but results.
@@ -18,7 +18,14 @@ pub struct Claim {
     path: PathBuf,
     /// Whether what is there is to be replaced as a whole.
     replace: bool,
-    lock: Lock,
+    lock: Held,
+}
+
+/// The lock of a results file. A signal that ends the program removes its file too.
+struct Held {
+    // Dropped first: a file that another program made by then is not to be removed.
+    _registered: Unfinished,
+    _lock: Lock,
 }
 
 impl Claim {
@@ -31,10 +38,12 @@ impl Claim {
         let mut name = std::ffi::OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
         name.push(".lock");
-        let Some(lock) = Lock::try_temporary(&path.with_file_name(name))? else {
+        let file = path.with_file_name(name);
+        let Some(lock) = Lock::try_temporary(&file)? else {
             let message = "another run is writing these results: wait for its end, or choose another -o";
             return Err(Error::new(Code::OUTPUT_IN_USE, message).at(path));
         };
+        let lock = Held { _registered: Unfinished::new(&file), _lock: lock };
         let replace = path.exists() && force && !is_results(path)?;
         if path.exists() && !replace {
             let mut lines = Lines::open(path)?;
@@ -162,7 +171,7 @@ pub struct Results {
     pub(super) list: String,
     /// Keys of the rows with an answer.
     keys: HashMap<Names, String>,
-    _lock: Lock,
+    _lock: Held,
 }
 
 impl Results {

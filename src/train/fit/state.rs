@@ -90,8 +90,14 @@ pub(super) fn earlier(output: &Path, resume: bool) -> Result<Option<PathBuf>> {
             let message = "the folder already holds a training: continue it with --resume, or choose another -o";
             Err(Error::new(Code::OUTPUT_EXISTS, message).at(output))
         }
-        // The earlier training was killed before its first save.
-        (false, _) => Ok(None),
+        // No training, or one that was killed before its first save: what would be overwritten is somebody else's.
+        (false, _) => match super::outputs::existing(output) {
+            None => Ok(None),
+            Some(name) => {
+                let message = format!("the folder holds `{name}` and no training of ours: choose another -o");
+                Err(Error::new(Code::OUTPUT_EXISTS, message).at(output))
+            }
+        },
     }
 }
 

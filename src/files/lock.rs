@@ -1,77 +1,10 @@
-//! Files that appear complete: written under a temporary name next to their place, then renamed. Layer 1.
+//! Locks, and files that are opened without following a link or waiting for a pipe.
 
 use std::fs::{File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
-
 use crate::error::{Code, Error, Result};
-
-/// Serializes a path as text; bytes that are not Unicode are replaced, not refused.
-pub(crate) fn path_as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
-}
-
-/// What files of ours begin their maker's name with, whatever the version.
-pub(crate) const MAKER: &str = "Brain-Adapter";
-
-/// The maker's name in files that others read too, by which they are recognized as ours.
-pub(crate) const MADE_BY: &str = concat!("Brain-Adapter ", env!("CARGO_PKG_VERSION"));
-
-/// Prefix of temporary names.
-pub(crate) const UNFINISHED: &str = ".writing-";
-
-/// A temporary file that replaces another when it is complete. If it is dropped before [`Pending::put`], it is deleted
-/// and the old file stays.
-pub struct Pending {
-    temporary: NamedTempFile<File>,
-    path: PathBuf,
-}
-
-impl Pending {
-    /// An empty file next to `path`. Its temporary name ends in `suffix`, for writers that go by names.
-    ///
-    /// # Errors
-    /// `io` when it cannot be created.
-    pub fn next_to(path: &Path, suffix: &str) -> Result<Self> {
-        // `parent` of a bare name is the empty path.
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(UNFINISHED).suffix(suffix);
-        #[cfg(unix)]
-        {
-            // A temporary file is private by default; this one becomes an ordinary file (less the umask).
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let temporary = builder.tempfile_in(folder).map_err(|e| Error::io(path, "cannot write", e))?;
-        Ok(Self { temporary, path: path.to_owned() })
-    }
-
-    /// The temporary file, open for writing.
-    pub fn file(&self) -> &File {
-        self.temporary.as_file()
-    }
-
-    /// The temporary file's path, for writers that open files themselves.
-    pub fn temporary(&self) -> &Path {
-        self.temporary.path()
-    }
-
-    /// Synchronizes the file to the disk and renames it to its final name.
-    ///
-    /// # Errors
-    /// `io` or `disk.full`; the old file then stays.
-    pub fn put(self) -> Result<()> {
-        let failed = |e| Error::io(&self.path, "cannot write", e);
-        self.temporary.as_file().sync_all().map_err(failed)?;
-        self.temporary
-            .persist(&self.path)
-            .map(drop)
-            .map_err(|e| Error::io(&self.path, "cannot rename the complete file", e.error))
-    }
-}
 
 /// Opens an existing file for reading. None if it is a link or no regular file: a link leads elsewhere, and opening a
 /// pipe would wait for ever.
@@ -162,6 +95,19 @@ impl Drop for Lock {
     }
 }
 
+/// Locks a file that was just made; whether it is still at its path.
+pub(super) fn hold(file: &File, path: &Path) -> bool {
+    // Locks are mandatory elsewhere: writers that open the file by its name could not write.
+    if !cfg!(unix) {
+        return true;
+    }
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => false,
+        // Where the file system has no locks, nobody can take it away either.
+        Ok(()) | Err(TryLockError::Error(_)) => same_file(file, path),
+    }
+}
+
 #[cfg(unix)]
 fn same_file(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -175,56 +121,9 @@ fn same_file(_: &File, _: &Path) -> bool {
     true
 }
 
-/// Writes `bytes` to `path`, completely or not at all.
-///
-/// # Errors
-/// `io` or `disk.full`.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let pending = Pending::next_to(path, "")?;
-    pending.file().write_all(bytes).map_err(|e| Error::io(path, "cannot write", e))?;
-    pending.put()
-}
-
-/// Checks that `need` bytes of `what` fit on the disk that holds `folder`.
-///
-/// # Errors
-/// `disk.full`; `io` when the file system does not report its free space.
-pub fn check_free_space(folder: &Path, need: u64, what: &str) -> Result<()> {
-    match free(folder)? {
-        Some(free) if need > free => {
-            let message =
-                format!("{what} needs {need} bytes, {free} are free: free some space, or choose another disk");
-            Err(Error::new(Code::DISK_FULL, message).at(folder))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Free bytes for the current user; none where the system cannot report them.
-#[cfg(unix)]
-fn free(folder: &Path) -> Result<Option<u64>> {
-    let stat =
-        rustix::fs::statvfs(folder).map_err(|e| Error::io(folder, "cannot determine the free space", e.into()))?;
-    Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
-}
-
-#[cfg(not(unix))]
-fn free(_: &Path) -> Result<Option<u64>> {
-    Ok(None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_does_not_fit_is_refused() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-        check_free_space(folder, 0, "nothing").unwrap();
-        if cfg!(unix) {
-            assert_eq!(check_free_space(folder, u64::MAX, "all").unwrap_err().code(), Code::DISK_FULL);
-        }
-    }
 
     #[test]
     fn one_lock_at_a_time() {
@@ -285,18 +184,5 @@ mod tests {
         // An existing file is never written over.
         copy_regular(&at("victim"), &at("victim")).unwrap_err();
         assert_eq!(std::fs::read(at("victim")).unwrap(), b"precious");
-    }
-
-    #[test]
-    fn a_dropped_file_leaves_the_old_one_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.json");
-        replace(&path, b"old").unwrap();
-        let pending = Pending::next_to(&path, ".json").unwrap();
-        pending.file().write_all(b"half").unwrap();
-        drop(pending);
-        assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert!(replace(&dir.path().join("none/a"), b"").is_err());
     }
 }
