@@ -48,7 +48,7 @@ demo: ort build ## export a small model with random weights to int8, compare it 
 	  --calibration $(DEMO)/calibration --verify $(DEMO)/checkpoint/expected.safetensors --output $(DEMO_OUT)/bundle
 	@echo
 	$(CARGO) run $(PROFILE) --quiet --bin ba-infer -- $(DEMO)/mni152_t1.nii.gz --report $(DEMO)/report.txt \
-	  --bundle $(DEMO_OUT)/bundle --save-preview $(DEMO_OUT)/preview.png
+	  --bundle $(DEMO_OUT)/bundle --save-preview $(DEMO_OUT)/preview.png --force
 	@echo
 	@echo 'The weights are random: label and probabilities are meaningless, only the error tables above are real.'
 	@echo 'What the model saw:   $(DEMO_OUT)/preview.png'

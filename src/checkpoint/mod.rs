@@ -61,7 +61,7 @@ pub use meta_params::MetaParams;
 pub use ort_training::{Moments, OptimizerState, Properties, TrainingState};
 pub use requirements::{Picked, Requirements};
 pub use safetensors::safetensors_offsets;
-pub use write::write_safetensors;
+pub use write::{has_maker, maker_metadata, write_safetensors};
 
 use contents::{Contents, Opened};
 use mapping::Mapping;

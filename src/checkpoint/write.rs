@@ -8,16 +8,45 @@
 //! before is untouched: the new one is written under a temporary name next to it and renamed at the end.
 
 use std::collections::BTreeMap;
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::safetensors::{DTYPES, MAX_HEADER};
 use crate::error::{Code, Error, Result};
-use crate::files::Pending;
+use crate::files::{MADE_BY, MAKER, Pending};
 use crate::tensor::number::to_u64;
 use crate::tensor::{CHUNK_BYTES, DType, LazyTensor, show};
+
+/// Key of the maker's name in `__metadata__`.
+const MAKER_KEY: &str = "made_by";
+
+/// Longest header in which the maker's name is looked for, in bytes. Ours have a few kilobytes.
+const MAX_OWN_HEADER: u64 = 16 << 20;
+
+/// The metadata of a file that users keep among their own: the maker's name, by which [`has_maker`] knows it.
+pub fn maker_metadata() -> BTreeMap<String, String> {
+    BTreeMap::from([(MAKER_KEY.to_owned(), MADE_BY.to_owned())])
+}
+
+/// Whether the file at `path` is safetensors with [`maker_metadata`].
+///
+/// # Errors
+/// `io`.
+pub fn has_maker(path: &Path) -> Result<bool> {
+    let failed = |e| Error::io(path, "cannot read the output", e);
+    let mut file = File::open(path).map_err(failed)?;
+    let mut length = Vec::new();
+    (&mut file).take(8).read_to_end(&mut length).map_err(failed)?;
+    let length = <[u8; 8]>::try_from(length.as_slice()).map(u64::from_le_bytes);
+    let Some(length) = length.ok().filter(|length| *length <= MAX_OWN_HEADER) else { return Ok(false) };
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).map_err(failed)?;
+    let header: Value = serde_json::from_slice(&header).unwrap_or_default();
+    Ok(header["__metadata__"][MAKER_KEY].as_str().is_some_and(|name| name.starts_with(MAKER)))
+}
 
 /// Writes `tensors` to `path` and gives the file's size in bytes. `metadata` becomes the header's `__metadata__`.
 ///

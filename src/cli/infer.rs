@@ -1,21 +1,19 @@
 //! `ba-infer`: scans and reports to labels.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod list;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 
-use super::{
-    Common, finish, library_warnings, parse, print, print_json_line, render, report_error, text, to_json, warning_line,
-};
+use super::outputs::{self, Kind};
+use super::{Common, finish, library_warnings, parse, print, print_json_line, render, report_error, to_json};
 use crate::bundle::INTENDED_USE;
-use crate::checkpoint::write_safetensors;
-use crate::cohort;
-use crate::cohort::Row;
+use crate::checkpoint::{maker_metadata, write_safetensors};
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
-use crate::infer::results::{self, Results, error_json};
+use crate::infer::results::error_json;
 use crate::infer::{EncodedReport, Expected, Mode, Options, PendingScan, Prediction, Predictor, read_ahead};
 use crate::runtime::Device;
 use crate::tensor::{LazyTensor, Tensor};
@@ -69,6 +67,9 @@ struct Args {
     /// Save an image of the conformed scan's middle slices (one scan)
     #[arg(long, value_name = "FILE.png", conflicts_with = "list")]
     save_preview: Option<PathBuf>,
+    /// Replace outputs that exist and were not made by this program; its own are always replaced
+    #[arg(long)]
+    force: bool,
     /// Cohort: CSV with columns scan and report (others are allowed), paths relative to it
     #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["report", "volume"])]
     list: Option<PathBuf>,
@@ -125,7 +126,7 @@ pub fn main() -> ExitCode {
     args.common.catch_bus_errors();
     let ready = args.common.start_threads().and_then(|()| check_outputs(&args));
     let outcome = ready.and_then(|()| match &args.list {
-        Some(list) => run_list(&args, list),
+        Some(list) => list::run(&args, list),
         None => run_scans(&args),
     });
     args.common.note_log();
@@ -141,27 +142,23 @@ fn conflicts(args: &Args) -> std::result::Result<(), &'static str> {
     }
 }
 
-/// Outputs are renamed into place: this must not overwrite an input, nor anything but a file (`/dev/stdout`, a folder).
+/// Outputs are renamed into place: this must not overwrite an input, nor anything but files of ours.
 fn check_outputs(args: &Args) -> Result<()> {
-    let inputs = args.scans.iter().chain(&args.report).chain(&args.list);
-    let inputs: Vec<PathBuf> = inputs.filter_map(|path| path.canonicalize().ok()).collect();
-    let csv_lines = args.list.as_ref().and(args.output.as_deref()).and_then(lines_of_csv);
-    let outputs = [&args.output, &args.save_tensors, &args.save_conformed, &args.save_preview].into_iter().flatten();
-    for output in outputs.chain(&csv_lines) {
-        if output.canonicalize().is_ok_and(|path| inputs.contains(&path)) {
-            return Err(Error::new(Code::OUTPUT_EXISTS, "the output is also an input: choose another name").at(output));
-        }
-        if std::fs::metadata(output).is_ok_and(|meta| !meta.is_file()) {
-            let message = "the output exists and is not a file: choose another name";
-            return Err(Error::new(Code::OUTPUT_EXISTS, message).at(output));
-        }
-        // Checked now, not after a minute of work.
-        let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !folder.is_dir() {
-            return Err(Error::new(Code::IO, "the output's folder does not exist: create it first").at(output));
-        }
-    }
-    Ok(())
+    let inputs: Vec<&Path> = args.scans.iter().chain(&args.report).chain(&args.list).map(PathBuf::as_path).collect();
+    let results = args.output.as_deref().map(|path| (path, Kind::Results));
+    let lines = args.list.as_ref().and(args.output.as_deref()).and_then(lines_of_csv);
+    let output = match &lines {
+        Some(lines) => [args.output.as_deref().map(|path| (path, Kind::Table)), Some((lines, Kind::Results))],
+        None => [results, None],
+    };
+    let saved = [
+        (&args.save_tensors, Kind::Tensors),
+        (&args.save_conformed, Kind::Volume),
+        (&args.save_preview, Kind::Preview),
+    ];
+    let saved = saved.into_iter().filter_map(|(path, kind)| Some((path.as_deref()?, kind)));
+    let all: Vec<(&Path, Kind)> = output.into_iter().flatten().chain(saved).collect();
+    outputs::check(&all, &inputs, args.force)
 }
 
 /// The file of JSON lines next to a CSV of results, from which the CSV is made; none for other results.
@@ -190,7 +187,7 @@ fn open(args: &Args, expected: Expected) -> Result<Predictor> {
     };
     let predictor = Predictor::open(&args.bundle, options)?;
     args.common.note(predictor.chosen().describe(args.common.verbose));
-    args.common.note(library_warnings().iter().map(warning_line));
+    args.common.warn(&library_warnings());
     Ok(predictor)
 }
 
@@ -284,9 +281,9 @@ fn scan(
     prediction.report.clone_from(&args.report);
     if let Some(path) = &args.save_tensors {
         let tensors = prediction.tensors.drain(..).map(|(name, tensor)| (name, lazy(&tensor)));
-        write_safetensors(path, tensors, &BTreeMap::new())?;
+        write_safetensors(path, tensors, &maker_metadata())?;
     }
-    args.common.note(prediction.warnings.iter().map(warning_line));
+    args.common.warn(&prediction.warnings);
     prediction.warnings.extend(library_warnings());
     Ok(prediction)
 }
@@ -302,72 +299,4 @@ fn lazy(tensor: &Tensor) -> LazyTensor {
 fn note_placement(args: &Args, predictor: &Predictor) {
     let verbose = args.common.verbose;
     args.common.note(predictor.placements().filter_map(|(part, placement)| placement.describe(part.as_str(), verbose)));
-}
-
-fn run_list(args: &Args, list: &Path) -> Result<()> {
-    let rows = cohort::read_list(list)?;
-    let csv = args.output.as_deref().filter(|path| lines_of_csv(path).is_some());
-    // A CSV is made at the end from the JSON lines next to it, which also survive an interrupted run.
-    let lines = args.output.as_ref().map(|path| lines_of_csv(path).unwrap_or_else(|| path.clone()));
-    let reports: BTreeSet<PathBuf> = rows.iter().filter_map(Row::report_path).collect();
-    let predictor = open(args, Expected { scans: rows.len(), reports: reports.len() })?;
-    let mut results = lines.as_deref().map(|path| Results::open(path, &predictor.bundle().sha256)).transpose()?;
-    let pending: Vec<&Row> = rows.iter().filter(|row| !results.as_ref().is_some_and(|r| r.has(row))).collect();
-    let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
-    let paths: Vec<PathBuf> = pending.iter().map(|row| row.scan_path()).collect();
-    if paths.first().is_some_and(|first| !reader.is_cached(first)) {
-        predictor.preload()?;
-    }
-    let (mut failed, mut next) = (0, pending.iter());
-    read_ahead(&reader, paths.iter().map(PathBuf::as_path), in_background, &mut |reading| {
-        let Some(row) = next.next() else { return Ok(()) };
-        let outcome = list_row(&predictor, row, reading);
-        if let Err(e) = &outcome {
-            failed += 1;
-            args.common.note([format!("line {}: error[{}]: {e}", row.line, e.code())]);
-        }
-        match (&mut results, args.common.json, &outcome) {
-            (Some(results), _, _) => {
-                results.add(row, &outcome)?;
-                let done = rows.len() - next.len();
-                args.common.note([format!("{done} of {}: {}", rows.len(), row.scan)]);
-            }
-            (None, true, _) => print_json_line(&results::line(row, &outcome).to_string())?,
-            (None, false, Ok(prediction)) => print(&format!("{}\n", short_line(row, prediction)))?,
-            (None, false, Err(_)) => {}
-        }
-        outcome.err().filter(is_fatal).map_or(Ok(()), Err)
-    })?;
-    note_placement(args, &predictor);
-    let skipped = rows.len() - pending.len();
-    if skipped > 0 {
-        args.common.note([format!("skipped {} with a result", text::count(skipped, "row"))]);
-    }
-    if let (Some(csv), Some(lines)) = (csv, &lines) {
-        let labels = &predictor.bundle().manifest.labels;
-        replace(csv, &results::to_csv(lines, &rows, labels)?)?;
-    }
-    if failed > 0 {
-        let message = format!("{failed} of {} rows failed; the others have their results", rows.len());
-        return Err(Error::new(Code::LIST_PARTIAL, message).at(list));
-    }
-    Ok(())
-}
-
-/// One row: its report is read and encoded while its scan is read.
-fn list_row(predictor: &Predictor, row: &Row, reading: PendingScan<'_>) -> Result<Prediction> {
-    let mut prediction = match row.report_path() {
-        Some(path) => predictor.predict_with_report(&read_report(&path)?, &mut None, || reading.finish())?,
-        None => {
-            predictor.require_image_head()?;
-            predictor.predict(reading.finish()?, None)?
-        }
-    };
-    prediction.warnings.extend(library_warnings());
-    Ok(prediction)
-}
-
-fn short_line(row: &Row, prediction: &Prediction) -> String {
-    let all: Vec<String> = prediction.probabilities.iter().map(|(l, p)| format!("{l} {p:.3}")).collect();
-    format!("{}\t{}\t{}", row.scan, prediction.label, all.join(" "))
 }

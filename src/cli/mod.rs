@@ -9,6 +9,7 @@ mod bus_error;
 pub mod export;
 pub mod infer;
 mod layers;
+mod outputs;
 mod progress;
 mod render;
 #[cfg(unix)]
@@ -70,7 +71,14 @@ impl Common {
     /// Lines on stderr, unless `--quiet`.
     fn note(&self, lines: impl IntoIterator<Item = String>) {
         if !self.quiet {
-            lines.into_iter().for_each(|line| write_stderr(&line));
+            lines.into_iter().for_each(|line| write_stderr(&text::escaped(&line)));
+        }
+    }
+
+    /// Warnings on stderr, unless `--quiet`.
+    fn warn(&self, warnings: &[Warning]) {
+        if !self.quiet {
+            warnings.iter().for_each(|warning| write_stderr(&warning_line(warning)));
         }
     }
 
@@ -128,8 +136,8 @@ struct Document<'a, T> {
 struct Notes;
 
 impl Progress for Notes {
-    fn line(&mut self, text: &str) {
-        write_stderr(text);
+    fn line(&mut self, line: &str) {
+        write_stderr(&text::escaped(line));
     }
 }
 
@@ -188,7 +196,8 @@ fn finish(outcome: Result<()>, json: bool) -> ExitCode {
 
 /// An error as one line on stderr.
 fn report_error(error: &Error) {
-    write_stderr(&format!("{} {error}", text::styled(&format!("error[{}]:", error.code()), text::BAD)));
+    let code = text::styled(&format!("error[{}]:", error.code()), text::BAD);
+    write_stderr(&format!("{code} {}", text::place_and_message(error)));
 }
 
 /// An error as a JSON document on stdout.
@@ -198,15 +207,19 @@ fn print_error(error: &Error) -> Result<()> {
 
 /// A warning as one line.
 fn warning_line(warning: &Warning) -> String {
-    format!("{} {}", text::styled(&format!("warning[{}]:", warning.code), text::CAUTION), warning.message)
+    format!(
+        "{} {}",
+        text::styled(&format!("warning[{}]:", warning.code), text::CAUTION),
+        text::escaped(&warning.message)
+    )
 }
 
-/// A line on stderr, in colour if it is a terminal.
+/// A line on stderr, in colour if it is a terminal. What comes from files must be [`text::escaped`].
 fn write_stderr(line: &str) {
     let _ = writeln!(anstream::stderr(), "{line}");
 }
 
-/// Writes text to stdout, in colour if it is a terminal.
+/// Writes text to stdout, in colour if it is a terminal. What comes from files must be [`text::escaped`].
 fn print(text: &str) -> Result<()> {
     write_all(anstream::stdout().lock(), text)
 }

@@ -49,6 +49,7 @@ impl Bar {
     }
 
     fn show(&mut self, what: &str, bytes: Option<u64>) {
+        let what = &text::escaped(what);
         if self.plain {
             self.line(what);
         }
@@ -86,7 +87,7 @@ impl Progress for Bar {
         self.pace.done += bytes;
         if self.plain && self.pace.last_line.elapsed() >= LINES {
             self.pace.last_line = Instant::now();
-            self.line(&self.pace.line(self.pace.started.elapsed()));
+            self.line(&text::escaped(&self.pace.line(self.pace.started.elapsed())));
         }
     }
 
@@ -95,8 +96,8 @@ impl Progress for Bar {
         self.warnings.push(warning.clone());
     }
 
-    fn line(&mut self, text: &str) {
-        Bar::line(self, text);
+    fn line(&mut self, line: &str) {
+        Bar::line(self, &text::escaped(line));
     }
 }
 

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use super::layers;
-use super::text::{FAILED, OK, duration, error, precision, provider, quoted, short, shown, size, table, thousands};
+use super::text::{
+    FAILED, OK, duration, error, escaped, precision, provider, quoted, short, shown, size, table, thousands,
+};
 use crate::bundle::{INTENDED_USE, Parity, SourceRecord, Target};
 use crate::export::{PartSummary, StageCheck, StageLimit, Summary};
 use crate::infer::Prediction;
@@ -45,7 +47,7 @@ pub(super) fn unchecked(parts: &[PartSummary]) -> String {
     let mut text = String::new();
     for part in parts {
         if let Parity::NotChecked(why) = &part.record.parity {
-            let _ = writeln!(text, "not checked: {} ({why})", part.part);
+            let _ = writeln!(text, "not checked: {} ({})", part.part, escaped(why));
         }
     }
     text
@@ -71,7 +73,7 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
     if !summary.skipped.is_empty() {
         let _ = writeln!(text, "{} checkpoint tensors are not part of the model: skipped", summary.skipped.len());
         if verbose {
-            text.extend(summary.skipped.iter().map(|name| format!("  {name}\n")));
+            text.extend(summary.skipped.iter().map(|name| format!("  {}\n", escaped(name))));
         }
     }
     let target = if summary.target == Target::Cpu { String::new() } else { format!(", made for {}", summary.target) };
@@ -84,8 +86,9 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
 pub(super) fn sources(sources: &[SourceRecord]) -> String {
     let mut text = String::new();
     for source in sources {
-        let (bytes, hash) = (size(source.bytes), short(&source.sha256));
-        let _ = writeln!(text, "from {:<9} {}  {bytes}  sha256 {hash}", source.role, source.name);
+        let (bytes, hash) = (size(source.bytes), escaped(&short(&source.sha256)));
+        let (role, name) = (escaped(&source.role), escaped(&source.name));
+        let _ = writeln!(text, "from {role:<9} {name}  {bytes}  sha256 {hash}");
     }
     text
 }
@@ -113,9 +116,10 @@ pub(super) fn stages(checks: &[StageCheck]) -> String {
 pub(super) fn prediction(p: &Prediction, tokens: Option<usize>, verbose: bool) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "scan        {}", shown(&p.scan));
-    let _ = writeln!(text, "label       {}\n", p.label);
-    let width = p.probabilities.iter().map(|(l, _)| l.chars().count()).max().unwrap_or(0);
-    for (label, probability) in &p.probabilities {
+    let _ = writeln!(text, "label       {}\n", escaped(&p.label));
+    let labels: Vec<String> = p.probabilities.iter().map(|(label, _)| escaped(label)).collect();
+    let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
+    for (label, (_, probability)) in labels.iter().zip(&p.probabilities) {
         let bar = "█".repeat((probability * BAR).round() as usize);
         let _ = writeln!(text, "{}", format!("  {label:<width$}  {probability:.3}  {bar}").trim_end());
     }
@@ -131,7 +135,7 @@ pub(super) fn prediction(p: &Prediction, tokens: Option<usize>, verbose: bool) -
         let _ = writeln!(text, "temperature {temperature:.3}: probabilities are softmax(logits / {temperature:.3})");
     }
     for warning in &p.warnings {
-        let _ = writeln!(text, "warning     {} [{}]", warning.message, warning.code);
+        let _ = writeln!(text, "warning     {} [{}]", escaped(&warning.message), warning.code);
     }
     text += &if verbose { details(p) } else { summary(p) };
     let _ = writeln!(text, "\n{INTENDED_USE}");
@@ -144,7 +148,7 @@ fn summary(p: &Prediction) -> String {
     let gpu = selected.and_then(|s| s.gpu.as_ref()).map_or(String::new(), |gpu| format!(" ({})", gpu.name));
     let id: String = p.bundle.sha256.chars().take(BUNDLE_ID).collect();
     let (time, device) = (duration(wall_seconds(p)), provider(&p.device));
-    format!("{time} on {device}{gpu}, {}, bundle {id}\n", precision(&p.bundle.precision))
+    format!("{}\n", escaped(&format!("{time} on {device}{gpu}, {}, bundle {id}", precision(&p.bundle.precision))))
 }
 
 fn wall_seconds(p: &Prediction) -> f64 {
@@ -157,7 +161,7 @@ fn details(p: &Prediction) -> String {
     let stages: Vec<String> = p.timing_ms.iter().map(|(stage, ms)| format!("{stage} {}", duration(ms / 1e3))).collect();
     let _ = writeln!(text, "time        {} ({})", duration(wall_seconds(p)), stages.join(", "));
     let device = p.run.chosen.as_ref().map_or(p.device.clone(), ToString::to_string);
-    let _ = writeln!(text, "device      {device}");
+    let _ = writeln!(text, "device      {}", escaped(&device));
     let _ = writeln!(text, "bundle      {}, {}", short(&p.bundle.sha256), precision(&p.bundle.precision));
     let _ = write!(text, "mode        {}", modes(p));
     if !p.run.from_cache.is_empty() {

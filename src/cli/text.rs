@@ -8,6 +8,8 @@ use std::path::Path;
 
 use anstyle::{AnsiColor, Style};
 
+use crate::error::Error;
+
 /// Headers of tables and what matters less.
 const DIM: Style = Style::new().dimmed();
 /// A check that passed.
@@ -28,8 +30,9 @@ pub(super) fn styled(text: &str, style: Style) -> String {
 }
 
 /// A table with a rule below its header row. Columns are as wide as their longest cell; all but the first, which hold
-/// numbers, are right-aligned.
+/// numbers, are right-aligned. Cells are shown [`escaped`].
 pub(super) fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| escaped(cell)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -56,9 +59,39 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A path for a terminal: control characters in a name must not steer it.
+/// Text from a file or a name for a person: what would steer a terminal, begin a new line or turn the order of letters
+/// around is written out (`\n`, `\u001b`, `\u202e`), so that no label can forge a second answer.
+pub(super) fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if steers(c) => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Control characters (C0, DEL, C1), separators of lines and paragraphs, and marks that set the direction of writing.
+fn steers(c: char) -> bool {
+    let direction = ['\u{61c}', '\u{200e}', '\u{200f}'].contains(&c);
+    c.is_control() || direction || ('\u{2028}'..='\u{202e}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c)
+}
+
+/// A path for a person, as [`escaped`].
 pub(super) fn shown(path: &Path) -> String {
-    path.display().to_string().replace(char::is_control, "\u{fffd}")
+    escaped(&path.display().to_string())
+}
+
+/// An error without its code, in one line: the file that it is about, and the message.
+pub(super) fn place_and_message(error: &Error) -> String {
+    let message = escaped(error.message());
+    error.path().map_or_else(|| message.clone(), |path| format!("{}: {message}", shown(path)))
 }
 
 /// A path as a word of a shell command.
@@ -191,8 +224,26 @@ mod tests {
     }
 
     #[test]
+    fn text_of_files_is_one_line_and_steers_nothing() {
+        let cases = [
+            ("CN\nlabel       AD", r"CN\nlabel       AD"),
+            ("\u{1b}[2K\r\tx", r"\u001b[2K\r\tx"),
+            ("a\u{7f}\u{85}\u{9b}31m\0", r"a\u007f\u0085\u009b31m\u0000"),
+            ("\u{202e}DA\u{2066}\u{2069}\u{200f}", r"\u202eDA\u2066\u2069\u200f"),
+            ("a\u{2028}b\u{2029}c", r"a\u2028b\u2029c"),
+            ("Gedächtnis 日本 \\n", "Gedächtnis 日本 \\n"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(escaped(text), expected);
+        }
+        let rows = [vec!["class".to_owned()], vec!["a\nb\u{1b}[1m".to_owned()]];
+        let plain = anstream::adapter::strip_str(&table(&rows)).to_string();
+        assert_eq!(plain.lines().last(), Some(r"a\nb\u001b[1m"));
+    }
+
+    #[test]
     fn paths_are_safe_in_a_terminal_and_a_shell() {
-        assert_eq!(shown(Path::new("a\u{1b}[2Jb")), "a\u{fffd}[2Jb");
+        assert_eq!(shown(Path::new("a\u{1b}[2Jb")), r"a\u001b[2Jb");
         let cases = [("b-int8", "b-int8"), ("my bundle", "'my bundle'"), ("it's", r"'it'\''s'"), ("", "''")];
         for (path, expected) in cases {
             assert_eq!(quoted(Path::new(path)), expected);

@@ -8,6 +8,10 @@ use csv::StringRecord;
 use super::csv::{list_bytes, parse_rows};
 use crate::error::Result;
 
+/// Longest name of a scan or report, in bytes: more than any system's paths have, and little enough that a line of
+/// results which quotes it several times stays short.
+const MAX_NAME: usize = 32 << 10;
+
 /// A row of a cohort list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
@@ -31,9 +35,9 @@ impl Row {
         self.report.as_ref().map(|r| self.folder.join(r))
     }
 
-    /// The key that identifies the row in result files.
+    /// Scan and report as the list names them.
     #[cfg(feature = "runtime")]
-    pub(crate) fn key(&self) -> (String, Option<String>) {
+    pub(crate) fn names(&self) -> (String, Option<String>) {
         (self.scan.clone(), self.report.clone())
     }
 }
@@ -60,7 +64,11 @@ pub fn parse_list(bytes: &[u8], path: &Path) -> Result<Vec<Row>> {
     };
     let rows = parse_rows(bytes, path, columns, |(scan, report), record| {
         let cell = |i: usize| record.get(i).filter(|cell| !cell.is_empty()).map(str::to_owned);
-        Ok((cell(*scan).ok_or("names no scan")?, report.and_then(cell)))
+        let names = (cell(*scan).ok_or("names no scan")?, report.and_then(cell));
+        match names.0.len().max(names.1.as_ref().map_or(0, String::len)) {
+            long if long > MAX_NAME => Err(format!("a name of {long} bytes, expected at most {MAX_NAME}")),
+            _ => Ok(names),
+        }
     })?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let row = |(line, (scan, report))| Row { line, scan, report, folder: folder.to_path_buf() };
@@ -88,6 +96,8 @@ mod tests {
         assert!(read_list(&list).unwrap_err().message().contains("line 3: has 1 cells and the header 2"));
         std::fs::write(&list, "id,report\n1,r.txt\n").unwrap();
         assert_eq!(read_list(&list).unwrap_err().code(), Code::LIST_INVALID);
+        std::fs::write(&list, format!("scan,report\na.nii,{}\n", "r".repeat(MAX_NAME + 1))).unwrap();
+        assert!(read_list(&list).unwrap_err().message().contains("line 2: a name of 32769 bytes"));
         std::fs::write(&list, "scan,report\n,r.txt\n").unwrap();
         assert!(read_list(&list).unwrap_err().message().contains("line 2"));
     }

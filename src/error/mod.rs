@@ -83,6 +83,7 @@ codes! {
     NIFTI_SCALING = "nifti.scaling", "the header's intensity scaling gives unusable values";
     NIFTI_CONSTANT = "nifti.constant", "all voxels are equal: there is no image";
     NIFTI_PAIR = "nifti.pair", "the .img file of a .hdr/.img pair is missing";
+    NIFTI_CHANGED = "nifti.changed", "the scan file changed while it was read";
 
     CONFIG_SYNTAX = "config.syntax", "a configuration file cannot be parsed or has an unknown field";
     CONFIG_VALUE = "config.value", "a configuration value is impossible";

@@ -28,6 +28,12 @@ pub(crate) fn path_as_text<S: serde::Serializer>(path: &Path, serializer: S) -> 
     serializer.collect_str(&path.display())
 }
 
+/// What files of ours begin their maker's name with, whatever the version.
+pub(crate) const MAKER: &str = "Brain-Adapter";
+
+/// The maker's name in files that others read too, by which they are recognized as ours.
+pub(crate) const MADE_BY: &str = concat!("Brain-Adapter ", env!("CARGO_PKG_VERSION"));
+
 /// A temporary file that replaces another when it is complete. If it is dropped before [`Pending::put`], it is deleted
 /// and the old file stays.
 ///

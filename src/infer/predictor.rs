@@ -7,9 +7,10 @@ use std::time::Instant;
 use super::Options;
 use super::encoded_report::EncodedReport;
 use super::prediction::Prediction;
+use super::results::AnswerContext;
 use super::scan::{Content, Scan, ScanReader};
 use crate::batch;
-use crate::bundle::{Bundle, unchanged_while};
+use crate::bundle::{Bundle, Tool, unchanged_while};
 use crate::error::{Code, Error, Result};
 use crate::execute::cache::features::{Features, Store};
 use crate::execute::{Pipeline, Timing, milliseconds};
@@ -90,7 +91,15 @@ impl Predictor {
             store: self.store.clone(),
             keep_voxels: self.options.voxels || self.options.keep_tensors,
             clip: config.clip,
+            identify: false,
         }
+    }
+
+    /// What answers depend on besides scan and report.
+    pub fn answer_context(&self) -> AnswerContext {
+        let Tool { name, version } = Tool::this();
+        let volume = format!("volume {:?}", self.options.volume);
+        AnswerContext::new([name, version, self.bundle().sha256.clone(), self.device().to_owned(), volume])
     }
 
     /// Whether scans may be read on another thread while this one computes.

@@ -5,14 +5,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
+
+use crate::bundle::sha256_of;
+use crate::error::{Code, Error, Result};
 use crate::execute::cache::features::{Features, Store};
 use crate::execute::milliseconds;
-use crate::files::Identity;
+use crate::tensor::hex;
 use crate::threads;
 use crate::volume::{self, Conformed, ReadOptions, Volume};
+
+/// Time stamps of files may be so coarse: a file that was changed more recently may change again under the same one.
+const STAMPS: Duration = Duration::from_secs(2);
 
 /// A scan on the model's grid, or its features from the cache.
 pub struct Scan {
@@ -20,6 +26,9 @@ pub struct Scan {
     pub path: PathBuf,
     /// Milliseconds that reading took.
     pub milliseconds: f64,
+    /// SHA-256 over the SHA-256 of its files (of a pair both), of the bytes that were read; where the reader identifies
+    /// scans.
+    pub sha256: Option<String>,
     pub(super) content: Content,
     /// The key under which its features may be stored.
     pub(super) key: Option<String>,
@@ -54,6 +63,8 @@ pub struct ScanReader {
     pub(super) keep_voxels: bool,
     /// Percentiles that intensities are clipped to.
     pub(super) clip: Option<[f64; 2]>,
+    /// Whether the files are hashed.
+    pub(super) identify: bool,
 }
 
 impl ScanReader {
@@ -64,33 +75,47 @@ impl ScanReader {
         key.is_ok_and(|key| store.get(&key).is_some())
     }
 
+    /// A reader that hashes the files of each scan too ([`Scan::sha256`]).
+    #[must_use]
+    pub fn identifying(self) -> Self {
+        Self { identify: true, ..self }
+    }
+
+    /// The hash that [`Scan::sha256`] has; voxels are not read.
+    ///
+    /// # Errors
+    /// `nifti.*` or `io`.
+    pub fn sha256_of(&self, path: &Path) -> Result<String> {
+        hash(&volume::files(path)?)
+    }
+
     /// Reads a scan.
     ///
     /// # Errors
     /// `nifti.*` or `io`.
     pub fn read(&self, path: &Path) -> Result<Scan> {
         let started = Instant::now();
-        let scan = |content, key| {
-            let milliseconds = milliseconds(started);
-            Scan { path: path.to_path_buf(), milliseconds, content, key }
-        };
-        let Some(store) = &self.store else {
-            return Ok(scan(self.content(path)?, None));
-        };
         let files = volume::files(path)?;
-        let (before, opened) = (state(&files), SystemTime::now());
-        let key = store.scan_key(&files, self.options.volume)?;
-        if let Some(features) = store.get(&key).filter(|_| !self.keep_voxels) {
-            return Ok(scan(Content::Features(features), None));
+        let before = State::of(&files)?;
+        let hashes = || {
+            let sha256 = self.identify.then(|| hash(&files)).transpose()?;
+            let key = self.store.as_ref().map(|store| store.scan_key(&files, self.options.volume)).transpose()?;
+            Ok::<_, Error>((sha256, key))
+        };
+        let (sha256, key) = hashes()?;
+        let known = self.store.as_ref().zip(key.as_ref()).filter(|_| !self.keep_voxels);
+        let (content, used) = match known.and_then(|(store, key)| store.get(key)) {
+            Some(features) => (Content::Features(features), None),
+            None => (self.content(path)?, key.clone()),
+        };
+        // What was hashed and what was read must be the same, whatever others do to the files meanwhile.
+        let after = State::of(&files)?;
+        let same = after.data == before.data;
+        if !same || (!after.is_certain(&before) && hashes()? != (sha256.clone(), key)) {
+            let message = "the file changed while it was read: wait until it is complete, then run the same again";
+            return Err(Error::new(Code::NIFTI_CHANGED, message).at(path));
         }
-        let content = self.content(path)?;
-        // Had the file changed between hashing and reading, its features would be stored as another's.
-        let settled = |before: &Vec<Identity>| before.iter().all(|identity| identity.is_settled(opened));
-        let same = before.is_some() && state(&files) == before;
-        // Within one tick of the clock a change has no other time: the contents decide.
-        let same =
-            same && (before.as_ref().is_some_and(settled) || store.scan_key(&files, self.options.volume)? == key);
-        Ok(scan(content, same.then_some(key)))
+        Ok(Scan { path: path.to_path_buf(), milliseconds: milliseconds(started), sha256, content, key: used })
     }
 
     fn content(&self, path: &Path) -> Result<Content> {
@@ -102,9 +127,61 @@ impl ScanReader {
     }
 }
 
-/// What the file system reports of files.
-fn state(files: &[PathBuf]) -> Option<Vec<Identity>> {
-    files.iter().map(|path| Identity::at(path).ok()).collect()
+/// One hash of the files of a scan. Their hashes are all of one length: no two lists of files run together.
+fn hash(files: &[PathBuf]) -> Result<String> {
+    let mut all = Sha256::new();
+    for path in files {
+        all.update(sha256_of(path)?);
+    }
+    Ok(hex(&all.finalize()))
+}
+
+/// What tells that files changed.
+struct State {
+    /// Of each file its length, device and number, and the time of its last change.
+    data: Vec<(u64, [u64; 2], SystemTime)>,
+    /// When data or attributes changed last.
+    changed: Vec<SystemTime>,
+    /// When these were asked for.
+    now: SystemTime,
+}
+
+impl State {
+    fn of(files: &[PathBuf]) -> Result<Self> {
+        let mut state = Self { data: Vec::new(), changed: Vec::new(), now: SystemTime::now() };
+        for path in files {
+            let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the scan", e))?;
+            let modified = meta.modified().map_err(|e| Error::io(path, "cannot tell when the scan changed", e))?;
+            let (identity, changed) = identity(&meta, modified);
+            state.data.push((meta.len(), identity, modified));
+            state.changed.push(changed);
+        }
+        Ok(state)
+    }
+
+    /// Whether equal data of two states means that nothing changed between them: no time was set back, and none was so
+    /// recent that a later change may have the same.
+    fn is_certain(&self, before: &Self) -> bool {
+        // A time in the future has no age.
+        let old = |time: &SystemTime| before.now.duration_since(*time).is_ok_and(|age| age > STAMPS);
+        self.changed == before.changed && before.changed.iter().all(old)
+    }
+}
+
+/// Device and number of a file, and when its data or its attributes changed last, which no program can set.
+#[cfg(unix)]
+fn identity(meta: &std::fs::Metadata, modified: SystemTime) -> ([u64; 2], SystemTime) {
+    use std::os::unix::fs::MetadataExt;
+    let after = |seconds: i64, nanoseconds: i64| {
+        let since = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?);
+        SystemTime::UNIX_EPOCH.checked_add(since)
+    };
+    ([meta.dev(), meta.ino()], after(meta.ctime(), meta.ctime_nsec()).unwrap_or(modified))
+}
+
+#[cfg(not(unix))]
+fn identity(_: &std::fs::Metadata, modified: SystemTime) -> ([u64; 2], SystemTime) {
+    ([0; 2], modified)
 }
 
 /// Reads the scans at `paths` one after the other on another thread and hands each to `each` on this one. Reading stays

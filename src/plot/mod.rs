@@ -24,6 +24,41 @@ pub use history::{Epoch, history};
 pub use layer_errors::layer_errors;
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::files::{MADE_BY, MAKER};
+
+/// Before the maker's name in a plot.
+const MARK: &str = "<metadata>";
+
+/// A plot with the maker's name in it, by which [`is_marked`] knows the file.
+///
+/// ```
+/// let svg = brain_adapter::plot::marked("<svg width=\"1\"></svg>");
+/// assert!(svg.starts_with("<svg width=\"1\"><metadata>Brain-Adapter "));
+/// ```
+pub fn marked(svg: &str) -> String {
+    let (element, rest) = svg.split_at(svg.find('>').map_or(0, |end| end + 1));
+    format!("{element}{MARK}{MADE_BY}</metadata>{rest}")
+}
+
+/// Whether the file at `path` is a plot of [`marked`].
+///
+/// # Errors
+/// `io`.
+pub fn is_marked(path: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(4096).read_to_end(&mut start));
+    read.map_err(|e| Error::io(path, "cannot read the output", e))?;
+    let start = String::from_utf8_lossy(&start);
+    let element = start.split_inclusive('>').nth(1);
+    let after = start.split('>').nth(2);
+    let marked = element == Some(MARK) && after.is_some_and(|text| text.starts_with(MAKER));
+    Ok(start.starts_with("<svg ") && marked)
+}
 
 /// An sRGB colour; its `Display` is that of SVG and CSS, `#0072b2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -37,11 +37,13 @@ mod header;
 mod intensity;
 mod load;
 mod output;
+mod recognize;
 mod sniff;
 mod stream;
 
 use std::path::Path;
 
+pub use recognize::{is_saved_preview, is_saved_volume};
 use serde::Serialize;
 
 use crate::error::{Code, Error, Result, Warning};

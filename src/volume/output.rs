@@ -14,8 +14,9 @@ use nifti::writer::WriterOptions;
 
 use super::geometry::Affine;
 use super::intensity::percentiles;
+use super::recognize;
 use crate::error::{Code, Error, Result};
-use crate::files::{Pending, replace};
+use crate::files::{MADE_BY, Pending, replace};
 use crate::tensor::number::{to_f32, to_u8, to_u64, to_usize};
 
 /// Bytes before the voxels of a NIfTI-1 file without extensions.
@@ -44,6 +45,7 @@ pub(super) fn save_nifti(path: &Path, voxels: &[f32], shape: [usize; 3], affine:
         srow_x: x,
         srow_y: y,
         srow_z: z,
+        descrip: MADE_BY.into(),
         ..NiftiHeader::default()
     };
     let [i, j, k] = shape;
@@ -95,7 +97,7 @@ pub(super) fn save_preview(path: &Path, voxels: &[f32], shape: [usize; 3]) -> Re
     // Into memory first: the crate's buffer of a file is dropped without its last error, which is a full disk's.
     let mut png = Cursor::new(Vec::new());
     picture.write_to(&mut png, ImageFormat::Png).map_err(|e| Error::internal(format!("the preview: {e}")).at(path))?;
-    replace(path, png.get_ref())
+    replace(path, &recognize::with_maker(png.get_ref()))
 }
 
 /// A row or column of a picture, which was made large enough for its panels.

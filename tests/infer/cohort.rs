@@ -148,7 +148,7 @@ fn results_never_replace_what_is_not_theirs() {
     assert_eq!(fs::read_to_string(dir.path().join("list.csv")).unwrap(), ROWS);
     fs::write(dir.path().join("notes.jsonl"), "not ours\n").unwrap();
     for target in ["notes.jsonl", "notes.csv"] {
-        run(dir.path(), &["-o", target]).fails_with_one_line("list.invalid").naming(&["notes.jsonl"]);
+        run(dir.path(), &["-o", target]).fails_with_one_line("output.exists").naming(&["notes.jsonl"]);
     }
     assert_eq!(fs::read_to_string(dir.path().join("notes.jsonl")).unwrap(), "not ours\n");
     fs::create_dir(dir.path().join("folder")).unwrap();

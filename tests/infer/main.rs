@@ -6,6 +6,8 @@ mod changed;
 mod cohort;
 mod fixtures;
 mod memory;
+mod outputs;
+mod results;
 mod temperature;
 mod tokenizer;
 mod tokenizer_hostile;

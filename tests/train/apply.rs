@@ -228,6 +228,12 @@ fn tensors_for_pytorch_are_those_of_the_module() {
         let saved = study.dir.path().join("adapter.safetensors");
         study.apply(&bundle, &["--save-adapter", saved.to_str().unwrap()]).ok();
         assert_eq!(dtypes_and_shapes(&saved), dtypes_and_shapes(&study.trained), "{name}");
+        // It is replaced as ours; the weights of somebody else are not.
+        study.apply(&bundle, &["--save-adapter", saved.to_str().unwrap()]).ok();
+        let theirs = study.dir.path().join("theirs.safetensors");
+        std::fs::copy(&study.trained, &theirs).unwrap();
+        study.apply(&bundle, &["--save-adapter", theirs.to_str().unwrap()]).fails_with_one_line("output.exists");
+        assert_eq!(std::fs::read(&theirs).unwrap(), std::fs::read(&study.trained).unwrap());
         // And applied again it is the same model.
         let answers = answer(&bundle, &study.report);
         applied(&study, &bundle, &saved).ok();

@@ -215,4 +215,13 @@ fn pictures_are_written() {
     let first = snapshot(&dir.path().join("pictures"));
     eval(dir.path(), tiny_bundle(), &args).ok();
     assert_eq!(snapshot(&dir.path().join("pictures")), first);
+    // Somebody else's drawing stays, and is replaced only by force.
+    let theirs = dir.path().join("pictures/confusion.svg");
+    for text in ["<svg width=\"3\"><metadata>mine</metadata></svg>", "<!-- Brain-Adapter --><svg></svg>", "notes"] {
+        fs::write(&theirs, text).unwrap();
+        eval(dir.path(), tiny_bundle(), &args).fails_with_one_line("output.exists").naming(&["confusion.svg"]);
+        assert_eq!(fs::read_to_string(&theirs).unwrap(), text);
+    }
+    eval(dir.path(), tiny_bundle(), &[&args[..], &["--force"]].concat()).ok();
+    assert_eq!(snapshot(&dir.path().join("pictures")), first);
 }

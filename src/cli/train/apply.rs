@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::bundle::{Version, Versions};
+use crate::cli::outputs::{self, Kind};
 use crate::cli::progress::Bar;
-use crate::cli::text::{duration, probability_change, quoted, short, shown, table};
+use crate::cli::text::{duration, place_and_message, probability_change, quoted, short, shown, table};
 use crate::cli::{Common, calibration_folder, print, print_json, render};
 use crate::error::Result;
 use crate::infer::results::error_json;
@@ -43,7 +44,7 @@ pub(super) struct Args {
     /// Also write the trained tensors as safetensors for PyTorch
     #[arg(long, value_name = "FILE")]
     save_adapter: Option<PathBuf>,
-    /// Replace a file at --save-adapter that holds no trained tensors
+    /// Replace the file of --save-adapter if it exists and was not made by this program; its own are always replaced
     #[arg(long, requires = "save_adapter")]
     force: bool,
     /// Restore the version that the bundle in use was made from
@@ -64,6 +65,8 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
         let all = Versions::list(&args.bundle)?;
         return if common.json { print_json(&versions_json(&all)) } else { print(&versions_text(&all)) };
     }
+    let saved: Vec<(&Path, Kind)> = args.save_adapter.iter().map(|path| (path.as_path(), Kind::Tensors)).collect();
+    outputs::check(&saved, &[&args.checkpoint], args.force)?;
     let mut bar = Bar::new(common);
     if args.rollback || args.to.is_some() {
         let outcome = apply::roll_back(&args.bundle, args.to, &mut bar);
@@ -133,7 +136,7 @@ fn versions_text(all: &[Version]) -> String {
         match &version.content {
             Err(e) => {
                 rows.push(vec![number, "cannot be read".into()]);
-                let _ = writeln!(damaged, "{e}");
+                let _ = writeln!(damaged, "{}", place_and_message(e));
             }
             Ok((manifest, sha256)) => {
                 let adapter = manifest.part(Part::Adapter);

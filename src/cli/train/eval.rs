@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::report;
+use crate::cli::outputs::{self, Kind};
 use crate::cli::progress::Bar;
 use crate::cli::text::count;
 use crate::cli::{Common, infer};
@@ -13,6 +14,11 @@ use crate::infer::results::error_json;
 use crate::plot;
 use crate::runtime::Device;
 use crate::train::eval::{self, EvalSplit, Evaluation, Plan};
+
+/// The pictures' names.
+const RELIABILITY: &str = "reliability.svg";
+const CONFUSION: &str = "confusion.svg";
+const EMBEDDING: &str = "embedding.svg";
 
 /// Flags of `ba-train eval`.
 #[derive(clap::Args, Debug)]
@@ -44,6 +50,9 @@ pub(super) struct Args {
     /// Write embedding.svg too: a t-SNE map of the classifier's inputs
     #[arg(long, requires = "picture")]
     embedding: bool,
+    /// Replace pictures that exist and were not made by this program; its own are always replaced
+    #[arg(long, requires = "picture")]
+    force: bool,
     /// Device: auto, cpu, cuda, tensorrt or tensorrt-rtx
     #[arg(long, default_value = "auto")]
     device: Device,
@@ -75,6 +84,10 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
     if let Some(folder) = &args.picture {
         // Created now, not after an hour of work.
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot create the folder", e))?;
+        let names = [RELIABILITY, CONFUSION].into_iter().chain(args.embedding.then_some(EMBEDDING));
+        let files: Vec<PathBuf> = names.map(|name| folder.join(name)).collect();
+        let files: Vec<(&Path, Kind)> = files.iter().map(|path| (path.as_path(), Kind::Plot)).collect();
+        outputs::check(&files, &[&args.data], args.force)?;
     }
     let plan = Plan {
         split: args.split,
@@ -119,15 +132,15 @@ fn pictures(folder: &Path, evaluation: &Evaluation) -> Result<Vec<PathBuf>> {
     let (labels, before) = (&evaluation.labels, evaluation.uncalibrated.as_ref());
     let reliability = plot::reliability(&evaluation.scores.reliability, before, &format!("Reliability ({of})"));
     let confusion = plot::confusion(&evaluation.confusion, labels, &format!("Confusion ({of})"));
-    let mut files = vec![("reliability.svg", reliability), ("confusion.svg", confusion)];
+    let mut files = vec![(RELIABILITY, reliability), (CONFUSION, confusion)];
     if let Some(embedding) = &evaluation.embedding {
         let title = format!("Fused embedding ({} rows, split {})", embedding.classes.len(), split.name);
         let svg = plot::embedding(&embedding.layout.points, &embedding.classes, labels, &title);
-        files.push(("embedding.svg", svg));
+        files.push((EMBEDDING, svg));
     }
     let write = |(name, svg): (&str, String)| {
         let path = folder.join(name);
-        replace(&path, svg.as_bytes()).map(|()| path)
+        replace(&path, plot::marked(&svg).as_bytes()).map(|()| path)
     };
     files.into_iter().map(write).collect()
 }

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use crate::cli::Common;
 use crate::cli::progress::Bar;
-use crate::cli::text::{quoted, shown, size, table, thousands};
+use crate::cli::text::{escaped, quoted, shown, size, table, thousands};
 use crate::config::AdamW;
 use crate::error::Result;
 use crate::export::Sources;
@@ -105,7 +105,7 @@ fn render(summary: &Summary) -> String {
     rows.extend(summary.files.iter().map(|f| vec![f.name.clone(), size(f.bytes)]));
     text += &table(&rows);
     if !summary.skipped.is_empty() {
-        let _ = writeln!(text, "not used: {}", summary.skipped.join(", "));
+        let _ = writeln!(text, "not used: {}", escaped(&summary.skipped.join(", ")));
     }
     let _ = writeln!(
         text,

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use crate::bundle::INTENDED_USE;
-use crate::cli::text::{count, precision, provider, short, shown, table};
+use crate::cli::text::{count, escaped, precision, provider, short, shown, table};
 use crate::metrics::Interval;
 use crate::metrics::temperature::{Fit, Outcome};
 use crate::train::eval::Evaluation;
@@ -35,7 +35,8 @@ pub(super) fn evaluation(e: &Evaluation, bundle: &Path, written: &[PathBuf]) -> 
         );
     }
     for (label, class) in e.labels.iter().zip(&e.scores.classes).filter(|(_, c)| !c.undefined.is_empty()) {
-        let _ = writeln!(text, "{label}: {} undefined (no denominator), counted as 0", class.undefined.join(", "));
+        let undefined = class.undefined.join(", ");
+        let _ = writeln!(text, "{}: {undefined} undefined (no denominator), counted as 0", escaped(label));
     }
     for path in written {
         let _ = writeln!(text, "picture: {}", shown(path));

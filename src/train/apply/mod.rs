@@ -43,7 +43,7 @@ use serde::Serialize;
 pub use state_dict::{is_ours as is_state_dict, save as save_state_dict};
 
 use crate::bundle::{Bundle, Manifest, SourceRecord, Staging, Version, Versions};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, maker_metadata};
 use crate::error::{Code, Error, Result};
 use crate::execute::{Expected, Options, Pipeline, Timing};
 use crate::export::{self, Bundled, CalibrationInput, PartSummary, Retrained, calibration_inputs};
@@ -124,7 +124,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let (parts, probabilities) = (retrained.parts.clone(), retrained.probabilities);
     let manifest = manifest::next(&old, retrained, &trained, &sources, number);
     if let Some(path) = &plan.save_adapter {
-        save_state_dict(path, &checkpoint, &old.manifest.config)?;
+        save_state_dict(path, &checkpoint, &old.manifest.config, maker_metadata())?;
     }
     progress.step("installing the new version", None);
     in_use(&versions, &old)?;

@@ -22,11 +22,11 @@ const COUNT: &str = "num_batches_tracked";
 
 /// Writes the trained tensors of a checkpoint to `path`: under PyTorch's names, in the types and shapes in which they
 /// are stored. A batch norm's `num_batches_tracked` is int64 `[]`, and 0 where the checkpoint has none: PyTorch reads
-/// it only for norms without a momentum.
+/// it only for norms without a momentum. The file's metadata holds `more` besides format and labels.
 ///
 /// # Errors
 /// `checkpoint.*` when tensors are missing, misshapen or cannot be read; `io`, `disk.full`.
-pub fn save(path: &Path, checkpoint: &Checkpoint, config: &Config) -> Result<()> {
+pub fn save(path: &Path, checkpoint: &Checkpoint, config: &Config, more: BTreeMap<String, String>) -> Result<()> {
     let found = model::trained(config, checkpoint)?;
     let mut tensors: BTreeMap<String, LazyTensor> =
         found.weights.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
@@ -49,7 +49,7 @@ pub fn save(path: &Path, checkpoint: &Checkpoint, config: &Config) -> Result<()>
     }
     // Other readers of safetensors expect `format`.
     let metadata = [("format", "pt".to_owned()), (LABELS, labels(config))];
-    let metadata = metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+    let metadata = metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).chain(more).collect();
     write_safetensors(path, tensors, &metadata).map(drop)
 }
 

@@ -1,6 +1,7 @@
 //! The files of a training next to its checkpoints: `history.jsonl`, `history.svg`, `embedding-NNN.svg`,
 //! `adapter.safetensors`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -120,5 +121,5 @@ pub(super) fn write_embedding(
 
 /// Writes `adapter.safetensors`: the weights of the checkpoint `best`, for PyTorch.
 pub(super) fn write_weights(folder: &Path, best: &Path, config: &Config) -> Result<()> {
-    save_state_dict(&folder.join(WEIGHTS), &Checkpoint::open(best)?, config)
+    save_state_dict(&folder.join(WEIGHTS), &Checkpoint::open(best)?, config, BTreeMap::new())
 }

@@ -1,0 +1,168 @@
+//! Results as CSV: `scan, report, label`, a probability a class, `similarity`, `warnings`, `error`.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::line::{Found, Lines, Names};
+use super::store::{Results, is_others};
+use crate::cohort::Row;
+use crate::error::{Error, Result};
+use crate::files::Pending;
+
+/// The columns before and after the classes'.
+const BEFORE: [&str; 3] = ["scan", "report", "label"];
+const AFTER: [&str; 3] = ["similarity", "warnings", "error"];
+/// Before a class, in the name of its column.
+const CLASS: &str = "p_";
+
+/// Longest header of a table that is recognized, in bytes.
+const MAX_HEADER: u64 = 1 << 20;
+
+impl Results {
+    /// Writes the table: first the rows of other lists, as they come, with scan and report as paths from those lists'
+    /// folders; then `rows`, in the list's order, as the list names them. A row without a line is left out.
+    ///
+    /// # Errors
+    /// `io`, `disk.full`; `output.exists` when other things were written into the results.
+    pub fn write_csv(&self, path: &Path, rows: &[Row], labels: &[String]) -> Result<()> {
+        let pending = Pending::next_to(path, "")?;
+        let mut table = Table { out: csv::Writer::from_writer(pending.file()), path, labels };
+        table.header()?;
+        let own: HashSet<Names> = rows.iter().map(Row::names).collect();
+        let mut lines = Lines::open(&self.path)?;
+        while let Some(Found { line, bytes, .. }) = lines.next()? {
+            let unknown = line.list.is_none() && !own.contains(&line.names());
+            if is_others(&line, &self.list) || unknown {
+                let folder = line.list.as_deref().and_then(|list| Path::new(list).parent());
+                table.row(bytes, folder)?;
+            }
+        }
+        let places = self.own_lines(rows)?;
+        for row in rows {
+            let Some(place) = places.get(&row.names()) else { continue };
+            if let Some(Found { bytes, .. }) = lines.at(*place)? {
+                table.row(bytes, None)?;
+            }
+        }
+        table.finish()?;
+        pending.put()
+    }
+}
+
+struct Table<'a, W: Write> {
+    out: csv::Writer<W>,
+    path: &'a Path,
+    labels: &'a [String],
+}
+
+impl<W: Write> Table<'_, W> {
+    fn header(&mut self) -> Result<()> {
+        let classes = self.labels.iter().map(|label| format!("{CLASS}{label}"));
+        let names = BEFORE.map(str::to_owned).into_iter().chain(classes).chain(AFTER.map(str::to_owned));
+        self.out.write_record(names).map_err(|e| failed(self.path, e))
+    }
+
+    /// A line of results as a row; its names are relative to `folder`, where that is not the list's own.
+    fn row(&mut self, line: &[u8], folder: Option<&Path>) -> Result<()> {
+        let value: Value = serde_json::from_slice(line)
+            .map_err(|e| Error::internal(format!("a line of results was read before, and now: {e}")))?;
+        let record = record(&value, folder, self.labels);
+        self.out.write_record(record).map_err(|e| failed(self.path, e))
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.out.flush().map_err(|e| Error::io(self.path, "cannot write the table", e))
+    }
+}
+
+fn failed(path: &Path, e: csv::Error) -> Error {
+    match e.into_kind() {
+        csv::ErrorKind::Io(e) => Error::io(path, "cannot write the table", e),
+        other => Error::internal(format!("a row of the table: {other:?}")).at(path),
+    }
+}
+
+/// The fields of one line of results.
+fn record(value: &Value, folder: Option<&Path>, labels: &[String]) -> Vec<String> {
+    let text = |v: &Value| v.as_str().map_or_else(String::new, str::to_owned);
+    let number = |v: &Value| v.as_f64().map_or_else(String::new, |n| n.to_string());
+    let path = |v: &Value| match (folder, v.as_str()) {
+        (Some(folder), Some(name)) => folder.join(name).display().to_string(),
+        _ => text(v),
+    };
+    let warnings = value["warnings"].as_array().into_iter().flatten().map(|w| text(&w["code"]));
+    let mut record = [path(&value["scan"]), path(&value["report"]), text(&value["label"])].map(inert).to_vec();
+    record.extend(labels.iter().map(|label| number(&value["probabilities"][label])));
+    record.push(number(&value["similarity"]));
+    record.push(inert(warnings.collect::<Vec<_>>().join(" ")));
+    record.push(inert(text(&value["error"]["code"])));
+    record
+}
+
+/// A cell of text that a spreadsheet shows and does not run: what would begin a formula follows an apostrophe.
+fn inert(cell: String) -> String {
+    let begins = |c: char| "=+-@\t\r\n\u{ff1d}\u{ff0b}\u{ff0d}\u{ff20}".contains(c);
+    if cell.trim_start_matches(' ').starts_with(begins) { format!("'{cell}") } else { cell }
+}
+
+/// Whether a file begins as a table of [`Results::write_csv`], of whatever classes.
+///
+/// # Errors
+/// `io`.
+pub fn is_table(path: &Path) -> Result<bool> {
+    let failed = |e| Error::io(path, "cannot read the output", e);
+    let start = File::open(path).map_err(failed)?.take(MAX_HEADER);
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(start);
+    let Some(Ok(header)) = reader.records().next() else { return Ok(false) };
+    let cells: Vec<&str> = header.iter().collect();
+    let classes = cells.strip_prefix(&BEFORE).and_then(|rest| rest.strip_suffix(&AFTER));
+    Ok(classes.is_some_and(|classes| !classes.is_empty() && classes.iter().all(|name| name.starts_with(CLASS))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_of_text_are_no_formulas_and_numbers_stay_numbers() {
+        let hostile = ["=cmd|'/C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", "\u{ff1d}1"];
+        for cell in hostile {
+            assert_eq!(inert(cell.to_owned()), format!("'{cell}"));
+        }
+        for cell in ["", "sub-01.nii.gz", "a=b", "./-x.nii", "MCI", "1.5"] {
+            assert_eq!(inert(cell.to_owned()), cell);
+        }
+        let line = serde_json::json!({"scan": "=1", "report": "-r.txt", "label": "@a", "similarity": -0.25,
+            "probabilities": {"@a": 1e-7}, "warnings": [{"code": "fov_cut"}]});
+        let cells = record(&line, None, &["@a".to_owned()]);
+        assert_eq!(cells, ["'=1", "'-r.txt", "'@a", "0.0000001", "-0.25", "fov_cut", ""]);
+        let folder = Path::new("/data/a");
+        assert_eq!(record(&line, Some(folder), &[])[..2], ["/data/a/=1", "/data/a/-r.txt"]);
+    }
+
+    #[test]
+    fn tables_are_known_by_their_header() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.csv");
+        for (text, ours) in [
+            ("scan,report,label,p_CN,p_AD,similarity,warnings,error\n", true),
+            ("scan,report,label,p_CN,similarity,warnings,error\na,b,CN,1,,,\n", true),
+            ("scan,report,label,\"p_a,b\",similarity,warnings,error", true),
+            ("scan,report,label,similarity,warnings,error\n", false),
+            ("scan,report,label,p_CN,similarity,warnings,error,note\n", false),
+            ("scan,report,label,age,similarity,warnings,error\n", false),
+            ("scan,report\n", false),
+            ("", false),
+            ("\u{0}\u{1}", false),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(is_table(&path).unwrap(), ours, "{text}");
+        }
+        std::fs::write(&path, b"\xff\xfe,\n").unwrap();
+        assert!(!is_table(&path).unwrap());
+    }
+}
