@@ -167,7 +167,7 @@ fn lines_of_csv(output: &Path) -> Option<PathBuf> {
     csv.then(|| output.with_extension("jsonl"))
 }
 
-fn open(args: &Args, expected: Expected) -> Result<Predictor> {
+fn open(args: &Args, expected: Expected, report: Option<&str>) -> Result<Predictor> {
     let options = Options {
         device: args.device,
         strict_device: args.strict_device,
@@ -185,7 +185,7 @@ fn open(args: &Args, expected: Expected) -> Result<Predictor> {
         progress: args.common.shared_notes(),
         ..Options::default()
     };
-    let predictor = Predictor::open(&args.bundle, options)?;
+    let predictor = Predictor::open_for(&args.bundle, options, report)?;
     args.common.note(predictor.chosen().describe(args.common.verbose));
     Ok(predictor)
 }
@@ -195,7 +195,7 @@ fn run_scans(args: &Args) -> Result<()> {
     let report = args.report.as_deref().map(read_report).transpose()?;
     let several = args.scans.len() > 1;
     let expected = Expected { scans: args.scans.len(), reports: usize::from(report.is_some()) };
-    let predictor = open(args, expected)?;
+    let predictor = open(args, expected, report.as_deref())?;
     if report.is_none() {
         predictor.require_image_head()?;
     }
@@ -304,7 +304,7 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
     // A CSV is made at the end from the JSON lines next to it, which also survive an interrupted run.
     let lines = args.output.as_ref().map(|path| lines_of_csv(path).unwrap_or_else(|| path.clone()));
     let reports: BTreeSet<PathBuf> = rows.iter().filter_map(Row::report_path).collect();
-    let predictor = open(args, Expected { scans: rows.len(), reports: reports.len() })?;
+    let predictor = open(args, Expected { scans: rows.len(), reports: reports.len() }, None)?;
     let mut results = lines.as_deref().map(|path| Results::open(path, &predictor.bundle().sha256)).transpose()?;
     let pending: Vec<&Row> = rows.iter().filter(|row| !results.as_ref().is_some_and(|r| r.has(row))).collect();
     let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());

@@ -74,6 +74,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let target = std::path::absolute(&plan.output).map_err(|e| Error::io(&plan.output, "cannot use the folder", e))?;
     check_target(&target)?;
     let config = Config::load(&plan.sources.config)?;
+    plan.sources.check_positions(&config)?;
     let (adapter, vision) = (Checkpoint::open(&plan.sources.adapter)?, Checkpoint::open(&plan.sources.vision)?);
     let (state, mut skipped) = state(&config, plan.mode, &adapter)?;
     let (weights, others) = model::vision(&config, &vision)?;

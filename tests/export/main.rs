@@ -4,6 +4,7 @@
 
 mod bundle;
 mod bundle_mutations;
+mod decisions;
 mod install;
 mod memory;
 mod quantize;
