@@ -135,13 +135,13 @@ fn child(args: &Args) -> Result<()> {
         ..Options::default()
     };
     let run = if part == "all" {
-        let predictor = Predictor::open(bundle, options)?;
+        // A word is a token at least. The plan is made for the tokens that these words are.
+        let report = vec!["a"; tokens].join(" ");
+        let predictor = Predictor::open_for(bundle, Options { report_tokens: None, ..options }, Some(&report))?;
         if tokens > predictor.bundle().manifest.tokenizer.max_tokens {
             return Ok(());
         }
-        // A word is a token at least; one more for the start of the text.
-        let report = predictor.encode_report(&"a ".repeat(tokens - 1))?;
-        ensure!(report.tokens <= tokens, "{} tokens", report.tokens);
+        let report = predictor.encode_report(&report)?;
         let scan = predictor.reader().read(&args.scan)?;
         predictor.predict(scan, Some(&report))?.run
     } else {

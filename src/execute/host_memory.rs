@@ -6,6 +6,10 @@
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
+/// Memory that is mapped and never touched, which limits of the process count and resident memory does not: threads'
+/// stacks, the ends of allocators' regions.
+const UNTOUCHED: u64 = 48 << 20;
+
 /// What limits a run's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LimitedBy {
@@ -85,7 +89,7 @@ fn rlimit_left(limit: &str, used: &str) -> Option<u64> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix(limit))?;
     let limit: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(limit.saturating_sub(status(used)?))
+    Some(limit.saturating_sub(status(used)?).saturating_sub(UNTOUCHED))
 }
 
 /// The files of a version of control groups.

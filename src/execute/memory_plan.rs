@@ -227,7 +227,8 @@ fn weights(model: &SegmentedModel, range: Range<usize>, prepack: bool) -> u64 {
         let integers = segments.iter().map(|s| s.integers).fold(0, u64::saturating_add);
         segments.iter().map(|s| s.weights).max().unwrap_or(0).max(integers)
     };
-    bytes.saturating_add(more)
+    let at_once = segments.iter().map(|s| s.dequantized).max().unwrap_or(0);
+    bytes.saturating_add(more).saturating_add(at_once)
 }
 
 /// `memory.limit`: `what` needs more than there is.

@@ -26,8 +26,11 @@ pub struct SegmentInfo {
     /// Bytes of its weights in the data file and in the graph's own.
     pub weights: u64,
     /// Bytes that its fp16 weights take once they are widened to float32, as the CPU provider does at loading; and
-    /// integer weights with fp16 scales, for which it has no kernel and which it dequantizes (at most: some at a time).
+    /// integers for TensorRT, which it dequantizes (at most: some at a time).
     pub widened: u64,
+    /// Bytes of the largest of its weights in blocks with fp16 scales as float32: the CPU provider dequantizes one at a
+    /// time, when it is needed.
+    pub dequantized: u64,
     /// Bytes of its weights that are integers of 8 bits, not in blocks.
     pub integers: u64,
     /// Whether it has weights in blocks (`MatMulNBits`), which are slow unless they are repacked at loading.
@@ -266,11 +269,15 @@ fn operands(nodes: &[NodeProto]) -> impl Iterator<Item = &str> {
 
 fn describe(graph: &GraphProto, segment: &Segment, weights: &HashMap<String, usize>) -> Result<SegmentInfo> {
     let nodes = &graph.node[segment.nodes.clone()];
-    let (mut bytes, mut widened, mut integers, mut seen) = (0u64, 0u64, 0u64, HashSet::new());
+    let (mut bytes, mut widened, mut at_once, mut integers) = (0u64, 0u64, 0u64, 0u64);
+    let mut seen = HashSet::new();
     for node in nodes {
         let weight =
             |i: usize| node.input.get(i).and_then(|name| weights.get(name)).map(|&index| &graph.initializer[index]);
-        widened = widened.saturating_add(dequantized(node, &weight)?);
+        match node.op_type.as_deref() {
+            Some("MatMulNBits") => at_once = at_once.max(dequantized(node, &weight)?),
+            _ => widened = widened.saturating_add(dequantized(node, &weight)?),
+        }
         for name in node.input.iter().filter(|name| seen.insert(name.as_str())) {
             let Some(&index) = weights.get(name) else { continue };
             let tensor = &graph.initializer[index];
@@ -286,7 +293,7 @@ fn describe(graph: &GraphProto, segment: &Segment, weights: &HashMap<String, usi
         }
     }
     let blocked = nodes.iter().any(|n| n.op_type.as_deref() == Some("MatMulNBits"));
-    Ok(SegmentInfo { name: segment.name.clone(), weights: bytes, widened, integers, blocked })
+    Ok(SegmentInfo { name: segment.name.clone(), weights: bytes, widened, dequantized: at_once, integers, blocked })
 }
 
 fn dtype(tensor: &TensorProto) -> Option<DType> {

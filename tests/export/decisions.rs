@@ -57,12 +57,11 @@ fn settings_that_cannot_be_meant_are_refused() {
     let path = model.join("config.json");
     let good: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let output = dir.path().join("out");
-    let clip = |config: &mut Value| config["volume"]["clip"] = json!([0.005, 0.995]);
-    let tokens = |config: &mut Value| config["text"]["max_tokens"] = json!(4097);
-    let cases: [(&dyn Fn(&mut Value), &str); 2] = [(&clip, "write [0.5, 99.5]"), (&tokens, "write 4096 or less")];
-    for (change, remedy) in cases {
+    let clip = (["volume", "clip"], json!([0.005, 0.995]), "write [0.5, 99.5]");
+    let tokens = (["text", "max_tokens"], json!(4097), "write 4096 or less");
+    for ([section, field], wrong, remedy) in [clip, tokens] {
         let mut config = good.clone();
-        change(&mut config);
+        config[section][field] = wrong;
         fs::write(&path, config.to_string()).unwrap();
         ba_export(&[&"--model", &model, &"-o", &output]).fails_with_one_line("config.value").naming(&[remedy]);
         let prepared = ba_train(&[&"prepare", &"--model", &model, &"-o", &output]);

@@ -52,7 +52,7 @@ fn a_limit_changes_memory_and_nothing_else() {
     }
     let cases = [
         Limits { precision: Precision::Fp32, percents: [80, 60] },
-        Limits { precision: Precision::Int8, percents: [92, 85] },
+        Limits { precision: Precision::Int8, percents: [80, 70] },
     ];
     for Limits { precision, percents } in cases {
         let bundle = large::bundle(precision);
