@@ -25,12 +25,19 @@ ABLATION_OUT := target/ablation
 # Such as ABLATION='--seeds 1,2,3,4,5': instead of what the document has. Numbers depend on threads in their last bits.
 ABLATION ?= --seeds 1,2,3 --epochs 12 --lr 3e-3 --batch 16 --embed 1,4,8,12 --jobs 2 --threads 1
 
+# What is installed must have the hash that the requirement files pin, with everything that it needs (scripts/pin.py).
+PIP_PINNED := --quiet --disable-pip-version-check --require-hashes --only-binary=:all:
+
+# How long each fuzz target runs, and which, such as TARGETS='nifti onnx'; all by default.
+SECONDS ?= 60
+TARGETS ?=
+
 # Tests and the demo share the release profile, so that dependencies are compiled once. It has overflow checks
 # (Cargo.toml), but no debug assertions: for those, run `cargo test`.
 PROFILE := --release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ablation test check build ort gpu venv ort119 trt bench bench-gpu bench-venv clean-ablation clean-demo clean
+.PHONY: help demo ablation test fuzz check build ort gpu venv ort119 trt bench bench-gpu bench-venv clean-ablation clean-demo clean
 
 help: ## list these goals
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +64,9 @@ ablation: ort ## train the demo model in three modes on a simulated cohort and c
 test: ort venv ort119 trt ## every test, and at the end a list of those that were skipped (sets itself up: ONNX Runtime, Python environments)
 	@BA_PYTHON='$(BA_PYTHON)' scripts/test.sh $(CARGO) test $(PROFILE) --no-fail-fast
 
+fuzz: ## every fuzz target for SECONDS seconds (docs/testing.md); needs a C++ compiler, no nightly toolchain
+	@scripts/fuzz.sh $(SECONDS) $(TARGETS)
+
 check: ## everything that CI runs: format, lints, docs, licences, tests, demo
 	.ci/run
 
@@ -82,7 +92,7 @@ $(VENV)/ready: scripts/test-requirements.txt
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo '$(PYTHON) cannot make environments: install its venv (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/test-requirements.txt
+	$(VENV)/bin/python -m pip install $(PIP_PINNED) -r scripts/test-requirements.txt
 	@touch $@
 
 # Not for every Python and platform: where it cannot be installed, scripts/test.sh skips the tests that need it and lists them.
@@ -91,8 +101,8 @@ ort119: $(if $(BA_ORT119_PYTHON),,$(ORT119_VENV)/ready) ## Microsoft's training 
 $(ORT119_VENV)/ready: scripts/ort119-requirements.txt
 	@rm -rf $(ORT119_VENV)
 	@$(PYTHON) -m venv $(ORT119_VENV) \
-	  && $(ORT119_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ \
-	  || { rm -rf $(ORT119_VENV); echo 'onnxruntime-training-cpu cannot be installed here (there are wheels for Python 3.9 to 3.12 on Linux): the comparisons with it are skipped' >&2; }
+	  && $(ORT119_VENV)/bin/python -m pip install $(PIP_PINNED) -r $< && touch $@ \
+	  || { rm -rf $(ORT119_VENV); echo 'onnxruntime-training-cpu cannot be installed here (wheels are pinned for Python 3.11 and 3.12 on x86-64 Linux): the comparisons with it are skipped' >&2; }
 
 # The compiler alone, which runs without a GPU. Not for every platform: tests say where it is missing and go on.
 trt: $(if $(BA_TRT_PYTHON),,$(TRT_VENV)/ready) ## TensorRT for RTX into .venv-trt/, where it can be installed: the tests build engines with it, without a GPU
@@ -100,8 +110,8 @@ trt: $(if $(BA_TRT_PYTHON),,$(TRT_VENV)/ready) ## TensorRT for RTX into .venv-tr
 $(TRT_VENV)/ready: scripts/trt-requirements.txt
 	@rm -rf $(TRT_VENV)
 	@$(PYTHON) -m venv $(TRT_VENV) \
-	  && $(TRT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ \
-	  || { rm -rf $(TRT_VENV); echo 'tensorrt-rtx-cu13 cannot be installed here (there are wheels for x86-64 Linux): the tests that build engines are skipped' >&2; }
+	  && $(TRT_VENV)/bin/python -m pip install $(PIP_PINNED) -r $< && touch $@ \
+	  || { rm -rf $(TRT_VENV); echo 'TensorRT for RTX cannot be installed here (wheels are pinned for x86-64 Linux): the tests that build engines are skipped' >&2; }
 
 bench: ort bench-venv ## benchmarks next to PyTorch, llama.cpp and others, into docs/benchmarks.md (BENCH='text scan': some groups)
 	BA_BENCH_PYTHON='$(BENCH_PYTHON)' $(CARGO) bench --bench suite -- $(BENCH)
@@ -113,16 +123,15 @@ bench-gpu: $(if $(findstring --dry-run,$(GPU)),ort,gpu) bench-venv ## benchmarks
 # Another interpreter given as BENCH_PYTHON is used as it is.
 bench-venv: $(if $(filter $(CURDIR)/$(BENCH_VENV)/%,$(BENCH_PYTHON)),$(BENCH_VENV)/ready) ## the benchmarks' Python environment into .venv-bench/
 
-# One by one: what can't be installed (llama.cpp wants a C++ compiler) leaves the others.
-$(BENCH_VENV)/ready: scripts/bench-requirements.txt
+# What can't be installed (llama.cpp wants a C++ compiler, wheels are pinned for x86-64 Linux) leaves the others.
+$(BENCH_VENV)/ready: scripts/bench-requirements.txt scripts/bench-source-requirements.txt
 	@rm -rf $(BENCH_VENV)
 	@$(PYTHON) -m venv $(BENCH_VENV) \
 	  || { rm -rf $(BENCH_VENV); echo '$(PYTHON) cannot make environments: install its venv (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
-	@sed '/^#/d' $< | while read -r package; do \
-	  echo "installing $$package"; \
-	  $(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$$package" </dev/null \
-	    || echo "not installed: $$package; its rows will say so" >&2; \
-	done
+	$(BENCH_VENV)/bin/python -m pip install $(PIP_PINNED) -r $< \
+	  || echo 'not installed: the packages of $<; their rows will say so' >&2
+	$(BENCH_VENV)/bin/python -m pip install $(PIP_PINNED) --no-binary=llama-cpp-python --no-deps -r scripts/bench-source-requirements.txt \
+	  || echo 'not installed: llama.cpp; its rows will say so' >&2
 	@touch $@
 
 clean-ablation: ## remove the output of make ablation

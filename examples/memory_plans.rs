@@ -152,7 +152,7 @@ fn child(args: &Args) -> Result<()> {
         let part: Part = part.parse().map_err(|_| anyhow::anyhow!("no part is called `{part}`"))?;
         let provider = pipeline.device();
         let file = pipeline.bundle().manifest.graph(part, provider).context("the bundle has no such graph")?;
-        let model = SegmentedModel::read(&pipeline.bundle().file(file))?;
+        let model = SegmentedModel::read(&pipeline.bundle().file(file)?)?;
         let names: Vec<String> = model.inputs().into_iter().map(str::to_owned).collect();
         let inputs = names.iter().map(|name| input(&model, name, tokens)).collect::<Result<Vec<_>>>()?;
         let feed: Vec<(&str, &Tensor)> = names.iter().map(String::as_str).zip(&inputs).collect();

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "examples" / "demo"
 SCAN, REPORT = DEMO / "mni152_t1.nii.gz", DEMO / "report.txt"
 # Fields of JSON that differ from run to run, or hold sentences.
-VOLATILE = {"timing_ms", "memory_bytes", "gpu_memory_bytes", "started_ms", "wall_ms", "seconds", "slowdowns", "weights"}
+VOLATILE = {"libraries", "timing_ms", "memory_bytes", "gpu_memory_bytes", "started_ms", "wall_ms", "seconds", "slowdowns", "weights"}
 WORDS = {"message", "reason", "why", "chosen", "intended_use", "research_use"}
 FORMATS = [("fp32", []), ("fp16", ["--quantize", "fp16"]), ("int8", ["--quantize", "int8"]), ("int4", ["--quantize", "int4"]),
            ("int8-cuda", ["--quantize", "int8", "--target", "cuda"]), ("int4-cuda", ["--quantize", "int4", "--target", "cuda"]),

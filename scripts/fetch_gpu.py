@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Puts ONNX Runtime's build for NVIDIA GPUs, and the libraries that it needs beside the driver, into .ort/gpu/.
 
-Packages and files are pinned in gpu-libraries.txt. Wheels are unpacked one by one, not installed, and removed again; what is
-there already in the pinned version is not fetched anew, so an interrupted call goes on where it stopped. Needs Python 3 with
-pip, 1.5 GB to fetch and 2.4 GB of disk. For a machine without a network, copy the folder .ort/ beside the programs.
+Packages, the hashes of their wheels and the files are pinned in gpu-libraries.txt. Wheels are unpacked one by one, not installed,
+and removed again; what is there already in the pinned version is not fetched anew, so an interrupted call goes on where it
+stopped. Needs Python 3 with pip, 1.5 GB to fetch and 2.4 GB of disk. For a machine without a network, copy the contents of .ort/
+next to the programs.
 
 CUDA, cuBLAS, cuRAND, cuDNN and TensorRT for RTX come under NVIDIA's licences, not under this project's.
 """
@@ -25,8 +26,8 @@ PLATFORMS = ["manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 
 
 def wanted():
-    """Each package with the files wanted of it: (pattern, name or none)."""
-    version, packages = (ROOT / "ONNXRUNTIME_VERSION").read_text().strip(), {}
+    """Each package with its hash, and with the files wanted of it: (pattern, name or none)."""
+    version, packages, hashes = (ROOT / "ONNXRUNTIME_VERSION").read_text().strip(), {}, {}
     for line in (ROOT / "scripts" / "gpu-libraries.txt").read_text().splitlines():
         words = line.replace("$ONNXRUNTIME_VERSION", version).split()
         if not words or words[0].startswith("#"):
@@ -34,17 +35,20 @@ def wanted():
         if line[0].isspace():
             packages[package].append((words[0], words[1] if len(words) > 1 else None))
         else:
-            package = words[0]
+            package, hashes[words[0]] = words
             packages[package] = []
-    return packages
+    return packages, hashes
 
 
-def download(package, folder):
+def download(package, sha256, folder):
+    requirements = Path(folder) / "requirements.txt"
+    requirements.write_text(f"{package} --hash={sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--only-binary=:all:", "--python-version", "3.11", "--dest", folder]
+               "--only-binary=:all:", "--require-hashes", "--python-version", "3.11", "--dest", folder]
     for name in PLATFORMS:
         command += ["--platform", name]
-    subprocess.run(command + [package], check=True)
+    if subprocess.run(command + ["--requirement", requirements]).returncode:
+        sys.exit(f"{package} could not be fetched, or is not the wheel that gpu-libraries.txt pins")
     return next(Path(folder).glob("*.whl"))
 
 
@@ -69,7 +73,7 @@ def main():
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         sys.exit("the GPU's libraries are pinned for Linux on x86-64 alone")
     TARGET.mkdir(parents=True, exist_ok=True)
-    packages = wanted()
+    packages, hashes = wanted()
     state = {package: " ".join([package, *(f"{p}={n or p}" for p, n in files)]) for package, files in packages.items()}
     there = STAMP.read_text().splitlines() if STAMP.is_file() else []
     done = [line for line in state.values() if line in there]
@@ -78,7 +82,7 @@ def main():
             continue
         started = time.monotonic()
         with tempfile.TemporaryDirectory(dir=TARGET) as folder:
-            wheel = download(package, folder)
+            wheel = download(package, hashes[package], folder)
             fetched, unpacked = wheel.stat().st_size, unpack(wheel, files, folder)
         done.append(state[package])
         STAMP.write_text("".join(f"{line}\n" for line in done))

@@ -61,7 +61,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | 0 | [`error`] |
-//! | 1 | [`tensor`], [`progress`], [`metrics`], `files` |
+//! | 1 | [`tensor`], [`progress`], [`metrics`], [`threads`], `files` |
 //! | 2 | [`config`], [`checkpoint`], [`volume`], [`text`], [`graph`], [`cohort`] |
 //! | 3 | [`model`], [`passes`], [`onnx`], `batch` |
 //! | 4 | [`bundle`], [`runtime`], [`optimizer`] |
@@ -91,6 +91,7 @@ pub mod files;
 pub mod graph;
 #[cfg(feature = "runtime")]
 pub mod infer;
+mod json;
 pub mod metrics;
 pub mod model;
 pub mod onnx;
@@ -103,6 +104,7 @@ pub mod progress;
 pub mod runtime;
 pub mod tensor;
 pub mod text;
+pub mod threads;
 #[cfg(feature = "runtime")]
 pub mod train;
 pub mod volume;

@@ -73,8 +73,8 @@ struct Args {
     /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
-    /// Path of the ONNX Runtime shared library [default: searched for]
-    #[arg(long, env = "ORT_DYLIB_PATH")]
+    /// ONNX Runtime's shared library [default: $ORT_DYLIB_PATH, then searched for near the program]
+    #[arg(long)]
     ort_lib: Option<PathBuf>,
 }
 
@@ -106,6 +106,7 @@ fn prepare_all(args: &Args) -> Result<()> {
                 statistics: brain_adapter::model::adapter::Statistics::Batch,
                 adamw: Default::default(),
                 output,
+                force: false,
             };
             prepare::run(&plan, &mut StderrProgress::new(mode.name()))?;
         }

@@ -27,18 +27,50 @@ pub fn sha256_of(path: &Path) -> Result<String> {
 /// # Errors
 /// `io` when the file cannot be read.
 pub(crate) fn hash_file(path: &Path, stop: &AtomicBool) -> Result<(u64, String)> {
-    let mut file = File::open(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
+    let file = File::open(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
+    hash(file, stop, &mut |_| ()).map_err(|e| Error::io(path, "cannot read the file", e))
+}
+
+/// Size in bytes and SHA-256 of an open file, from its beginning, whatever else reads it; `sink` gets the bytes too.
+///
+/// # Errors
+/// Those of the system.
+pub(super) fn hash_open(file: &File, sink: &mut dyn FnMut(&[u8])) -> std::io::Result<(u64, String)> {
+    hash(FromStart { file, at: 0 }, &AtomicBool::new(false), sink)
+}
+
+fn hash(mut from: impl Read, stop: &AtomicBool, sink: &mut dyn FnMut(&[u8])) -> std::io::Result<(u64, String)> {
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; CHUNK]);
     while !stop.load(Ordering::Relaxed) {
-        match file.read(&mut buffer).map_err(|e| Error::io(path, "cannot read the file", e))? {
-            0 => break,
-            n => {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => {
                 hash.update(&buffer[..n]);
+                sink(&buffer[..n]);
                 bytes += n as u64;
             }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
         }
     }
     Ok((bytes, hex(&hash.finalize())))
+}
+
+/// Reads a file without the position that all its readers share.
+struct FromStart<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        #[cfg(unix)]
+        let n = std::os::unix::fs::FileExt::read_at(self.file, buffer, self.at)?;
+        #[cfg(windows)]
+        let n = std::os::windows::fs::FileExt::seek_read(self.file, buffer, self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{MANIFEST, Manifest};
-use super::verify;
+use super::{names, verify};
 use crate::error::{Code, Error, Result};
-use crate::files::check_free_space;
+use crate::files::{TemporaryFolder, check_free_space, copy_regular, undisturbed};
 
 /// A folder in which a bundle is written; deleted if it is dropped before [`Staging::install`].
 pub struct Staging {
@@ -59,16 +59,17 @@ impl Staging {
     /// links.
     ///
     /// # Errors
-    /// `io` or `disk.full`.
+    /// `bundle.path` when `name` is not a plain file name, or the file is a link; `io` or `disk.full`.
     pub fn take_over(&self, dir: &Path, name: &str) -> Result<()> {
-        let (from, to) = (dir.join(name), self.path().join(name));
+        let (from, to) = (names::join_existing(dir, name)?, names::join(self.path(), name)?);
         if fs::hard_link(&from, &to).is_ok() {
-            return Ok(());
+            // A link that has taken the file's place since then was linked itself, and not what it leads to.
+            return names::join_existing(self.path(), name).map(drop);
         }
         let failed = |e| Error::io(&from, "cannot copy the file", e);
         let bytes = fs::symlink_metadata(&from).map_err(failed)?.len();
         check_free_space(self.path(), bytes, "a copy of the bundle's weights")?;
-        fs::copy(&from, &to).map_err(failed)?;
+        copy_regular(&from, &to).map_err(failed)?;
         sync(&to)
     }
 
@@ -85,7 +86,7 @@ impl Staging {
             if to.exists() {
                 continue;
             }
-            fs::copy(&from, &to).map_err(|e| Error::io(from, "cannot keep the file", e))?;
+            copy_regular(&from, &to).map_err(|e| Error::io(from, "cannot keep the file", e))?;
         }
         self.folder.install(&self.target)
     }
@@ -93,27 +94,22 @@ impl Staging {
 
 /// A temporary folder next to its final place, private to the program that writes it.
 pub(crate) struct Staged {
-    folder: Temporary,
-    /// Held while the folder is in use, which distinguishes it from one that an interrupted program left.
-    _lock: Option<fs::File>,
+    folder: TemporaryFolder,
 }
 
 impl Staged {
-    /// A new folder in `parent` for the final name `name`. Folders that killed programs left for this name are deleted.
+    /// A new folder in `parent` for the final name `name`. What killed programs left in `parent` is deleted.
     ///
     /// # Errors
     /// `io` when it cannot be created.
     pub fn new(parent: &Path, name: &str) -> Result<Self> {
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot create the folder", e))?;
-        let prefix = format!(".{name}.partial-");
-        remove_abandoned(parent, &prefix);
-        let (folder, lock) = locked_folder(parent, &prefix)?;
-        Ok(Self { folder, _lock: lock })
+        Ok(Self { folder: TemporaryFolder::new(parent, name)? })
     }
 
     /// The folder to write files into.
     pub fn path(&self) -> &Path {
-        &self.folder.0
+        self.folder.path()
     }
 
     /// Moves the folder to its final place atomically and deletes what was there.
@@ -123,7 +119,7 @@ impl Staged {
     pub fn install(self, target: &Path) -> Result<()> {
         readable_by_all(self.path())?;
         sync(self.path())?;
-        swap(self.path(), target)?;
+        undisturbed(|| swap(self.path(), target))?;
         target.parent().map_or(Ok(()), sync)
     }
 }
@@ -133,7 +129,7 @@ impl Staged {
 fn check(folder: &Path, manifest: &Manifest) -> Result<()> {
     verify::small_files(folder, manifest)?;
     let small = manifest.files.iter().filter(|file| file.bytes <= verify::LARGE_BYTES);
-    small.map(|file| folder.join(&file.name)).try_for_each(|path| sync(&path))?;
+    small.map(|file| names::join(folder, &file.name)).try_for_each(|path| sync(&path?))?;
     sync(&folder.join(MANIFEST))
 }
 
@@ -148,57 +144,6 @@ fn sync(path: &Path) -> Result<()> {
         Err(e) => return Err(Error::io(path, "cannot open the file", e)),
     }
     Ok(())
-}
-
-/// A folder that is deleted when it is dropped.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // After the installation it is gone (or is the old bundle). A failure cannot be reported from here.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Suffix of a folder's name before it is locked.
-const UNLOCKED: &str = ".new";
-
-/// Creates a folder with this prefix and locks it. It gets its name only once it is locked: a program that sees the
-/// name and obtains the lock knows that the creator is gone.
-fn locked_folder(parent: &Path, prefix: &str) -> Result<(Temporary, Option<fs::File>)> {
-    const ATTEMPTS: usize = 16;
-    let failed = |e: std::io::Error| Error::io(parent, "cannot create a temporary folder", e);
-    let mut outcome = Err(std::io::ErrorKind::NotFound.into());
-    for _ in 0..ATTEMPTS {
-        let made = tempfile::Builder::new().prefix(prefix).suffix(UNLOCKED).tempdir_in(parent).map_err(failed)?;
-        let lock = fs::File::open(made.path()).ok().filter(|f| f.try_lock().is_ok());
-        let folder = made.path().with_extension("");
-        // Another export may have deleted the empty folder as an abandoned one.
-        outcome = fs::rename(made.path(), &folder);
-        if outcome.is_ok() {
-            return Ok((Temporary(folder), lock));
-        }
-    }
-    Err(failed(outcome.err().unwrap_or_else(|| std::io::ErrorKind::Other.into())))
-}
-
-/// Deletes what killed exports left: for a 7-billion parameter model these are tens of gigabytes, which the next export
-/// needs. A failure is ignored.
-fn remove_abandoned(parent: &Path, prefix: &str) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
-        if !name.starts_with(prefix) || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        if name.ends_with(UNLOCKED) {
-            // Nothing is written under this name: only an empty folder is deleted, and its creator makes another.
-            let _ = fs::remove_dir(&path);
-        } else if let Ok(folder) = fs::File::open(&path)
-            && folder.try_lock().is_ok()
-        {
-            let _ = fs::remove_dir_all(&path);
-        }
-    }
 }
 
 /// Moves the folder `new` to `target`. A previous `target` is at `new` afterwards and is deleted with the temporary
@@ -275,34 +220,10 @@ fn foreign_files(target: &Path, force: bool) -> Result<Vec<OsString>> {
     Ok(kept)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn abandoned_folders_are_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let make = |name: &str, file: bool| {
-            let path = dir.path().join(name);
-            fs::create_dir(&path).unwrap();
-            if file {
-                fs::write(path.join("text.onnx.data"), b"half").unwrap();
-            }
-            fs::File::open(&path).unwrap()
-        };
-        make(".onnx.partial-dead", true);
-        make(".onnx.partial-dead.new", false);
-        make(".onnx.partial-full.new", true);
-        make(".other.partial-dead", true);
-        let held = make(".onnx.partial-held", true);
-        held.try_lock().unwrap();
-        fs::write(dir.path().join(".onnx.partial-file"), b"no folder").unwrap();
-        remove_abandoned(dir.path(), ".onnx.partial-");
-        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        left.sort();
-        let expected = [".onnx.partial-file", ".onnx.partial-full.new", ".onnx.partial-held", ".other.partial-dead"];
-        assert_eq!(left, expected);
-    }
 
     /// Many exports at once, each of which searches for abandoned folders: none deletes another's.
     #[test]

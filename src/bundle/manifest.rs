@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::names;
 use super::quantization::Quantization;
 use super::records::{FileRecord, PartRecord, Preprocessing, SourceRecord, TokenizerRecord, Tool, VersionRecord};
 use super::target::Target;
@@ -19,6 +20,9 @@ pub const MANIFEST: &str = "bundle.json";
 
 /// The intended use that every manifest records and every command prints.
 pub const INTENDED_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
+
+/// Maximum number of JSON values in a manifest: LLaMA 2 7B in int4 has 20 thousand.
+const MAX_VALUES: usize = 1 << 20;
 
 /// Version of the manifest's format; other versions are refused.
 pub const FORMAT: u32 = 2;
@@ -70,11 +74,11 @@ impl Manifest {
     /// Reads and checks the text of `bundle.json`, as far as that is possible without the other files.
     ///
     /// # Errors
-    /// `bundle.manifest`.
+    /// `bundle.manifest`; `bundle.path` when a file's name is a path.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let invalid = |message: String| Error::new(Code::BUNDLE_MANIFEST, message);
         // The version first: other formats may have other fields.
-        let json: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| invalid(format!("not JSON: {e}")))?;
+        let json = crate::json::parse(bytes, MAX_VALUES).map_err(invalid)?;
         match json.get("format").and_then(serde_json::Value::as_u64) {
             Some(format) if format == u64::from(FORMAT) => {}
             Some(format) => {
@@ -87,12 +91,14 @@ impl Manifest {
         }
         let manifest: Self = serde_json::from_value(json).map_err(|e| invalid(format!("{e}")))?;
         manifest.config.validate().map_err(|e| invalid(e.message().to_owned()))?;
+        manifest.text_model.validate().map_err(|e| invalid(e.message().to_owned()))?;
         if manifest.labels != manifest.config.labels.0 {
             return Err(invalid("its labels differ from its configuration's".into()));
         }
         if let Some(part) = Part::ALL.iter().find(|part| !manifest.parts.contains_key(part.as_str())) {
             return Err(invalid(format!("the graph `{part}` is missing")));
         }
+        manifest.check_names()?;
         if manifest.tokenizer.max_tokens == 0 {
             return Err(invalid("tokenizer.max_tokens is 0, expected at least 1".into()));
         }
@@ -100,6 +106,27 @@ impl Manifest {
         positions.map_err(|e| invalid(e.message().to_owned()))?;
         manifest.temperature.check(manifest.image_head).map_err(invalid)?;
         Ok(manifest)
+    }
+
+    /// Checks every name of a file. Two that differ only in case are one file on some systems.
+    fn check_names(&self) -> Result<()> {
+        let mut seen = BTreeMap::new();
+        for file in &self.files {
+            names::check(&file.name)?;
+            if file.name.eq_ignore_ascii_case(MANIFEST) {
+                let message = format!("the manifest lists `{}`, which is the manifest", file.name);
+                return Err(Error::new(Code::BUNDLE_MANIFEST, message));
+            }
+            if let Some(other) = seen.insert(file.name.to_lowercase(), &file.name) {
+                let message = match other == &file.name {
+                    true => format!("the file `{other}` is listed twice"),
+                    false => format!("the files `{other}` and `{}` differ only in case", file.name),
+                };
+                return Err(Error::new(Code::BUNDLE_MANIFEST, message));
+            }
+        }
+        let named = self.parts.values().flat_map(PartRecord::graphs).chain([&self.tokenizer.file]);
+        named.map(String::as_str).try_for_each(names::check)
     }
 
     /// The record of a part's graph.

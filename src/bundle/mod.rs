@@ -17,6 +17,8 @@
 mod file_hash;
 mod install;
 mod manifest;
+mod names;
+mod open_file;
 mod providers;
 mod quantization;
 mod records;
@@ -26,8 +28,9 @@ mod verified_cache;
 mod verify;
 mod versions;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(crate) use file_hash::hash_file;
 pub use file_hash::sha256_of;
@@ -35,13 +38,14 @@ pub use file_hash::sha256_of;
 pub(crate) use install::Staged;
 pub use install::Staging;
 pub use manifest::{FORMAT, INTENDED_USE, MANIFEST, Manifest};
+pub(crate) use open_file::{OpenFile, unchanged_while};
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
 pub use records::{
     FileRecord, Parity, PartRecord, Precision, Preprocessing, SourceRecord, TokenizerRecord, Tool, VersionRecord,
 };
 pub use target::Target;
 pub use temperature::Temperature;
-pub use verified_cache::{PendingEntry, VerifiedCache};
+pub(crate) use verified_cache::VerifiedCache;
 pub use versions::{Version, Versions, set_temperature};
 
 use crate::error::{Code, Error, Result};
@@ -60,16 +64,19 @@ pub struct Bundle {
     pub model_sha256: String,
     /// Names of the external data files of each part's graphs, which hold its large weights.
     data_files: PartMap<BTreeSet<String>>,
+    /// The files of graphs and tokenizer, held open since before they were verified.
+    files: BTreeMap<String, Arc<OpenFile>>,
 }
 
 impl Bundle {
     /// Opens the bundle in `dir` and verifies all of it.
     ///
     /// # Errors
-    /// `bundle.not_found`, `bundle.manifest`, `bundle.path` or `bundle.checksum`, naming the file.
+    /// `bundle.not_found`, `bundle.manifest`, `bundle.path`, `bundle.checksum`, `graph.unknown_op` or `onnx.invalid`,
+    /// naming the file.
     pub fn open(dir: &Path) -> Result<Self> {
         let bundle = Self::open_quickly(dir)?;
-        verify::all_files(dir, &bundle.manifest)?;
+        verify::all_files(dir, &bundle.manifest, &bundle.files)?;
         Ok(bundle)
     }
 
@@ -85,9 +92,9 @@ impl Bundle {
             return Err(Error::new(Code::BUNDLE_NOT_FOUND, no_bundle()).at(dir));
         }
         let (manifest, sha256) = verify::read_manifest(&path)?;
-        let data_files = verify::small_files(dir, &manifest)?;
+        let (data_files, files) = verify::small_files(dir, &manifest)?;
         let model_sha256 = manifest.model_sha256().map_err(|e| e.at(&path))?;
-        Ok(Self { dir: dir.to_path_buf(), manifest, sha256, model_sha256, data_files })
+        Ok(Self { dir: dir.to_path_buf(), manifest, sha256, model_sha256, data_files, files })
     }
 
     /// The files of a part whose hash [`Self::open_quickly`] has not verified.
@@ -100,9 +107,43 @@ impl Bundle {
     /// Hashes a file and compares the hash with the recorded one.
     ///
     /// # Errors
-    /// `bundle.checksum`, or `io`.
+    /// `bundle.checksum`, `bundle.changed`, or `io`.
     pub fn verify(&self, file: &FileRecord) -> Result<()> {
-        verify::check_hash(&self.dir, file)
+        match self.files.get(&file.name) {
+            Some(open) => open.verify(),
+            None => OpenFile::open(&self.dir, file)?.verify(),
+        }
+    }
+
+    /// The open files that a part's graphs consist of, in all their forms.
+    pub(crate) fn open_files(&self, part: Part) -> Vec<Arc<OpenFile>> {
+        let names = self.data_files[part].iter().chain(self.manifest.part(part).graphs());
+        names.filter_map(|name| self.files.get(name)).cloned().collect()
+    }
+
+    /// The open file of this name.
+    ///
+    /// # Errors
+    /// `internal` for one that no graph consists of.
+    pub(crate) fn open_file(&self, name: &str) -> Result<&Arc<OpenFile>> {
+        self.files.get(name).ok_or_else(|| Error::internal(format!("the bundle's file `{name}` is not open")))
+    }
+
+    /// Makes sure that graphs, weights and tokenizer are those that were verified, under their names too.
+    ///
+    /// # Errors
+    /// `bundle.changed`, `bundle.replaced`; `io`.
+    pub fn unchanged(&self) -> Result<()> {
+        self.still_here()?;
+        self.files.values().try_for_each(|file| file.check_name().map(drop))
+    }
+
+    /// The bytes of a graph or of the tokenizer, as they were verified.
+    ///
+    /// # Errors
+    /// `bundle.changed`, `onnx.invalid` for a graph that is too large, or `io`.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        self.open_file(name)?.read_graph()
     }
 
     /// Checks that the folder still holds this bundle. Bundles are replaced atomically: files that were opened before
@@ -121,8 +162,11 @@ impl Bundle {
     }
 
     /// The path of a file of the bundle.
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+    ///
+    /// # Errors
+    /// `bundle.path` when `name` is not a plain file name.
+    pub fn file(&self, name: &str) -> Result<PathBuf> {
+        names::join(&self.dir, name)
     }
 }
 

@@ -1,153 +1,178 @@
-//! Which large files of a bundle were verified before and have not been modified since.
+//! Which large files were verified before and have not been modified since.
 //!
-//! Hashing seven gigabytes takes seconds at each start. In a cache folder that the user names, `verified/HASH.json`
-//! (HASH is the bundle's) records for each verified file what the file system reports of it: size, times of the last
-//! change of contents and of status, inode and device. While all of these are the same, the file counts as verified.
-//! Writing to a file changes these times, and the time of status cannot be set back; changes below the file system (a
-//! failing disk) go unnoticed.
+//! Hashing seven gigabytes takes seconds at each start. In a cache folder that the user names, `verified/KEY.json` (KEY
+//! is the bundle's hash, or that of what a prepacked copy depends on) records for each verified file its hash, its
+//! place and what the file system reports of it. While all of these are the same, the file counts as verified. Who can
+//! write to the record can have any weights believed: the cache must be the user's own ([`private`]).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::open_file::OpenFile;
 use super::records::FileRecord;
-use crate::files::replace;
+use crate::error::{Error, Result};
+use crate::files::{Identity, private, replace_private};
 
 /// Maximum size of a record file.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// A file that changed less than this before it was hashed is not recorded: within one tick of the file system's clock
-/// it could change again unnoticed.
-const SETTLED: Duration = Duration::from_secs(2);
+/// The folder of the records in a cache.
+const FOLDER: &str = "verified";
 
-/// What the file system reports of a file.
+/// The verified files of one key.
+pub(crate) struct VerifiedCache {
+    cache: PathBuf,
+    record: Record,
+}
+
+/// The file's content. It names its key: under another one it is not believed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
+#[serde(deny_unknown_fields)]
+struct Record {
+    key: String,
+    files: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
     sha256: String,
     path: PathBuf,
-    bytes: u64,
-    /// Last change of contents, in nanoseconds since 1970.
-    modified: u128,
-    /// Last change of contents or status, in nanoseconds since 1970; 0 if the system does not record it.
-    changed: i128,
-    inode: u64,
-    device: u64,
-}
-
-impl Identity {
-    fn of(path: &Path, record: &FileRecord) -> Option<Self> {
-        let path = path.canonicalize().ok()?;
-        let meta = std::fs::metadata(&path).ok()?;
-        let modified = meta.modified().ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_nanos();
-        #[cfg(unix)]
-        let (changed, inode, device) = {
-            use std::os::unix::fs::MetadataExt;
-            (i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec()), meta.ino(), meta.dev())
-        };
-        #[cfg(not(unix))]
-        let (changed, inode, device) = (0, 0, 0);
-        Some(Self { sha256: record.sha256.clone(), path, bytes: meta.len(), modified, changed, inode, device })
-    }
-
-    fn is_settled(&self, now: SystemTime) -> bool {
-        let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else { return false };
-        let last = self.modified.max(u128::try_from(self.changed).unwrap_or(0));
-        last + SETTLED.as_nanos() <= now.as_nanos()
-    }
-}
-
-/// A file that is being verified: its identity before it was hashed.
-pub struct PendingEntry {
-    name: String,
-    path: PathBuf,
-    record: FileRecord,
-    before: Option<Identity>,
-}
-
-/// The verified files of one bundle.
-pub struct VerifiedCache {
-    path: PathBuf,
-    files: BTreeMap<String, Identity>,
+    identity: Identity,
 }
 
 impl VerifiedCache {
-    /// Reads the record of the bundle with this hash from a cache folder. An unreadable record counts as empty.
-    pub fn load(cache: &Path, bundle: &str) -> Self {
-        let path = cache.join("verified").join(format!("{bundle}.json"));
-        let read = || {
-            let meta = std::fs::metadata(&path).ok().filter(|m| m.is_file() && m.len() <= MAX_BYTES);
-            serde_json::from_slice(&std::fs::read(meta.map(|_| &path)?).ok()?).ok()
-        };
-        Self { files: read().unwrap_or_default(), path }
-    }
-
-    /// Whether the file at `path` was verified and has not been modified since.
-    pub fn is_verified(&self, path: &Path, record: &FileRecord) -> bool {
-        let known = self.files.get(&record.name).filter(|known| known.sha256 == record.sha256);
-        known.is_some() && known == Identity::of(path, record).as_ref()
-    }
-
-    /// The entry of a file that is about to be hashed.
-    pub fn pending(path: &Path, record: &FileRecord) -> PendingEntry {
-        let before = Identity::of(path, record).filter(|i| i.is_settled(SystemTime::now()));
-        PendingEntry { name: record.name.clone(), path: path.to_path_buf(), record: record.clone(), before }
-    }
-
-    /// Records files whose hash was right, unless they changed while they were hashed.
+    /// Reads the record of this key from a cache folder. One that cannot be read, or is for another key, counts as
+    /// empty.
     ///
     /// # Errors
-    /// `io` or `disk.full` when the record cannot be written.
-    pub fn record(&mut self, verified: Vec<PendingEntry>) -> crate::Result<()> {
-        let before = self.files.clone();
-        for file in verified {
-            if let Some(identity) = file.before.filter(|i| Identity::of(&file.path, &file.record).as_ref() == Some(i)) {
-                self.files.insert(file.name, identity);
+    /// `cache.unsafe` when others can write to the folder or own it; `io`.
+    pub fn load(cache: &Path, key: &str) -> Result<Self> {
+        let folder = private::folder_in(cache, FOLDER)?;
+        let bytes = private::read(&folder.join(format!("{key}.json")), MAX_BYTES);
+        let record = bytes.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+        let empty = || Record { key: key.to_owned(), files: BTreeMap::new() };
+        let record = record.filter(|record| record.key == key).unwrap_or_else(empty);
+        Ok(Self { cache: cache.to_path_buf(), record })
+    }
+
+    /// What was recorded of the file of this name.
+    pub fn known(&self, name: &str) -> Option<FileRecord> {
+        let entry = self.record.files.get(name)?;
+        Some(FileRecord { name: name.to_owned(), bytes: entry.identity.bytes, sha256: entry.sha256.clone() })
+    }
+
+    /// Whether the file was verified and has not been modified since.
+    pub fn is_verified(&self, file: &OpenFile) -> bool {
+        let known = self.record.files.get(&file.record().name);
+        known.is_some_and(|known| {
+            let place = file.path().canonicalize();
+            known.sha256 == file.record().sha256
+                && known.identity == file.identity()
+                && place.is_ok_and(|place| place == known.path)
+        })
+    }
+
+    /// Records those of the files whose hash was right, and which did not change so shortly before that another change
+    /// could go unnoticed.
+    ///
+    /// # Errors
+    /// `io` or `disk.full` when the record cannot be written; `cache.unsafe`.
+    pub fn record(&mut self, files: &[Arc<OpenFile>]) -> Result<()> {
+        let before = self.record.clone();
+        for file in files {
+            let (record, path) = (file.record(), file.path().canonicalize());
+            if let (Some(identity), Ok(path)) = (file.settled(), path) {
+                let entry = Entry { sha256: record.sha256.clone(), path, identity };
+                self.record.files.insert(record.name.clone(), entry);
             }
         }
-        if self.files == before {
+        if self.record == before {
             return Ok(());
         }
-        let failed = |e| crate::Error::io(&self.path, "cannot write", e);
-        if let Some(folder) = self.path.parent() {
-            std::fs::create_dir_all(folder).map_err(failed)?;
-        }
-        let json = serde_json::to_vec_pretty(&self.files).map_err(|e| failed(e.into()))?;
-        replace(&self.path, &json)
+        let path = private::folder_in(&self.cache, FOLDER)?.join(format!("{}.json", self.record.key));
+        let json = serde_json::to_vec_pretty(&self.record).map_err(|e| Error::io(&path, "cannot write", e.into()))?;
+        replace_private(&path, &json)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bundle::sha256_of;
+    use crate::files::SETTLED;
+
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn open(&self, name: &str) -> Arc<OpenFile> {
+            let path = self.0.path().join(name);
+            let bytes = std::fs::metadata(&path).unwrap().len();
+            let record = FileRecord { name: name.into(), bytes, sha256: sha256_of(&path).unwrap() };
+            Arc::new(OpenFile::open(self.0.path(), &record).unwrap())
+        }
+
+        fn cache(&self, key: &str) -> VerifiedCache {
+            VerifiedCache::load(&self.0.path().join("cache"), key).unwrap()
+        }
+    }
 
     #[test]
     fn modified_files_are_not_verified() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("w.data");
-        let record = FileRecord { name: "w.data".into(), bytes: 3, sha256: "ab".into() };
+        let dir = Folder(tempfile::tempdir().unwrap());
+        let path = dir.0.path().join("w.data");
         std::fs::write(&path, "abc").unwrap();
-        // Just written: too recent to be recorded.
-        let mut cache = VerifiedCache::load(dir.path(), "b");
-        cache.record(vec![VerifiedCache::pending(&path, &record)]).unwrap();
-        assert!(!cache.is_verified(&path, &record));
+        // Just written: too recent to be recorded, also when it was hashed; and nothing that was not hashed.
+        let file = dir.open("w.data");
+        dir.cache("b").record(std::slice::from_ref(&file)).unwrap();
+        file.verify().unwrap();
+        dir.cache("b").record(std::slice::from_ref(&file)).unwrap();
+        assert!(!dir.cache("b").is_verified(&file));
 
-        std::thread::sleep(SETTLED + Duration::from_millis(200));
-        let pending = VerifiedCache::pending(&path, &record);
-        cache.record(vec![pending]).unwrap();
-        let cache = VerifiedCache::load(dir.path(), "b");
-        assert!(cache.is_verified(&path, &record));
-        assert!(!VerifiedCache::load(dir.path(), "c").is_verified(&path, &record));
-        assert!(!cache.is_verified(&path, &FileRecord { sha256: "cd".into(), ..record.clone() }));
+        std::thread::sleep(SETTLED);
+        let file = dir.open("w.data");
+        file.verify().unwrap();
+        dir.cache("b").record(std::slice::from_ref(&file)).unwrap();
+        let (cache, fresh) = (dir.cache("b"), dir.open("w.data"));
+        assert!(cache.is_verified(&fresh) && !dir.cache("c").is_verified(&fresh));
+        assert_eq!(cache.known("w.data").as_ref(), Some(file.record()));
+
+        // The record of another bundle, put under this one's name.
+        let folder = dir.0.path().join("cache/verified");
+        std::fs::copy(folder.join("b.json"), folder.join("c.json")).unwrap();
+        assert!(!dir.cache("c").is_verified(&fresh));
+        // The same bytes in another file: it was not hashed.
+        std::fs::copy(&path, dir.0.path().join("v.data")).unwrap();
+        std::fs::rename(dir.0.path().join("v.data"), &path).unwrap();
+        assert!(!cache.is_verified(&dir.open("w.data")));
 
         // Other bytes with the old length and the old time of modification.
         let old = std::fs::metadata(&path).unwrap().modified().unwrap();
         std::fs::write(&path, "abd").unwrap();
         std::fs::File::options().append(true).open(&path).unwrap().set_modified(old).unwrap();
-        assert!(!cache.is_verified(&path, &record));
+        assert!(!cache.is_verified(&dir.open("w.data")));
 
-        std::fs::write(dir.path().join("verified/b.json"), "{").unwrap();
-        assert!(!VerifiedCache::load(dir.path(), "b").is_verified(&path, &record));
+        std::fs::write(folder.join("b.json"), "{").unwrap();
+        assert!(!dir.cache("b").is_verified(&fresh));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_record_that_others_can_write_to_is_not_believed() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = Folder(tempfile::tempdir().unwrap());
+        std::fs::write(dir.0.path().join("w.data"), "abc").unwrap();
+        std::thread::sleep(SETTLED);
+        let file = dir.open("w.data");
+        file.verify().unwrap();
+        dir.cache("b").record(std::slice::from_ref(&file)).unwrap();
+        let path = dir.0.path().join("cache/verified/b.json");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(dir.cache("b").is_verified(&file));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(!dir.cache("b").is_verified(&file));
     }
 }

@@ -20,7 +20,7 @@
 //! the next number when the bundle is changed again, and older versions can still be restored. A bundle that was copied
 //! without its store starts a new one. Folders of versions that are no longer needed may be deleted by hand.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::install::Staging;
@@ -28,7 +28,7 @@ use super::manifest::{MANIFEST, Manifest};
 use super::temperature::Temperature;
 use super::{Bundle, verify};
 use crate::error::{Code, Error, Result};
-use crate::files::replace;
+use crate::files::{Lock, remove_abandoned, replace};
 
 /// Suffix of the store's folder name after the bundle's.
 const SUFFIX: &str = ".versions";
@@ -61,6 +61,7 @@ impl Paths {
 
     /// The stored numbers, ascending.
     fn numbers(&self) -> Result<Vec<u32>> {
+        own_folder(&self.store)?;
         let entries = match fs::read_dir(&self.store) {
             Ok(entries) => entries,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -71,10 +72,26 @@ impl Paths {
             let entry = entry.map_err(|e| Error::io(&self.store, "cannot read the versions", e))?;
             // Only names that this module writes: `0002`, not `2`.
             let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            numbers.extend(number.filter(|n| *n > 0 && self.version(*n) == entry.path()));
+            let Some(number) = number.filter(|n| *n > 0 && self.version(*n) == entry.path()) else { continue };
+            own_folder(&entry.path())?;
+            numbers.push(number);
         }
         numbers.sort_unstable();
         Ok(numbers)
+    }
+}
+
+/// Refuses a link, a file or a pipe where a folder of the store is expected: a link would lead out of it. Nothing there
+/// is fine.
+fn own_folder(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => {
+            let message = "this must be a folder, and is a link or a file: move it away";
+            Err(Error::new(Code::BUNDLE_PATH, message).at(path))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io(path, "cannot open the folder", e)),
     }
 }
 
@@ -101,7 +118,7 @@ impl Version {
 /// Exclusive access to the versions of one bundle, until it is dropped.
 pub struct Versions {
     paths: Paths,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Versions {
@@ -116,21 +133,18 @@ impl Versions {
     /// Locks the bundle's versions against changes by other programs.
     ///
     /// # Errors
-    /// `bundle.busy` when another program holds the lock; `io`.
+    /// `bundle.busy` when another program holds the lock; `bundle.path` when the store is a link; `output.exists` when
+    /// the lock is a link or a pipe; `io`.
     pub fn lock(bundle: &Path) -> Result<Self> {
         let paths = Paths::of(bundle)?;
+        own_folder(&paths.store)?;
         fs::create_dir_all(&paths.store).map_err(|e| Error::io(&paths.store, "cannot make the folder", e))?;
-        let path = paths.store.join(LOCK);
-        let lock = File::options().create(true).append(true).open(&path);
-        let lock = lock.map_err(|e| Error::io(&path, "cannot open the file", e))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { paths, _lock: lock }),
-            Err(TryLockError::WouldBlock) => {
-                let message = "another program is changing this bundle: wait until it has finished";
-                Err(Error::new(Code::BUNDLE_BUSY, message).at(bundle))
-            }
-            Err(TryLockError::Error(e)) => Err(Error::io(&path, "cannot lock the file", e)),
-        }
+        let Some(lock) = Lock::try_new(&paths.store.join(LOCK))? else {
+            let message = "another program is changing this bundle: wait until it has finished";
+            return Err(Error::new(Code::BUNDLE_BUSY, message).at(bundle));
+        };
+        remove_abandoned(&paths.store);
+        Ok(Self { paths, _lock: lock })
     }
 
     /// All versions, as [`Self::list`].
@@ -146,7 +160,9 @@ impl Versions {
     /// # Errors
     /// As [`Staging::new`].
     pub fn stage(&self, number: u32) -> Result<Staging> {
-        Staging::new(&self.paths.version(number), false)
+        let version = self.paths.version(number);
+        own_folder(&version)?;
+        Staging::new(&version, false)
     }
 
     /// The stored version with this content except for its number, which an interrupted run may have left.
@@ -202,6 +218,7 @@ impl Versions {
     /// The folder of a stored version.
     fn folder(&self, number: u32) -> Result<PathBuf> {
         let dir = self.paths.version(number);
+        own_folder(&dir)?;
         if dir.is_dir() {
             return Ok(dir);
         }

@@ -36,6 +36,7 @@ pub(super) fn weight_map(path: &Path) -> Result<Option<BTreeMap<String, String>>
 
 /// Reads all shards of the index at `path`.
 pub(super) fn read(path: &Path) -> Result<Opened> {
+    let mut files = vec![SourceFile::at(path)?];
     let weights = weight_map(path)?.ok_or_else(|| {
         let message = "is a JSON file without a weight_map, expected a checkpoint or its index";
         Error::new(Code::CHECKPOINT_FORMAT, message).at(path)
@@ -53,11 +54,11 @@ pub(super) fn read(path: &Path) -> Result<Opened> {
         return Err(Error::new(Code::CHECKPOINT_NOT_FOUND, message).at(path));
     }
     let mut all = Contents::new(Format::Safetensors);
-    let mut files = vec![SourceFile::of(path)?];
     for (shard, names) in shards {
         let at = folder.join(shard);
-        let part = Mapping::open(&at).and_then(|map| detect::read(&map)).map_err(|e| e.at(&at))?;
-        files.push(SourceFile::of(&at)?);
+        let map = Mapping::open(&at).map_err(|e| e.at(&at))?;
+        let part = detect::read(&map).map_err(|e| e.at(&at))?;
+        files.push(SourceFile::of(&map));
         merge(&mut all, part, shard, &names).map_err(|e| e.at(path))?;
     }
     if weights.is_empty() {

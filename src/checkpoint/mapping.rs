@@ -3,13 +3,15 @@
 //! Flows in: a path. Flows out: `&[u8]` and [`Mapped`] sources over byte ranges.
 //!
 //! # Safety
-//! The one `unsafe` file of this module. Only regular files are mapped, read-only. As with every mapping, a program
-//! that truncates the file meanwhile makes the kernel end this one (SIGBUS), and one that overwrites it changes
-//! weights under way; no memory of ours can be harmed, for every byte pattern is a valid `u8` and nothing is trusted
-//! twice: what is checked (sizes, offsets) is copied out of the mapping first.
+//! The one `unsafe` file of this module. Only regular files are mapped, read-only; small ones are read. As with every
+//! mapping, a program that overwrites the file meanwhile changes weights under way, which [`Mapping::unchanged`] tells
+//! afterwards, and one that truncates it makes the kernel end this program (SIGBUS), unless it handles that, as the
+//! commands do. No memory of ours can be harmed, for every byte pattern is a valid `u8` and nothing is trusted twice:
+//! what is checked (sizes, offsets) is copied out of the mapping first.
 #![allow(unsafe_code)]
 
 use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +19,12 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use crate::error::{Code, Error, Result};
+use crate::files::Identity;
+use crate::files::mapped::{CHANGED, Kind, Registered};
 use crate::tensor::{CHUNK_BYTES, Sink, Source};
+
+/// Files of at most so many bytes are read instead of mapped: nothing can change them any more.
+const SMALL_BYTES: u64 = 1 << 20;
 
 /// Pages are given back after every so many bytes streamed.
 const RELEASE_BYTES: usize = 16 * CHUNK_BYTES;
@@ -31,6 +38,9 @@ enum Bytes {
 pub(super) struct Mapping {
     bytes: Bytes,
     path: PathBuf,
+    /// What the file system reported when it was opened; none for bytes that were handed over.
+    identity: Option<Identity>,
+    _registered: Option<Registered>,
 }
 
 impl Mapping {
@@ -57,15 +67,29 @@ impl Mapping {
             return Err(Error::new(Code::CHECKPOINT_TRUNCATED, message).at(path));
         }
         let file = File::open(path).map_err(|e| Error::io(path, "cannot open the checkpoint", e))?;
+        let about = file.metadata().map_err(|e| Error::io(path, "cannot open the checkpoint", e))?;
+        let identity = Identity::of(&about);
+        if about.len() <= SMALL_BYTES {
+            let mut bytes = Vec::new();
+            // Not more than it had: it may be growing.
+            let read = (&file).take(about.len()).read_to_end(&mut bytes);
+            read.map_err(|e| Error::io(path, "cannot read the checkpoint", e))?;
+            let copy =
+                Self { bytes: Bytes::Owned(bytes), path: path.to_owned(), identity: Some(identity), _registered: None };
+            copy.unchanged()?;
+            return Ok(Arc::new(copy));
+        }
         // SAFETY: a read-only mapping of a regular file, of which only bytes are ever read; see the module's
         // section on safety for what another process can do to it.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "cannot map the checkpoint", e))?;
-        Ok(Arc::new(Self { bytes: Bytes::Mapped(map), path: path.to_owned() }))
+        let registered = Some(Registered::new(path, Kind::Checkpoint));
+        let (path, identity) = (path.to_owned(), Some(identity));
+        Ok(Arc::new(Self { bytes: Bytes::Mapped(map), path, identity, _registered: registered }))
     }
 
     /// Bytes in memory, as if they were the file `path`.
     pub fn owned(bytes: Vec<u8>, path: &Path) -> Arc<Self> {
-        Arc::new(Self { bytes: Bytes::Owned(bytes), path: path.to_owned() })
+        Arc::new(Self { bytes: Bytes::Owned(bytes), path: path.to_owned(), identity: None, _registered: None })
     }
 
     /// All bytes.
@@ -74,6 +98,19 @@ impl Mapping {
             Bytes::Mapped(map) => map,
             Bytes::Owned(bytes) => bytes,
         }
+    }
+
+    /// What the file system reported of the file when it was opened; none for bytes that were handed over.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// Makes sure that the file was not written to and not replaced since it was opened.
+    ///
+    /// # Errors
+    /// `checkpoint.changed`.
+    pub fn unchanged(&self) -> Result<()> {
+        self.identity.as_ref().map_or(Ok(()), |identity| unchanged(&self.path, identity))
     }
 
     /// The file's name.
@@ -98,6 +135,17 @@ impl Mapping {
         }
         #[cfg(not(unix))]
         let _ = range;
+    }
+}
+
+/// Makes sure that the file at `path` is as it was when it had this identity.
+///
+/// # Errors
+/// `checkpoint.changed`.
+pub(super) fn unchanged(path: &Path, identity: &Identity) -> Result<()> {
+    match Identity::at(path) {
+        Ok(now) if now == *identity => Ok(()),
+        _ => Err(Error::new(Kind::Checkpoint.changed(), CHANGED).at(path)),
     }
 }
 

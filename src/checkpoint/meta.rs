@@ -58,12 +58,13 @@ pub(super) fn read(folder: &Path, names: &[String]) -> Result<Opened> {
     let params: MetaParams = serde_json::from_slice(json.bytes())
         .map_err(|e| Error::new(Code::CHECKPOINT_CORRUPT, format!("is not Meta's params.json: {e}")).at(&at))?;
     params.check().map_err(|e| e.at(&at))?;
-    let mut files = vec![SourceFile::of(&at)?];
+    let mut files = vec![SourceFile::of(&json)];
     let mut slices = Vec::new();
     for (i, name) in slice_names(names).map_err(|e| e.at(folder))?.iter().enumerate() {
         let at = folder.join(name);
-        let slice = Mapping::open(&at).and_then(|map| detect::read(&map)).map_err(|e| e.at(&at))?;
-        files.push(SourceFile::of(&at)?);
+        let map = Mapping::open(&at).map_err(|e| e.at(&at))?;
+        let slice = detect::read(&map).map_err(|e| e.at(&at))?;
+        files.push(SourceFile::of(&map));
         slices.push(slice);
         let same = slices[i].tensors.keys().eq(slices[0].tensors.keys());
         if !same {

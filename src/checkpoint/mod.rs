@@ -67,7 +67,9 @@ use contents::{Contents, Opened};
 use mapping::Mapping;
 
 use crate::error::{Code, Error, Result};
+use crate::files::Identity;
 use crate::tensor::LazyTensor;
+use crate::tensor::number::to_u64;
 
 /// A checkpoint format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,12 +108,31 @@ pub struct SourceFile {
     pub path: PathBuf,
     /// Its size in bytes.
     pub size: u64,
+    /// What the file system reported of it when it was opened.
+    identity: Option<Identity>,
 }
 
 impl SourceFile {
-    fn of(path: &Path) -> Result<Self> {
-        let about = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
-        Ok(Self { path: path.to_owned(), size: about.len() })
+    fn of(map: &Mapping) -> Self {
+        Self { path: map.path().to_owned(), size: to_u64(map.bytes().len()), identity: map.identity().cloned() }
+    }
+
+    /// The file at `path`, to be watched as those of a checkpoint are.
+    ///
+    /// # Errors
+    /// `io`.
+    pub fn at(path: &Path) -> Result<Self> {
+        let identity = Identity::at(path).map_err(|e| Error::io(path, "cannot open the file", e))?;
+        Ok(Self { path: path.to_owned(), size: identity.bytes, identity: Some(identity) })
+    }
+
+    /// Makes sure that the file was not written to and not replaced since it was opened: what was read of it is then
+    /// one state of it.
+    ///
+    /// # Errors
+    /// `checkpoint.changed`.
+    pub fn unchanged(&self) -> Result<()> {
+        self.identity.as_ref().map_or(Ok(()), |identity| mapping::unchanged(&self.path, identity))
     }
 }
 
@@ -171,6 +192,8 @@ impl Checkpoint {
     }
 
     fn finish(path: &Path, opened: Opened, chosen: Option<String>) -> Result<Self> {
+        // Its tensors are converted on all cores.
+        crate::threads::start_pool(None)?;
         let Opened { contents, files, params } = opened;
         let contents = contents.stripped().map_err(|e| e.at(path))?;
         Ok(Self { path: path.to_owned(), chosen, files, params, contents })
@@ -194,6 +217,15 @@ impl Checkpoint {
     /// The files that were read: index and parameters first, then the weights in order.
     pub fn files(&self) -> &[SourceFile] {
         &self.files
+    }
+
+    /// Makes sure that no file was written to or replaced since it was opened. Tensors are read from the files when
+    /// they are used: whoever made something of them asks this at the end, before it counts.
+    ///
+    /// # Errors
+    /// `checkpoint.changed`, naming the file.
+    pub fn unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(SourceFile::unchanged)
     }
 
     /// Meta's `params.json`, when the checkpoint has that layout.
@@ -282,7 +314,7 @@ fn open_file(path: &Path) -> Result<Opened> {
         return index::read(path);
     }
     let contents = detect::read(&map).map_err(|e| e.at(path))?;
-    Ok(Opened { contents, files: vec![SourceFile::of(map.path())?], params: None })
+    Ok(Opened { contents, files: vec![SourceFile::of(&map)], params: None })
 }
 
 /// Up to 20 names in one line, each cut at 120 characters, and how many more there are.

@@ -130,6 +130,7 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
+    args.common.catch_bus_errors();
     finish(run(&args), args.common.json)
 }
 
@@ -145,7 +146,7 @@ fn conflicts(args: &Args) -> std::result::Result<(), &'static str> {
 }
 
 fn run(args: &Args) -> Result<()> {
-    args.common.limit_threads()?;
+    args.common.start_threads()?;
     let plan = plan(args)?;
     let mut bar = Bar::new(&args.common);
     let outcome = export::run(&plan, &mut bar);

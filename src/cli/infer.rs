@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 
-use super::{Common, finish, parse, print, print_json_line, render, report_error, text, to_json, warning_line};
+use super::{
+    Common, finish, library_warnings, parse, print, print_json_line, render, report_error, text, to_json, warning_line,
+};
 use crate::bundle::INTENDED_USE;
 use crate::checkpoint::write_safetensors;
 use crate::cohort;
@@ -120,7 +122,8 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    let ready = args.common.limit_threads().and_then(|()| check_outputs(&args));
+    args.common.catch_bus_errors();
+    let ready = args.common.start_threads().and_then(|()| check_outputs(&args));
     let outcome = ready.and_then(|()| match &args.list {
         Some(list) => run_list(&args, list),
         None => run_scans(&args),
@@ -187,6 +190,7 @@ fn open(args: &Args, expected: Expected, report: Option<&str>) -> Result<Predict
     };
     let predictor = Predictor::open_for(&args.bundle, options, report)?;
     args.common.note(predictor.chosen().describe(args.common.verbose));
+    args.common.note(library_warnings().iter().map(warning_line));
     Ok(predictor)
 }
 
@@ -249,9 +253,10 @@ fn run_scans(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Whether an error is the bundle's and not a scan's: the other scans would fail too.
+/// Whether an error is the bundle's or the machine's and not a scan's: the other scans would fail too.
 fn is_fatal(e: &Error) -> bool {
-    e.code() == Code::BUNDLE_CHECKSUM
+    let codes = [Code::BUNDLE_CHECKSUM, Code::BUNDLE_CHANGED, Code::BUNDLE_REPLACED, Code::THREADS_UNAVAILABLE];
+    codes.contains(&e.code())
 }
 
 /// One scan: read, save what was asked for, predict. The report is encoded once, while the first scan is read.
@@ -282,6 +287,7 @@ fn scan(
         write_safetensors(path, tensors, &BTreeMap::new())?;
     }
     args.common.note(prediction.warnings.iter().map(warning_line));
+    prediction.warnings.extend(library_warnings());
     Ok(prediction)
 }
 
@@ -350,13 +356,15 @@ fn run_list(args: &Args, list: &Path) -> Result<()> {
 
 /// One row: its report is read and encoded while its scan is read.
 fn list_row(predictor: &Predictor, row: &Row, reading: PendingScan<'_>) -> Result<Prediction> {
-    match row.report_path() {
-        Some(path) => predictor.predict_with_report(&read_report(&path)?, &mut None, || reading.finish()),
+    let mut prediction = match row.report_path() {
+        Some(path) => predictor.predict_with_report(&read_report(&path)?, &mut None, || reading.finish())?,
         None => {
             predictor.require_image_head()?;
-            predictor.predict(reading.finish()?, None)
+            predictor.predict(reading.finish()?, None)?
         }
-    }
+    };
+    prediction.warnings.extend(library_warnings());
+    Ok(prediction)
 }
 
 fn short_line(row: &Row, prediction: &Prediction) -> String {

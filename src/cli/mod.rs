@@ -2,13 +2,17 @@
 //!
 //! Layer 8, feature `cli`. Each command turns its arguments into the plan of a use case, runs it and renders the
 //! result: results on stdout, everything else on stderr. Exit codes are decided here alone: 0 done, 1 the work failed,
-//! 2 wrong usage.
+//! 2 wrong usage, 128 and its number for a signal.
 
+#[cfg(target_os = "linux")]
+mod bus_error;
 pub mod export;
 pub mod infer;
 mod layers;
 mod progress;
 mod render;
+#[cfg(unix)]
+mod signals;
 mod text;
 pub mod train;
 
@@ -21,6 +25,8 @@ use clap::{Args, Parser};
 use crate::error::{Code, Error, Result, Warning};
 use crate::infer::results::error_json;
 use crate::progress::{Progress, Shared};
+use crate::runtime::{LibraryFile, PINNED_VERSION, Runtime};
+use crate::threads::start_pool;
 
 /// Exit code of wrong usage.
 const USAGE: u8 = 2;
@@ -40,7 +46,7 @@ struct Common {
     /// Number of threads [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// ONNX Runtime's shared library [default: $ORT_DYLIB_PATH, then searched for]
+    /// ONNX Runtime's shared library [default: $ORT_DYLIB_PATH, an absolute path; then searched for near the program]
     #[arg(long, global = true, value_name = "FILE")]
     ort_lib: Option<PathBuf>,
 }
@@ -50,11 +56,15 @@ impl Common {
         self.threads.map(usize::from)
     }
 
-    /// Applies `--threads` to all work outside ONNX Runtime too.
-    fn limit_threads(&self) -> Result<()> {
-        let Some(threads) = self.threads() else { return Ok(()) };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        pool.map_err(|e| Error::new(Code::IO, format!("cannot start {threads} threads: {e}")))
+    /// Starts the threads of all work outside ONNX Runtime, as many as `--threads` says.
+    fn start_threads(&self) -> Result<()> {
+        start_pool(self.threads())
+    }
+
+    /// Reports a mapped file that was truncated meanwhile as an error of that file; elsewhere it ends the process.
+    fn catch_bus_errors(&self) {
+        #[cfg(target_os = "linux")]
+        bus_error::install(self.json);
     }
 
     /// Lines on stderr, unless `--quiet`.
@@ -64,9 +74,10 @@ impl Common {
         }
     }
 
-    /// ONNX Runtime's log on stderr, with `--verbose`.
+    /// ONNX Runtime's log on stderr, with `--verbose`, after the files that were loaded.
     fn note_log(&self) {
         if self.verbose {
+            self.note(loaded_files().into_iter().map(|file| library_line(&file)));
             self.note(crate::runtime::take_log());
         }
     }
@@ -83,8 +94,27 @@ impl Common {
         warnings: &[Warning],
         text: impl FnOnce() -> String,
     ) -> Result<()> {
+        let about_libraries = library_warnings();
+        self.note(about_libraries.iter().map(warning_line));
+        let warnings = &[warnings, &about_libraries].concat();
         if self.json { print_json(&Document { result, warnings }) } else { print(&text()) }
     }
+}
+
+/// The files of ONNX Runtime that this process has loaded.
+fn loaded_files() -> Vec<LibraryFile> {
+    Runtime::loaded().map(Runtime::files).unwrap_or_default()
+}
+
+/// What there is to know about them.
+fn library_warnings() -> Vec<Warning> {
+    loaded_files().iter().filter_map(LibraryFile::warning).collect()
+}
+
+/// A file of ONNX Runtime as a line.
+fn library_line(file: &LibraryFile) -> String {
+    let build = if file.pinned { format!("ONNX Runtime {PINNED_VERSION}") } else { "not a pinned build".to_owned() };
+    format!("library: {} ({build}, SHA-256 {})", file.path.display(), file.sha256)
 }
 
 /// What `--json` prints: the result's own keys, and the warnings of the run.
@@ -103,7 +133,7 @@ impl Progress for Notes {
     }
 }
 
-/// Parses the process's arguments. `check` refuses combinations that clap cannot express.
+/// Parses the process's arguments and begins to handle signals. `check` refuses combinations that clap cannot express.
 ///
 /// # Errors
 /// The exit code, after help or an error message was printed.
@@ -112,7 +142,10 @@ fn parse<A: Parser>(
 ) -> std::result::Result<A, ExitCode> {
     let conflict = |message| A::command().error(clap::error::ErrorKind::ArgumentConflict, message);
     let parsed = A::try_parse().and_then(|args| check(&args).map(|()| args).map_err(conflict));
-    parsed.map_err(|e| wrong_usage(&e))
+    let args = parsed.map_err(|e| wrong_usage(&e))?;
+    #[cfg(unix)]
+    signals::catch(json_is_asked_for());
+    Ok(args)
 }
 
 /// Prints help, or what is wrong with the arguments: for a person on stderr, and with `--json` as an error on stdout.
@@ -122,10 +155,15 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         return ExitCode::SUCCESS;
     }
-    if std::env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json") {
+    if json_is_asked_for() {
         let _ = print_error(&Error::new(Code::USAGE, usage_message(&error.render().to_string())));
     }
     ExitCode::from(USAGE)
+}
+
+/// Whether the arguments, which may be wrong, have `--json`.
+fn json_is_asked_for() -> bool {
+    std::env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json")
 }
 
 /// The message of clap's text in one line, without the usage and hints below it.
@@ -137,6 +175,8 @@ fn usage_message(text: &str) -> String {
 
 /// Ends a command: reports the error, if any, and returns the exit code.
 fn finish(outcome: Result<()>, json: bool) -> ExitCode {
+    #[cfg(unix)]
+    signals::wait_if_stopped();
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     report_error(&error);
     if json {

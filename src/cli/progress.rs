@@ -1,6 +1,7 @@
 //! Progress on stderr: a bar on a terminal, plain lines with `-v` elsewhere.
 
 use std::io::IsTerminal;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -8,13 +9,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Common, text, warning_line, write_stderr};
 use crate::error::Warning;
 use crate::progress::Progress;
+use crate::threads;
 
 /// Minimum time between two plain lines about one step.
 const LINES: Duration = Duration::from_secs(5);
+/// How often the bar moves by itself.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Shows the progress of a command, and collects its warnings for `--json`.
 pub(super) struct Bar {
     bar: ProgressBar,
+    /// Its end stops the thread that moves the bar.
+    _ticking: Sender<()>,
     quiet: bool,
     /// Whether steps are plain lines: with `-v`, where stderr is no terminal.
     plain: bool,
@@ -26,8 +32,9 @@ impl Bar {
     pub fn new(common: &Common) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = if terminal && !common.quiet { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        let _ticking = tick(&bar);
         let (quiet, plain) = (common.quiet, common.verbose && !terminal);
-        Self { bar, quiet, plain, pace: Pace::begin("", 0), warnings: Vec::new() }
+        Self { bar, _ticking, quiet, plain, pace: Pace::begin("", 0), warnings: Vec::new() }
     }
 
     /// Removes the bar; returns the warnings of the run.
@@ -55,7 +62,7 @@ impl Bar {
         }
         self.bar.set_length(bytes.unwrap_or(0));
         self.bar.set_message(what.to_owned());
-        self.bar.enable_steady_tick(Duration::from_millis(100));
+        self.bar.tick();
     }
 }
 
@@ -97,6 +104,21 @@ impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Moves the bar until what is returned is dropped. Not indicatif's own way, which panics where no thread is to be had;
+/// here the bar then moves only when something is reported, and nothing else changes.
+fn tick(bar: &ProgressBar) -> Sender<()> {
+    let (sender, receiver) = channel();
+    if !bar.is_hidden() {
+        let bar = bar.clone();
+        let _ = threads::spawn("bar", move || {
+            while receiver.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                bar.tick();
+            }
+        });
+    }
+    sender
 }
 
 /// How far a step has come, and since when.

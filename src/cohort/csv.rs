@@ -11,17 +11,11 @@ use crate::error::{Code, Error, Result};
 /// Maximum size of a list, in bytes.
 const MAX_LIST_BYTES: u64 = 256 << 20;
 
-/// Reads a list: CSV with a header, spaces around cells trimmed. `columns` finds the columns in the header, `row`
-/// parses a record; a message that either returns becomes an error with the line. Each row comes with its line, from 1.
+/// The bytes of a list.
 ///
 /// # Errors
-/// `list.invalid`: no file, too large a file, not UTF-8, a row of another length than the header, or a message of
-/// `columns` or `row`.
-pub(super) fn read_rows<C, R>(
-    path: &Path,
-    columns: impl FnOnce(&StringRecord) -> Result<C, String>,
-    row: impl Fn(&C, &StringRecord) -> Result<R, String>,
-) -> Result<Vec<(u64, R)>> {
+/// `list.invalid`: no file, or too large a file.
+pub(super) fn list_bytes(path: &Path) -> Result<Vec<u8>> {
     let invalid = |message: String| Error::new(Code::LIST_INVALID, message).at(path);
     let meta = std::fs::metadata(path).map_err(|e| invalid(format!("cannot find the list: {e}")))?;
     if !meta.is_file() || meta.len() > MAX_LIST_BYTES {
@@ -30,8 +24,23 @@ pub(super) fn read_rows<C, R>(
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_LIST_BYTES).read_to_end(&mut bytes));
     read.map_err(|e| invalid(format!("cannot read the list: {e}")))?;
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes.as_slice());
-    let mut lines = Lines { bytes: &bytes, at: 0, line: 1 };
+    Ok(bytes)
+}
+
+/// Parses a list: CSV with a header, spaces around cells trimmed. `columns` finds the columns in the header, `row`
+/// parses a record; a message that either returns becomes an error with the line. Each row comes with its line, from 1.
+///
+/// # Errors
+/// `list.invalid`: not UTF-8, a row of another length than the header, or a message of `columns` or `row`.
+pub(super) fn parse_rows<C, R>(
+    bytes: &[u8],
+    path: &Path,
+    columns: impl FnOnce(&StringRecord) -> Result<C, String>,
+    row: impl Fn(&C, &StringRecord) -> Result<R, String>,
+) -> Result<Vec<(u64, R)>> {
+    let invalid = |message: String| Error::new(Code::LIST_INVALID, message).at(path);
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes);
+    let mut lines = Lines { bytes, at: 0, line: 1 };
     let header = reader.headers().map_err(|e| invalid(describe(&e, &mut lines)))?.clone();
     let columns = columns(&header).map_err(invalid)?;
     let mut rows = Vec::new();

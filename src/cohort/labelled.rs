@@ -17,7 +17,7 @@ use std::path::{Component, Path, PathBuf};
 use csv::StringRecord;
 use sha2::{Digest, Sha256};
 
-use super::csv::read_rows;
+use super::csv::{list_bytes, parse_rows};
 use crate::error::{Code, Error, Result};
 
 /// What a subject is used for.
@@ -94,9 +94,17 @@ pub struct Case {
 /// `list.invalid`, naming the line: no such column, a cell that is missing or unknown, a subject or a scan in two
 /// splits, a scan with two labels or of two subjects.
 pub fn read_labelled(path: &Path, labels: &[String]) -> Result<Vec<Case>> {
+    parse_labelled(&list_bytes(path)?, path, labels)
+}
+
+/// As [`read_labelled`], of the file's bytes; `path` is for messages and for the folder that rows are relative to.
+///
+/// # Errors
+/// `list.invalid`.
+pub fn parse_labelled(bytes: &[u8], path: &Path, labels: &[String]) -> Result<Vec<Case>> {
     let invalid = |message: String| Error::new(Code::LIST_INVALID, message).at(path);
     let folder = path.parent().unwrap_or(Path::new(""));
-    let rows = read_rows(path, Header::find, |header, record| header.row(record, folder, labels))?;
+    let rows = parse_rows(bytes, path, Header::find, |header, record| header.row(record, folder, labels))?;
     let numbered = |(line, row)| Row { line: usize::try_from(line).unwrap_or(usize::MAX), ..row };
     let mut rows: Vec<Row> = rows.into_iter().map(numbered).collect();
     if rows.is_empty() {

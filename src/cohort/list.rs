@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use csv::StringRecord;
 
-use super::csv::read_rows;
+use super::csv::{list_bytes, parse_rows};
 use crate::error::Result;
 
 /// A row of a cohort list.
@@ -43,6 +43,14 @@ impl Row {
 /// # Errors
 /// `list.invalid`, naming the line.
 pub fn read_list(path: &Path) -> Result<Vec<Row>> {
+    parse_list(&list_bytes(path)?, path)
+}
+
+/// As [`read_list`], of the file's bytes; `path` is for messages and for the folder that rows are relative to.
+///
+/// # Errors
+/// `list.invalid`, naming the line.
+pub fn parse_list(bytes: &[u8], path: &Path) -> Result<Vec<Row>> {
     let columns = |header: &StringRecord| {
         let column = |name: &str| header.iter().position(|h| h.trim_start_matches('\u{feff}') == name);
         let scan = column("scan").ok_or_else(|| {
@@ -50,7 +58,7 @@ pub fn read_list(path: &Path) -> Result<Vec<Row>> {
         })?;
         Ok((scan, column("report")))
     };
-    let rows = read_rows(path, columns, |(scan, report), record| {
+    let rows = parse_rows(bytes, path, columns, |(scan, report), record| {
         let cell = |i: usize| record.get(i).filter(|cell| !cell.is_empty()).map(str::to_owned);
         Ok((cell(*scan).ok_or("names no scan")?, report.and_then(cell)))
     })?;

@@ -20,5 +20,5 @@ mod csv;
 mod labelled;
 mod list;
 
-pub use labelled::{Case, Split, assign_splits, read_labelled};
-pub use list::{Row, read_list};
+pub use labelled::{Case, Split, assign_splits, parse_labelled, read_labelled};
+pub use list::{Row, parse_list, read_list};

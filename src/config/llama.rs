@@ -2,7 +2,15 @@
 
 use serde_json::Value;
 
+use super::limits::{MAX_HEADS, MAX_LAYERS, MAX_MLP, MAX_WIDTH};
 use crate::error::{Code, Error, Result};
+
+/// Maximum number of rows of the embedding table: four times the largest published.
+const MAX_VOCAB: usize = 1 << 20;
+/// Maximum width of one head.
+const MAX_HEAD_DIM: usize = 4096;
+/// Maximum number of positions.
+const MAX_POSITIONS: usize = 1 << 24;
 
 /// Sizes and constants of a LLaMA checkpoint.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -47,22 +55,22 @@ impl LlamaConfig {
             }
         }
         let rope = rope_parameters(json)?;
-        let heads = size(json, "num_attention_heads")?;
-        let hidden = size(json, "hidden_size")?;
+        let heads = size(json, "num_attention_heads", MAX_HEADS)?;
+        let hidden = size(json, "hidden_size", MAX_WIDTH)?;
         let config = Self {
-            vocab: size(json, "vocab_size")?,
+            vocab: size(json, "vocab_size", MAX_VOCAB)?,
             hidden,
-            mlp: size(json, "intermediate_size")?,
-            layers: size(json, "num_hidden_layers")?,
+            mlp: size(json, "intermediate_size", MAX_MLP)?,
+            layers: size(json, "num_hidden_layers", MAX_LAYERS)?,
             heads,
-            kv_heads: optional_size(json, "num_key_value_heads")?.unwrap_or(heads),
-            head_dim: match optional_size(json, "head_dim")? {
+            kv_heads: optional_size(json, "num_key_value_heads", MAX_HEADS)?.unwrap_or(heads),
+            head_dim: match optional_size(json, "head_dim", MAX_HEAD_DIM)? {
                 Some(dim) => dim,
                 None => divide("hidden_size", hidden, heads)?,
             },
             rms_eps: number(json, "rms_norm_eps")?.unwrap_or(1e-6),
             rope_theta: rope.unwrap_or(1e4),
-            max_positions: optional_size(json, "max_position_embeddings")?,
+            max_positions: optional_size(json, "max_position_embeddings", MAX_POSITIONS)?,
         };
         config.validate()?;
         Ok(config)
@@ -76,14 +84,14 @@ impl LlamaConfig {
         if params.get("use_scaled_rope").and_then(Value::as_bool) == Some(true) {
             return Err(Error::new(Code::CONFIG_VALUE, "use_scaled_rope is true: LLaMA 2 has plain rotary embeddings"));
         }
-        let (hidden, heads) = (size(params, "dim")?, size(params, "n_heads")?);
+        let (hidden, heads) = (size(params, "dim", MAX_WIDTH)?, size(params, "n_heads", MAX_HEADS)?);
         let config = Self {
             vocab,
             hidden,
             mlp,
-            layers: size(params, "n_layers")?,
+            layers: size(params, "n_layers", MAX_LAYERS)?,
             heads,
-            kv_heads: optional_size(params, "n_kv_heads")?.unwrap_or(heads),
+            kv_heads: optional_size(params, "n_kv_heads", MAX_HEADS)?.unwrap_or(heads),
             head_dim: divide("dim", hidden, heads)?,
             rms_eps: number(params, "norm_eps")?.unwrap_or(1e-5),
             rope_theta: number(params, "rope_theta")?.unwrap_or(1e4),
@@ -111,8 +119,24 @@ impl LlamaConfig {
         }
     }
 
-    fn validate(&self) -> Result<()> {
+    /// Checks that every size can be built.
+    ///
+    /// # Errors
+    /// `config.value`, naming the field and what it holds.
+    pub fn validate(&self) -> Result<()> {
         let fail = |message: String| Err(Error::new(Code::CONFIG_VALUE, message));
+        let sizes = [
+            ("vocabulary", self.vocab, MAX_VOCAB),
+            ("hidden size", self.hidden, MAX_WIDTH),
+            ("MLP's width", self.mlp, MAX_MLP),
+            ("number of layers", self.layers, MAX_LAYERS),
+            ("number of heads", self.heads, MAX_HEADS),
+            ("number of key-value heads", self.kv_heads, MAX_HEADS),
+            ("head_dim", self.head_dim, MAX_HEAD_DIM),
+        ];
+        if let Some((what, size, max)) = sizes.into_iter().find(|(_, size, max)| !(1..=*max).contains(size)) {
+            return fail(format!("the language model's {what} is {size}, expected 1 to {max}"));
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return fail(format!("{} query heads cannot share {} key-value heads evenly", self.heads, self.kv_heads));
         }
@@ -161,16 +185,19 @@ fn divide(what: &str, hidden: usize, heads: usize) -> Result<usize> {
     Ok(hidden / heads)
 }
 
-fn optional_size(json: &Value, field: &str) -> Result<Option<usize>> {
+fn optional_size(json: &Value, field: &str, max: usize) -> Result<Option<usize>> {
     let Some(found) = json.get(field).filter(|v| !v.is_null()) else { return Ok(None) };
-    match found.as_u64() {
-        Some(n @ 1..=0x100_0000) => Ok(Some(n as usize)),
-        _ => Err(Error::new(Code::CONFIG_VALUE, format!("{field} is {found}, expected a positive whole number"))),
+    match found.as_u64().and_then(|n| usize::try_from(n).ok()) {
+        Some(n) if (1..=max).contains(&n) => Ok(Some(n)),
+        _ => {
+            Err(Error::new(Code::CONFIG_VALUE, format!("{field} is {found}, expected a whole number from 1 to {max}")))
+        }
     }
 }
 
-fn size(json: &Value, field: &str) -> Result<usize> {
-    optional_size(json, field)?.ok_or_else(|| Error::new(Code::CONFIG_SYNTAX, format!("the field {field} is missing")))
+fn size(json: &Value, field: &str, max: usize) -> Result<usize> {
+    let found = optional_size(json, field, max)?;
+    found.ok_or_else(|| Error::new(Code::CONFIG_SYNTAX, format!("the field {field} is missing")))
 }
 
 fn number(json: &Value, field: &str) -> Result<Option<f64>> {

@@ -13,6 +13,9 @@
 //! ```
 
 mod adamw;
+mod limits;
+#[cfg(test)]
+mod limits_tests;
 mod llama;
 
 use std::path::Path;
@@ -22,13 +25,15 @@ use serde::{Deserialize, Serialize};
 pub use adamw::AdamW;
 pub use llama::LlamaConfig;
 
+use limits::{
+    MAX_HEADS, MAX_LABEL_BYTES, MAX_LABELS, MAX_LAYERS, MAX_MLP, MAX_PATCHES, MAX_POSITIONS, MAX_SIDE, MAX_TOKENS,
+    MAX_WIDTH,
+};
+
 use crate::error::{Code, Error, Result};
 
 /// Maximum size of a configuration file, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// Maximum of any size in a configuration.
-const MAX_SIZE: usize = 1 << 20;
-
 /// The content of `config.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -226,10 +231,17 @@ impl Config {
     /// # Errors
     /// `config.syntax` when it is unreadable or names an unknown field, `config.value` when a size is impossible.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = read_small(path)?;
-        let config: Self = serde_json::from_str(&text)
-            .map_err(|e| Error::new(Code::CONFIG_SYNTAX, format!("{e}")).at(path).caused_by(e))?;
-        config.validate().map_err(|e| e.at(path))?;
+        Self::from_text(&read_small(path)?).map_err(|e| e.at(path))
+    }
+
+    /// As [`Self::load`], of the file's text.
+    ///
+    /// # Errors
+    /// `config.syntax` or `config.value`.
+    pub fn from_text(text: &str) -> Result<Self> {
+        let config: Self =
+            serde_json::from_str(text).map_err(|e| Error::new(Code::CONFIG_SYNTAX, format!("{e}")).caused_by(e))?;
+        config.validate()?;
         Ok(config)
     }
 
@@ -278,32 +290,41 @@ impl Config {
                 return value(format!("{what} {size:?} is not a multiple of vision.patch {:?}", v.patch));
             }
         }
+        let patches = self.run_grid().iter().product::<usize>();
+        if patches > MAX_PATCHES || patches * v.hidden > MAX_POSITIONS {
+            return value(format!(
+                "[adapter.out, volume.size, volume.size] {:?} are {patches} patches of vision.hidden {}, expected at \
+                 most {MAX_PATCHES} patches and {MAX_POSITIONS} values",
+                self.run_size(),
+                v.hidden
+            ));
+        }
         Ok(())
     }
 
     fn validate_ranges(&self) -> Result<()> {
         let (a, v) = (&self.adapter, &self.vision);
         let sizes = [
-            ("volume.size", self.volume.size),
-            ("adapter.in", a.slices_in),
-            ("adapter.out", a.slices_out),
-            ("adapter.width", a.width),
-            ("vision.hidden", v.hidden),
-            ("vision.mlp", v.mlp),
-            ("vision.layers", v.layers),
-            ("vision.heads", v.heads),
-            ("text.hidden", self.text.hidden),
-            ("text.max_tokens", self.text.max_tokens),
-            ("projection.dim", self.projection.dim),
+            ("volume.size", self.volume.size, MAX_SIDE),
+            ("adapter.in", a.slices_in, MAX_SIDE),
+            ("adapter.out", a.slices_out, MAX_SIDE),
+            ("adapter.width", a.width, MAX_SIDE),
+            ("vision.hidden", v.hidden, MAX_WIDTH),
+            ("vision.mlp", v.mlp, MAX_MLP),
+            ("vision.layers", v.layers, MAX_LAYERS),
+            ("vision.heads", v.heads, MAX_HEADS),
+            ("text.hidden", self.text.hidden, MAX_WIDTH),
+            ("text.max_tokens", self.text.max_tokens, MAX_TOKENS),
+            ("projection.dim", self.projection.dim, MAX_WIDTH),
         ];
         let axes = v.img.iter().map(|&n| ("vision.img", n)).chain(v.patch.iter().map(|&n| ("vision.patch", n)));
-        for (name, size) in sizes.into_iter().chain(axes) {
-            if !(1..=MAX_SIZE).contains(&size) {
-                return value(format!("{name} is {size}, expected 1 to {MAX_SIZE}"));
+        for (name, size, max) in sizes.into_iter().chain(axes.map(|(name, size)| (name, size, MAX_SIDE))) {
+            if !(1..=max).contains(&size) {
+                return value(format!("{name} is {size}, expected 1 to {max}"));
             }
         }
-        if self.volume.size < 2 || self.volume.size > 1024 {
-            return value(format!("volume.size is {}, expected 2 to 1024", self.volume.size));
+        if self.volume.size < 2 {
+            return value(format!("volume.size is {}, expected 2 to {MAX_SIDE}", self.volume.size));
         }
         let mm = self.volume.voxel_mm;
         if !(0.01..=100.0).contains(&mm) {
@@ -313,6 +334,12 @@ impl Config {
         }
         self.volume.clip.map_or(Ok(()), validate_clip)?;
         let labels = &self.labels.0;
+        if labels.len() > MAX_LABELS {
+            return value(format!("labels are {} names, expected 2 to {MAX_LABELS}", labels.len()));
+        }
+        if let Some(long) = labels.iter().find(|label| label.len() > MAX_LABEL_BYTES) {
+            return value(format!("a name in labels has {} bytes, expected at most {MAX_LABEL_BYTES}", long.len()));
+        }
         // "AD" and "AD " would be two classes that nobody can tell apart.
         let distinct: std::collections::BTreeSet<_> = labels.iter().map(|label| label.trim()).collect();
         if labels.len() < 2 || distinct.len() != labels.len() || distinct.contains("") {

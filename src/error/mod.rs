@@ -59,10 +59,14 @@ macro_rules! codes {
 codes! {
     INTERNAL = "internal", "a defect of this program, not of its input";
     USAGE = "usage", "the command line is wrong";
-    IO = "io", "the operating system refused an operation, on a file or to start a thread";
+    INTERRUPTED = "interrupted", "a signal ended the program";
+    IO = "io", "the operating system refused an operation on a file";
     MEMORY_LIMIT = "memory.limit", "the run needs more memory than is allowed or available";
+    THREADS_UNAVAILABLE = "threads.unavailable", "the system refuses to start another thread";
     DISK_FULL = "disk.full", "not enough free space for what is to be written";
     OUTPUT_EXISTS = "output.exists", "the output exists and was not made by this tool";
+    OUTPUT_IN_USE = "output.in_use", "another program writes there";
+    CACHE_UNSAFE = "cache.unsafe", "the cache folder belongs to another user, or others can write to it";
 
     NIFTI_EMPTY = "nifti.empty", "the scan file holds no bytes";
     NIFTI_NOT_FOUND = "nifti.not_found", "there is no such scan file";
@@ -88,6 +92,7 @@ codes! {
     CHECKPOINT_FORMAT = "checkpoint.format", "the file is not a checkpoint format this tool reads";
     CHECKPOINT_TRUNCATED = "checkpoint.truncated", "a checkpoint file ends too early";
     CHECKPOINT_CORRUPT = "checkpoint.corrupt", "a checkpoint file contradicts itself";
+    CHECKPOINT_CHANGED = "checkpoint.changed", "a checkpoint file was changed while it was read";
     CHECKPOINT_UNSAFE_PICKLE = "checkpoint.unsafe-pickle", "a pickle asks for code that is not on the allow-list";
     CHECKPOINT_TENSORS = "checkpoint.tensors", "tensors are missing, unexpected or of the wrong shape";
     CHECKPOINT_NONFINITE = "checkpoint.nonfinite", "a weight is NaN or infinite";
@@ -101,6 +106,7 @@ codes! {
     REPORT_TOO_LARGE = "report.too_large", "the report file is too large to be a clinical report";
 
     GRAPH_INVALID = "graph.invalid", "a graph breaks a rule of the intermediate representation";
+    GRAPH_UNKNOWN_OP = "graph.unknown_op", "a bundle's graph has an operator that is never written";
     ONNX_INVALID = "onnx.invalid", "an ONNX file cannot be read or written";
 
     BUNDLE_NOT_FOUND = "bundle.not_found", "there is no bundle in the folder";
@@ -110,6 +116,7 @@ codes! {
     BUNDLE_NO_IMAGE_HEAD = "bundle.no_image_head", "no report was given and the bundle has no image-only classifier";
     BUNDLE_VERSION = "bundle.version", "the bundle has no such version";
     BUNDLE_BUSY = "bundle.busy", "another program is changing the bundle";
+    BUNDLE_CHANGED = "bundle.changed", "a file of the bundle was changed while it was in use";
     BUNDLE_REPLACED = "bundle.replaced", "the bundle was replaced while it was in use";
 
     RUNTIME_MISSING = "runtime.missing", "the ONNX Runtime library cannot be found or loaded";

@@ -75,6 +75,7 @@ impl Backend {
             runtime: self.runtime,
             options: session,
             bound,
+            read_weights: options.read_weights,
             warm_up: bound && options.warm_up,
             engines: cache.map(|cache| (EngineCache::new(cache, options.progress.clone()), self.engine_key(bundle))),
             // Under an explicit limit, memory must be released before more is taken.

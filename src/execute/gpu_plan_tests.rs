@@ -122,6 +122,19 @@ fn graphs_are_cut_to_the_card() {
     }
 }
 
+/// The arena of a group that was released lives as long as its results, which the next group reads.
+#[test]
+fn a_group_starts_while_the_results_of_the_one_before_are_there() {
+    let full = Full::new(true, false);
+    let part = &full.parts(Mode::OneShot)[2];
+    let n = full.text().segments().len();
+    let one = |group: &Range<usize>| loaded(part, group, false);
+    let (first, second) = (0..n / 2, n / 2..n);
+    let expected = one(&first).max(one(&second) + live(part, &first, false));
+    assert!(expected > one(&first).max(one(&second)));
+    assert_eq!(transient_peak(part, &[first, second], false, false), expected);
+}
+
 #[test]
 fn what_is_run_often_stays_where_it_fits() {
     let full = Full::new(true, false);

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::cache::engines::{EngineCache, EngineKey, EngineSource};
 use super::run_report::{Timing, milliseconds};
+use super::verification::{ReadGraph, SourceFiles};
 use crate::error::{Error, Result};
 use crate::model::Part;
 use crate::runtime::{EngineOptions, ProfiledInput, Runtime, Session, SessionOptions, Source};
@@ -20,6 +21,8 @@ pub(super) struct Loader {
     pub options: SessionOptions,
     /// Whether inputs and outputs are bound, as on a GPU: results stay where they are made.
     pub bound: bool,
+    /// Whether weights are read instead of mapped.
+    pub read_weights: bool,
     /// Whether a session is run once after it is loaded.
     pub warm_up: bool,
     /// Where engines are kept, and what they depend on except for the graph; none where none are built, or kept.
@@ -35,6 +38,8 @@ pub(super) struct LoadSpec {
     pub part: Part,
     /// The whole graph's file.
     pub path: PathBuf,
+    /// The files that it is read from.
+    pub files: SourceFiles,
     /// The group as a graph in memory; none for the whole.
     pub group: Option<GroupModel>,
     /// The first segment, and the one behind the last.
@@ -61,7 +66,8 @@ impl Loader {
     /// each step.
     ///
     /// # Errors
-    /// `device.unavailable`, `device.memory`, `runtime.*`; `io` and `disk.full` where engines are kept.
+    /// `device.unavailable`, `device.memory`, `runtime.*`; `bundle.changed`, `bundle.replaced`; `io` and `disk.full`
+    /// where engines are kept.
     pub fn load(&self, spec: &LoadSpec, options: &SessionOptions, stays: bool) -> Result<(Session, Timing)> {
         let mut timing = Timing::default();
         let mut engines = EngineOptions { inputs: spec.profiled.clone(), ..EngineOptions::default() };
@@ -95,12 +101,17 @@ impl Loader {
         // Where engines come with a context model, that is loaded in place of the graph.
         let kept = engines.folder.as_deref().filter(|_| !engines.make);
         let context = kept.zip(options.provider.context()).map(|(folder, name)| folder.join(name));
+        if self.read_weights && context.is_none() && spec.group.is_none() {
+            let ReadGraph { graph, weights } = spec.files.read(&spec.path)?;
+            let source = Source::Read { model: &graph, weights: &weights, path: &spec.path };
+            return Session::load(self.runtime, source, options, engines);
+        }
         let source = match (&context, &spec.group) {
             (Some(context), _) => Source::File(context),
             (None, Some(group)) => Source::Part { model: &group.model, path: &spec.path },
             (None, None) => Source::File(&spec.path),
         };
-        Session::load(self.runtime, source, options, engines)
+        spec.files.while_loading(|| Session::load(self.runtime, source, options, engines))
     }
 }
 

@@ -46,6 +46,11 @@ pub struct Options {
     /// Whether prepacked weights are kept in the cache too: about twice their size on disk, full speed, and file-backed
     /// memory.
     pub prepacked: bool,
+    /// Whether weights are read into memory instead of being mapped from their files. A program that reads a mapped
+    /// file which is truncated meanwhile is ended by a bus error (SIGBUS), unless it handles that: the commands do, the
+    /// library does not. What was read cannot change any more. It costs private memory of the size of a graph's weights
+    /// for as long as the graph is loaded, which the system cannot drop; a graph then has to run as a whole.
+    pub read_weights: bool,
     /// Whether a scan's own intensities are kept (to be saved), also when its features are in the cache.
     pub voxels: bool,
     /// Whether predictions carry every stage's tensor. The cache is then not read.
@@ -85,6 +90,7 @@ impl Default for Options {
             max_memory: None,
             cache: None,
             prepacked: false,
+            read_weights: false,
             voxels: false,
             keep_tensors: false,
             warm_up: true,

@@ -1,12 +1,12 @@
 //! A bundle's graphs, ready to run: the one owner of the bundle, its stages and their verification.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::backend::Backend;
 use super::cache::features::Store;
-use super::cache::prepacked::Prepacked;
+use super::cache::prepacked::{Prepacked, PrepackedCopy};
 use super::memory_plan::MemoryBudget;
 use super::planning::{RunPlan, memory_budget, stages};
 use super::run_report::{Memory, Run, Timing, milliseconds};
@@ -15,8 +15,9 @@ use super::verification::Verification;
 use super::{Options, host_memory};
 use crate::bundle::Bundle;
 use crate::error::{Error, Result};
+use crate::files::private;
 use crate::model::{Part, PartMap};
-use crate::runtime::{Input, OutputPlacement, Placement, RuntimeValue, SelectedDevice};
+use crate::runtime::{Input, OutputPlacement, Placement, RuntimeValue, SelectedDevice, Session};
 use crate::tensor::{Tensor, TensorView};
 
 /// A bundle's graphs: planned for the memory that there is, loaded when they are first run, each run as planned, and
@@ -48,7 +49,7 @@ impl Pipeline {
     /// no memory is planned for the language model.
     ///
     /// # Errors
-    /// `bundle.*`, `runtime.missing`, `runtime.version`, `device.*`, `memory.limit`, `onnx.invalid`.
+    /// `bundle.*`, `cache.unsafe`, `runtime.missing`, `runtime.version`, `device.*`, `memory.limit`, `onnx.invalid`.
     pub fn open(dir: &Path, options: &Options) -> Result<Self> {
         let opened = Instant::now();
         Self::opened_at(opened, Arc::new(Bundle::open_quickly(dir)?), options)
@@ -63,6 +64,9 @@ impl Pipeline {
     }
 
     fn opened_at(opened: Instant, bundle: Arc<Bundle>, options: &Options) -> Result<Self> {
+        if let Some(cache) = &options.cache {
+            private::cache_folder(cache)?;
+        }
         let backend = Backend::select(&bundle, options)?;
         if options.prepacked && backend.on_gpu() {
             options.progress.note("only the CPU prepacks weights: --prepacked does nothing on a GPU");
@@ -140,14 +144,14 @@ impl Pipeline {
     /// Starts to load the image's graphs on other threads, where memory allows it.
     ///
     /// # Errors
-    /// `bundle.checksum`, `io`: those of the files' verification.
+    /// `bundle.checksum`, `io`: those of the files' verification; `threads.unavailable`.
     pub fn preload(&self) -> Result<()> {
         if !self.plan.preload || !self.in_background || self.prepacked.is_some() {
             return Ok(());
         }
         for part in [Part::Vision, Part::Adapter, Part::Heads] {
             self.verification().start(part)?;
-            self.stage(part)?.preload();
+            self.stage(part)?.preload()?;
         }
         Ok(())
     }
@@ -179,7 +183,8 @@ impl Pipeline {
     /// As [`Self::run`], with inputs that may lie on the device, and outputs that stay where the caller wants them.
     ///
     /// # Errors
-    /// `bundle.checksum`, `bundle.replaced`, `runtime.*`, `device.*`; `internal` for a part that was not planned.
+    /// `bundle.checksum`, `bundle.changed`, `bundle.replaced`, `runtime.*`, `device.*`; `internal` for a part that was
+    /// not planned.
     pub fn run_values(
         &self,
         part: Part,
@@ -197,11 +202,11 @@ impl Pipeline {
         Ok(results)
     }
 
-    /// Waits until the weights of these parts are verified: nothing that was computed with them may leave the program
-    /// before.
+    /// Waits until the weights of these parts are verified, and makes sure that no file was changed since: nothing that
+    /// was computed with them may leave the program before.
     ///
     /// # Errors
-    /// `bundle.checksum`, naming the file.
+    /// `bundle.checksum` or `bundle.changed`, naming the file.
     pub fn verify(&self, parts: &[Part], timing: &mut Timing) -> Result<()> {
         let started = Instant::now();
         parts.iter().try_for_each(|part| self.verification().wait(*part))?;
@@ -227,6 +232,7 @@ impl Pipeline {
         let first_run = stages.iter().filter_map(|stage| stage.first_run()).min();
         Run {
             chosen: Some(self.backend.chosen.clone()),
+            libraries: self.backend.runtime.files(),
             stages: stages.iter().map(|stage| stage.to_record()).collect(),
             from_cache,
             memory_bytes: Memory {
@@ -254,24 +260,33 @@ impl Pipeline {
             return self.verification().start(part);
         };
         if !stage.is_prepacked() {
-            let path = self.prepacked_copy(prepacked, part, &stage, timing)?;
-            stage.use_prepacked(&path);
+            let copy = self.prepacked_copy(prepacked, part, &stage, timing)?;
+            stage.use_prepacked(&copy);
         }
         Ok(())
     }
 
     /// The prepacked copy of a graph, made now where the cache has none.
-    fn prepacked_copy(&self, cache: &Prepacked, part: Part, stage: &Stage, timing: &mut Timing) -> Result<PathBuf> {
-        if let Some(path) = cache.find(part) {
-            return Ok(path);
+    fn prepacked_copy(
+        &self,
+        cache: &Prepacked,
+        part: Part,
+        stage: &Stage,
+        timing: &mut Timing,
+    ) -> Result<PrepackedCopy> {
+        if let Some(copy) = cache.find(part)? {
+            return Ok(copy);
         }
         let started = Instant::now();
         self.verification().start(part)?;
         self.verification().wait(part)?;
         let need = self.bundle.manifest.parts[part.as_str()].bytes.saturating_mul(9) / 4;
-        let path = cache.make(part, stage.path(), need, self.backend.runtime, &stage.prepacking_options())?;
+        let (runtime, options) = (self.backend.runtime, stage.prepacking_options());
+        let copy = cache.make(part, need, &mut |target| {
+            stage.while_loading(|| Session::save_prepacked(runtime, stage.path(), target, &options))
+        })?;
         timing.add("prepack", milliseconds(started));
-        Ok(path)
+        Ok(copy)
     }
 
     /// A part's stage, for the caller alone.

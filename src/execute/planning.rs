@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Options;
 use super::backend::Backend;
@@ -10,6 +11,7 @@ use super::host_memory::{self, LimitedBy};
 use super::memory_plan::{MemoryBudget, Planned, PlannedPart, peak_when_preloading, plan};
 use super::run_report::GpuMemory;
 use super::stage::Stage;
+use super::verification::SourceFiles;
 use crate::bundle::Bundle;
 use crate::error::{Code, Error, Result};
 use crate::model::{Part, PartMap};
@@ -56,7 +58,7 @@ pub(super) fn memory_budget(bundle: &Bundle, options: &Options, backend: &Backen
 /// # Errors
 /// `memory.limit`, `device.memory`, `device.precision`, `onnx.invalid`.
 pub(super) fn stages(
-    bundle: &Bundle,
+    bundle: &Arc<Bundle>,
     options: &Options,
     backend: &Backend,
     budget: &MemoryBudget,
@@ -68,8 +70,9 @@ pub(super) fn stages(
             let message = format!("the bundle has no graph `{part}` for the device `{}`", provider.name());
             Error::new(Code::DEVICE_PRECISION, message).at(&bundle.dir)
         })?;
-        let path = bundle.file(file);
-        Ok((part, SegmentedModel::read(&path)?, path))
+        let path = bundle.file(file)?;
+        let model = SegmentedModel::from_bytes(&bundle.read(file)?).map_err(|e| e.at(&path))?;
+        Ok((part, model, path))
     };
     let models: Vec<(Part, SegmentedModel, PathBuf)> = needed.map(read).collect::<Result<_>>()?;
     let max_tokens = bundle.manifest.tokenizer.max_tokens as u64;
@@ -84,10 +87,15 @@ pub(super) fn stages(
         })
         .collect();
     let (planned, run) = plans(&parts, options, backend, budget).map_err(|e| e.at(&bundle.dir))?;
+    if options.read_weights && planned.iter().any(|planned| planned.groups.len() > 1) {
+        let message = "weights that are read need a graph as a whole in memory, and it does not fit: allow more memory";
+        return Err(Error::new(Code::MEMORY_LIMIT, message).at(&bundle.dir));
+    }
     let loader = backend.loader(bundle, options, budget);
     let mut stages = PartMap::from_fn(|_| None);
     for ((part, model, path), planned) in models.iter().zip(planned) {
-        stages[*part] = Some(Stage::new(*part, path, model, planned, max_tokens, loader.clone())?);
+        let files = SourceFiles::of_part(bundle, *part);
+        stages[*part] = Some(Stage::new(*part, (path, &files), model, planned, max_tokens, loader.clone())?);
     }
     Ok((stages, run))
 }

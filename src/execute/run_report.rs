@@ -9,13 +9,15 @@ use serde::ser::SerializeMap;
 
 use super::memory_plan::Mode;
 use crate::error::{Warning, WarningCode};
-use crate::runtime::{Placement, SelectedDevice};
+use crate::runtime::{LibraryFile, Placement, SelectedDevice};
 
 /// How a run really went.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Run {
     /// The device that was chosen, and why.
     pub chosen: Option<SelectedDevice>,
+    /// The files of ONNX Runtime that were loaded, and whether they are pinned builds: the library first.
+    pub libraries: Vec<LibraryFile>,
     /// Each graph that memory was planned for.
     pub stages: Vec<StageRun>,
     /// The features that were in the cache and not computed: `vision`, `text`.

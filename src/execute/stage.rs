@@ -10,14 +10,17 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use super::cache::prepacked::PrepackedCopy;
 use super::loader::{GroupModel, LoadSpec, Loader};
 use super::memory_plan::{Mode, Planned};
 use super::profiles::profiles;
 use super::run_report::{StageRun, Timing, milliseconds};
+use super::verification::SourceFiles;
 use crate::error::{Error, Result};
 use crate::model::Part;
 use crate::onnx::{Extracted, SegmentedModel};
 use crate::runtime::{Input, OutputPlacement, Placement, RuntimeValue, Session, SessionOptions};
+use crate::threads;
 
 /// A graph, the plan by which it is run, and the sessions that are loaded for it.
 pub(super) struct Stage {
@@ -53,13 +56,13 @@ struct Boundary {
 }
 
 impl Stage {
-    /// A stage that runs the graph at `path` as planned, for reports of at most `max_tokens` tokens.
+    /// A stage that runs the graph at `path`, one of `files`, as planned, for reports of at most `max_tokens` tokens.
     ///
     /// # Errors
     /// `onnx.invalid` when the graph cannot be taken apart, or has inputs that no engine can be built for.
     pub fn new(
         part: Part,
-        path: &Path,
+        (path, files): (&Path, &SourceFiles),
         model: &SegmentedModel,
         planned: Planned,
         max_tokens: u64,
@@ -84,7 +87,8 @@ impl Stage {
                 }
                 None => (None, None),
             };
-            let spec = LoadSpec { part, path: path.to_path_buf(), group: model, segments, weights, profiled };
+            let (path, files) = (path.to_path_buf(), files.clone());
+            let spec = LoadSpec { part, path, files, group: model, segments, weights, profiled };
             groups.push(GroupState { spec, boundary, session: None, placement: None });
         }
         Ok(Self {
@@ -133,14 +137,25 @@ impl Stage {
         }
     }
 
+    /// Runs `load`, which reads the graph's files, and makes sure that they were not changed meanwhile.
+    ///
+    /// # Errors
+    /// `bundle.changed`, `bundle.replaced`, and those of `load`.
+    pub fn while_loading<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.groups[0].spec.files.while_loading(load)
+    }
+
     /// Session options for a prepacked copy of the graph.
     pub fn prepacking_options(&self) -> SessionOptions {
         SessionOptions { prepack: true, ..self.loader.options }
     }
 
     /// Uses a prepacked copy in place of the bundle's graph.
-    pub fn use_prepacked(&mut self, path: &Path) {
-        self.groups.iter_mut().for_each(|group| group.spec.path = path.to_path_buf());
+    pub fn use_prepacked(&mut self, copy: &PrepackedCopy) {
+        for group in &mut self.groups {
+            group.spec.path.clone_from(&copy.graph);
+            group.spec.files = SourceFiles::in_cache(copy.files.clone());
+        }
         self.planned.groups.iter_mut().for_each(|group| group.prepack = true);
         // It was optimized when it was made: optimizing twice could round differently.
         self.loader.options.optimize = false;
@@ -158,12 +173,16 @@ impl Stage {
     }
 
     /// Starts to load the graph on another thread, if it is run as a whole.
-    pub fn preload(&mut self) {
+    ///
+    /// # Errors
+    /// `threads.unavailable`.
+    pub fn preload(&mut self) -> Result<()> {
         if !self.is_whole() || self.preloading.is_some() || self.groups[0].session.is_some() {
-            return;
+            return Ok(());
         }
         let (loader, spec, options) = (self.loader.clone(), self.groups[0].spec.clone(), self.session_options(0));
-        self.preloading = Some(std::thread::spawn(move || loader.load(&spec, &options, true)));
+        self.preloading = Some(threads::spawn("load", move || loader.load(&spec, &options, true))?);
+        Ok(())
     }
 
     /// Where a value stays that another graph reads: on the device, where there is one.
@@ -227,9 +246,14 @@ impl Stage {
         timing: &mut Timing,
     ) -> Result<Vec<RuntimeValue>> {
         let mut session = self.session(group, timing)?;
+        // A mapped file that was truncated must not be read.
+        self.groups[group].spec.files.check()?;
         let started = Instant::now();
         self.first_run.get_or_insert(started);
-        let results = session.run_bound(inputs, outputs)?;
+        let results = session.run_bound(inputs, outputs);
+        // Weights are read from mapped files while the graph runs; a change is a clearer reason than how it failed.
+        self.groups[group].spec.files.check()?;
+        let results = results?;
         timing.add(self.part.as_str(), milliseconds(started));
         self.keep_or_release(group, session, timing);
         Ok(results)
@@ -277,7 +301,8 @@ impl Stage {
         let started = Instant::now();
         // On a GPU memory must be released before more is taken, whoever else uses the GPU.
         if self.loader.background_release && !self.loader.options.provider.on_gpu() {
-            self.releasing = Some(std::thread::spawn(move || drop(session)));
+            // Where no thread is to be had, the session is released here.
+            self.releasing = threads::spawn("release", move || drop(session)).ok();
         } else {
             drop(session);
         }

@@ -16,7 +16,7 @@ use crate::volume::{self, Grid, ReadOptions};
 pub(super) fn scan(config: &VolumeConfig, path: &Path) -> Result<Tensor> {
     let options = ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: None };
     let volume = volume::read(path, &options).and_then(|v| v.normalize(config.clip));
-    volume.map(batch::volume).map_err(|e| unusable(path, &e))
+    volume.map(batch::volume).map_err(|e| unusable(path, e))
 }
 
 /// The inputs `input_ids` and `attention_mask` of a report, of at most `max_tokens` tokens.
@@ -25,9 +25,13 @@ pub(super) fn scan(config: &VolumeConfig, path: &Path) -> Result<Tensor> {
 /// `calibration.input`, with what is wrong with the report.
 pub(super) fn report(max_tokens: usize, tokenizer: &Tokenizer, path: &Path) -> Result<[Tensor; 2]> {
     let tokens = read_report(path).and_then(|text| tokenizer.encode(&text, max_tokens));
-    tokens.map(|t| batch::report(&t)).map_err(|e| unusable(path, &e))
+    tokens.map(|t| batch::report(&t)).map_err(|e| unusable(path, e))
 }
 
-fn unusable(path: &Path, error: &Error) -> Error {
+fn unusable(path: &Path, error: Error) -> Error {
+    // That is not the input's fault.
+    if error.code() == Code::THREADS_UNAVAILABLE {
+        return error;
+    }
     Error::new(Code::CALIBRATION_INPUT, format!("{} ({})", error.message(), error.code())).at(path)
 }

@@ -58,12 +58,14 @@ use crate::bundle::{
     FORMAT, INTENDED_USE, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Target,
     Temperature, Tool,
 };
+use crate::checkpoint::SourceFile;
 use crate::error::{Code, Error, Result};
 use crate::files::path_as_text;
 use crate::graph::Graph;
 use crate::model::{Models, Part, PartMap};
 use crate::progress::Progress;
 use crate::tensor::Comparison;
+use crate::threads;
 
 /// What to export, and how.
 #[derive(Clone, Debug)]
@@ -181,18 +183,27 @@ pub struct StageCheck {
 /// Exports. On any error nothing is installed and an old bundle stays as it was.
 ///
 /// # Errors
-/// Those of the checkpoints, `config.*`, `tokenizer.*`, `disk.full`, `output.exists`, `verify.mismatch`,
-/// `quantize.error`, `calibration.input`, `device.precision` when the precision is not available for the target, and
-/// `runtime.*` when a check needs ONNX Runtime.
+/// Those of the checkpoints (`checkpoint.changed` when one was written to meanwhile), `config.*`, `tokenizer.*`,
+/// `disk.full`, `output.exists`, `verify.mismatch`, `quantize.error`, `calibration.input`, `device.precision` when the
+/// precision is not available for the target, and `runtime.*` when a check needs ONNX Runtime.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
+    let mut watched = Vec::new();
+    let outcome = export(plan, &mut watched, progress);
+    // What was read half old and half new can fail in any way: the change is the reason.
+    outcome.or_else(|e| unchanged(&watched).and(Err(e)))
+}
+
+fn unchanged(watched: &[SourceFile]) -> Result<()> {
+    watched.iter().try_for_each(SourceFile::unchanged)
+}
+
+/// The export. `watched` receives the files that must not change until it is over.
+fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progress) -> Result<Summary> {
     let started = Instant::now();
-    let form = NumericFormat::of(plan.precision, plan.target);
-    if form.precision == Precision::Int4 && form.target == Target::TensorRt {
-        let message = "int4 is not available for TensorRT: export int8 for it, or int4 for cuda";
-        return Err(Error::new(Code::DEVICE_PRECISION, message));
-    }
+    let form = form(plan)?;
     progress.step("reading checkpoints", None);
     let loaded = plan.sources.load()?;
+    *watched = loaded.watched();
     let models = Models::find(&loaded.config, &loaded.llama, &loaded.adapter, &loaded.vision, &loaded.text)?;
     let graphs = stage::build(&loaded, &models)?;
     let staging = Staging::new(&plan.output, plan.force)?;
@@ -201,11 +212,11 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     // The sources are hashed while the graphs are made: both need the bytes from the disk.
     let stop = AtomicBool::new(false);
     let (made, sources) = std::thread::scope(|scope| {
-        let hashing = scope.spawn(|| stage::source_records(loaded.files(), &stop));
+        let hashing = threads::spawn_scoped(scope, "hash", || stage::source_records(loaded.files(), &stop))?;
         let made = make(plan, &loaded, &models, &graphs, &staging, progress);
         stop.store(made.is_err(), Ordering::Relaxed);
-        (made, hashing.join())
-    });
+        Ok((made, hashing.join()))
+    })?;
     let (made, sources) = (made?, stage::joined(sources)?);
     let mut files = made.files;
     let tokenizer = tokenizer::install(&loaded, staging.path(), &mut files)?;
@@ -230,6 +241,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         temperature: Temperature::default(),
     };
     progress.step("installing the bundle", None);
+    unchanged(watched)?;
     staging.install(&manifest)?;
     #[cfg(feature = "runtime")]
     let peak_memory_bytes = {
@@ -252,6 +264,15 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         skipped: models.skipped,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+fn form(plan: &Plan) -> Result<NumericFormat> {
+    let form = NumericFormat::of(plan.precision, plan.target);
+    if form.precision == Precision::Int4 && form.target == Target::TensorRt {
+        let message = "int4 is not available for TensorRT: export int8 for it, or int4 for cuda";
+        return Err(Error::new(Code::DEVICE_PRECISION, message));
+    }
+    Ok(form)
 }
 
 /// Every graph in float32.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, SourceFile};
 use crate::config::{Config, LlamaConfig, read_small};
 use crate::error::{Code, Error, Result};
 use crate::model::Part;
@@ -74,6 +74,7 @@ impl Sources {
 
     /// Opens all of them.
     pub(super) fn load(&self) -> Result<Loaded> {
+        let mut others = vec![SourceFile::at(&self.config)?];
         let config = Config::load(&self.config)?;
         let text = Checkpoint::open(&self.text)?;
         let text_folder = if self.text.is_dir() { self.text.clone() } else { parent(&self.text) };
@@ -85,6 +86,8 @@ impl Sources {
             return Err(Error::new(Code::CONFIG_CONTRADICTION, message).at(&self.config));
         }
         llama.check_tokens(config.text.max_tokens).map_err(|e| e.at(&self.config))?;
+        let tokenizer = tokenizer_file(&text_folder)?;
+        others.push(SourceFile::at(&tokenizer)?);
         Ok(Loaded {
             config_path: self.config.clone(),
             config,
@@ -94,7 +97,8 @@ impl Sources {
             llama,
             bos,
             text_config,
-            tokenizer: tokenizer_file(&text_folder)?,
+            tokenizer,
+            others,
         })
     }
 }
@@ -114,6 +118,8 @@ pub(super) struct Loaded {
     pub bos: u32,
     pub text_config: Option<PathBuf>,
     pub tokenizer: PathBuf,
+    /// Configuration and tokenizer, as they were before they were read.
+    others: Vec<SourceFile>,
 }
 
 impl Loaded {
@@ -124,6 +130,12 @@ impl Loaded {
             Part::Text => self.text.path(),
             Part::Adapter | Part::Heads => self.adapter.path(),
         }
+    }
+
+    /// The files whose content goes into the bundle, to be asked at the end whether they are still what was read.
+    pub fn watched(&self) -> Vec<SourceFile> {
+        let checkpoints = [&self.adapter, &self.vision, &self.text];
+        checkpoints.into_iter().flat_map(|c| c.files()).chain(&self.others).cloned().collect()
     }
 
     /// Every file that was read, with its role in the manifest; each once.

@@ -36,6 +36,7 @@ pub use blocks::{Segment, Tail};
 pub use builder::Builder;
 pub use op::{Attribute, Body, Domain, Op};
 pub use rewrite::Rewrite;
+pub(crate) use rules::is_for_bundles;
 pub use types::{Dim, ValueType};
 
 use crate::tensor::LazyTensor;

@@ -10,7 +10,7 @@ use super::encoded_report::EncodedReport;
 use super::prediction::Prediction;
 use super::scan::{Content, Scan, ScanReader};
 use crate::batch;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, unchanged_while};
 use crate::error::{Code, Error, Result};
 use crate::execute::cache::features::{Features, Store};
 use crate::execute::{Pipeline, Timing, milliseconds};
@@ -272,7 +272,7 @@ impl Predictor {
     /// The bundle's tokenizer, loaded when it is first needed.
     ///
     /// # Errors
-    /// `tokenizer.invalid`, `bundle.replaced`.
+    /// `tokenizer.invalid`, `bundle.changed`, `bundle.replaced`.
     pub(super) fn tokenizer(&self) -> Result<&Tokenizer> {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(tokenizer);
@@ -286,11 +286,13 @@ impl Predictor {
     }
 }
 
+/// The bundle's tokenizer.
 fn load_tokenizer(bundle: &Bundle) -> Result<Tokenizer> {
     let record = &bundle.manifest.tokenizer;
-    let tokenizer = Tokenizer::load(&bundle.file(&record.file), record.bos)?;
+    let (path, files) = (bundle.file(&record.file)?, [Arc::clone(bundle.open_file(&record.file)?)]);
+    let tokenizer = unchanged_while(&files, || Tokenizer::load(&path, record.bos));
     bundle.still_here()?;
-    Ok(tokenizer)
+    tokenizer
 }
 
 /// The value of a run with one output.

@@ -11,6 +11,7 @@ use crate::execute::cache::features::Features;
 use crate::model::Part;
 use crate::tensor::Tensor;
 use crate::text::Tokens;
+use crate::threads;
 
 /// A report that the language model has yet to encode.
 struct PendingReport {
@@ -73,11 +74,11 @@ impl Predictor {
     ) -> Result<Prediction> {
         let inputs = &pending.inputs;
         let (text, scan) = std::thread::scope(|scope| {
-            let thread = scope.spawn(move || self.run_text(inputs));
+            let thread = threads::spawn_scoped(scope, "text", move || self.run_text(inputs))?;
             let scan = scan().and_then(|scan| self.encode_scan(scan));
             let panicked = |_| Err(Error::internal("text: the language model's thread panicked"));
-            (thread.join().unwrap_or_else(panicked), scan)
-        });
+            Ok((thread.join().unwrap_or_else(panicked), scan))
+        })?;
         let (text, timing) = match text {
             Ok(text) => text,
             Err(report) => return Err(more_severe(report, scan.err())),
@@ -138,7 +139,7 @@ impl Predictor {
         let vocab = manifest.text_model.vocab as i64;
         if let Some(id) = tokens.ids.iter().find(|id| **id >= vocab) {
             let message = format!("the report gives token {id}, the language model's vocabulary has {vocab}");
-            let file = self.bundle().file(&manifest.tokenizer.file);
+            let file = self.bundle().file(&manifest.tokenizer.file)?;
             return Err(Error::new(Code::TOKENIZER_INVALID, message).at(file));
         }
         Ok(tokens)
@@ -147,6 +148,6 @@ impl Predictor {
 
 /// Of two errors the report's, unless the scan's is one of the bundle, which no other input avoids.
 fn more_severe(report: Error, scan: Option<Error>) -> Error {
-    let bundle = |e: &Error| [Code::BUNDLE_CHECKSUM, Code::BUNDLE_REPLACED].contains(&e.code());
+    let bundle = |e: &Error| [Code::BUNDLE_CHECKSUM, Code::BUNDLE_CHANGED, Code::BUNDLE_REPLACED].contains(&e.code());
     scan.filter(bundle).unwrap_or(report)
 }

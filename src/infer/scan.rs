@@ -10,6 +10,8 @@ use std::time::{Instant, SystemTime};
 use crate::error::{Error, Result};
 use crate::execute::cache::features::{Features, Store};
 use crate::execute::milliseconds;
+use crate::files::Identity;
+use crate::threads;
 use crate::volume::{self, Conformed, ReadOptions, Volume};
 
 /// A scan on the model's grid, or its features from the cache.
@@ -76,14 +78,18 @@ impl ScanReader {
             return Ok(scan(self.content(path)?, None));
         };
         let files = volume::files(path)?;
-        let before = state(&files);
+        let (before, opened) = (state(&files), SystemTime::now());
         let key = store.scan_key(&files, self.options.volume)?;
         if let Some(features) = store.get(&key).filter(|_| !self.keep_voxels) {
             return Ok(scan(Content::Features(features), None));
         }
         let content = self.content(path)?;
         // Had the file changed between hashing and reading, its features would be stored as another's.
-        let same = state(&files) == before && before.is_some();
+        let settled = |before: &Vec<Identity>| before.iter().all(|identity| identity.is_settled(opened));
+        let same = before.is_some() && state(&files) == before;
+        // Within one tick of the clock a change has no other time: the contents decide.
+        let same =
+            same && (before.as_ref().is_some_and(settled) || store.scan_key(&files, self.options.volume)? == key);
         Ok(scan(content, same.then_some(key)))
     }
 
@@ -96,20 +102,16 @@ impl ScanReader {
     }
 }
 
-/// Lengths and modification times of files.
-fn state(files: &[PathBuf]) -> Option<Vec<(u64, SystemTime)>> {
-    let entry = |path: &PathBuf| {
-        let meta = std::fs::metadata(path).ok()?;
-        Some((meta.len(), meta.modified().ok()?))
-    };
-    files.iter().map(entry).collect()
+/// What the file system reports of files.
+fn state(files: &[PathBuf]) -> Option<Vec<Identity>> {
+    files.iter().map(|path| Identity::at(path).ok()).collect()
 }
 
 /// Reads the scans at `paths` one after the other on another thread and hands each to `each` on this one. Reading stays
 /// one scan ahead. Without `in_background` each is read when it is its turn, on this thread.
 ///
 /// # Errors
-/// The first of `each`; what reading fails with is handed to it.
+/// The first of `each`; what reading fails with is handed to it. `threads.unavailable`.
 pub fn read_ahead<'p>(
     reader: &ScanReader,
     paths: impl Iterator<Item = &'p Path> + Send,
@@ -124,13 +126,13 @@ pub fn read_ahead<'p>(
         // Nothing is queued: a scan that was read stays with the thread until it is received.
         let (sender, receiver) = mpsc::sync_channel(0);
         let (begin, begun) = mpsc::channel::<()>();
-        let thread = scope.spawn(move || {
+        let thread = threads::spawn_scoped(scope, "read", move || {
             for path in paths {
                 if begin.send(()).is_err() || sender.send(reader.read(path)).is_err() {
                     break;
                 }
             }
-        });
+        })?;
         // One message a path, before it is read: so that `each` can do other work while the scan is read.
         let outcome = begun.iter().try_for_each(|()| each(PendingScan { source: Some(Source::Thread(&receiver)) }));
         drop((receiver, begun));

@@ -85,6 +85,8 @@ mod tests {
         let reliability = Reliability::of(&predictions.iter().collect::<Vec<_>>());
         let counts: Vec<u64> = reliability.bins.iter().map(|b| b.answers).collect();
         assert_eq!((counts[0], counts[2], counts[3], counts[14], counts.iter().sum()), (1, 1, 1, 1, 4u64));
-        assert!(reliability.nll.is_finite());
+        // Of a probability of 0 the logarithm is that of 2⁻⁵².
+        let expected = -(2.0 * 0.2f64.ln() - 52.0 * std::f64::consts::LN_2) / 4.0;
+        assert!((reliability.nll - expected).abs() < 1e-9, "{}", reliability.nll);
     }
 }

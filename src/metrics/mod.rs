@@ -132,6 +132,20 @@ mod tests {
         assert_eq!([argmax(&[1, 3, 3]), argmax(&[2, 2]), argmax::<i32>(&[])], [1, 0, 0]);
     }
 
+    /// A class that does not occur has no AUC, and takes no part in the mean.
+    #[test]
+    fn the_mean_auc_is_that_of_the_classes_that_occur() {
+        let prediction = |truth, p: [f64; 3]| LabelledPrediction { truth, predicted: 0, probabilities: p.to_vec() };
+        let predictions = [
+            prediction(0, [0.9, 0.1, 0.0]),
+            prediction(0, [0.3, 0.7, 0.0]),
+            prediction(1, [0.4, 0.6, 0.0]),
+            prediction(1, [0.2, 0.8, 0.0]),
+        ];
+        let scores = Scores::of(&predictions, 3);
+        assert_eq!((scores.auc.clone(), scores.macro_auc), (vec![Some(0.75), Some(0.75), None], Some(0.75)));
+    }
+
     #[test]
     fn no_predictions_give_empty_metrics() {
         let scores = Scores::of(&[], 3);

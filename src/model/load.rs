@@ -60,6 +60,7 @@ pub fn trained(config: &Config, checkpoint: &Checkpoint) -> Result<Trained> {
 /// # Errors
 /// `checkpoint.tensors`, naming every missing, unexpected or wrong-shaped tensor with found and expected shape.
 pub fn vision(config: &Config, checkpoint: &Checkpoint) -> Result<(Weights, Vec<String>)> {
+    check_layers("vision.layers", config.vision.layers, checkpoint)?;
     let mut skipped = Vec::new();
     let view = view(checkpoint, &keys::VISION_PREFIXES, "cls_token");
     let weights = pick(&view, &VISION, vision_requirements(config), &mut skipped)?;
@@ -87,6 +88,8 @@ impl Models {
         vision: &Checkpoint,
         text: &Checkpoint,
     ) -> Result<Self> {
+        check_layers("vision.layers", config.vision.layers, vision)?;
+        check_layers("the language model's number of layers", llama.layers, text)?;
         let mut skipped = Vec::new();
         let found = [
             pick(trained, &TRAINED, trained_requirements(config, trained), &mut skipped),
@@ -109,6 +112,16 @@ impl Models {
         let image_head = has_image_head(config, &trained_weights);
         Ok(Self { trained: trained_weights, vision, text, image_head, skipped })
     }
+}
+
+/// Refuses more layers than the checkpoint has tensors, before each is listed with what it needs.
+fn check_layers(what: &str, layers: usize, checkpoint: &Checkpoint) -> Result<()> {
+    let held = checkpoint.names().count();
+    if layers <= held {
+        return Ok(());
+    }
+    let message = format!("{what} is {layers}, and the checkpoint has {held} tensors in all");
+    Err(Error::new(Code::CONFIG_VALUE, message).at(checkpoint.path()))
 }
 
 /// The model under its prefix; the whole checkpoint where no prefix has `key`, so that it is reported missing.

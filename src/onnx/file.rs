@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::ALIGNMENT;
 use crate::error::{Error, Result};
+use crate::threads;
 
 /// Bytes that are handed over together.
 const PIECE: usize = 1 << 20;
@@ -58,16 +59,13 @@ impl OutFile {
     /// An empty file of that name in `dir`.
     ///
     /// # Errors
-    /// `io` when it cannot be made.
+    /// `io` when it cannot be made; `threads.unavailable`.
     pub fn create(dir: &Path, name: &str, keep: Keep) -> Result<Self> {
         let path = dir.join(name);
         let file = File::create(&path).map_err(|e| Error::io(&path, "cannot create the file", e))?;
         let (pieces, received) = sync_channel(WAITING);
         let (back, spare) = channel();
-        let thread = std::thread::Builder::new().name("write".into());
-        let thread = thread
-            .spawn(move || write_all(file, keep, &received, &back))
-            .map_err(|e| Error::io(&path, "cannot start a thread to write", e))?;
+        let thread = threads::spawn("write", move || write_all(file, keep, &received, &back))?;
         let (name, piece, thread) = (name.to_owned(), Vec::with_capacity(PIECE), Some(thread));
         Ok(Self { name, path, bytes: 0, piece, pieces, spare, keep, thread })
     }

@@ -23,6 +23,7 @@
 //! ```
 
 mod encode;
+mod fields;
 mod file;
 mod functions;
 mod model;
@@ -33,7 +34,7 @@ mod training;
 mod write;
 
 pub use file::Written;
-pub use read::{external_files, external_files_in};
+pub use read::{bundle_graph, bundle_graph_in, check_graph_size, external_files, external_files_in};
 pub use segments::{Extracted, SegmentInfo, SegmentedModel};
 pub(crate) use training::optimizer_model;
 #[cfg(test)]

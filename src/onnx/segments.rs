@@ -13,7 +13,7 @@ use std::path::Path;
 use prost::Message;
 
 use super::proto::{DimensionProto, EXTERNAL, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
-use super::read::graph_bytes;
+use super::read::{decode, graph_bytes};
 use crate::error::{Code, Error, Result};
 use crate::graph::{Dim, Segment, Tail, segments};
 use crate::tensor::DType;
@@ -46,6 +46,8 @@ pub struct SegmentedModel {
     weights: HashMap<String, usize>,
     /// Types of everything else that is declared.
     values: HashMap<String, ValueInfoProto>,
+    /// Index of the last node that reads a value; `usize::MAX` for outputs.
+    last_read: HashMap<String, usize>,
 }
 
 /// Some segments as a graph of their own.
@@ -75,7 +77,7 @@ impl SegmentedModel {
     /// `onnx.invalid`.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let invalid = |message: &str| Error::new(Code::ONNX_INVALID, message.to_owned());
-        let model = ModelProto::decode(bytes).map_err(|e| invalid(&format!("not an ONNX model: {e}")))?;
+        let model = decode(bytes)?;
         // Fields that our messages lack were skipped, and would be missing in an extracted graph.
         let complete =
             model.encoded_len() == bytes.len() && model.functions.is_empty() && model.training_info.is_empty();
@@ -94,7 +96,11 @@ impl SegmentedModel {
         }
         let segments = cut.iter().map(|segment| describe(graph, segment, &weights)).collect::<Result<_>>()?;
         let nodes = cut.into_iter().map(|segment| segment.nodes).collect();
-        Ok(Self { nodes, segments, weights, values, model })
+        let outputs = graph.output.iter().filter_map(|v| Some((v.name.clone()?, usize::MAX)));
+        let read = graph.node.iter().enumerate().flat_map(|(i, n)| n.input.iter().map(move |name| (name, i)));
+        let read = read.filter(|(name, _)| !name.is_empty()).map(|(name, i)| (name.clone(), i));
+        let last_read = read.chain(outputs).collect();
+        Ok(Self { nodes, segments, weights, values, last_read, model })
     }
 
     /// The segments, in the order in which they run.
@@ -137,8 +143,7 @@ impl SegmentedModel {
                 None => inputs.push(self.declared(name)?),
             }
         }
-        let read: HashSet<&str> = operands(&graph.node[range.end..]).chain(self.outputs()).collect();
-        let leaving = nodes.iter().flat_map(|n| &n.output).filter(|name| read.contains(name.as_str()));
+        let leaving = nodes.iter().flat_map(|n| &n.output).filter(|name| self.is_read_after(name, range.end));
         let outputs = leaving.map(|name| self.declared(name)).collect::<Result<Vec<_>>>()?;
         let leaves: HashSet<&str> = outputs.iter().filter_map(|v| v.name.as_deref()).collect();
         let inner = nodes.iter().flat_map(|n| &n.output).filter(|name| !leaves.contains(name.as_str()));
@@ -175,11 +180,10 @@ impl SegmentedModel {
     pub fn live_bytes(&self, segments: Range<usize>, sizes: &BTreeMap<&str, u64>) -> u64 {
         let (graph, range) = (self.graph(), self.range(segments));
         let nodes = &graph.node[range.clone()];
-        let read: HashSet<&str> = operands(&graph.node[range.end..]).chain(self.outputs()).collect();
         let mut last: HashMap<&str, usize> = HashMap::new();
         for (i, node) in nodes.iter().enumerate() {
             for name in node.input.iter().chain(&node.output).map(String::as_str) {
-                last.insert(name, if read.contains(name) { usize::MAX } else { i });
+                last.insert(name, if self.is_read_after(name, range.end) { usize::MAX } else { i });
             }
         }
         let size = |name: &str| self.values.get(name).map_or(0, |value| bytes_of(value, sizes));
@@ -253,6 +257,11 @@ impl SegmentedModel {
             true => 0..0,
             false => self.nodes[segments.start].start..self.nodes[segments.end - 1].end,
         }
+    }
+
+    /// Whether a node from this index on reads the value, or it is an output.
+    fn is_read_after(&self, name: &str, node: usize) -> bool {
+        self.last_read.get(name).is_some_and(|last| *last >= node)
     }
 
     fn declared(&self, name: &str) -> Result<ValueInfoProto> {

@@ -18,6 +18,7 @@
 
 mod device;
 mod ort_library;
+mod pinned;
 mod placement;
 mod session;
 mod session_options;
@@ -28,6 +29,7 @@ use std::sync::{Mutex, OnceLock};
 
 pub use device::{CPU, Device, Gpu, Machine, Nvidia, PassedOver, Provider, ProviderOptions, SelectedDevice};
 pub use ort_library::{LIBRARY_NAME, PINNED_VERSION, search_order};
+pub use pinned::LibraryFile;
 pub use placement::{FallbackNode, Placement, ProviderNodes, SHAPE_OPS};
 pub use session::Session;
 pub use session_options::{SessionOptions, Source};
@@ -43,6 +45,8 @@ pub struct Runtime {
     pub library: std::path::PathBuf,
     /// The library's own description of its build.
     pub build: &'static str,
+    /// The files that were loaded, as they were before: the library, then those of its providers in use.
+    files: Mutex<Vec<LibraryFile>>,
 }
 
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -71,6 +75,8 @@ impl Runtime {
             return Ok(runtime);
         }
         let library = ort_library::find(explicit)?;
+        // Before it is loaded: loading runs its code.
+        let files = Mutex::new(vec![LibraryFile::read(&library)?]);
         let builder = ort::init_from(&library).map_err(|e| ort_library::load_error(&library, &e))?;
         let logger = std::sync::Arc::new(|level: ort::logging::LogLevel, _: &str, _: &str, _: &str, message: &str| {
             log(level, message);
@@ -78,7 +84,23 @@ impl Runtime {
         let environment = builder.with_name("brain-adapter").with_telemetry(false).with_logger(logger).build();
         let environment = environment
             .map_err(|e| Error::new(Code::RUNTIME_MISSING, format!("ONNX Runtime does not start: {e}")).at(&library))?;
-        Ok(RUNTIME.get_or_init(|| Self { environment, library, build: ort::info() }))
+        Ok(RUNTIME.get_or_init(|| Self { environment, library, build: ort::info(), files }))
+    }
+
+    /// The files of ONNX Runtime that were loaded, as they were before: the library, then its providers in use.
+    pub fn files(&self) -> Vec<LibraryFile> {
+        self.files.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Hashes the files of a provider, before ONNX Runtime loads them.
+    fn record(&self, paths: &[std::path::PathBuf]) -> Result<()> {
+        let mut files = self.files.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for path in paths {
+            if !files.iter().any(|file| file.path == *path) {
+                files.push(LibraryFile::read(path)?);
+            }
+        }
+        Ok(())
     }
 
     /// Configures a session for a provider, without a graph, to learn whether ONNX Runtime can use it.

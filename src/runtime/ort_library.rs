@@ -22,9 +22,10 @@ const VARIABLE: &str = "ORT_DYLIB_PATH";
 /// The folder of the GPU's build, inside the folder of the CPU's; `make gpu` installs it there.
 pub(super) const GPU_FOLDER: &str = "gpu";
 
-/// The files that are tried when no path is given, in order: next to the executable, `.ort/` in the current folder
-/// and in each folder above it, `.ort/` above the executable, an active Python environment's `onnxruntime`; then `gpu/`
-/// in each of these.
+/// The files that are tried when no path is given, in order: next to the executable; `../lib` of an executable in a
+/// folder `bin`; for an executable that Cargo built in this project's `target/`, the project's `.ort/`; an active
+/// Python environment's `onnxruntime`; then `gpu/` in each of these. All are absolute, and none depends on the current
+/// folder: a library is code, and whoever fills the folder that one stands in must not choose it.
 pub fn search_order() -> Vec<PathBuf> {
     let folders = search_folders();
     let gpu: Vec<PathBuf> = folders.iter().map(|folder| folder.join(GPU_FOLDER)).collect();
@@ -38,15 +39,40 @@ pub fn search_order() -> Vec<PathBuf> {
 }
 
 fn search_folders() -> Vec<PathBuf> {
+    // With links followed: the tree that counts is where the file lies, and some systems report a relative path.
+    let executable = std::env::current_exe().and_then(|path| path.canonicalize()).ok();
+    let venv = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from);
+    folders_of(executable.as_deref(), venv.as_deref())
+}
+
+/// The folders that are searched for an executable and an active virtual environment.
+fn folders_of(executable: Option<&Path>, venv: Option<&Path>) -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    let executable = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
-    folders.extend(executable.clone());
-    let current = std::env::current_dir().ok();
-    for start in [current, executable].into_iter().flatten() {
-        folders.extend(start.ancestors().map(|folder| folder.join(".ort")));
+    if let Some(folder) = executable.and_then(Path::parent) {
+        folders.push(folder.to_path_buf());
+        if let Some(prefix) = folder.parent().filter(|_| folder.ends_with("bin")) {
+            folders.push(prefix.join("lib"));
+        }
+        folders.extend(project_of(folder).map(|project| project.join(".ort")));
     }
-    folders.extend(std::env::var_os("VIRTUAL_ENV").into_iter().flat_map(|venv| python_packages(Path::new(&venv))));
+    // A relative one would depend on the current folder.
+    folders.extend(venv.filter(|venv| venv.is_absolute()).into_iter().flat_map(python_packages));
     folders
+}
+
+/// The most folders between an executable and Cargo's `target`: `TRIPLE/release/examples`.
+const TARGET_DEPTH: usize = 3;
+
+/// The folder of this project's sources, if Cargo built an executable in `folder` for it: the folder that holds the
+/// `target` in which the executable lies, with this package's manifest and the file of the pinned version. A folder
+/// further above does not count, whatever it holds.
+fn project_of(folder: &Path) -> Option<&Path> {
+    let target = folder.ancestors().skip(1).take(TARGET_DEPTH).find(|above| above.ends_with("target"))?;
+    let project = target.parent()?;
+    let text = |name: &str| std::fs::read_to_string(project.join(name)).unwrap_or_default();
+    let name = concat!("name = \"", env!("CARGO_PKG_NAME"), "\"");
+    let ours = text("Cargo.toml").lines().any(|line| line.trim_end() == name);
+    (ours && text("ONNXRUNTIME_VERSION").trim() == PINNED_VERSION).then_some(project)
 }
 
 /// The folders that are searched for a build with the GPU's providers: `gpu/` in each folder of [`search_order`], and
@@ -66,9 +92,24 @@ pub(super) fn in_folder(folder: &Path) -> Option<PathBuf> {
     library_files(folder).into_iter().find(|path| path.is_file())
 }
 
-/// The library that the variable `ORT_DYLIB_PATH` names.
-pub(super) fn from_environment() -> Option<PathBuf> {
-    std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from)
+/// The library that is named, as an absolute path: `explicit`, else by the variable `ORT_DYLIB_PATH`. A relative
+/// explicit path is meant from the current folder by who typed it. A relative variable is refused: it is set once, and
+/// would name another file in every folder that one goes to.
+///
+/// # Errors
+/// `runtime.missing` for a relative path in the variable, or one that cannot be made absolute.
+pub(super) fn named(explicit: Option<&Path>) -> Result<Option<PathBuf>> {
+    if let Some(path) = explicit {
+        let absolute = std::path::absolute(path).map_err(|e| missing(format!("{e}")).at(path))?;
+        return Ok(Some(absolute));
+    }
+    let Some(path) = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from) else { return Ok(None) };
+    if path.is_relative() {
+        let reason =
+            format!("{VARIABLE} is a relative path, which means another file in every folder: make it absolute");
+        return Err(missing(reason).at(path));
+    }
+    Ok(Some(path))
 }
 
 /// `lib/python3.*/site-packages/onnxruntime/capi` of a virtual environment.
@@ -95,20 +136,20 @@ fn library_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The library to load: the explicit path, else the variable's, else the first file of [`search_order`].
+/// The library to load, an absolute path: the one that is [`named`], else the first file of [`search_order`].
 pub(super) fn find(explicit: Option<&Path>) -> Result<PathBuf> {
-    if let Some(path) = explicit.map(Path::to_path_buf).or_else(from_environment) {
+    if let Some(path) = named(explicit)? {
         // Only a regular file: opening a pipe would wait for ever.
         return match std::fs::metadata(&path) {
-            Ok(meta) if meta.is_file() => Ok(std::path::absolute(&path).unwrap_or(path)),
+            Ok(meta) if meta.is_file() => Ok(path),
             Ok(_) => Err(missing("it is not a file".into()).at(path)),
             Err(e) => Err(missing(format!("{e}")).at(path)),
         };
     }
     search_order().into_iter().find(|path| path.is_file()).ok_or_else(|| {
         let message = format!(
-            "{LIBRARY_NAME} was not found next to the program, in a folder .ort here or above, \
-             nor in an active Python environment"
+            "{LIBRARY_NAME} was not found next to the program nor in an active Python environment (the current folder \
+             is not searched)"
         );
         missing(message)
     })
@@ -147,5 +188,53 @@ pub(super) fn loader_reason(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folders(executable: &Path) -> Vec<PathBuf> {
+        folders_of(Some(executable), None)
+    }
+
+    #[test]
+    fn the_project_is_recognized_from_its_target_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let project = dir.path();
+        let ort = project.join(".ort");
+        let write = |name: &str, text: &str| std::fs::write(project.join(name), text).unwrap();
+        let built = ["release", "debug", "release/deps", "release/examples", "x86_64-unknown-linux-gnu/release/deps"];
+        let found = |place: &str| folders(&project.join("target").join(place).join("ba-infer")).contains(&ort);
+        assert!(!built.iter().any(|place| found(place)), "without the project's files");
+        write("Cargo.toml", "[package]\nname = \"brain-adapter\"\n");
+        assert!(!built.iter().any(|place| found(place)), "without the version");
+        write("ONNXRUNTIME_VERSION", "1.2.3\n");
+        assert!(!found("release"), "another version");
+        write("ONNXRUNTIME_VERSION", PINNED_VERSION);
+        assert!(built.iter().all(|place| found(place)));
+        assert!(!found("a/b/c/d"), "too deep");
+        // Next to the project's files, but not in its `target`.
+        for place in ["bin", "release", "dist/target2/release", ""] {
+            assert!(!folders(&project.join(place).join("ba-infer")).contains(&ort), "{place}");
+        }
+        write("Cargo.toml", "[package]\nname = \"brain-adapter-x\"\n# name = \"brain-adapter\"\n");
+        assert!(!found("release"), "another package");
+    }
+
+    #[test]
+    fn only_absolute_folders_of_the_executables_own_tree() {
+        let places = folders_of(Some("/opt/ba/bin/ba-infer".as_ref()), Some("venv".as_ref()));
+        assert_eq!(places, ["/opt/ba/bin", "/opt/ba/lib"].map(PathBuf::from));
+        assert_eq!(folders("/opt/ba/ba-infer".as_ref()), [PathBuf::from("/opt/ba")]);
+        assert!(folders_of(None, None).is_empty());
+        assert!(search_order().iter().all(|path| path.is_absolute()));
+    }
+
+    #[test]
+    fn a_named_path_is_made_absolute() {
+        let path = named(Some("x.so".as_ref())).unwrap().unwrap();
+        assert_eq!(path, std::env::current_dir().unwrap().join("x.so"));
     }
 }

@@ -12,7 +12,8 @@
 //! `Shape` and `Range` of the text graph, in `tests/runtime/cuda_partition.rs`). Its own
 //! `session.disable_cpu_ep_fallback` refuses these too, and with them every graph with a dynamic dimension.
 
-// One of the two files with `unsafe` (the other is `checkpoint/mapping.rs`): `ort` has no safe form of these calls yet.
+// One of the three files with `unsafe` (the others are `checkpoint/mapping.rs` and `cli/bus_error.rs`): `ort` has no
+// safe form of these calls yet.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;

@@ -1,12 +1,14 @@
 //! A loaded graph. [`super::value`] runs it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use super::placement::{self, Placement};
 use super::{EngineOptions, Provider, Runtime, SessionOptions, Source};
 use crate::error::{Code, Error, Result};
+use crate::threads;
 
 /// A graph loaded into ONNX Runtime.
 pub struct Session {
@@ -55,13 +57,11 @@ impl Session {
         engines: &EngineOptions,
     ) -> Result<Self> {
         let (path, what) = match source {
-            Source::File(path) => (path, "the graph"),
+            Source::File(path) | Source::Read { path, .. } => (path, "the graph"),
             Source::Part { path, .. } => (path, "part of the graph"),
             Source::Bytes(_, name) => (Path::new(name), "the graph"),
         };
-        let refused = |e: &dyn std::fmt::Display| {
-            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime cannot load {what}: {e}")).at(path)
-        };
+        let refused = |e: &dyn std::fmt::Display| refusal(&format!("load {what}"), &e.to_string()).at(path);
         let mut builder = Self::configure(runtime, options).map_err(|e| refused(&e))?;
         if let Source::Part { .. } = source {
             // A model in memory has no folder of its own.
@@ -70,10 +70,18 @@ impl Session {
             let entry = "session.model_external_initializers_file_folder_path";
             builder = builder.with_config_entry(entry, folder).map_err(|e| refused(&e.to_string()))?;
         }
+        if let Source::Read { weights, .. } = source {
+            for (name, bytes) in weights {
+                let with = builder.with_external_initializer_file_in_memory(name, Arc::clone(bytes));
+                builder = with.map_err(|e| refused(&e.to_string()))?;
+            }
+        }
         let mut builder = options.provider.configure(runtime, builder, &options.for_provider(engines))?;
         let inner = match source {
             Source::File(path) => builder.commit_from_file(path),
-            Source::Part { model, .. } | Source::Bytes(model, _) => builder.commit_from_memory(model),
+            Source::Part { model, .. } | Source::Read { model, .. } | Source::Bytes(model, _) => {
+                builder.commit_from_memory(model)
+            }
         };
         let inner = inner.map_err(|e| match code_of(options.provider, &e.to_string()) {
             Code::DEVICE_MEMORY => {
@@ -93,9 +101,7 @@ impl Session {
     /// # Errors
     /// As [`Self::open`]; also if the files cannot be written.
     pub fn save_prepacked(runtime: &Runtime, path: &Path, target: &Path, options: &SessionOptions) -> Result<()> {
-        let refused = |e: &dyn std::fmt::Display| {
-            Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime cannot write the prepacked weights: {e}")).at(path)
-        };
+        let refused = |e: &dyn std::fmt::Display| refusal("write the prepacked weights", &e.to_string()).at(path);
         let (provider, engines) = (options.provider, EngineOptions::default());
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let save = |b: SessionBuilder| -> ort::Result<SessionBuilder> {
@@ -171,6 +177,16 @@ impl Session {
     pub fn outputs(&self) -> Vec<String> {
         self.inner.outputs().iter().map(|o| o.name().to_owned()).collect()
     }
+}
+
+/// The error of a graph that ONNX Runtime refuses. It reports only in words that the system refused a thread of the
+/// pool that each session has.
+fn refusal(doing: &str, message: &str) -> Error {
+    if ["pthread_create failed", "_beginthreadex failed"].iter().any(|words| message.contains(words)) {
+        let message = format!("ONNX Runtime cannot {doing}: the system refuses to start a thread; {}", threads::ADVICE);
+        return Error::new(Code::THREADS_UNAVAILABLE, message);
+    }
+    Error::new(Code::RUNTIME_MODEL, format!("ONNX Runtime cannot {doing}: {message}"))
 }
 
 /// Whether this CPU's fast uint8 × int8 kernels overflow 16 bits and give wrong products: x86 without VNNI. ONNX

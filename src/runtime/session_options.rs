@@ -1,6 +1,7 @@
 //! What to load as a session, and how.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{CPU, EngineOptions, Provider, ProviderOptions};
 
@@ -62,6 +63,15 @@ pub enum Source<'a> {
         /// The part as an ONNX model.
         model: &'a [u8],
         /// The whole graph's file.
+        path: &'a Path,
+    },
+    /// A graph whose files were read: nothing is opened.
+    Read {
+        /// The graph as an ONNX model.
+        model: &'a [u8],
+        /// The files of its external data by name, whole.
+        weights: &'a [(String, Arc<[u8]>)],
+        /// The graph's file, for messages.
         path: &'a Path,
     },
     /// An ONNX model with all its weights, and a name for messages.

@@ -16,11 +16,14 @@
 
 #![cfg_attr(not(test), deny(clippy::as_conversions))]
 
+mod components;
 mod sentencepiece;
 mod tokenizer_check;
 
 use std::io::Read;
 use std::path::Path;
+
+use tokenizer_check::Checked;
 
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::to_u64;
@@ -28,8 +31,12 @@ use crate::tensor::number::to_u64;
 /// Largest report that is read, in bytes. A long discharge letter has 50 kB.
 pub const MAX_REPORT_BYTES: u64 = 1 << 20;
 
-/// Largest tokenizer file that is read, in bytes.
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+/// Maximum size of a tokenizer file, in bytes. Gemma's has 33 MB.
+const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+
+/// Maximum length that a tokenizer may give a report before it cuts it into pieces, in bytes: each may become a token,
+/// and takes 200 bytes on its way there.
+const MAX_GROWN_BYTES: f64 = 4.0 * 1_048_576.0;
 
 /// Reads a report; `-` is standard input.
 ///
@@ -106,6 +113,8 @@ impl Tokens {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     bos: u32,
+    /// By which factor it can lengthen a text, in bytes.
+    growth: f64,
 }
 
 impl Tokenizer {
@@ -131,7 +140,8 @@ impl Tokenizer {
     pub fn from_bytes(bytes: &[u8], bos: u32) -> Result<Self> {
         let invalid = |message: String| Error::new(Code::TOKENIZER_INVALID, message);
         let json = bytes.trim_ascii_start().starts_with(b"{");
-        let mut inner = if json { tokenizer_check::read(bytes)? } else { sentencepiece::convert(bytes)? };
+        let Checked { tokenizer: mut inner, growth } =
+            if json { tokenizer_check::read(bytes)? } else { sentencepiece::convert(bytes)? };
         let no_change = |e| invalid(format!("{e}"));
         inner.with_truncation(None).map_err(no_change)?;
         inner.with_padding(None);
@@ -141,7 +151,7 @@ impl Tokenizer {
                 "the tokenizer has no token {bos}, which the model's configuration names as BOS"
             )));
         }
-        Ok(Self { inner, bos })
+        Ok(Self { inner, bos, growth })
     }
 
     /// Number of token ids, special ones included.
@@ -162,8 +172,17 @@ impl Tokenizer {
     /// The tokens of `report`, BOS first, cut to `max_tokens`.
     ///
     /// # Errors
-    /// `tokenizer.invalid` when the tokenizer fails on the text.
+    /// `tokenizer.invalid` when the tokenizer fails on the text, or could make it too long.
     pub fn encode(&self, report: &str, max_tokens: usize) -> Result<Tokens> {
+        let length = u32::try_from(report.len()).map_or(f64::INFINITY, f64::from);
+        if length * self.growth > MAX_GROWN_BYTES {
+            let growth = self.growth;
+            let message = format!(
+                "the report holds {length} bytes and the tokenizer can make it {growth:.1} times as long, expected at \
+                 most {MAX_GROWN_BYTES} bytes together: is it a report?"
+            );
+            return Err(Error::new(Code::TOKENIZER_INVALID, message));
+        }
         let encoding = self.inner.encode(report, false);
         let encoding = encoding.map_err(|e| Error::new(Code::TOKENIZER_INVALID, format!("cannot tokenize: {e}")))?;
         let mut ids: Vec<i64> =

@@ -6,18 +6,19 @@
 
 use std::collections::HashMap;
 
+use super::tokenizer_check::{self, Checked};
+use crate::error::{Code, Error, Result};
 use prost::Message;
 use serde_json::{Value, json};
-use tokenizers::Tokenizer;
-
-use crate::error::{Code, Error, Result};
 
 /// SentencePiece's mark of a space.
 const SPACE: &str = "\u{2581}";
 /// `TrainerSpec.ModelType.BPE`.
 const BPE_MODEL: i32 = 2;
 /// Most pieces that a model may have.
-const MAX_PIECES: usize = 1 << 20;
+const MAX_PIECES: usize = 1 << 19;
+/// Most merges that its pieces may have.
+const MAX_MERGES: usize = 1 << 20;
 /// Longest piece in characters: splitting one is quadratic in nothing else.
 const MAX_PIECE_CHARS: usize = 512;
 
@@ -66,7 +67,7 @@ struct NormalizerSpec {
 }
 
 /// The tokenizer of a `tokenizer.model`, by way of the `tokenizer.json` that says the same.
-pub(super) fn convert(bytes: &[u8]) -> Result<Tokenizer> {
+pub(super) fn convert(bytes: &[u8]) -> Result<Checked> {
     let model =
         ModelProto::decode(bytes).map_err(|e| invalid(format!("neither tokenizer.json nor SentencePiece: {e}")))?;
     check(&model)?;
@@ -85,6 +86,8 @@ pub(super) fn convert(bytes: &[u8]) -> Result<Tokenizer> {
     if model.normalizer.as_ref().is_none_or(|n| n.add_dummy_prefix.unwrap_or(true)) {
         normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
     }
+    let merges = merges(&model.pieces, &vocab)
+        .ok_or_else(|| invalid(format!("its pieces can be joined in more than {MAX_MERGES} ways")))?;
     let json = json!({
         "version": "1.0",
         "added_tokens": special,
@@ -94,11 +97,11 @@ pub(super) fn convert(bytes: &[u8]) -> Result<Tokenizer> {
             "unk_token": unknown,
             "fuse_unk": true,
             "byte_fallback": of_kind(&[kind::BYTE]).next().is_some(),
-            "merges": merges(&model.pieces, &vocab),
+            "merges": merges,
             "vocab": vocab,
         },
     });
-    Tokenizer::from_bytes(json.to_string()).map_err(|e| invalid(format!("its pieces make no tokenizer: {e}")))
+    tokenizer_check::read(json.to_string().as_bytes())
 }
 
 fn invalid(message: String) -> Error {
@@ -127,8 +130,8 @@ fn check(model: &ModelProto) -> Result<()> {
 }
 
 /// The pairs of pieces whose union is a normal piece, best score first; of one piece's splits the one with the
-/// longest left part first.
-fn merges<'a>(pieces: &'a [Piece], vocab: &HashMap<&str, usize>) -> Vec<(&'a str, &'a str)> {
+/// longest left part first. None where there are more than [`MAX_MERGES`].
+fn merges<'a>(pieces: &'a [Piece], vocab: &HashMap<&str, usize>) -> Option<Vec<(&'a str, &'a str)>> {
     let mut scored: Vec<(f32, usize, (&str, &str))> = Vec::new();
     for piece in pieces.iter().filter(|p| p.kind.unwrap_or(kind::NORMAL) == kind::NORMAL) {
         let text = piece.piece();
@@ -138,9 +141,12 @@ fn merges<'a>(pieces: &'a [Piece], vocab: &HashMap<&str, usize>) -> Vec<(&'a str
                 scored.push((piece.score(), at, (left, right)));
             }
         }
+        if scored.len() > MAX_MERGES {
+            return None;
+        }
     }
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
-    scored.into_iter().map(|(_, _, pair)| pair).collect()
+    Some(scored.into_iter().map(|(_, _, pair)| pair).collect())
 }
 
 #[cfg(test)]
@@ -164,7 +170,7 @@ mod tests {
         let pieces = pieces();
         let vocab: HashMap<&str, usize> = pieces.iter().map(Piece::piece).zip(0..).collect();
         let expected = [("ab", "c"), ("a", "bc"), ("a", "b"), ("b", "c"), ("\u{2581}", "a")];
-        assert_eq!(merges(&pieces, &vocab), expected);
+        assert_eq!(merges(&pieces, &vocab).unwrap(), expected);
     }
 
     /// What the file leaves out has the defaults of `sentencepiece_model.proto`: a space in front, and spaces removed.
@@ -180,12 +186,12 @@ mod tests {
             }),
         };
         let tokens = |prefix| {
-            let tokenizer = convert(&model(prefix, Some(false)).encode_to_vec()).unwrap();
+            let tokenizer = convert(&model(prefix, Some(false)).encode_to_vec()).unwrap().tokenizer;
             tokenizer.encode("a", false).unwrap().get_tokens().to_vec()
         };
         assert_eq!([tokens(None), tokens(Some(true)), tokens(Some(false))], [["\u{2581}a"], ["\u{2581}a"], ["a"]]);
         for spaces in [None, Some(true)] {
-            let error = convert(&model(None, spaces).encode_to_vec()).unwrap_err();
+            let error = convert(&model(None, spaces).encode_to_vec()).err().unwrap();
             assert!(error.message().contains("normaliser"), "{error}");
         }
     }

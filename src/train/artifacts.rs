@@ -17,7 +17,7 @@ use super::frozen_weights::FrozenWeights;
 use super::graphs::parameters;
 use super::monolith::Parameter;
 use crate::bundle::{FileRecord, SourceRecord, Tool, sha256_of};
-use crate::checkpoint::{Checkpoint, TrainingState};
+use crate::checkpoint::{Checkpoint, SourceFile, TrainingState};
 use crate::config::{Config, read_small};
 use crate::error::{Code, Error, Result};
 use crate::model::Mode;
@@ -61,6 +61,31 @@ pub struct Manifest {
     pub skipped: Vec<String>,
 }
 
+impl Manifest {
+    /// Reads and checks the text of `training.json`.
+    ///
+    /// # Errors
+    /// `training.artifacts`, or the configuration's `config.*`.
+    pub fn from_text(text: &str) -> Result<Self> {
+        let invalid = |message: String| Error::new(Code::TRAINING_ARTIFACTS, message);
+        let manifest: Self = serde_json::from_str(text)
+            .map_err(|e| invalid(format!("cannot be read: {e}; run ba-train prepare again")))?;
+        if manifest.format != FORMAT {
+            let message = format!("has format {}, expected {FORMAT}: run ba-train prepare again", manifest.format);
+            return Err(invalid(message));
+        }
+        manifest.config.validate()?;
+        // These names and no others: nothing outside the folder is ever read, and nothing is read unchecked.
+        let mut listed: Vec<&str> = manifest.files.iter().map(|record| record.name.as_str()).collect();
+        listed.sort_unstable();
+        if listed != FILES {
+            let message = format!("lists {}, expected {}: run ba-train prepare again", list(&listed), list(&FILES));
+            return Err(invalid(message));
+        }
+        Ok(manifest)
+    }
+}
+
 /// Training artifacts whose files match their recorded hashes.
 #[derive(Debug)]
 pub struct Artifacts {
@@ -70,6 +95,8 @@ pub struct Artifacts {
     pub manifest: Manifest,
     /// SHA-256 of the manifest, which holds the hashes of all other files.
     pub sha256: String,
+    /// The frozen weights' file, as it was before it was hashed.
+    frozen: SourceFile,
 }
 
 impl Artifacts {
@@ -84,21 +111,9 @@ impl Artifacts {
             let message = format!("there are no training artifacts (no {MANIFEST}): make them with ba-train prepare");
             return Err(invalid(message).at(dir));
         }
-        let text = read_small(&path)?;
-        let manifest: Manifest = serde_json::from_str(&text)
-            .map_err(|e| invalid(format!("cannot be read: {e}; run ba-train prepare again")).at(&path))?;
-        if manifest.format != FORMAT {
-            let message = format!("has format {}, expected {FORMAT}: run ba-train prepare again", manifest.format);
-            return Err(invalid(message).at(&path));
-        }
-        manifest.config.validate().map_err(|e| e.at(&path))?;
-        // These names and no others: nothing outside the folder is ever read, and nothing is read unchecked.
-        let mut listed: Vec<&str> = manifest.files.iter().map(|record| record.name.as_str()).collect();
-        listed.sort_unstable();
-        if listed != FILES {
-            let message = format!("lists {}, expected {}: run ba-train prepare again", list(&listed), list(&FILES));
-            return Err(invalid(message).at(&path));
-        }
+        let manifest = Manifest::from_text(&read_small(&path)?).map_err(|e| e.at(&path))?;
+        let missing = |_| invalid(format!("the file `{FROZEN}` is missing")).at(dir);
+        let frozen = SourceFile::at(&dir.join(FROZEN)).map_err(missing)?;
         for record in &manifest.files {
             let file = dir.join(&record.name);
             if !file.is_file() {
@@ -111,7 +126,7 @@ impl Artifacts {
             }
         }
         let sha256 = sha256_of(&path)?;
-        Ok(Self { dir: dir.to_owned(), manifest, sha256 })
+        Ok(Self { dir: dir.to_owned(), manifest, sha256, frozen })
     }
 
     /// The parameters as they were prepared. Every parameter that the mode's graphs read is there, in the configured
@@ -149,7 +164,9 @@ impl Artifacts {
             let message = format!("holds {blocks} blocks of the transformer, expected {layers} for {MANIFEST}");
             return Err(Error::new(Code::TRAINING_ARTIFACTS, message).at(checkpoint.path()));
         }
-        FrozenWeights::new(checkpoint.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())))
+        // What is mapped must be what was hashed.
+        self.frozen.unchanged()?;
+        FrozenWeights::of(&checkpoint)
     }
 }
 

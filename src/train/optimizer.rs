@@ -105,3 +105,21 @@ pub(super) fn accumulate(sum: &mut Parameters, more: Parameters) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_add_up_name_by_name() {
+        let one = |name: &str, values: [f32; 2]| {
+            Parameters::from([(name.to_owned(), Tensor::f32(&[2], values.to_vec()).unwrap())])
+        };
+        let mut sum = one("a", [1.0, 2.0]);
+        accumulate(&mut sum, one("a", [10.0, 20.0]));
+        accumulate(&mut sum, one("b", [5.0, 6.0]));
+        accumulate(&mut sum, one("a", [100.0, 200.0]));
+        let values = |name: &str| sum[name].as_f32().unwrap().to_vec();
+        assert_eq!([values("a"), values("b")], [[111.0, 222.0], [5.0, 6.0]]);
+    }
+}

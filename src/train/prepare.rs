@@ -9,6 +9,7 @@
 //! The language model is not read: `fit` encodes reports with the bundle that the trained weights are meant for.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -43,6 +44,8 @@ pub struct Plan {
     pub adamw: AdamW,
     /// Where the artifacts go.
     pub output: PathBuf,
+    /// Whether the output may hold other files, which are kept.
+    pub force: bool,
 }
 
 /// The result of [`run`].
@@ -71,8 +74,10 @@ pub struct Summary {
 /// # Errors
 /// `config.*`, `checkpoint.*`, `output.exists`, `io`, `disk.full`.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
-    let target = std::path::absolute(&plan.output).map_err(|e| Error::io(&plan.output, "cannot use the folder", e))?;
-    check_target(&target)?;
+    // A link to a folder stays a link: its target is replaced.
+    let target = if plan.output.exists() { plan.output.canonicalize() } else { std::path::absolute(&plan.output) };
+    let target = target.map_err(|e| Error::io(&plan.output, "cannot use the folder", e))?;
+    foreign_files(&target, plan.force)?;
     let config = Config::load(&plan.sources.config)?;
     plan.sources.check_positions(&config)?;
     let (adapter, vision) = (Checkpoint::open(&plan.sources.adapter)?, Checkpoint::open(&plan.sources.vision)?);
@@ -109,8 +114,13 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     };
     let json = serde_json::to_vec_pretty(&manifest).map_err(Error::internal)?;
     files::replace(&staged.path().join(MANIFEST), &json)?;
+    adapter.unchanged()?;
+    vision.unchanged()?;
     // A training may have started in the old folder meanwhile.
-    check_target(&target)?;
+    for name in foreign_files(&target, plan.force)? {
+        let (from, to) = (target.join(&name), staged.path().join(&name));
+        files::copy_regular(&from, &to).map_err(|e| Error::io(from, "cannot keep the file", e))?;
+    }
     staged.install(&target)?;
     let count = |all: &BTreeMap<String, LazyTensor>| all.values().map(|t| t.len() as u64).sum();
     Ok(Summary {
@@ -207,25 +217,33 @@ fn source_records(plan: &Plan, adapter: &Checkpoint, vision: &Checkpoint) -> Res
     all.into_iter().map(record).collect()
 }
 
-/// Refuses a folder that holds anything other than training artifacts.
-fn check_target(target: &Path) -> Result<()> {
+/// The files in a folder that are not training artifacts, which are kept with `force` and refused without. Folders and
+/// links are refused.
+fn foreign_files(target: &Path, force: bool) -> Result<Vec<OsString>> {
     let entries = match std::fs::read_dir(target) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Error::io(target, "cannot use the output folder", e)),
     };
     let ours = is_ours(&target.join(MANIFEST));
-    for entry in entries.flatten() {
+    let mut kept = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io(target, "cannot read the folder", e))?;
         let name = entry.file_name();
-        if !ours || !FILES.iter().chain([&MANIFEST]).any(|known| name == *known) {
-            let message = format!(
-                "the folder holds `{}`, which ba-train did not write: choose another -o",
-                name.to_string_lossy()
-            );
+        let known = FILES.iter().chain([&MANIFEST]).any(|known| name == *known);
+        let file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if ours && known && file {
+            continue;
+        }
+        if !file || !force || known {
+            let keep = if file && !known { ", or keep it with --force" } else { "" };
+            let name = name.to_string_lossy();
+            let message = format!("the folder holds `{name}`, which ba-train did not write: choose another -o{keep}");
             return Err(Error::new(Code::OUTPUT_EXISTS, message).at(target));
         }
+        kept.push(name);
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// Whether this program wrote the manifest, in any version.

@@ -203,6 +203,7 @@ impl StagedModel {
             features.push(x);
             saved.push(of_stages);
         }
+        self.frozen.unchanged()?;
         Ok((stack(&features)?, saved))
     }
 
@@ -217,6 +218,7 @@ impl StagedModel {
             }
             images.push(d);
         }
+        self.frozen.unchanged()?;
         stack(&images)
     }
 }

@@ -175,7 +175,7 @@ fn nearest_orthogonal(m: &Mat3) -> Mat3 {
 pub(super) fn orientation(affine: &Affine) -> Orientation {
     let linear = linear(affine);
     let spacing = column_lengths(&linear);
-    let mut r = nearest_orthogonal(&unit_columns(&linear, &spacing));
+    let r = nearest_orthogonal(&unit_columns(&linear, &spacing));
     let strongest = |axis: usize, r: &Mat3| r.iter().map(|row| row[axis] * row[axis]).fold(0.0, f64::max);
     // The axis that is clearest chooses first; the sort is stable.
     let mut order = [0, 1, 2];
@@ -192,7 +192,6 @@ pub(super) fn orientation(affine: &Affine) -> Orientation {
         world[axis] = row;
         flipped[axis] = r[row][axis] < 0.0;
         free[row] = false;
-        r[row] = [0.0; 3];
     }
     Orientation { world, flipped, spacing }
 }

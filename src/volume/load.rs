@@ -16,6 +16,7 @@ use super::stream::{Stream, TAIL_LIMIT, Tail};
 use super::{Conformed, Grid, SourceInfo};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::{to_f64, to_u64};
+use crate::threads;
 
 /// Decoded bytes that travel together: large enough to make hand-over cheap, small enough for the cache.
 const BLOCK: usize = 256 * 1024;
@@ -152,10 +153,7 @@ fn run(header: &Header, stream: &mut Stream<'_>, following: u64, consumer: &mut 
             drop(full_tx);
             finish(stream, following)
         };
-        let worker = std::thread::Builder::new()
-            .name("unpack".into())
-            .spawn_scoped(scope, unpack)
-            .map_err(|e| Error::new(Code::IO, format!("cannot start a thread: {e}")).caused_by(e))?;
+        let worker = threads::spawn_scoped(scope, "unpack", unpack)?;
         let consumed = consume(&full_rx, &empty_tx, consumer);
         let unpacked = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // A damaged container explains odd voxels, not the other way round.

@@ -4,6 +4,7 @@
 //! written under a temporary name in the same folder and then renamed. Errors: `io`, `disk.full`, and
 //! `config.value` for a name of the wrong kind.
 
+use std::io::Cursor;
 use std::path::Path;
 
 use image::{GrayImage, ImageFormat, Luma};
@@ -14,18 +15,14 @@ use nifti::writer::WriterOptions;
 use super::geometry::Affine;
 use super::intensity::percentiles;
 use crate::error::{Code, Error, Result};
-use crate::files::Pending;
-use crate::tensor::number::{to_f32, to_u8, to_usize};
+use crate::files::{Pending, replace};
+use crate::tensor::number::{to_f32, to_u8, to_u64, to_usize};
+
+/// Bytes before the voxels of a NIfTI-1 file without extensions.
+const NIFTI_DATA_OFFSET: usize = 352;
 
 /// Dark columns between the preview's panels.
 const GAP: usize = 2;
-
-/// Lets `write` fill a temporary file next to `path`, then puts it in place.
-fn replace(path: &Path, suffix: &str, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
-    let pending = Pending::next_to(path, suffix)?;
-    write(pending.temporary()).map_err(|e| Error::io(path, "cannot write", e))?;
-    pending.put()
-}
 
 /// Writes float32 NIfTI-1 with `affine` as its sform; `shape` is `[i, j, k]`.
 pub(super) fn save_nifti(path: &Path, voxels: &[f32], shape: [usize; 3], affine: &Affine) -> Result<()> {
@@ -52,13 +49,20 @@ pub(super) fn save_nifti(path: &Path, voxels: &[f32], shape: [usize; 3], affine:
     let [i, j, k] = shape;
     let view = ArrayView3::from_shape((i, j, k).f(), voxels)
         .map_err(|e| Error::internal(format!("{i} × {j} × {k} voxels to be written: {e}")).at(path))?;
-    replace(path, suffix, |temporary| {
-        let written = WriterOptions::new(temporary).reference_header(&header).write_nifti(&view);
-        written.map_err(|e| match e {
-            nifti::NiftiError::Io(e) => e,
-            e => std::io::Error::other(e),
-        })
-    })
+    let pending = Pending::next_to(path, suffix)?;
+    let failed = |e| Error::io(path, "cannot write", e);
+    WriterOptions::new(pending.temporary()).reference_header(&header).write_nifti(&view).map_err(|e| match e {
+        nifti::NiftiError::Io(e) => failed(e),
+        e => failed(std::io::Error::other(e)),
+    })?;
+    // The crate's buffer for uncompressed files is dropped without its last error: a full disk shows in the length.
+    let bytes = pending.file().metadata().map_err(failed)?.len();
+    let expected = to_u64(NIFTI_DATA_OFFSET + size_of_val(voxels));
+    if suffix == ".nii" && bytes != expected {
+        let message = format!("cannot write: only {bytes} of {expected} bytes were written; is the disk full?");
+        return Err(Error::new(Code::DISK_FULL, message).at(path));
+    }
+    pending.put()
 }
 
 /// One panel: its size and the voxel under each pixel, row 0 at the top.
@@ -88,12 +92,10 @@ pub(super) fn save_preview(path: &Path, voxels: &[f32], shape: [usize; 3]) -> Re
     left += draw(&mut picture, left, &axial, voxels) + GAP;
     left += draw(&mut picture, left, &coronal, voxels) + GAP;
     draw(&mut picture, left, &sagittal, voxels);
-    replace(path, ".png", |temporary| {
-        picture.save_with_format(temporary, ImageFormat::Png).map_err(|e| match e {
-            image::ImageError::IoError(e) => e,
-            e => std::io::Error::other(e),
-        })
-    })
+    // Into memory first: the crate's buffer of a file is dropped without its last error, which is a full disk's.
+    let mut png = Cursor::new(Vec::new());
+    picture.write_to(&mut png, ImageFormat::Png).map_err(|e| Error::internal(format!("the preview: {e}")).at(path))?;
+    replace(path, png.get_ref())
 }
 
 /// A row or column of a picture, which was made large enough for its panels.

@@ -157,6 +157,9 @@ fn malformed_pickles_are_refused() {
         b"Sopen\n.".to_vec(),
         b"V\\ud800\n.".to_vec(),
         b"NNb.".to_vec(),
+        // What lies below an open mark is not to be taken.
+        b"](Na1.".to_vec(),
+        b"}(X\x01\0\0\0aNs1.".to_vec(),
         [&torch[..], b"}b."].concat(),
         [&torch[..], b")R."].concat(),
         [&torch[..], b"(NK\x00))tR."].concat(),
@@ -164,8 +167,10 @@ fn malformed_pickles_are_refused() {
     ];
     for object in cases {
         let (code, line) = refusal(&object);
+        let text = String::from_utf8_lossy(&object);
         let bad = [Code::CHECKPOINT_CORRUPT, Code::CHECKPOINT_FORMAT].contains(&code);
-        assert!(bad, "{line} [{code}] {:?}", String::from_utf8_lossy(&object));
+        assert!(bad, "{line} [{code}] {text:?}");
+        assert!(!object.ends_with(b"1.") || code == Code::CHECKPOINT_CORRUPT, "{line} [{code}] {text:?}");
     }
     for (numel, rest, words) in [
         (&b"J\xff\xff\xff\xff"[..], &b"K\x00))"[..], "persistent id"),
@@ -340,4 +345,56 @@ fn big_endian_files_are_refused() {
     ] {
         assert!(error.code() == Code::CHECKPOINT_FORMAT && error.message().contains("big-endian"), "{error}");
     }
+    // As in Python, the last value of a key counts.
+    let order = |values: [&[u8]; 2]| {
+        let key = b"X\x0d\0\0\0little_endian";
+        let info = [&b"\x80\x02}(X\x0d\0\0\0"[..], &key[5..], values[0], &key[..], values[1], b"u."].concat();
+        let mut file = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.".to_vec();
+        file.extend([&info[..], b"}.", b"\x80\x02]."].concat());
+        Checkpoint::from_bytes(file, "hand.pt").unwrap_err().message().contains("big-endian")
+    };
+    assert!(order([b"\x88", b"\x89"]) && !order([b"\x89", b"\x88"]));
+}
+
+/// A legacy file with one storage `0` of four floats. `function` rebuilds the tensor `a` from it; `view` and `rest` are
+/// the end of its persistent id and the arguments after it.
+fn one_storage(function: &str, numel: u8, view: &[u8], rest: &[u8]) -> Vec<u8> {
+    let mut file = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}.".to_vec();
+    file.extend(b"\x80\x02}X\x01\0\0\0actorch._utils\n");
+    file.extend(function.as_bytes());
+    file.extend(b"\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0\x30X\x03\0\0\0cpuK");
+    file.push(numel);
+    file.extend([view, b"tQ", rest, b"tRs.", b"\x80\x02]X\x01\0\0\0\x30a."].concat());
+    file.extend(4u64.to_le_bytes());
+    (1..=4u8).for_each(|i| file.extend(f32::from(i).to_le_bytes()));
+    file
+}
+
+#[test]
+fn a_storage_is_what_the_pickle_says_of_it() {
+    let open = |function, numel, view: &[u8], rest: &[u8]| {
+        Checkpoint::from_bytes(one_storage(function, numel, view, rest), "hand.pt")
+    };
+    let v2 = "_rebuild_tensor_v2";
+    let all = b"K\x00K\x04\x85K\x01\x85";
+    let values = |file: &Checkpoint| file.get("a").unwrap().to_f32().unwrap();
+    assert_eq!(values(&open(v2, 4, b"N", all).unwrap()), [1.0, 2.0, 3.0, 4.0]);
+    for numel in [0, 3, 5] {
+        let error = open(v2, numel, b"N", all).unwrap_err();
+        assert!(error.code() == Code::CHECKPOINT_CORRUPT && error.message().contains("elements of 4"), "{error}");
+    }
+    // A view: its key, offset and size.
+    let two = b"K\x00K\x02\x85K\x01\x85";
+    assert_eq!(values(&open(v2, 4, b"(X\x01\0\0\0vK\x02K\x02t", two).unwrap()), [3.0, 4.0]);
+    for view in [&b"(X\x01\0\0\0vK\x02K\x03t"[..], b"(X\x01\0\0\0vK\x05K\x00t"] {
+        let error = open(v2, 4, view, two).unwrap_err();
+        assert!(error.code() == Code::CHECKPOINT_CORRUPT && error.message().contains("past its end"), "{error}");
+    }
+    // Version 3 names a type of its own, whatever the storage's is.
+    let file = open("_rebuild_tensor_v3", 4, b"N", b"K\x00K\x04\x85K\x01\x85\x89Nctorch\nint32\n").unwrap();
+    assert_eq!(file.get("a").unwrap().dtype(), brain_adapter::tensor::DType::I32);
+    // A rebuild function inside another one is a tensor's.
+    let (code, line) =
+        refusal(b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._tensor\n_rebuild_from_type_v2\nN)NtR.");
+    assert!(code == Code::CHECKPOINT_CORRUPT && line.contains("other than a tensor"), "{line}");
 }

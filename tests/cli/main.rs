@@ -4,4 +4,5 @@
 
 mod demo;
 mod devices;
+mod threads;
 mod usage;

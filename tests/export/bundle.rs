@@ -87,6 +87,14 @@ const EDITS: &[Edit] = &[
     ("unknown config field", |m| m["config"]["surprise"] = json!(1), Code::BUNDLE_MANIFEST, "surprise"),
     ("unknown precision", |m| m["parts"]["text"]["precision"] = json!("int3"), Code::BUNDLE_MANIFEST, "int3"),
     ("impossible config", |m| m["config"]["volume"]["size"] = json!(0), Code::BUNDLE_MANIFEST, "volume.size"),
+    (
+        "a million blocks",
+        |m| m["config"]["vision"]["layers"] = json!(1_000_000),
+        Code::BUNDLE_MANIFEST,
+        "vision.layers",
+    ),
+    ("a million layers", |m| m["text_model"]["layers"] = json!(1_000_000), Code::BUNDLE_MANIFEST, "number of layers"),
+    ("no heads", |m| m["text_model"]["kv_heads"] = json!(0), Code::BUNDLE_MANIFEST, "key-value heads"),
     ("labels differ", |m| m["labels"] = json!(["CN", "AD", "MCI"]), Code::BUNDLE_MANIFEST, "labels"),
     ("no labels", |m| m["labels"] = json!([]), Code::BUNDLE_MANIFEST, "labels"),
     ("no parts", |m| m["parts"] = json!({}), Code::BUNDLE_MANIFEST, "adapter"),
@@ -104,7 +112,19 @@ const EDITS: &[Edit] = &[
     ("empty name", |m| rename_file(m, ""), Code::BUNDLE_PATH, "``"),
     ("the folder itself", |m| rename_file(m, "."), Code::BUNDLE_PATH, "`.`"),
     ("nul", |m| rename_file(m, "a\0b"), Code::BUNDLE_PATH, "plain file name"),
-    ("tokenizer elsewhere", |m| m["tokenizer"]["file"] = json!("../t.json"), Code::BUNDLE_MANIFEST, "not listed"),
+    ("tokenizer elsewhere", |m| m["tokenizer"]["file"] = json!("../t.json"), Code::BUNDLE_PATH, "../t.json"),
+    ("tokenizer unlisted", |m| m["tokenizer"]["file"] = json!("t.json"), Code::BUNDLE_MANIFEST, "not listed"),
+    ("a lock", |m| rename_file(m, ".lock"), Code::BUNDLE_PATH, "`.lock`"),
+    ("a Windows device", |m| rename_file(m, "NUL.onnx"), Code::BUNDLE_PATH, "NUL.onnx"),
+    ("a stream of a file", |m| rename_file(m, "adapter.onnx:x"), Code::BUNDLE_PATH, "adapter.onnx:x"),
+    ("the manifest itself", |m| rename_file(m, "bundle.json"), Code::BUNDLE_MANIFEST, "which is the manifest"),
+    ("two that differ in case", |m| add_file(m, "ADAPTER.onnx"), Code::BUNDLE_MANIFEST, "only in case"),
+    (
+        "another provider's graph",
+        |m| m["parts"]["vision"]["tensorrt"] = json!("../v.onnx"),
+        Code::BUNDLE_PATH,
+        "../v.onnx",
+    ),
     ("negative size", |m| m["files"][0]["bytes"] = json!(-1), Code::BUNDLE_MANIFEST, "-1"),
     ("wrong size", |m| m["files"][0]["bytes"] = json!(7), Code::BUNDLE_CHECKSUM, "adapter.onnx"),
     ("wrong hash", |m| m["files"][0]["sha256"] = json!("00"), Code::BUNDLE_CHECKSUM, "adapter.onnx"),
@@ -113,6 +133,12 @@ const EDITS: &[Edit] = &[
 
 fn repeat_file(m: &mut Value) {
     let first = m["files"][0].clone();
+    m["files"].as_array_mut().unwrap().push(first);
+}
+
+fn add_file(m: &mut Value, name: &str) {
+    let mut first = m["files"][0].clone();
+    first["name"] = json!(name);
     m["files"].as_array_mut().unwrap().push(first);
 }
 

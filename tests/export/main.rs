@@ -4,6 +4,9 @@
 
 mod bundle;
 mod bundle_mutations;
+mod bundle_operators;
+#[cfg(target_os = "linux")]
+mod changed;
 mod decisions;
 mod install;
 mod memory;

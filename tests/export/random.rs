@@ -50,7 +50,7 @@ fn run_bundle(bundle: &Bundle, case: &Case) -> BTreeMap<String, Tensor> {
         ("heads", &["vision", "text"]),
     ] {
         let options = SessionOptions { threads: Some(1), ..SessionOptions::default() };
-        let path = bundle.file(&bundle.manifest.parts[part].file);
+        let path = bundle.file(&bundle.manifest.parts[part].file).unwrap();
         let mut session = Session::open(common::runtime(), &path, &options).unwrap();
         let outputs = session.outputs();
         let names: Vec<&str> = outputs.iter().map(String::as_str).collect();

@@ -27,7 +27,7 @@ const HALF: f64 = 0.9999;
 /// One part's graph for a provider, on these inputs.
 fn run(bundle: &Bundle, provider: &str, part: usize, values: &Values) -> Values {
     let PartRun { part, inputs, outputs } = &PART_RUNS[part];
-    let path = bundle.file(bundle.manifest.graph(part.parse().unwrap(), provider).unwrap());
+    let path = bundle.file(bundle.manifest.graph(part.parse().unwrap(), provider).unwrap()).unwrap();
     let options = SessionOptions { threads: Some(1), ..SessionOptions::default() };
     let mut session = Session::open(common::runtime(), &path, &options).unwrap();
     let feed: Vec<(&str, &Tensor)> = inputs.iter().map(|n| (*n, &values[*n])).collect();
@@ -120,13 +120,13 @@ fn the_companion_brings_no_weights() {
         assert_eq!((vision.file.as_str(), vision.tensorrt.as_deref()), ("vision.onnx", Some("vision.tensorrt.onnx")));
         let others = bundle.manifest.parts.iter().filter(|(name, _)| *name != "vision");
         assert!(others.map(|(_, part)| part).all(|part| part.tensorrt.is_none()));
-        let size = |name: &str| fs::metadata(bundle.file(name)).unwrap().len();
+        let size = |name: &str| fs::metadata(bundle.file(name).unwrap()).unwrap().len();
         let [first, second, data] = ["vision.onnx", "vision.tensorrt.onnx", "vision.onnx.data"].map(size);
         assert_eq!(vision.bytes, first + second + data);
         assert!(second < 2 * first && second < data / 10, "{second} bytes next to {first} and {data}");
         let names = commands::names(&bundle.dir);
         assert_eq!(names.iter().filter(|n| n.ends_with(".data") && n.starts_with("vision")).count(), 1, "{names:?}");
-        let files: Vec<PathBuf> = ["vision.onnx", "vision.tensorrt.onnx"].map(|f| bundle.file(f)).into();
+        let files: Vec<PathBuf> = ["vision.onnx", "vision.tensorrt.onnx"].map(|f| bundle.file(f).unwrap()).into();
         let Some(read) = forms::nodes(&files) else { continue };
         assert!(read.iter().all(|file| file["external"] == serde_json::json!(["vision.onnx.data"])));
         let own = |i: usize| read[i]["nodes"].as_array().unwrap().iter().any(|n| n["domain"] != "ai.onnx");
@@ -228,7 +228,8 @@ fn what_cannot_be_made_is_refused() {
     fs::write(reports.join("a.txt"), "Normal study.").unwrap();
     assert_eq!(refused(Precision::Int8, Target::TensorRt, Some(reports)).0, Code::CALIBRATION_INPUT);
     // Statistics of an earlier export stand in for inputs, and give the same ranges.
-    let statistics = Some(forms::export(dir.path(), Precision::Int8, Target::TensorRt).file("calibration.safetensors"));
+    let bundle = forms::export(dir.path(), Precision::Int8, Target::TensorRt);
+    let statistics = Some(bundle.file("calibration.safetensors").unwrap());
     let output = dir.path().join("again");
     let plan =
         Plan { statistics, calibration: None, output, ..forms::plan(dir.path(), Precision::Int8, Target::TensorRt) };

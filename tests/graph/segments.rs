@@ -50,7 +50,7 @@ fn compare(bundle: &Bundle, case: &Case, rng: &mut Random) -> usize {
         ("text", vec![("input_ids", one(ids)), ("attention_mask", one(mask))]),
     ];
     while let Some((part, inputs)) = feeds.pop() {
-        let path = bundle.file(&bundle.manifest.parts[part].file);
+        let path = bundle.file(&bundle.manifest.parts[part].file).unwrap();
         for prepack in [true, false] {
             let options = SessionOptions { prepack, threads: Some(1), ..SessionOptions::default() };
             let mut whole = Session::open(common::runtime(), &path, &options).unwrap();
@@ -121,7 +121,7 @@ fn what_is_planned_with_is_counted() {
     for Form { precision, target, widened: wide } in forms {
         let (_, bundle) = reduced::export(&Plan { target, ..reduced::plan(dir.path(), precision) });
         let record = &bundle.manifest.parts["text"];
-        let model = SegmentedModel::read(&bundle.file(&record.file)).unwrap();
+        let model = SegmentedModel::read(&bundle.file(&record.file).unwrap()).unwrap();
         let blocks = model.segments().iter().filter(|s| s.name.starts_with("layers.")).count();
         assert_eq!(blocks, l.layers);
         let weights: u64 = model.segments().iter().map(|s| s.weights).sum();

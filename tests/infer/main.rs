@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod changed;
 mod cohort;
 mod fixtures;
 mod memory;
 mod temperature;
 mod tokenizer;
+mod tokenizer_hostile;

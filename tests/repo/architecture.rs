@@ -11,7 +11,7 @@ use super::source::{code_only, line_of, places, read, report, root, rust_files};
 /// The modules by layer. A module imports from lower layers only, never from another of its own.
 const LAYERS: [&[&str]; 10] = [
     &["error"],
-    &["tensor", "progress", "files", "metrics"],
+    &["tensor", "progress", "files", "metrics", "threads"],
     &["volume", "text", "checkpoint", "graph", "config", "cohort"],
     &["model", "passes", "onnx", "batch"],
     &["bundle", "optimizer", "runtime"],
@@ -23,9 +23,18 @@ const LAYERS: [&[&str]; 10] = [
 ];
 
 /// The files with `unsafe` in them.
-const UNSAFE: [&str; 2] = ["src/checkpoint/mapping.rs", "src/runtime/placement.rs"];
+const UNSAFE: [&str; 3] = [
+    "src/checkpoint/mapping.rs",
+    "src/runtime/placement.rs",
+    // A handler of bus errors: `sigaction` has no safe form.
+    "src/cli/bus_error.rs",
+];
 /// Macros that write past the caller.
 const PRINTING: [&str; 5] = ["println!", "eprintln!", "print!", "eprint!", "dbg!"];
+
+/// What starts threads and panics where none is to be had.
+const THREAD_STARTS: [&str; 5] =
+    ["thread::spawn", "scope.spawn", "thread::Builder", "ThreadPoolBuilder", "enable_steady_tick"];
 
 fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|names| names.contains(&module))
@@ -103,6 +112,10 @@ fn violations(file: &str, source: &str) -> Vec<String> {
         let files = UNSAFE.join(" and ");
         places(&code, "unsafe").for_each(|at| say(line_of(&code, at), format!("unsafe belongs in {files}")));
     }
+    let library = &code[..code.find("\nmod tests {").unwrap_or(code.len())];
+    for start in THREAD_STARTS.iter().filter(|_| file != "src/threads.rs" && !file.ends_with("_tests.rs")) {
+        places(library, start).for_each(|at| say(line_of(&code, at), format!("{start}: use crate::threads")));
+    }
     for print in PRINTING {
         places(&code, print).for_each(|at| say(line_of(&code, at), format!("{print} in the library")));
     }
@@ -136,6 +149,8 @@ fn made_up_violations_are_found() {
         ("src/infer/mod.rs", "use ort::session::Session;", "only `runtime`"),
         ("src/infer/mod.rs", "let e = ort::init();", "only `runtime`"),
         ("src/tensor/dense.rs", "let x = unsafe { y() };", "unsafe belongs"),
+        ("src/infer/scan.rs", "let t = std::thread::spawn(f);", "use crate::threads"),
+        ("src/infer/scan.rs", "thread::scope(|scope| { scope.spawn(f); })", "use crate::threads"),
         ("src/cli/mod.rs", "eprintln!(\"{x}\");", "eprintln! in the library"),
     ];
     for (file, source, expected) in cases {
@@ -143,6 +158,10 @@ fn made_up_violations_are_found() {
         assert!(found.iter().any(|f| f.contains(expected)), "{file}: {source}: found {found:?}");
     }
     let innocent = [
+        (
+            "src/infer/scan.rs",
+            "use crate::threads;\nlet t = threads::spawn(\"read\", f)?;\nmod tests {\n thread::spawn(f) }",
+        ),
         ("src/graph/x.rs", "//! see crate::model\nlet s = \"unsafe crate::model ort::\"; let r = r#\"\"println!\"#;"),
         ("src/graph/x.rs", "/* ort:: */ let c = '\"'; let e = '\\''; fn f<'a>(x: &'a str) -> report::Port {}"),
         (

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod circles;
+mod fuzz_corpus;
 mod gpu_bench;
 mod links;
 mod oracles;

@@ -156,7 +156,7 @@ fn the_form_for_cpus_has_none() {
     forms::write(dir.path(), forms::FIXTURES[0]);
     let bundle = forms::export(dir.path(), Precision::Int8, Target::Cpu);
     assert!(bundle.manifest.suits("cuda").is_err() && bundle.manifest.graph(Part::Text, "cuda").is_none());
-    let files: Vec<PathBuf> = ["vision.onnx", "text.onnx"].map(|f| bundle.file(f)).into();
+    let files: Vec<PathBuf> = ["vision.onnx", "text.onnx"].map(|f| bundle.file(f).unwrap()).into();
     for file in forms::nodes(&files).into_iter().flatten() {
         let missing = missing(&kernels(), &file);
         assert!(missing.iter().any(|m| m.contains("MatMulIntegerToFloat")), "{missing:?}");

@@ -92,7 +92,7 @@ fn place_on_cuda() {
     }
     // Integers for CPUs, which the provider has no kernels for: reported, and refused where that is asked for.
     let bundle = bundle(&model, Precision::Int8, Target::Cpu, &library);
-    let path = bundle.file(&bundle.manifest.parts["text"].file);
+    let path = bundle.file(&bundle.manifest.parts["text"].file).unwrap();
     let error = Session::open(runtime, &path, &strict).map(|_| ()).unwrap_err();
     assert_eq!(error.code(), Code::DEVICE_FALLBACK);
     assert!(error.to_string().contains("layers.0.self_attn.q_proj.MatMulInteger"), "{error}");

@@ -82,7 +82,7 @@ fn bound_values_give_the_same_bits() {
         let (_, bundle) = reduced::export(&reduced::plan(dir.path(), precision));
         let [volume, ids, mask] = inputs_of(&case, &bundle);
         let open = |part: &str| {
-            let path = bundle.file(&bundle.manifest.parts[part].file);
+            let path = bundle.file(&bundle.manifest.parts[part].file).unwrap();
             Session::open(common::runtime(), &path, &ONE_THREAD()).unwrap()
         };
         // From one session to the next, with the first one gone.
@@ -114,7 +114,7 @@ fn bound_values_give_the_same_bits() {
         // From group to group.
         let feed = [("input_ids", &ids), ("attention_mask", &mask)];
         let text = open("text").run(&feed, &["text"]).unwrap().remove(0);
-        let path = bundle.file(&bundle.manifest.parts["text"].file);
+        let path = bundle.file(&bundle.manifest.parts["text"].file).unwrap();
         let (found, kinds) = bound_in_groups(&path, &feed, "text");
         assert!(bits(&found) == bits(&text), "{precision}");
         assert!(kinds.len() > 3 && kinds.iter().all(|k| ["f32", "f16", "i64"].contains(&k.as_str())), "{kinds:?}");
@@ -125,7 +125,7 @@ fn bound_values_give_the_same_bits() {
 #[test]
 fn results_that_stay_are_not_written_over() {
     let bundle = Bundle::open(commands::tiny_bundle()).unwrap();
-    let path = bundle.file(&bundle.manifest.parts["heads"].file);
+    let path = bundle.file(&bundle.manifest.parts["heads"].file).unwrap();
     let mut session = Session::open(common::runtime(), &path, &ONE_THREAD()).unwrap();
     session.always_bind();
     let config = &bundle.manifest.config;
@@ -150,7 +150,7 @@ fn results_that_stay_are_not_written_over() {
 #[test]
 fn wrong_inputs_are_refused_alike() {
     let bundle = Bundle::open(commands::tiny_bundle()).unwrap();
-    let path = bundle.file(&bundle.manifest.parts["text"].file);
+    let path = bundle.file(&bundle.manifest.parts["text"].file).unwrap();
     let ids = Tensor::i64(&[1, 3], vec![1, 2, 3]).unwrap();
     let [longer, empty] = [4, 0].map(|n| Tensor::i64(&[1, n], vec![1; n]).unwrap());
     let floats = Tensor::f32(&[1, 3], vec![1.0; 3]).unwrap();
@@ -179,7 +179,7 @@ fn wrong_inputs_are_refused_alike() {
 #[test]
 fn graphs_are_warmed_up_on_what_they_are_told() {
     let bundle = Bundle::open(commands::tiny_bundle()).unwrap();
-    let path = bundle.file(&bundle.manifest.parts["text"].file);
+    let path = bundle.file(&bundle.manifest.parts["text"].file).unwrap();
     let mut session = Session::open(common::runtime(), &path, &ONE_THREAD()).unwrap();
     let input = |name: &str, opt: &[u64]| ProfiledInput {
         name: name.into(),

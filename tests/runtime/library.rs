@@ -111,13 +111,18 @@ fn the_flag_comes_before_the_variable() {
     infer(dir.path(), &[("ORT_DYLIB_PATH", &good)], &["--ort-lib", &name(&bad)])
         .fails_with_one_line("runtime.missing")
         .naming(&["none.so"]);
-    // An empty variable is none; relative paths are the caller's.
+    // An empty variable is none; a relative path in the flag is the caller's.
     infer(dir.path(), &[("ORT_DYLIB_PATH", Path::new(""))], &["--ort-lib", &name(&good)]).ok();
     std::os::unix::fs::symlink(&good, dir.path().join("link.so")).unwrap();
     infer(dir.path(), &[], &["--ort-lib", "link.so"]).ok();
+    // In the variable it would mean another file in every folder.
+    for relative in ["link.so", "./link.so", "../x/link.so"] {
+        let done = infer(dir.path(), &[("ORT_DYLIB_PATH", Path::new(relative))], &[]);
+        done.fails_with_one_line("runtime.missing").naming(&[relative, "is a relative path", "make it absolute"]);
+    }
 }
 
-/// A copy of the program in a folder of its own, away from any `.ort`; none where the folder has one above.
+/// A copy of the program in a `bin` of its own, away from the project.
 fn lonely(folder: &Path) -> PathBuf {
     let copy = folder.join("bin/ba-infer");
     fs::create_dir_all(folder.join("bin")).unwrap();
@@ -154,10 +159,9 @@ fn where_it_is_searched_for() {
     let places = [
         Place { folder: "bin", name: LIBRARY_NAME, venv: false },
         Place { folder: "bin", name: VERSIONED, venv: false },
-        Place { folder: "work/.ort", name: LIBRARY_NAME, venv: false },
-        Place { folder: "work/deep/er/.ort", name: LIBRARY_NAME, venv: false },
-        Place { folder: "bin/.ort", name: LIBRARY_NAME, venv: false },
-        Place { folder: ".ort", name: LIBRARY_NAME, venv: false },
+        Place { folder: "bin/gpu", name: LIBRARY_NAME, venv: false },
+        Place { folder: "lib", name: LIBRARY_NAME, venv: false },
+        Place { folder: "lib", name: VERSIONED, venv: false },
         Place { folder: capi, name: VERSIONED, venv: true },
     ];
     for Place { folder, name, venv } in places {
@@ -171,10 +175,113 @@ fn where_it_is_searched_for() {
         fs::remove_file(folder.join(name)).unwrap();
     }
     // A folder of the library's name is passed over.
-    fs::create_dir_all(dir.path().join("work/deep/er/.ort").join(LIBRARY_NAME)).unwrap();
+    fs::create_dir_all(dir.path().join("bin").join(LIBRARY_NAME)).unwrap();
     run_lonely(&program, &work, &[]).fails_with_one_line("runtime.missing");
-    std::os::unix::fs::symlink(library(), dir.path().join("work/.ort").join(LIBRARY_NAME)).unwrap();
+    std::os::unix::fs::symlink(library(), dir.path().join("lib").join(LIBRARY_NAME)).unwrap();
     run_lonely(&program, &work, &[]).ok();
+}
+
+/// A library whose code leaves a file when it is loaded, made by the C compiler that Rust links with.
+fn trap(folder: &Path, mark: &Path) -> PathBuf {
+    let (source, made) = (folder.join("trap.c"), folder.join("trap.so"));
+    let code = format!(
+        "#include <stdio.h>\n__attribute__((constructor)) static void f(void) \
+         {{ FILE *o = fopen(\"{}\", \"w\"); if (o) fclose(o); }}\n",
+        mark.display()
+    );
+    fs::write(&source, code).unwrap();
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&made).arg(&source).status();
+    assert!(built.expect("Rust links with cc").success());
+    made
+}
+
+/// Whoever fills the folder that one stands in, or those above it, or those of the scan and the bundle, runs no code:
+/// neither as ONNX Runtime nor as a library of the GPU, whatever the variables of the loader say.
+#[test]
+fn no_code_from_the_current_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, mark) = (lonely(dir.path()), dir.path().join("mark"));
+    let trap = trap(dir.path(), &mark);
+    let work = dir.path().join("share/patients/one");
+    let (scans, bundle) = (dir.path().join("share/scans"), dir.path().join("share/bundle"));
+    [&work, &scans, &bundle].iter().for_each(|folder| fs::create_dir_all(folder).unwrap());
+    fs::copy(scan(), scans.join("s.nii.gz")).unwrap();
+    commands::copy_files(tiny_bundle(), &bundle);
+    let (up, top) = (dir.path().join("share/patients"), dir.path().join("share"));
+    let names = [LIBRARY_NAME, VERSIONED, "libcuda.so.1", "libnvidia-ml.so.1", "libcudart.so.13", "libcublas.so.13"];
+    let capi = "lib/python3.12/site-packages/onnxruntime/capi";
+    for folder in [&work, &up, &top, &dir.path().to_path_buf(), &scans, &bundle] {
+        for below in ["", ".ort", "gpu", ".ort/gpu", "lib", "target/release", capi] {
+            // Of the executable's own tree this is one: `lib` next to `bin`.
+            if *folder == dir.path() && below == "lib" {
+                continue;
+            }
+            let place = folder.join(below);
+            fs::create_dir_all(&place).unwrap();
+            for name in names {
+                fs::copy(&trap, place.join(name)).unwrap();
+            }
+        }
+    }
+    // As if the folder were the project's.
+    fs::write(top.join("Cargo.toml"), "name = \"brain-adapter\"\n").unwrap();
+    fs::write(top.join("ONNXRUNTIME_VERSION"), brain_adapter::runtime::PINNED_VERSION).unwrap();
+    let run = |variables: &[(&str, &str)], flags: &[&str]| {
+        let mut command = Command::new(&program);
+        command.env_remove("ORT_DYLIB_PATH").env_remove("VIRTUAL_ENV").env_remove("LD_LIBRARY_PATH");
+        command.arg(scans.join("s.nii.gz")).arg("--bundle").arg(&bundle).args(flags).current_dir(&work);
+        let done = finish_within(command.envs(variables.iter().copied()), SOON * 4);
+        assert!(!mark.exists(), "code of the folder ran with {variables:?}: {done:#?}");
+        done
+    };
+    let variables: [&[(&str, &str)]; 7] = [
+        &[],
+        &[("LD_LIBRARY_PATH", ":")],
+        &[("LD_LIBRARY_PATH", "/nonexistent::.:gpu")],
+        &[("VIRTUAL_ENV", ".")],
+        &[("VIRTUAL_ENV", "")],
+        &[("ORT_DYLIB_PATH", LIBRARY_NAME)],
+        &[("ORT_DYLIB_PATH", "./libonnxruntime.so")],
+    ];
+    let good = library().display().to_string();
+    for variables in variables {
+        for device in ["cpu", "auto"] {
+            run(variables, &["--device", device]).fails_with_one_line("runtime.missing");
+            run(variables, &["--device", device, "--ort-lib", &good]).ok();
+        }
+    }
+    // What is named is loaded: it is the user's word.
+    let mut command = Command::new(&program);
+    command.arg(scans.join("s.nii.gz")).arg("--bundle").arg(&bundle).args(["--ort-lib", LIBRARY_NAME]);
+    finish_within(command.current_dir(&work), SOON).fails("runtime.missing").naming(&["it is not ONNX Runtime"]);
+    assert!(mark.exists());
+}
+
+/// The result says which file was loaded, and a warning names one that is no published build.
+#[test]
+fn builds_are_recognized_by_their_hash() {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, other) = (library(), dir.path().join("other.so"));
+    let bytes = [fs::read(&good).unwrap(), vec![0]].concat();
+    fs::write(&other, bytes).unwrap();
+    let run = |path: &Path, flags: &[&str]| {
+        infer(dir.path(), &[], &[&["--ort-lib", &path.display().to_string()], flags].concat()).ok()
+    };
+    let pinned = run(&good, &["--json"]);
+    let file = &pinned.json()["run"]["libraries"][0];
+    assert_eq!((&file["pinned"], file["path"].as_str()), (&true.into(), good.to_str()), "{pinned:#?}");
+    assert_eq!(file["sha256"].as_str().map(str::len), Some(64));
+    assert!(!pinned.stderr.contains("runtime_unpinned"));
+    let unpinned = run(&other, &["--json"]);
+    assert_eq!(unpinned.json()["run"]["libraries"][0]["pinned"], false);
+    // The scan's own warnings come first.
+    let last = unpinned.json()["warnings"].as_array().and_then(|all| all.last().cloned()).unwrap();
+    assert_eq!(last["code"], "runtime_unpinned", "{unpinned:#?}");
+    let line = unpinned.stderr.lines().find(|line| line.starts_with("warning[runtime_unpinned]: ")).unwrap();
+    assert!(line.contains(&other.display().to_string()), "{line}");
+    assert_eq!(pinned.json()["logits"], unpinned.json()["logits"]);
+    assert!(run(&other, &["-v"]).stderr.contains("(not a pinned build, SHA-256 "));
+    assert!(run(&good, &["-v"]).stderr.contains(&format!("library: {} (ONNX Runtime ", good.display())));
 }
 
 #[test]

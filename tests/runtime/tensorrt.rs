@@ -1,6 +1,6 @@
 //! What TensorRT for RTX makes of the graphs: ahead-of-time builds, which need no GPU, for compute capabilities 8.6,
-//! 8.9 and 12.0. Needs a Python with `tensorrt_rtx`: `make trt`, or the one that `BA_TRT_PYTHON` names. Nothing is run:
-//! what the engines compute is not tested here.
+//! 8.9 and 12.0. Needs a Python with `tensorrt_rtx_bindings`: `make trt`, or the one that `BA_TRT_PYTHON` names.
+//! Nothing is run: what the engines compute is not tested here.
 
 #![cfg(unix)]
 
@@ -121,13 +121,13 @@ fn groups_of_blocks_build() {
         let bundle = forms::export(dir.path(), precision, target);
         for part in ["text", "vision"] {
             let file = bundle.manifest.graph(part.parse().unwrap(), "tensorrt-rtx").unwrap();
-            let model = SegmentedModel::read(&bundle.file(file)).unwrap();
+            let model = SegmentedModel::read(&bundle.file(file).unwrap()).unwrap();
             // One block each, and once all of them in two halves.
             let n = model.segments().len();
             assert!(n >= 3, "{part}: {n} segments");
             let cuts: Vec<Range<usize>> = (0..n).map(|i| i..i + 1).chain([0..n / 2, n / 2..n]).collect();
             let scratch = tempfile::tempdir().unwrap();
-            let files = extract(&bundle.file(file), &format!("{part}.onnx.data"), &cuts, scratch.path());
+            let files = extract(&bundle.file(file).unwrap(), &format!("{part}.onnx.data"), &cuts, scratch.path());
             for (cut, row) in cuts.iter().zip(build(&python, &files, &["--capability", "8.9"])) {
                 built(&format!("{precision} {part} {cut:?}"), &row);
             }

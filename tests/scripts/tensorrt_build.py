@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 
-import tensorrt_rtx as trt
+import tensorrt_rtx_bindings as trt
 
 
 class Log(trt.ILogger):

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use brain_adapter::checkpoint::{Checkpoint, TrainingState};
+use brain_adapter::files::Lock;
 use brain_adapter::tensor::LazyTensor;
 use serde_json::Value;
 use support::commands::{
@@ -214,9 +215,8 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
 fn two_trainings_do_not_share_a_folder() {
     let study = Study::new("mri");
     fs::create_dir(study.path("run")).unwrap();
-    let held = fs::File::open(study.path("run")).unwrap();
-    held.try_lock().unwrap();
-    study.fit("run", &["--epochs", "1", "--resume"]).fails_with_one_line("output.exists").naming(&["at work"]);
+    let held = Lock::try_temporary(&study.path("run/.lock")).unwrap().unwrap();
+    study.fit("run", &["--epochs", "1", "--resume"]).fails_with_one_line("output.in_use").naming(&["at work"]);
     drop(held);
     study.fit("run", &["--epochs", "1"]).ok();
 }

@@ -14,6 +14,8 @@ use serde_json::Value;
 use support::commands::{self, tiny_model, write_model};
 use support::common;
 use support::fitting::{self, Study, TRAIN, VALIDATION};
+#[cfg(target_os = "linux")]
+use support::stopped::stop_when;
 use support::training::{self, Fixture, norm_error};
 
 /// Every tensor's bytes by name.
@@ -67,22 +69,29 @@ fn features_of_a_frozen_adapter_are_computed_once() {
     let features = study.path("run/cache/features");
     let scans = TRAIN.len() + VALIDATION.len();
     assert_eq!(commands::names(&features).len(), scans + 5);
-    // The same features again: the same bytes. Features of the scans changed behind its back: others.
     let again = |run: &str| {
         let cache = study.path("run/cache");
         study.fit(run, &[args.as_slice(), &["--cache", cache.to_str().unwrap()]].concat()).ok();
         study.results(run)
     };
-    assert_eq!(again("again"), study.results("run"));
     let read = |name: &String| -> Value { serde_json::from_slice(&fs::read(features.join(name)).unwrap()).unwrap() };
     // Scans' features have the transformer's width, 48; reports' 64.
     let of_scans: Vec<String> = commands::names(&features).into_iter().filter(|n| read(n)["shape"][1] == 48).collect();
     assert_eq!(of_scans.len(), scans);
+    // The same features again: the same bytes, and none computed.
+    let written =
+        || -> Vec<_> { of_scans.iter().map(|n| fs::metadata(features.join(n)).unwrap().modified().unwrap()).collect() };
+    let first = written();
+    assert_eq!(again("again"), study.results("run"));
+    assert_eq!(written(), first);
+    // Swapped behind its back, they are no patient's: computed again.
     let texts: Vec<Vec<u8>> = of_scans.iter().map(|n| fs::read(features.join(n)).unwrap()).collect();
     for (i, name) in of_scans.iter().enumerate() {
         fs::write(features.join(name), &texts[(i + 1) % scans]).unwrap();
     }
-    assert_ne!(again("swapped"), study.results("run"));
+    let swapped = written();
+    assert_eq!(again("swapped"), study.results("run"));
+    assert!(written().iter().zip(&swapped).all(|(now, before)| now != before));
     // A damaged file is computed anew.
     of_scans.iter().for_each(|name| fs::write(features.join(name), "{").unwrap());
     assert_eq!(again("mended"), study.results("run"));
@@ -95,6 +104,26 @@ fn features_of_a_frozen_adapter_are_computed_once() {
     fitting::prepare(tiny_model(), "fpm", &study.artifacts, &[]).ok();
     study.fit("fpm", &["--epochs", "1", "--frozen-adapter", "--cache", cache]).ok();
     assert_eq!(files(), before + 2 * scans);
+}
+
+/// Frozen weights that are written to under a training: it ends, with the steps before them saved.
+#[cfg(target_os = "linux")]
+#[test]
+fn frozen_weights_do_not_change_under_a_training() {
+    let study = Study::new("tlp");
+    let frozen = study.artifacts.join("frozen.safetensors");
+    let bytes = fs::read(&frozen).unwrap();
+    let args = ["--epochs", "200", "--save-every", "0"];
+    let run = stop_when(&mut study.command("run", &args), &|_| study.path("run/last").exists());
+    let mut other = bytes.clone();
+    let end = other.len();
+    other[end / 2..].iter_mut().for_each(|b| *b ^= 1);
+    fs::write(&frozen, other).unwrap();
+    run.goes_on().fails("checkpoint.changed").naming(&["frozen.safetensors"]);
+    // They are no artifacts any more, until they are what they were.
+    study.fit("run", &["--epochs", "1", "--resume"]).fails("training.artifacts");
+    fs::write(&frozen, bytes).unwrap();
+    TrainingState::open(study.path("run/last")).unwrap();
 }
 
 /// The heads' gradients on features are those of the whole model with running statistics.

@@ -8,6 +8,7 @@ mod evaluation;
 mod fit;
 mod fit_parts;
 mod fit_resume;
+mod hostile_versions;
 mod interop;
 mod metrics;
 mod optimizer;

@@ -74,7 +74,7 @@ fn what_is_not_ours_stays() {
     prepare(tiny_model(), "tlp", &dir.path().join("file/below"), &[]).fails_with_one_line("io");
     prepare(tiny_model(), "tlp", Path::new("/"), &[]).fails_with_one_line("output.exists");
     // What a killed one left, under this name, goes.
-    let left = dir.path().join(".new.partial-dead");
+    let left = dir.path().join(".new.partial-ba-0123456789");
     fs::create_dir(&left).unwrap();
     fs::write(left.join("frozen.safetensors"), "half").unwrap();
     prepare(tiny_model(), "tlp", &dir.path().join("new"), &[]).ok();

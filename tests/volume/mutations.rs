@@ -1,5 +1,5 @@
 //! Valid files with bytes flipped, overwritten, cut out or cut off: read or refused, never a panic, and nothing
-//! non-finite comes out. Seeded, so that a failure can be repeated. `fuzz/fuzz_targets/nifti.rs` goes further.
+//! non-finite comes out. Seeded, so that a failure can be repeated. The fuzz target `nifti` goes further.
 
 use brain_adapter::volume::{self, Grid, ReadOptions};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};

@@ -43,6 +43,9 @@ pub(super) struct Args {
     /// Also write the trained tensors as safetensors for PyTorch
     #[arg(long, value_name = "FILE")]
     save_adapter: Option<PathBuf>,
+    /// Replace a file at --save-adapter that holds no trained tensors
+    #[arg(long, requires = "save_adapter")]
+    force: bool,
     /// Restore the version that the bundle in use was made from
     #[arg(long, group = "instead", conflicts_with_all = ["checkpoint", "calibration", "adapter_fp32", "save_adapter"])]
     rollback: bool,
@@ -84,6 +87,7 @@ fn plan(args: &Args, common: &Common) -> Result<Plan> {
         calibration: Some(calibration_folder(args.calibration.as_ref())?),
         adapter_fp32: args.adapter_fp32,
         save_adapter: args.save_adapter.clone(),
+        force: args.force,
         library: common.ort_lib.clone(),
         threads: common.threads(),
     })

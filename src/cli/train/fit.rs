@@ -72,6 +72,9 @@ pub(super) struct Args {
     /// Continue an interrupted training
     #[arg(long)]
     resume: bool,
+    /// Replace files of the output's names that ba-train fit did not write
+    #[arg(long)]
+    force: bool,
     /// Maximum seconds between two checkpoints within an epoch
     #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
     save_every: f64,
@@ -144,6 +147,7 @@ fn plan(args: &Args, common: &Common) -> Plan {
             ActivationsName::Save => Activations::Save,
         },
         resume: args.resume,
+        force: args.force,
         save_every: args.save_every,
         embed: args.embed.clone(),
         cache: args.cache.clone(),

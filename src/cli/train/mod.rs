@@ -51,7 +51,8 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    let outcome = common.limit_threads().and_then(|()| match &command {
+    common.catch_bus_errors();
+    let outcome = common.start_threads().and_then(|()| match &command {
         Command::Prepare(args) => prepare::run(args, &common),
         Command::Fit(args) => fit::run(args, &common),
         Command::Apply(args) => apply::run(args, &common),

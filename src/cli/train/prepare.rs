@@ -39,6 +39,9 @@ pub(super) struct Args {
     /// Vision transformer, instead of the folder's
     #[arg(long, value_name = "PATH")]
     vision: Option<PathBuf>,
+    /// Allow an output folder that holds other files; they are kept
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -83,6 +86,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
         },
         adamw: AdamW::default(),
         output: args.output.clone(),
+        force: args.force,
     };
     let mut bar = Bar::new(common);
     let outcome = prepare::run(&plan, &mut bar);

@@ -5,21 +5,31 @@
 //! text in the folder's `key.json`: where anything in it changes, another folder is made, and the old ones are
 //! reported, to be removed by hand.
 //!
+//! `key.json` also has the hashes of the engines, which are compared before they are loaded: engines that were swapped
+//! between two folders are built again. Which were compared before is remembered as for a bundle's weights
+//! ([`VerifiedCache`]). The caches of timings and kernels next to them, which TensorRT updates, are not compared: they
+//! change how long a build takes, not what is computed.
+//!
 //! A folder grows as `.building-KEY` and is renamed when it is complete; its `key.json` is written last. The building
 //! process holds a lock on `KEY.lock`, which the system releases when the process dies: the next one clears what a
 //! killed one left. A process that finds the lock held reports so and waits.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::bundle::{FileRecord, OpenFile, VerifiedCache, sha256_of};
 use crate::error::{Error, Result};
-use crate::files::{check_free_space, replace};
+use crate::files::{check_free_space, private, replace_private};
 use crate::progress::Shared;
 use crate::runtime::ProfiledInput;
 use crate::tensor::hex;
+
+/// The folder of engines in a cache.
+const FOLDER: &str = "engines";
 
 /// The file that says what a folder's engines are for.
 const KEY_FILE: &str = "key.json";
@@ -72,6 +82,14 @@ impl EngineKey {
     }
 }
 
+/// A `key.json`: what the engines are for, and which files they are.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    key: EngineKey,
+    files: Vec<FileRecord>,
+}
+
 /// The graph that engines are built from.
 pub(crate) struct EngineSource<'a> {
     /// The graph in words, for messages.
@@ -85,6 +103,7 @@ pub(crate) struct EngineSource<'a> {
 /// The engines in a cache folder.
 #[derive(Clone, Debug)]
 pub(crate) struct EngineCache {
+    cache: PathBuf,
     folder: PathBuf,
     progress: Shared,
 }
@@ -92,7 +111,7 @@ pub(crate) struct EngineCache {
 impl EngineCache {
     /// The engines in a cache folder. Long work is reported to `progress`.
     pub fn new(cache: &Path, progress: Shared) -> Self {
-        Self { folder: cache.join("engines"), progress }
+        Self { cache: cache.to_path_buf(), folder: cache.join(FOLDER), progress }
     }
 
     /// The folder with the engines of this key. Where there is none, `build` is called with an empty folder to build
@@ -100,7 +119,7 @@ impl EngineCache {
     /// nothing was kept.
     ///
     /// # Errors
-    /// `io` and `disk.full`, and those of `build`: then nothing is kept.
+    /// `cache.unsafe`; `io` and `disk.full`, and those of `build`: then nothing is kept.
     pub fn folder(
         &self,
         key: &EngineKey,
@@ -108,14 +127,14 @@ impl EngineCache {
         build: &mut dyn FnMut(&Path) -> Result<()>,
     ) -> Result<Option<PathBuf>> {
         let (name, what) = (key.name()?, source.what);
+        private::folder_in(&self.cache, FOLDER)?;
         let place = self.folder.join(&name);
-        if finished(&place).as_ref() == Some(key) {
+        if self.holds(&place, key, &name)? {
             return Ok(Some(place));
         }
-        make(&self.folder)?;
         let _lock = self.lock(&self.folder.join(format!("{name}.lock")), what)?;
         // Another process may have built them in the meantime.
-        if finished(&place).as_ref() == Some(key) {
+        if self.holds(&place, key, &name)? {
             return Ok(Some(place));
         }
         let building = self.folder.join(format!(".building-{name}"));
@@ -123,7 +142,9 @@ impl EngineCache {
         clear(&place)?;
         // TensorRT itself would only log that it could not write.
         check_free_space(&self.folder, source.weights.saturating_add(source.weights / 8), "TensorRT's engines")?;
-        make(&building)?;
+        private::folder_in(&self.cache, FOLDER)?;
+        fs::create_dir(&building).map_err(|e| Error::io(&building, "cannot make the folder", e))?;
+        private::own_folder(&building)?;
         self.progress.note(&format!(
             "building TensorRT engines for {what} on {}: the first run takes minutes, later ones do not{}",
             key.gpu,
@@ -146,10 +167,26 @@ impl EngineCache {
         }
     }
 
+    /// Whether the folder holds the engines of this key, as they were built.
+    fn holds(&self, place: &Path, key: &EngineKey, name: &str) -> Result<bool> {
+        let Some(contents) = contents(place).filter(|contents| contents.key == *key) else { return Ok(false) };
+        private::own_folder(place)?;
+        let open = contents.files.iter().map(|record| OpenFile::open(place, record).map(Arc::new));
+        let Ok(files) = open.collect::<Result<Vec<_>>>() else { return Ok(false) };
+        let mut known = VerifiedCache::load(&self.cache, name)?;
+        let sound = |file: &Arc<OpenFile>| known.is_verified(file) || file.verify().is_ok();
+        let sound = files.iter().all(sound);
+        if sound {
+            known.record(&files)?;
+        }
+        Ok(sound)
+    }
+
     /// Takes the lock, waiting while another process has it.
     fn lock(&self, path: &Path, what: &str) -> Result<File> {
         let failed = |e| Error::io(path, "cannot lock the engines", e);
         let file = File::options().create(true).truncate(false).write(true).open(path).map_err(failed)?;
+        private::close_file(path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -164,7 +201,8 @@ impl EngineCache {
     /// A note on older engines of the same graph on the same GPU.
     fn others(&self, key: &EngineKey, name: &str) -> String {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let same = |path: &PathBuf| !path.ends_with(name) && finished(path).is_some_and(|other| other.same_place(key));
+        let same =
+            |path: &PathBuf| !path.ends_with(name) && contents(path).is_some_and(|other| other.key.same_place(key));
         match entries.filter(same).count() {
             0 => String::new(),
             n => format!(
@@ -175,33 +213,38 @@ impl EngineCache {
     }
 }
 
-/// The key of a complete folder.
-fn finished(folder: &Path) -> Option<EngineKey> {
-    let path = folder.join(KEY_FILE);
-    let meta = fs::metadata(&path).ok().filter(|m| m.is_file() && m.len() <= MAX_KEY_BYTES)?;
-    let bytes = fs::read(&path).ok().filter(|bytes| bytes.len() as u64 == meta.len())?;
-    serde_json::from_slice(&bytes).ok()
+/// The `key.json` of a complete folder.
+fn contents(folder: &Path) -> Option<Contents> {
+    serde_json::from_slice(&private::read(&folder.join(KEY_FILE), MAX_KEY_BYTES)?).ok()
 }
 
-/// Makes sure that the engines are on the disk, then writes their key. False where nothing was built.
+/// Makes sure that the engines are on the disk, then writes their key and hashes. False where nothing was built.
 fn finish(folder: &Path, key: &EngineKey, context: Option<&str>) -> Result<bool> {
     let failed = |e| Error::io(folder, "cannot keep the engines", e);
-    let mut files = 0;
+    let (mut any, mut files) = (false, Vec::new());
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path.is_file() {
-            File::open(&path).and_then(|file| file.sync_all()).map_err(failed)?;
-            files += 1;
+        if !path.is_file() {
+            continue;
+        }
+        private::close_file(&path)?;
+        let file = File::open(&path).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        any = true;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.extension().is_some_and(|e| e == "engine") || context == Some(&name) {
+            let bytes = file.metadata().map_err(failed)?.len();
+            files.push(FileRecord { name, bytes, sha256: sha256_of(&path)? });
         }
     }
-    if files == 0 || context.is_some_and(|name| !folder.join(name).is_file()) {
+    if !any || context.is_some_and(|name| !folder.join(name).is_file()) {
         return Ok(false);
     }
-    replace(&folder.join(KEY_FILE), &key.json()?).map(|()| true)
-}
-
-fn make(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot make the folder", e))
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    let path = folder.join(KEY_FILE);
+    let contents = Contents { key: key.clone(), files };
+    let json = serde_json::to_vec_pretty(&contents).map_err(|e| Error::io(&path, "cannot write", e.into()))?;
+    replace_private(&path, &json).map(|()| true)
 }
 
 fn clear(folder: &Path) -> Result<()> {

@@ -151,6 +151,45 @@ fn what_is_not_whole_is_made_anew() {
     }
 }
 
+/// Engines of two bundles that change places are built again: not run as each other's.
+#[test]
+fn engines_are_bound_to_their_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engines, _) = engines(dir.path());
+    let made = AtomicUsize::new(0);
+    let keys = [key(), EngineKey { bundle: "c".into(), ..key() }];
+    let ask = |key: &EngineKey| {
+        let build = &mut |folder: &Path| {
+            made.fetch_add(1, Ordering::Relaxed);
+            let path = folder.join("part.engine");
+            fs::write(&path, key.bundle.as_bytes()).map_err(|e| Error::io(path, "cannot write", e))
+        };
+        engines.folder(key, &of("it"), build).unwrap().unwrap()
+    };
+    let places = keys.each_ref().map(&ask);
+    let [a, b] = places.each_ref().map(|place| place.join("part.engine"));
+    let spare = dir.path().join("spare");
+    for (from, to) in [(&a, &spare), (&b, &a), (&spare, &b)] {
+        fs::rename(from, to).unwrap();
+    }
+    assert_eq!(keys.each_ref().map(&ask), places);
+    assert_eq!(made.load(Ordering::Relaxed), 4);
+    assert_eq!((fs::read(&a).unwrap(), fs::read(&b).unwrap()), (b"b".to_vec(), b"c".to_vec()));
+    // What TensorRT updates next to them does not count.
+    fs::write(places[0].join("timing.cache"), "1").unwrap();
+    assert_eq!(keys.each_ref().map(&ask), places);
+    assert_eq!(made.load(Ordering::Relaxed), 4);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&places[0]), mode(&a), mode(&places[0].join(KEY_FILE))), (0o700, 0o600, 0o600));
+        fs::set_permissions(&places[0], fs::Permissions::from_mode(0o777)).unwrap();
+        let refused = engines.folder(&key(), &of("it"), &mut |_| panic!("it was built")).unwrap_err();
+        assert_eq!(refused.code(), Code::CACHE_UNSAFE);
+    }
+}
+
 /// Threads stand for processes: each opens the lock for itself.
 #[test]
 fn one_builds_and_the_others_wait() {

@@ -2,12 +2,10 @@
 //!
 //! `features/KEY.json` in a folder that the user names. KEY is the SHA-256 of everything that a result depends on: the
 //! content of the scan's files (or the report's text), the volume chosen, the bundle with its preprocessing, the
-//! device, this program's version and ONNX Runtime's build. So nothing ever has to be thrown away for being old; a file
-//! that cannot be read or whose values do not have the recorded hash is computed again. Files hold no names, but
-//! features are derived from patients' data: the folder is made for its owner alone.
+//! device, this program's version and ONNX Runtime's build. So nothing ever has to be thrown away for being old. A
+//! file's own hash covers its KEY: one that cannot be read, was changed, or was put under another name is computed
+//! again. Files hold no names, but features are derived from patients' data: folder and files are the owner's alone.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,14 +13,17 @@ use sha2::{Digest, Sha256};
 
 use crate::bundle::sha256_of;
 use crate::error::{Error, Result, Warning};
-use crate::files::replace;
+use crate::files::{private, replace_private};
 use crate::tensor::{Tensor, hex};
 
 /// Largest file that is read.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// Goes into every key: another meaning of the files needs another.
-const VERSION: &str = "brain-adapter features 1";
+const VERSION: &str = "brain-adapter features 2";
+
+/// The folder of features in a cache.
+const FOLDER: &str = "features";
 
 /// A folder of features.
 #[derive(Clone, Debug)]
@@ -49,24 +50,34 @@ pub(crate) struct Features {
 struct Stored {
     shape: Vec<usize>,
     values: Vec<f32>,
-    /// Of the values, as little-endian float32.
+    /// Of the key and of everything here ([`Stored::hash`]).
     sha256: String,
     warnings: Vec<Warning>,
     tokens: usize,
+}
+
+impl Stored {
+    /// What `sha256` is under this key. The key stands for what the features were computed from and how.
+    fn hash(&self, key: &str) -> String {
+        let warnings = self.warnings.iter().map(|w| format!("{} {}", w.code, w.message));
+        let texts = [VERSION.to_owned(), key.to_owned(), format!("{:?} {}", self.shape, self.tokens)];
+        let mut hash = Sha256::new();
+        for text in texts.into_iter().chain(warnings) {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+        self.values.iter().for_each(|v| hash.update(v.to_le_bytes()));
+        hex(&hash.finalize())
+    }
 }
 
 impl Store {
     /// The store in `cache`, for results that depend on `context`.
     ///
     /// # Errors
-    /// `io` when the folder cannot be made.
+    /// `io` when the folder cannot be made; `cache.unsafe` when others own it or can write to it.
     pub fn open(cache: &Path, context: &[&str]) -> Result<Self> {
-        let folder = cache.join("features");
-        let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&folder).map_err(|e| Error::io(&folder, "cannot make the folder", e))?;
+        let folder = private::folder_in(cache, FOLDER)?;
         let context = std::iter::once(VERSION).chain(context.iter().copied()).collect::<Vec<_>>().join("\n");
         Ok(Self { folder, context })
     }
@@ -102,12 +113,8 @@ impl Store {
 
     /// What is stored under a key; none where there is nothing, or nothing sound.
     pub fn get(&self, key: &str) -> Option<Features> {
-        let path = self.path(key);
-        let meta = std::fs::metadata(&path).ok().filter(|m| m.is_file() && m.len() <= MAX_BYTES)?;
-        let mut bytes = Vec::with_capacity(usize::try_from(meta.len()).ok()?);
-        File::open(&path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
-        let stored: Stored = serde_json::from_slice(&bytes).ok()?;
-        if sha256(&stored.values) != stored.sha256 {
+        let stored: Stored = serde_json::from_slice(&private::read(&self.path(key), MAX_BYTES)?).ok()?;
+        if stored.hash(key) != stored.sha256 {
             return None;
         }
         let tensor = Tensor::f32(&stored.shape, stored.values)?;
@@ -120,27 +127,22 @@ impl Store {
     /// `io` or `disk.full`.
     pub fn put(&self, key: &str, features: &Features) -> Result<()> {
         let Some(values) = features.tensor.as_f32().filter(|v| v.iter().all(|x| x.is_finite())) else { return Ok(()) };
-        let stored = Stored {
+        let mut stored = Stored {
             shape: features.tensor.shape().to_vec(),
             values: values.to_vec(),
-            sha256: sha256(values),
+            sha256: String::new(),
             warnings: features.warnings.clone(),
             tokens: features.tokens,
         };
+        stored.sha256 = stored.hash(key);
         let path = self.path(key);
         let json = serde_json::to_vec(&stored).map_err(|e| Error::io(&path, "cannot write", e.into()))?;
-        replace(&path, &json)
+        replace_private(&path, &json)
     }
 
     fn path(&self, key: &str) -> PathBuf {
         self.folder.join(format!("{key}.json"))
     }
-}
-
-fn sha256(values: &[f32]) -> String {
-    let mut hash = Sha256::new();
-    values.iter().for_each(|v| hash.update(v.to_le_bytes()));
-    hex(&hash.finalize())
 }
 
 #[cfg(test)]
@@ -181,6 +183,45 @@ mod tests {
             std::fs::write(&path, good.replacen(old, new, 1)).unwrap();
             assert!(store.get("k").is_none(), "{old} -> {new}");
         }
+    }
+
+    /// Two patients' files that change places are two misses, not two answers.
+    #[test]
+    fn a_file_is_believed_under_its_own_key_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), &["bundle"]).unwrap();
+        let [one, two] = ["one", "two"].map(|text| store.report_key(text));
+        let other = Features { tensor: Tensor::f32(&[1, 5], vec![9.0; 5]).unwrap(), ..features() };
+        store.put(&one, &features()).unwrap();
+        store.put(&two, &other).unwrap();
+        let files = [store.path(&one), store.path(&two)];
+        let [a, b] = [0, 1].map(|i| std::fs::read(&files[i]).unwrap());
+        std::fs::write(&files[0], &b).unwrap();
+        std::fs::write(&files[1], &a).unwrap();
+        assert!(store.get(&one).is_none() && store.get(&two).is_none());
+        // Every field is covered.
+        let text = String::from_utf8(a).unwrap();
+        for (old, new) in [("\"tokens\":7", "\"tokens\":8"), ("\"cut\"", "\"\""), ("fov_cut", "xform_code")] {
+            std::fs::write(&files[0], text.replacen(old, new, 1)).unwrap();
+            assert!(text.contains(old) && store.get(&one).is_none(), "{old} -> {new}");
+        }
+        std::fs::write(&files[0], text).unwrap();
+        assert!(store.get(&one).is_some());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_are_the_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("cache");
+        let store = Store::open(&cache, &[]).unwrap();
+        store.put("k", &features()).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let found = [&cache, &cache.join("features"), &store.path("k")].map(|path| mode(path));
+        assert_eq!(found, [0o700, 0o700, 0o600]);
+        std::fs::set_permissions(&cache, std::fs::Permissions::from_mode(0o770)).unwrap();
+        assert_eq!(Store::open(&cache, &[]).unwrap_err().code(), crate::Code::CACHE_UNSAFE);
     }
 
     #[test]

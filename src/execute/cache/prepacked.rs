@@ -7,25 +7,39 @@
 //! machine alone and are made only from weights that were verified; one that was touched since is made anew.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use crate::bundle::{FileRecord, VerifiedCache};
-use crate::error::{Error, Result};
-use crate::files::check_free_space;
+use crate::bundle::{FileRecord, OpenFile, VerifiedCache, hash_file};
+use crate::error::{Code, Error, Result};
+use crate::files::mapped::CHANGED;
+use crate::files::{Identity, SETTLED, TemporaryFolder, check_free_space, private};
 use crate::model::Part;
-use crate::runtime::{Runtime, Session, SessionOptions};
+use crate::runtime::Runtime;
 use crate::tensor::hex;
 
-/// Files that were written less than this before are not remembered; see [`VerifiedCache`].
-const SETTLING: Duration = Duration::from_millis(2500);
+/// Files that were written less than this before are not remembered ([`SETTLED`]).
+const SETTLING: Duration = SETTLED.saturating_add(Duration::from_millis(500));
+
+/// The folder of copies in a cache.
+const FOLDER: &str = "prepacked";
 
 /// The copies of one bundle's graphs.
 #[derive(Clone, Debug)]
 pub(crate) struct Prepacked {
     cache: PathBuf,
     context: String,
+}
+
+/// A copy of a graph, and its open files.
+pub(crate) struct PrepackedCopy {
+    /// The graph's file.
+    pub graph: PathBuf,
+    /// This file and that of the weights.
+    pub files: Vec<Arc<OpenFile>>,
 }
 
 impl Prepacked {
@@ -35,62 +49,75 @@ impl Prepacked {
         Self { cache: cache.to_path_buf(), context }
     }
 
-    /// The copy of a graph, where there is a sound one.
-    pub fn find(&self, part: Part) -> Option<PathBuf> {
-        let key = self.key(part);
-        let graph = self.folder(&key).join(format!("{part}.onnx"));
-        let memory = VerifiedCache::load(&self.cache, &key);
-        let sound = |path: &Path| memory.is_verified(path, &record(path));
-        (sound(&graph) && sound(&graph.with_extension("onnx.data"))).then_some(graph)
-    }
-
-    /// Makes the copy of the graph at `source`, whose weights are verified; gives its place. `need` is the room that it
-    /// takes on the disk.
+    /// The copy of a graph, where there is one that was not touched since it was made.
     ///
     /// # Errors
-    /// `io`, `disk.full`, `runtime.model`.
-    pub fn make(
-        &self,
-        part: Part,
-        source: &Path,
-        need: u64,
-        runtime: &Runtime,
-        options: &SessionOptions,
-    ) -> Result<PathBuf> {
-        let (key, all) = (self.key(part), self.cache.join("prepacked"));
-        std::fs::create_dir_all(&all).map_err(|e| Error::io(&all, "cannot make the folder", e))?;
+    /// `cache.unsafe` when others can write to the folder or own it; `io`.
+    pub fn find(&self, part: Part) -> Result<Option<PrepackedCopy>> {
+        let key = self.key(part);
+        let folder = private::folder_in(&self.cache, FOLDER)?.join(&key);
+        if !folder.exists() {
+            return Ok(None);
+        }
+        private::own_folder(&folder)?;
+        let known = VerifiedCache::load(&self.cache, &key)?;
+        let open = |name: &String| {
+            let file = Arc::new(OpenFile::open(&folder, &known.known(name)?).ok()?);
+            known.is_verified(&file).then(|| {
+                file.set_verified();
+                file
+            })
+        };
+        let names = names(part);
+        let files: Option<Vec<_>> = names.iter().map(open).collect();
+        Ok(files.map(|files| PrepackedCopy { graph: folder.join(&names[0]), files }))
+    }
+
+    /// Makes the copy of a graph, whose weights are verified: `save` writes it under the name that it is given, and the
+    /// weights next to it. `need` is the room that it takes on the disk.
+    ///
+    /// # Errors
+    /// `io`, `disk.full`, `cache.unsafe`; those of `save`.
+    pub fn make(&self, part: Part, need: u64, save: &mut dyn FnMut(&Path) -> Result<()>) -> Result<PrepackedCopy> {
+        let (key, all) = (self.key(part), private::folder_in(&self.cache, FOLDER)?);
         check_free_space(&all, need, "weights laid out for this machine")?;
-        let temporary = tempfile::Builder::new().prefix(".making-").tempdir_in(&all);
-        let temporary = temporary.map_err(|e| Error::io(&all, "cannot make a temporary folder", e))?;
-        let name = format!("{part}.onnx");
-        Session::save_prepacked(runtime, source, &temporary.path().join(&name), options)?;
-        let folder = self.folder(&key);
+        let temporary = TemporaryFolder::new(&all, "weights")?;
+        let names = names(part);
+        save(&temporary.path().join(&names[0]))?;
+        let folder = all.join(&key);
         // Another process's, or one that was touched: ours is as good.
         if folder.exists() {
             std::fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, "cannot replace", e))?;
         }
         std::fs::rename(temporary.path(), &folder).map_err(|e| Error::io(&folder, "cannot put into place", e))?;
+        private::own_folder(&folder)?;
+        names.iter().try_for_each(|name| private::close_file(&folder.join(name)))?;
         std::thread::sleep(SETTLING);
-        let graph = folder.join(name);
-        let files = [graph.clone(), graph.with_extension("onnx.data")];
-        let candidates = files.iter().map(|path| VerifiedCache::pending(path, &record(path))).collect();
-        VerifiedCache::load(&self.cache, &key).record(candidates)?;
-        Ok(graph)
+        let open = |name: &String| {
+            let path = folder.join(name);
+            let before = Identity::at(&path).map_err(|e| Error::io(&path, "cannot open the file", e))?;
+            let (bytes, sha256) = hash_file(&path, &AtomicBool::new(false))?;
+            let file = OpenFile::open(&folder, &FileRecord { name: name.clone(), bytes, sha256 })?;
+            if file.identity() != before {
+                return Err(Error::new(Code::BUNDLE_CHANGED, CHANGED).at(path));
+            }
+            // Its hash is not compared with another: it is what the file is known by from now on.
+            file.set_verified();
+            Ok(Arc::new(file))
+        };
+        let files = names.iter().map(open).collect::<Result<Vec<_>>>()?;
+        VerifiedCache::load(&self.cache, &key)?.record(&files)?;
+        Ok(PrepackedCopy { graph: folder.join(&names[0]), files })
     }
 
     fn key(&self, part: Part) -> String {
         hex(&Sha256::digest(format!("{}\n{part}", self.context)))
     }
-
-    fn folder(&self, key: &str) -> PathBuf {
-        self.cache.join("prepacked").join(key)
-    }
 }
 
-/// The file under its name. There is no hash to compare with: it was written here, and has not been touched since.
-fn record(path: &Path) -> FileRecord {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    FileRecord { name, bytes: 0, sha256: String::new() }
+/// The names of a copy's files: the graph first.
+fn names(part: Part) -> [String; 2] {
+    [format!("{part}.onnx"), format!("{part}.onnx.data")]
 }
 
 /// What the layout of weights depends on: the kind of processor and what it can do.

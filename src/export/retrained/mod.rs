@@ -180,7 +180,7 @@ impl Bundled<'_> {
     /// A report's tokens, and the result of the bundle's language model on them.
     fn text(&self, report: &Path, features: &mut Features<'_>) -> Result<(Feed, Tensor)> {
         let record = &self.bundle.manifest.tokenizer;
-        let tokenizer = Tokenizer::load(&self.bundle.file(&record.file), record.bos)?;
+        let tokenizer = Tokenizer::load(&self.bundle.file(&record.file)?, record.bos)?;
         let [ids, mask] = inputs::report(record.max_tokens, &tokenizer, report)?;
         let text =
             super::gate::only(features(Part::Text, &[("input_ids", &ids), ("attention_mask", &mask)], &["text"])?);
@@ -193,7 +193,7 @@ impl Bundled<'_> {
     fn write_reports(&self, record: &mut Quantization, files: &mut Vec<FileRecord>) -> Result<()> {
         let was_listed = self.bundle.manifest.files.iter().any(|f| f.name == STATISTICS);
         if record.calibration.statistics.take().is_some_and(|name| name == STATISTICS) && was_listed {
-            let mut statistics = Statistics::load(&self.bundle.file(STATISTICS))?;
+            let mut statistics = Statistics::load(&self.bundle.file(STATISTICS)?)?;
             statistics.activations.retain(|activation, _| activation.starts_with(&format!("{}/", Part::Text)));
             statistics.scans = 0;
             if !statistics.activations.is_empty() {

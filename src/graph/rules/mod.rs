@@ -124,6 +124,15 @@ const RULES: &[Rule] = &[
     contrib("InPlaceAccumulatorV2", 3, Infer::All(|c| c.accumulate())),
 ];
 
+/// Operators that only graphs for training have: one runs a graph of its own, the other keeps a buffer between runs.
+const TRAINING: [&str; 2] = ["Scan", "InPlaceAccumulatorV2"];
+
+/// Whether a bundle's graphs may have the operator: those of [`RULES`], which are all that is ever written, except
+/// those for training.
+pub(crate) fn is_for_bundles(domain: &str, kind: &str) -> bool {
+    !TRAINING.contains(&kind) && RULES.iter().any(|rule| rule.domain.name() == domain && rule.kind == kind)
+}
+
 /// The types of a node's results.
 pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[Option<ValueId>], outputs: usize) -> Answer<Vec<ValueType>> {
     let rule = RULES.iter().find(|rule| (rule.domain, rule.kind) == (op.domain, op.kind));
@@ -172,5 +181,17 @@ mod tests {
         for (i, row) in RULES.iter().enumerate() {
             assert!(!RULES[..i].iter().any(|r| (r.domain, r.kind) == (row.domain, row.kind)), "{} twice", row.kind);
         }
+    }
+
+    #[test]
+    fn bundles_have_the_operators_of_the_table_except_those_for_training() {
+        assert!(TRAINING.iter().all(|kind| RULES.iter().any(|row| row.kind == *kind)));
+        assert!(is_for_bundles("", "MatMul") && is_for_bundles("com.microsoft", "MatMulNBits"));
+        for (domain, kind) in [("", "Scan"), ("", "If"), ("", "Loop"), ("com.microsoft", "InPlaceAccumulatorV2")] {
+            assert!(!is_for_bundles(domain, kind), "{kind}");
+        }
+        // The name alone says nothing.
+        assert!(!is_for_bundles("com.microsoft", "MatMul") && !is_for_bundles("", "MatMulNBits"));
+        assert!(!is_for_bundles("com.microsoft", "EPContext") && !is_for_bundles("ai.onnx", "MatMul"));
     }
 }

@@ -10,6 +10,7 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
 use super::gpu_libraries::{CUDA_VERSION, DRIVER};
+use super::system_libraries;
 use super::visible::{Enumeration, visible_gpus};
 use super::{Device, Gpu, PassedOver};
 use crate::runtime::{Runtime, ort_library};
@@ -53,7 +54,7 @@ impl Machine {
         let (mut notes, mut driver_installed) = (Vec::new(), false);
         let nvidia = match device {
             Device::Cpu => Err("GPUs were not searched for".to_owned()),
-            _ => Nvml::init().map_err(|e| no_driver(&e, &mut driver_installed)).and_then(|nvml| {
+            _ => nvml().map_err(|e| no_driver(&e, &mut driver_installed)).and_then(|nvml| {
                 driver_installed = true;
                 query(&nvml, &Enumeration::of_this_process(), &mut notes)
             }),
@@ -61,7 +62,8 @@ impl Machine {
         Self {
             nvidia,
             driver_installed,
-            library: library.map(Path::to_path_buf).or_else(ort_library::from_environment),
+            // A variable that is refused is an error when the library is loaded.
+            library: ort_library::named(library).ok().flatten(),
             loaded: Runtime::loaded().map(|runtime| runtime.library.clone()),
             folders: ort_library::gpu_folders(),
             system_loader: true,
@@ -73,6 +75,17 @@ impl Machine {
     /// The GPU that is used: CUDA's first.
     pub fn gpu(&self) -> Option<&Gpu> {
         self.nvidia.as_ref().ok()?.gpus.first()
+    }
+}
+
+/// The file of NVIDIA's management library.
+const NVML: &str = "libnvidia-ml.so.1";
+
+/// NVIDIA's management library, by an absolute path: a bare name could be found in the current folder.
+fn nvml() -> Result<Nvml, NvmlError> {
+    match system_libraries::find(NVML) {
+        Some(path) => Nvml::builder().lib_path(path.as_os_str()).init(),
+        None => Err(NvmlError::LibraryNotFound),
     }
 }
 
@@ -112,15 +125,12 @@ fn gpu(nvml: &Nvml, index: u32) -> Result<Gpu, NvmlError> {
 /// Why NVML does not answer, and what to do. Sets whether the driver is installed.
 fn no_driver(error: &NvmlError, installed: &mut bool) -> String {
     let install = format!("install the driver {DRIVER} or later");
-    *installed = true;
+    *installed = !matches!(error, NvmlError::LibraryNotFound);
     match error {
+        NvmlError::LibraryNotFound => format!("there is no NVIDIA driver ({NVML} is missing): {install}"),
         NvmlError::LibloadingError(e) => {
             let reason = e.to_string();
-            *installed = !reason.contains("No such file");
-            if !*installed {
-                return format!("there is no NVIDIA driver (libnvidia-ml.so.1 is missing): {install}");
-            }
-            format!("NVIDIA's driver cannot be queried (libnvidia-ml.so.1: {reason}): {install}")
+            format!("NVIDIA's driver cannot be queried ({NVML}: {reason}): {install}")
         }
         NvmlError::DriverNotLoaded => {
             "NVIDIA's driver is installed and not loaded: load its kernel module, or restart the machine".to_owned()

@@ -6,12 +6,13 @@
 //! not in the tables: the CUDA provider opens it only for Fourier transforms, of which the model has none. It opens
 //! cuDNN for convolutions.
 //!
-//! Libraries next to ONNX Runtime's GPU build are loaded by path before ONNX Runtime asks for them by name, each after
-//! its own dependencies: no variable such as `LD_LIBRARY_PATH` has to be set, and the libraries that `make gpu` fetched
-//! are the ones in use.
+//! Libraries next to ONNX Runtime's GPU build, then the system's, are loaded by absolute path before ONNX Runtime asks
+//! for them by name, each after its own dependencies: no variable such as `LD_LIBRARY_PATH` has to be set, and the
+//! libraries that `make gpu` fetched are the ones in use.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::system_libraries;
 use crate::runtime::ort_library::loader_reason;
 
 /// The oldest driver that supports CUDA 13.
@@ -106,43 +107,33 @@ pub(super) const RTX: &[Library] = &[
     },
 ];
 
-/// Loads all of `needed`: from `folder`, else with the system's dynamic loader if `system` allows it. Nothing in
-/// `folder` is loaded before all of them have been found.
+/// Loads all of `needed`: from `folder`, else the system's if `system` allows it. Nothing is loaded before all of them
+/// have been found.
 ///
 /// # Errors
 /// One line: every missing library with its version and what to install; or the first library that exists and does not
 /// load, with the loader's reason.
-pub(super) fn load<'a>(
-    needed: impl Iterator<Item = &'a Library> + Clone,
-    folder: &Path,
-    system: bool,
-) -> Result<(), String> {
-    let (mut missing, mut retry) = (Vec::new(), Vec::new());
-    for library in needed.clone().filter(|library| !folder.join(library.file).exists()) {
-        match system.then(|| ort::util::preload_dylib(library.file)) {
-            Some(Ok(())) => {}
-            // It exists; it may depend on one in `folder` that is loaded below.
-            Some(Err(e)) if !is_absent(&loader_reason(&e), library.file) => retry.push(library.file),
-            _ => missing.push(library),
+pub(super) fn load<'a>(needed: impl Iterator<Item = &'a Library>, folder: &Path, system: bool) -> Result<(), String> {
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for library in needed {
+        match find(library, folder, system) {
+            Some(path) => found.push((library, path)),
+            None => missing.push(library),
         }
     }
     if !missing.is_empty() {
         return Err(describe_missing(&missing, folder));
     }
-    for library in needed {
-        let path = folder.join(library.file);
-        if path.exists() {
-            ort::util::preload_dylib(&path).map_err(|e| load_failure(library, &path.display().to_string(), &e))?;
-        } else if retry.contains(&library.file) {
-            ort::util::preload_dylib(library.file).map_err(|e| load_failure(library, library.file, &e))?;
-        }
-    }
-    Ok(())
+    let load = |(library, path): (&Library, PathBuf)| {
+        ort::util::preload_dylib(&path).map_err(|e| load_failure(library, &path.display().to_string(), &e))
+    };
+    found.into_iter().try_for_each(load)
 }
 
-/// Whether the loader's reason is that it found no such file; otherwise it found one that does not load.
-fn is_absent(reason: &str, file: &str) -> bool {
-    reason.contains(&format!("{file}: cannot open shared object file: No such file"))
+/// A library in `folder`, else the system's if `system` allows it; an absolute path.
+fn find(library: &Library, folder: &Path, system: bool) -> Option<PathBuf> {
+    let near = std::path::absolute(folder.join(library.file)).ok().filter(|path| path.exists());
+    near.or_else(|| system.then(|| system_libraries::find(library.file)).flatten())
 }
 
 fn load_failure(library: &Library, place: &str, error: &dyn std::error::Error) -> String {

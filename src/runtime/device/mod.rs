@@ -1,12 +1,14 @@
 //! Devices: what a user asks for, what the machine has, and which execution provider computes.
 //!
 //! [`detect`] asks NVIDIA's driver, [`visible`] says which of its GPUs CUDA sees, [`gpu_libraries`] loads CUDA's and
-//! TensorRT's libraries, [`provider`] has one file per execution provider, and [`select`] puts these together.
+//! TensorRT's libraries, [`system_libraries`] finds those of the system, [`provider`] has one file per execution
+//! provider, and [`select`] puts these together.
 
 mod detect;
 mod gpu_libraries;
 mod provider;
 mod select;
+mod system_libraries;
 mod visible;
 
 use std::fmt;

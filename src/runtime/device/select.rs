@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use super::provider::{PROVIDERS, Provider};
 use super::{Device, Gpu, Machine, PassedOver};
 use crate::error::{Code, Error, Result};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, ort_library};
 
 /// The device in use.
 #[derive(Clone, Debug, Serialize)]
@@ -142,10 +142,12 @@ impl Device {
         library: Option<&Path>,
         suits: &dyn Fn(&str) -> std::result::Result<(), String>,
     ) -> Result<(SelectedDevice, &'static Runtime)> {
-        let mut machine = Machine::detect(self, library);
+        let library = ort_library::named(library)?;
+        let mut machine = Machine::detect(self, library.as_deref());
         loop {
             let selected = self.select(&machine, suits)?;
             let runtime = Runtime::load(selected.library.as_deref())?;
+            runtime.record(&selected.provider.files(&machine))?;
             let Err(error) = runtime.probe(selected.provider) else { return Ok((selected, runtime)) };
             machine.loaded = Some(runtime.library.clone());
             machine.refused.push(PassedOver { device: selected.provider.name(), reason: error.message().to_owned() });

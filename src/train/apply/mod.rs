@@ -23,6 +23,7 @@
 //!     calibration: None,
 //!     adapter_fp32: false,
 //!     save_adapter: None,
+//!     force: false,
 //!     library: None,
 //!     threads: None,
 //! };
@@ -39,7 +40,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-pub use state_dict::save as save_state_dict;
+pub use state_dict::{is_ours as is_state_dict, save as save_state_dict};
 
 use crate::bundle::{Bundle, Manifest, SourceRecord, Staging, Version, Versions};
 use crate::checkpoint::Checkpoint;
@@ -64,6 +65,8 @@ pub struct Plan {
     pub adapter_fp32: bool,
     /// Also save the trained tensors there, as safetensors for PyTorch.
     pub save_adapter: Option<PathBuf>,
+    /// Whether a file there that is not one of these is replaced.
+    pub force: bool,
     /// Path of the ONNX Runtime library; by default it is searched for.
     pub library: Option<PathBuf>,
     /// Threads within an operator; by default one a core.
@@ -101,9 +104,13 @@ pub struct Summary {
 /// # Errors
 /// `bundle.*` when the bundle is damaged, changed by another program, or replaced in the meantime; `checkpoint.*` when
 /// the weights do not fit or cannot be used; `config.contradiction` when they were trained for other labels;
+/// `output.exists` when (without `force`) another file is where the trained tensors are to be saved;
 /// `calibration.input`, `verify.mismatch`, `quantize.error`; `runtime.*` when something is compared; `io`, `disk.full`.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let started = Instant::now();
+    if let Some(path) = plan.save_adapter.as_deref().filter(|_| !plan.force) {
+        state_dict::check_foreign(path)?;
+    }
     progress.step("reading the bundle and the checkpoint", None);
     let old = Arc::new(Bundle::open_quickly(&plan.bundle)?);
     let checkpoint = Checkpoint::open(&plan.checkpoint)?;
@@ -124,6 +131,8 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     }
     progress.step("installing the new version", None);
     in_use(&versions, &old)?;
+    old.unchanged()?;
+    checkpoint.unchanged()?;
     let number = install(&versions, staging, &manifest, number)?;
     let all = versions.all()?;
     let sha256 = all.iter().find(|v| v.number == number).and_then(Version::sha256).unwrap_or_default().to_owned();

@@ -134,7 +134,7 @@ pub(super) fn predict(
                 exceeded.for_each(|warning| progress.warn(warning));
                 rows.push(RowResult::new(case, labels, prediction));
             }
-            Err(e) if e.code() == Code::BUNDLE_CHECKSUM => return Err(e),
+            Err(e) if [Code::BUNDLE_CHECKSUM, Code::THREADS_UNAVAILABLE].contains(&e.code()) => return Err(e),
             Err(e) => {
                 progress.line(&format!("line {}: error[{}]: {e}", case.line, e.code()));
                 let scan = case.scan.display().to_string();

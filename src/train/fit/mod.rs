@@ -88,6 +88,8 @@ pub struct Plan {
     pub activations: Activations,
     /// Whether to continue an interrupted training.
     pub resume: bool,
+    /// Whether files of the output's names that no training wrote are replaced.
+    pub force: bool,
     /// Maximum seconds between two writes of `last` within an epoch.
     pub save_every: f64,
     /// Epochs (from 1) after which the embedding of the validation cases is drawn.
@@ -119,6 +121,7 @@ impl Plan {
             balance: Balance::None,
             activations: Activations::Recompute,
             resume: false,
+            force: false,
             save_every: 60.0,
             embed: Vec::new(),
             cache: None,
@@ -159,7 +162,8 @@ pub struct Summary {
 ///
 /// # Errors
 /// `training.artifacts`, `training.data`, `training.diverged`, `training.resume`; `output.exists` when the output holds
-/// another training and `resume` is off; those of reading lists, scans and reports, of the bundle and the runtime;
+/// another training and `resume` is off, or (without `force`) files of others; `output.in_use` when another training
+/// runs there; those of reading lists, scans and reports, of the bundle and the runtime;
 /// `io`, `disk.full`.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     check(plan)?;
@@ -170,6 +174,9 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let cases = cases::read(plan, &manifest.config, manifest.mode, progress)?;
     let output = plan.output();
     state::earlier(&output, plan.resume)?;
+    if !plan.force {
+        outputs::check_foreign(&output)?;
+    }
     std::fs::create_dir_all(&output).map_err(|e| Error::io(&output, "cannot make the folder", e))?;
     let _lock = outputs::lock(&output)?;
     let earlier = state::earlier(&output, plan.resume)?;

@@ -95,6 +95,11 @@ pub(super) fn earlier(output: &Path, resume: bool) -> Result<Option<PathBuf>> {
     }
 }
 
+/// Whether a training wrote this checkpoint.
+pub(super) fn is_training(path: &Path) -> bool {
+    TrainingState::open(path).is_ok_and(|file| file.properties.strings.contains_key(PROPERTY))
+}
+
 impl State {
     /// The state before the first step, from prepared parameters.
     pub fn new(

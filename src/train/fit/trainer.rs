@@ -19,6 +19,7 @@ use crate::model::adapter::Statistics;
 use crate::progress::Progress;
 use crate::runtime::{Runtime, SessionOptions};
 use crate::tensor::Tensor;
+use crate::threads;
 use crate::train::artifacts::Artifacts;
 use crate::train::optimizer::{Optimizer, accumulate, finite};
 use crate::train::staged_model::{Batch, Parameters, StagedModel, StepOutput};
@@ -105,11 +106,11 @@ impl Trainer<'_> {
             // One micro-batch waits while another is computed.
             let (sender, receiver) = mpsc::sync_channel::<Result<ImageBatch>>(0);
             let remaining = &batches[first..];
-            scope.spawn(move || {
+            threads::spawn_scoped(scope, "read", move || {
                 let read =
                     |batch: &Vec<usize>| images.batch(&batch.iter().map(|&i| &cases.train[i]).collect::<Vec<_>>());
                 remaining.iter().map(read).try_for_each(|images| sender.send(images))
-            });
+            })?;
             let mut saved = Instant::now();
             for group in remaining.chunks(plan.accumulate) {
                 let what = match state.position.cases {
@@ -253,8 +254,7 @@ impl Trainer<'_> {
     }
 
     fn write_history(&self, state: &State) -> Result<()> {
-        let title = format!("Fine-tuning, mode {}", self.artifacts.manifest.mode.name());
-        outputs::write_history(&self.output, &state.position.history, &title)
+        outputs::write_history(&self.output, &state.position.history, self.artifacts.manifest.mode.name())
     }
 
     /// Adds to a divergence where the last finite parameters are.

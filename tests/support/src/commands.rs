@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::{lasting, package};
 
 /// Seconds after which a command has hung.
-const LIMIT: u64 = 120;
+pub(crate) const LIMIT: u64 = 120;
 
 /// A committed fixture.
 pub fn fixture(path: &str) -> PathBuf {
@@ -128,7 +128,7 @@ pub fn finish_within(command: &mut Command, seconds: u64) -> Done {
     Done { code, stdout: text(&out), stderr: text(&err), seconds: started.elapsed().as_secs_f64() }
 }
 
-fn wait(mut child: Child, seconds: u64) -> Option<i32> {
+pub(crate) fn wait(mut child: Child, seconds: u64) -> Option<i32> {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     loop {
         if let Some(status) = child.try_wait().unwrap() {

@@ -68,7 +68,7 @@ pub fn recorded_inputs(name: &str) -> Values {
 /// The logits `[batch, 3]` that a bundle gives, each part on the results of those before it.
 pub fn logits(bundle: &Bundle, mut values: Values) -> Vec<f32> {
     for PartRun { part, inputs, outputs } in PART_RUNS {
-        let path = bundle.file(&bundle.manifest.parts[part].file);
+        let path = bundle.file(&bundle.manifest.parts[part].file).unwrap();
         let mut session = Session::open(runtime(), &path, &SessionOptions::default()).unwrap();
         let feed: Vec<(&str, &Tensor)> = inputs.iter().map(|n| (*n, &values[*n])).collect();
         let found = session.run(&feed, outputs).unwrap();
@@ -112,7 +112,8 @@ pub fn export(dir: &Path, precision: Precision, target: Target) -> Bundle {
 
 /// The graph files of a bundle for a provider, by part.
 pub fn graphs(bundle: &Bundle, provider: &str) -> Vec<(&'static str, PathBuf)> {
-    let path = |part| bundle.file(bundle.manifest.graph(part, provider).unwrap_or_else(|| panic!("no {part}")));
+    let path =
+        |part| bundle.file(bundle.manifest.graph(part, provider).unwrap_or_else(|| panic!("no {part}"))).unwrap();
     Part::ALL.map(|part| (part.as_str(), path(part))).into()
 }
 

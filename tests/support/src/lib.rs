@@ -17,6 +17,8 @@ pub mod process;
 pub mod reduced;
 pub mod reference;
 pub mod rules;
+#[cfg(target_os = "linux")]
+pub mod stopped;
 pub mod trained;
 pub mod training;
 

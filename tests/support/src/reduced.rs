@@ -150,7 +150,7 @@ pub fn export(plan: &Plan) -> (Summary, Bundle) {
 
 /// The pooled text of each report, from the bundle.
 pub fn texts(bundle: &Bundle, reports: &[&str]) -> Vec<Vec<f32>> {
-    let path = bundle.file(&bundle.manifest.parts["text"].file);
+    let path = bundle.file(&bundle.manifest.parts["text"].file).unwrap();
     let mut session = Session::open(common::runtime(), &path, &SessionOptions::default()).unwrap();
     let run = |report: &&str| {
         let ids = tokens(bundle, report);
@@ -165,7 +165,11 @@ pub fn texts(bundle: &Bundle, reports: &[&str]) -> Vec<Vec<f32>> {
 /// The tokens of a report.
 pub fn tokens(bundle: &Bundle, report: &str) -> Vec<i64> {
     let record = &bundle.manifest.tokenizer;
-    Tokenizer::load(&bundle.file(&record.file), record.bos).unwrap().encode(report, record.max_tokens).unwrap().ids
+    Tokenizer::load(&bundle.file(&record.file).unwrap(), record.bos)
+        .unwrap()
+        .encode(report, record.max_tokens)
+        .unwrap()
+        .ids
 }
 
 /// The least cosine of the pooled text to the reference's, over the reports that did not calibrate.

@@ -108,6 +108,10 @@ impl Provider for Cuda {
         gpu::library_of(machine, CUDA_PROVIDER)
     }
 
+    fn files(&self, machine: &Machine) -> Vec<PathBuf> {
+        gpu::files(machine, &[CUDA_PROVIDER])
+    }
+
     fn configure(&self, _: &Runtime, builder: SessionBuilder, _: &ProviderOptions<'_>) -> Result<SessionBuilder> {
         with_providers(builder, [CudaOptions::default().build().build()], self)
     }

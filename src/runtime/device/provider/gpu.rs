@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use super::super::gpu_libraries::{CAPABILITY, CUDA_VERSION, DRIVER};
 use crate::runtime::{Gpu, Machine, ort_library};
 
+/// What the providers share.
+const SHARED: &str = "libonnxruntime_providers_shared.so";
+
 /// The GPU that is used, if the driver supports CUDA 13.
 ///
 /// # Errors
@@ -77,11 +80,18 @@ pub(super) fn build(machine: &Machine, provider: &str) -> Result<PathBuf, String
     let complete = |folder: &&PathBuf| folder.join(provider).is_file() && ort_library::in_folder(folder).is_some();
     machine.folders.iter().find(complete).cloned().ok_or_else(|| {
         format!(
-            "there is no GPU's build of ONNX Runtime {} ({provider}) next to the program or in a folder .ort/gpu here \
-             or above: install it (from the program's source folder: `make gpu`)",
+            "there is no GPU's build of ONNX Runtime {} ({provider}) next to the program or in a folder gpu there: \
+             install it (from the program's source folder: `make gpu`), or name its library with --ort-lib",
             ort_library::PINNED_VERSION
         )
     })
+}
+
+/// The providers' libraries of the build that [`build`] finds, and the one that they share.
+pub(super) fn files(machine: &Machine, providers: &[&str]) -> Vec<PathBuf> {
+    let Some(folder) = providers.first().and_then(|first| build(machine, first).ok()) else { return Vec::new() };
+    let all = providers.iter().chain(&[SHARED]).map(|name| folder.join(name));
+    all.filter(|path| path.is_file()).collect()
 }
 
 /// The library of the build that [`build`] finds, unless one is loaded or named already.

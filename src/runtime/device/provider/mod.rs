@@ -60,6 +60,12 @@ pub trait Provider: Sync + std::fmt::Debug {
         machine.library.clone()
     }
 
+    /// The provider's own files, which ONNX Runtime loads when a session is configured.
+    fn files(&self, machine: &Machine) -> Vec<PathBuf> {
+        let _ = machine;
+        Vec::new()
+    }
+
     /// Configures a session to use it.
     ///
     /// # Errors

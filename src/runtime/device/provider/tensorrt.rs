@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use ort::session::builder::SessionBuilder;
 
-use super::super::gpu_libraries::{self, CUDA, TENSORRT, TENSORRT_PROVIDER};
+use super::super::gpu_libraries::{self, CUDA, CUDA_PROVIDER, TENSORRT, TENSORRT_PROVIDER};
 use super::cuda::CudaOptions;
 use super::profile::Profile;
 use super::{Provider, ProviderOptions, gpu, refused, with_providers};
@@ -95,6 +95,10 @@ impl Provider for TensorRt {
 
     fn library(&self, machine: &Machine) -> Option<PathBuf> {
         gpu::library_of(machine, TENSORRT_PROVIDER)
+    }
+
+    fn files(&self, machine: &Machine) -> Vec<PathBuf> {
+        gpu::files(machine, &[TENSORRT_PROVIDER, CUDA_PROVIDER])
     }
 
     fn configure(&self, _: &Runtime, builder: SessionBuilder, options: &ProviderOptions<'_>) -> Result<SessionBuilder> {

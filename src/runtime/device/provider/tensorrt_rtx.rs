@@ -118,6 +118,11 @@ impl Provider for TensorRtRtx {
         named.or_else(|| ort_library::in_folder(&plugin(None, &machine.folders).ok()?))
     }
 
+    fn files(&self, machine: &Machine) -> Vec<PathBuf> {
+        let named = machine.loaded.as_ref().or(machine.library.as_ref());
+        plugin(named, &machine.folders).into_iter().map(|folder| folder.join(RTX_PROVIDER)).collect()
+    }
+
     fn configure(
         &self,
         runtime: &Runtime,
@@ -161,8 +166,8 @@ fn plugin(library: Option<&PathBuf>, folders: &[PathBuf]) -> Result<PathBuf, Str
     let near = near.into_iter().flat_map(|folder| [folder.join(ort_library::GPU_FOLDER), folder]);
     near.chain(folders.iter().cloned()).find(|folder| folder.join(RTX_PROVIDER).is_file()).ok_or_else(|| {
         format!(
-            "TensorRT for RTX's plugin {RTX_PROVIDER} is not next to the program or in a folder .ort/gpu here or \
-             above: install it (from the program's source folder: `make gpu`)"
+            "TensorRT for RTX's plugin {RTX_PROVIDER} is not next to the program or in a folder gpu there: install it \
+             (from the program's source folder: `make gpu`)"
         )
     })
 }

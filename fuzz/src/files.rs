@@ -1,0 +1,57 @@
+//! Scans and files of tensors.
+
+use brain_adapter::calibrate::Statistics;
+use brain_adapter::checkpoint::{Checkpoint, TrainingState};
+use brain_adapter::volume::{Grid, ReadOptions, read_bytes};
+
+/// A scan: read or refused within bounds, and what is read is finite.
+pub fn nifti(data: &[u8]) {
+    // The grid's oddest shapes come from the data as well: its last byte.
+    let side = 1 + usize::from(data.last().copied().unwrap_or(0) % 12);
+    let options = ReadOptions { grid: Grid { shape: [side, 9, 13 - side], voxel_mm: [3.0, 2.0, 5.0] }, volume: None };
+    if let Ok(conformed) = read_bytes(data, &options) {
+        assert!(conformed.voxels.iter().all(|v| v.is_finite()));
+        assert!(conformed.min < conformed.max);
+        if let Ok(volume) = conformed.normalize(Some([2.0, 98.0])) {
+            assert!(volume.voxels.iter().all(|v| (0.0..=1.0).contains(v)));
+        }
+    }
+}
+
+/// A checkpoint: whatever loads streams as many bytes as its shapes say, and no more than the file or 16 MB.
+pub fn checkpoint(data: &[u8]) {
+    let Ok(file) = Checkpoint::from_bytes(data.to_vec(), "fuzz") else { return };
+    for (name, tensor) in file.iter() {
+        assert!(tensor.byte_len() <= data.len().max(16 << 20), "{name}");
+        // Expanded views may stream 16 MB from a few bytes: not from every one of a thousand names.
+        if tensor.byte_len() <= 1 << 16 {
+            tensor.stream(&mut |_| Ok(())).expect("a loaded tensor streams");
+        }
+    }
+}
+
+/// Calibration statistics: whatever loads holds finite numbers, and as many of one kind as of the other.
+pub fn statistics(data: &[u8]) {
+    let Ok(file) = Checkpoint::from_bytes(data.to_vec(), "fuzz") else { return };
+    let Ok(statistics) = Statistics::from_checkpoint(&file) else { return };
+    for columns in statistics.activations.values() {
+        assert!(columns.tokens > 0 && columns.max_abs.len() == columns.moment.len());
+        assert!(columns.importance().iter().all(|i| i.is_finite() && *i >= 0.0));
+        assert!(columns.zero_point() > 0);
+    }
+}
+
+/// A training checkpoint: whatever loads streams, all together no more than twice the file.
+pub fn training_checkpoint(data: &[u8]) {
+    let Ok(state) = TrainingState::from_bytes(data.to_vec(), "fuzz") else { return };
+    let moments = state.optimizer.iter().flat_map(|o| o.moments.values()).flat_map(|m| [&m.first, &m.second]);
+    let mut total = 0;
+    for tensor in state.trainable.values().chain(state.frozen.values()).chain(moments) {
+        let count = &mut |chunk: &[u8]| {
+            total += chunk.len();
+            Ok(())
+        };
+        tensor.stream(count).expect("a loaded tensor streams");
+    }
+    assert!(total <= 2 * data.len());
+}

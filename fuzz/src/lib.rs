@@ -1,0 +1,27 @@
+//! The fuzz targets' bodies, one function each: libFuzzer calls them with its inputs (`src/bin`), the tests with the
+//! stored ones (`corpus/TARGET/`).
+
+mod files;
+mod models;
+mod texts;
+
+pub use files::*;
+pub use models::*;
+pub use texts::*;
+
+/// A target: bytes in, a panic out if they break a promise.
+pub type Target = fn(&[u8]);
+
+/// Every target by name; `src/bin` and `corpus` have the same names.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("bundle", bundle),
+    ("checkpoint", checkpoint),
+    ("config", config),
+    ("list", list),
+    ("nifti", nifti),
+    ("onnx", onnx),
+    ("statistics", statistics),
+    ("tokenizer", tokenizer),
+    ("training", training),
+    ("training_checkpoint", training_checkpoint),
+];

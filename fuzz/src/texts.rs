@@ -1,0 +1,78 @@
+//! Texts: configurations, lists, tokenizers.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use brain_adapter::cohort::{assign_splits, parse_labelled, parse_list};
+use brain_adapter::config::{Config, LlamaConfig};
+use brain_adapter::text::Tokenizer;
+use brain_adapter::train::artifacts::{FORMAT, Manifest};
+
+/// What a tokenizer may take for a short report. It takes a thousandth of it: slow machines have room.
+const MAX_TIME: Duration = Duration::from_secs(2);
+
+const REPORT: &str = "Memory complaints: <s> 2 years, MMSE 24/30.\r\n\t  aaaa \u{2581}é日\u{fdfa}e\u{301}İ don't";
+
+/// A tokenizer: what loads tokenizes reports or refuses, BOS first and within the limit, in bounded time; and what it
+/// writes loads again and says the same.
+pub fn tokenizer(data: &[u8]) {
+    let start = Instant::now();
+    let Ok(tokenizer) = Tokenizer::from_bytes(data, 1) else { return };
+    let written = tokenizer.to_json().ok().map(|json| Tokenizer::from_bytes(json.as_bytes(), 1));
+    // A text of the input's own: what it replaces is then often there.
+    let own: String = String::from_utf8_lossy(data).chars().rev().take(200).collect();
+    for report in [REPORT, &own] {
+        let Ok(tokens) = tokenizer.encode(report, 9) else { continue };
+        assert!(tokens.ids.first() == Some(&1) && tokens.ids.len() <= 9);
+        if let Some(Ok(again)) = &written {
+            assert_eq!(again.encode(report, 9).ok(), Some(tokens));
+        }
+    }
+    assert!(start.elapsed() < MAX_TIME, "{:?}", start.elapsed());
+}
+
+/// A `config.json`, of ours, of Hugging Face's and of Meta's: sizes that can be built, or a refusal.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(config) = Config::from_text(text) {
+        let patches: usize = config.run_grid().iter().product();
+        assert!(patches > 0 && patches * config.vision.hidden <= 1 << 28 && config.vision.layers <= 1024);
+        assert!(config.trained_grid().iter().all(|n| *n > 0) && config.vision.hidden % config.vision.heads == 0);
+        let again = serde_json::to_string(&config).expect("a configuration is written");
+        assert_eq!(Config::from_text(&again).ok(), Some(config));
+    }
+    let Ok(json) = serde_json::from_str(text) else { return };
+    for llama in [LlamaConfig::from_hf(&json), LlamaConfig::from_meta(&json, 11008, 32000)].into_iter().flatten() {
+        assert!(llama.validate().is_ok() && llama.layers <= 1024);
+        assert!(llama.heads.checked_mul(llama.head_dim).is_some_and(|width| width <= 1 << 22));
+    }
+}
+
+/// A `training.json`: a manifest that keeps its own rules, or a refusal.
+pub fn training(data: &[u8]) {
+    let Ok(manifest) =
+        std::str::from_utf8(data).map_err(|_| ()).and_then(|text| Manifest::from_text(text).map_err(|_| ()))
+    else {
+        return;
+    };
+    assert!(manifest.format == FORMAT && manifest.config.validate().is_ok());
+    assert!(manifest.files.iter().all(|file| !file.name.contains(['/', '\\'])));
+}
+
+/// A list of scans, with and without labels: rows with their lines, subjects that never part, or a refusal.
+pub fn list(data: &[u8]) {
+    let path = Path::new("folder/list.csv");
+    let lines = data.iter().filter(|byte| **byte == b'\n').count() + 1;
+    if let Ok(rows) = parse_list(data, path) {
+        assert!(rows.iter().all(|row| !row.scan.is_empty() && row.line >= 1 && row.line <= lines as u64));
+        assert!(rows.windows(2).all(|pair| pair[0].line <= pair[1].line));
+    }
+    let labels = ["CN", "MCI", "AD"].map(String::from);
+    let Ok(mut cases) = parse_labelled(data, path, &labels) else { return };
+    assert!(!cases.is_empty() && cases.iter().all(|case| case.label < labels.len() && case.line <= lines));
+    assert!(assign_splits(&mut cases, [0.5, 0.25, 0.25], 7).is_ok());
+    let mut splits = std::collections::BTreeMap::new();
+    for case in &cases {
+        assert!(case.split.is_some() && *splits.entry(&case.subject).or_insert(case.split) == case.split);
+    }
+}
