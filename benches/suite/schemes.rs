@@ -41,6 +41,7 @@ pub fn run(suite: &mut Suite) -> Result<()> {
         head_dim: hidden / 32,
         rms_eps: 1e-5,
         rope_theta: 1e4,
+        max_positions: None,
     };
     let weights = weights(&suite.checkpoint(Some(layers))?.join("llama"), "model.")?;
     let fp32 = model::llama::build(&config, TextPool::Mean, &weights, Stages::All)?;

@@ -102,6 +102,8 @@ impl Manifest {
         if manifest.tokenizer.max_tokens == 0 {
             return Err(invalid("tokenizer.max_tokens is 0, expected at least 1".into()));
         }
+        let positions = manifest.text_model.check_tokens(manifest.tokenizer.max_tokens);
+        positions.map_err(|e| invalid(e.message().to_owned()))?;
         manifest.temperature.check(manifest.image_head).map_err(invalid)?;
         Ok(manifest)
     }

@@ -63,6 +63,9 @@ struct Args {
     /// Stage outputs recorded in PyTorch (safetensors), which the bundle must reproduce
     #[arg(long, value_name = "FILE")]
     verify: Option<PathBuf>,
+    /// Memory that the export should stay below, such as 4G: a warning at the end says if it took more
+    #[arg(long, value_name = "SIZE", value_parser = super::infer::parse_size)]
+    max_memory: Option<u64>,
     /// Allow an output folder that holds other files; they are kept
     #[arg(long)]
     force: bool,
@@ -178,5 +181,6 @@ fn plan(args: &Args) -> Result<Plan> {
         force: args.force,
         library: args.common.ort_lib.clone(),
         threads: args.common.threads(),
+        max_memory: args.max_memory,
     })
 }

@@ -167,7 +167,7 @@ fn lines_of_csv(output: &Path) -> Option<PathBuf> {
     csv.then(|| output.with_extension("jsonl"))
 }
 
-fn open(args: &Args, expected: Expected) -> Result<Predictor> {
+fn open(args: &Args, expected: Expected, report: Option<&str>) -> Result<Predictor> {
     let options = Options {
         device: args.device,
         strict_device: args.strict_device,
@@ -185,7 +185,7 @@ fn open(args: &Args, expected: Expected) -> Result<Predictor> {
         progress: args.common.shared_notes(),
         ..Options::default()
     };
-    let predictor = Predictor::open(&args.bundle, options)?;
+    let predictor = Predictor::open_for(&args.bundle, options, report)?;
     args.common.note(predictor.chosen().describe(args.common.verbose));
     args.common.warn(&library_warnings());
     Ok(predictor)
@@ -196,7 +196,7 @@ fn run_scans(args: &Args) -> Result<()> {
     let report = args.report.as_deref().map(read_report).transpose()?;
     let several = args.scans.len() > 1;
     let expected = Expected { scans: args.scans.len(), reports: usize::from(report.is_some()) };
-    let predictor = open(args, expected)?;
+    let predictor = open(args, expected, report.as_deref())?;
     if report.is_none() {
         predictor.require_image_head()?;
     }

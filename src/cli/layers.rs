@@ -29,10 +29,6 @@ pub(super) fn quantization(q: &Quantization, slowdowns: &BTreeMap<String, f64>, 
         let _ = writeln!(text, "{weights} underflowed to 0 in fp16");
     }
     let _ = writeln!(text, "layers: {}", schemes(&q.layers));
-    let raised = q.layers.iter().filter(|layer| layer.first.is_some()).count();
-    if raised > 0 {
-        let _ = writeln!(text, "{raised} of {} raised to a more accurate scheme", count(q.layers.len(), "layer"));
-    }
     let measured = q.layers.iter().any(|layer| layer.error.is_some());
     let shown = if verbose { q.layers.iter().collect() } else { worst(&q.layers) };
     if measured {

@@ -7,7 +7,7 @@ use super::text::{
     FAILED, OK, duration, error, escaped, precision, provider, quoted, short, shown, size, table, thousands,
 };
 use crate::bundle::{INTENDED_USE, Parity, SourceRecord, Target};
-use crate::export::{PartSummary, StageCheck, StageLimit, Summary};
+use crate::export::{PartSummary, Raised, StageCheck, StageLimit, Summary};
 use crate::infer::Prediction;
 
 /// Width of the bar of probability 1, in characters.
@@ -55,7 +55,8 @@ pub(super) fn unchecked(parts: &[PartSummary]) -> String {
 
 /// The result of an export.
 pub(super) fn export(summary: &Summary, verbose: bool) -> String {
-    let mut text = parts(&summary.parts);
+    let mut text = summary.raised.as_ref().map_or(String::new(), raised);
+    text += &parts(&summary.parts);
     let against = match &summary.quantization {
         Some(_) => "against fp32, on held-out inputs where there are enough",
         None => "against the plain fp32 graphs, on the calibration inputs",
@@ -80,6 +81,26 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
     let _ = writeln!(text, "bundle: {}{target} ({})", shown(&summary.output), duration(summary.seconds));
     let _ = writeln!(text, "\nnext: ba-infer scan.nii.gz --bundle {}", quoted(&summary.output));
     text
+}
+
+/// How many layers have a more precise scheme than was tried first, why, and what that costs.
+fn raised(raised: &Raised) -> String {
+    let mut why = Vec::new();
+    if raised.by_layer_limit > 0 {
+        why.push(format!("{} missed the error allowed of a layer (--max-error)", raised.by_layer_limit));
+    }
+    if raised.by_part_limit > 0 {
+        why.push(format!("{} are in blocks whose part, or a probability, missed its limit", raised.by_part_limit));
+    }
+    let time = raised.slowdown.map_or("time not measured".to_owned(), |t| format!("{t:.1}× the time of these layers"));
+    format!(
+        "raised: {} of {} layers to a more precise scheme than was tried first: {}\ncost: {} more, {} in all; {time}\n\n",
+        raised.layers,
+        raised.of,
+        why.join(", "),
+        size(raised.more_bytes),
+        size(raised.bytes)
+    )
 }
 
 /// The files that weights came from.

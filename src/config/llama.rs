@@ -9,6 +9,8 @@ use crate::error::{Code, Error, Result};
 const MAX_VOCAB: usize = 1 << 20;
 /// Maximum width of one head.
 const MAX_HEAD_DIM: usize = 4096;
+/// Maximum number of positions.
+const MAX_POSITIONS: usize = 1 << 24;
 
 /// Sizes and constants of a LLaMA checkpoint.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -31,6 +33,10 @@ pub struct LlamaConfig {
     pub rms_eps: f64,
     /// Base of the rotary embedding's wavelengths.
     pub rope_theta: f64,
+    /// Number of positions that the model was trained for, where its configuration says so; absent from bundles made
+    /// before it was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_positions: Option<usize>,
 }
 
 impl LlamaConfig {
@@ -64,6 +70,7 @@ impl LlamaConfig {
             },
             rms_eps: number(json, "rms_norm_eps")?.unwrap_or(1e-6),
             rope_theta: rope.unwrap_or(1e4),
+            max_positions: optional_size(json, "max_position_embeddings", MAX_POSITIONS)?,
         };
         config.validate()?;
         Ok(config)
@@ -88,9 +95,28 @@ impl LlamaConfig {
             head_dim: divide("dim", hidden, heads)?,
             rms_eps: number(params, "norm_eps")?.unwrap_or(1e-5),
             rope_theta: number(params, "rope_theta")?.unwrap_or(1e4),
+            max_positions: None,
         };
         config.validate()?;
         Ok(config)
+    }
+
+    /// Checks that a report of `max_tokens` tokens has no more than the model was trained to tell apart: rotary
+    /// embeddings are computed for any position, and mean nothing beyond those.
+    ///
+    /// # Errors
+    /// `config.value`.
+    pub fn check_tokens(&self, max_tokens: usize) -> Result<()> {
+        match self.max_positions.filter(|positions| max_tokens > *positions) {
+            Some(positions) => {
+                let message = format!(
+                    "text.max_tokens is {max_tokens}, and the language model has {positions} positions \
+                     (max_position_embeddings): write {positions} or less"
+                );
+                Err(Error::new(Code::CONFIG_VALUE, message))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Checks that every size can be built.

@@ -328,13 +328,11 @@ impl Config {
         }
         let mm = self.volume.voxel_mm;
         if !(0.01..=100.0).contains(&mm) {
-            return value(format!("volume.voxel_mm is {mm}, expected 0.01 to 100"));
+            let metres = format!(" millimetres; a voxel of {mm} m is written {}", mm * 1e3);
+            let hint = if (1e-5..0.01).contains(&mm) { metres } else { String::new() };
+            return value(format!("volume.voxel_mm is {mm}, expected 0.01 to 100{hint}"));
         }
-        if let Some([low, high]) = self.volume.clip
-            && !(0.0 <= low && low < high && high <= 100.0)
-        {
-            return value(format!("volume.clip is [{low}, {high}], expected 0 <= low < high <= 100"));
-        }
+        self.volume.clip.map_or(Ok(()), validate_clip)?;
         let labels = &self.labels.0;
         if labels.len() > MAX_LABELS {
             return value(format!("labels are {} names, expected 2 to {MAX_LABELS}", labels.len()));
@@ -342,12 +340,31 @@ impl Config {
         if let Some(long) = labels.iter().find(|label| label.len() > MAX_LABEL_BYTES) {
             return value(format!("a name in labels has {} bytes, expected at most {MAX_LABEL_BYTES}", long.len()));
         }
-        let distinct: std::collections::BTreeSet<_> = labels.iter().collect();
-        if labels.len() < 2 || distinct.len() != labels.len() || labels.iter().any(String::is_empty) {
+        // "AD" and "AD " would be two classes that nobody can tell apart.
+        let distinct: std::collections::BTreeSet<_> = labels.iter().map(|label| label.trim()).collect();
+        if labels.len() < 2 || distinct.len() != labels.len() || distinct.contains("") {
             return value(format!("labels are {labels:?}, expected two or more different names"));
         }
         Ok(())
     }
+}
+
+/// Percentiles in percent, in order. A clip that ends at the first percentile would leave no image: fractions are meant.
+fn validate_clip([low, high]: [f64; 2]) -> Result<()> {
+    let ordered = 0.0 <= low && low < high && high <= 100.0;
+    if ordered && high > 1.0 {
+        return Ok(());
+    }
+    let remedy = if ordered {
+        // Of 0.995 * 100, the figures that were written.
+        let percent = |fraction: f64| (fraction * 1e8).round() / 1e6;
+        format!("percentiles in percent: for these fractions write [{}, {}]", percent(low), percent(high))
+    } else if 0.0 <= high && high < low && low <= 100.0 {
+        format!("the lower percentile first: write [{high}, {low}]")
+    } else {
+        "percentiles in percent, 0 <= low < high <= 100".to_owned()
+    };
+    value(format!("volume.clip is [{low}, {high}], expected {remedy}"))
 }
 
 fn value<T>(message: String) -> Result<T> {
@@ -366,3 +383,6 @@ pub(crate) fn read_small(path: &Path) -> Result<String> {
     }
     std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read the file", e))
 }
+
+#[cfg(test)]
+mod tests;

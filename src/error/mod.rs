@@ -137,6 +137,7 @@ codes! {
     TRAINING_DATA = "training.data", "the cohort cannot be trained on";
     TRAINING_DIVERGED = "training.diverged", "the loss, a gradient or a parameter is not a number";
     TRAINING_RESUME = "training.resume", "an interrupted training cannot be resumed";
+    TEMPERATURE_FEW = "temperature.few", "there are too few validation rows to fit a temperature on";
     LIST_INVALID = "list.invalid", "the cohort list cannot be read";
     LIST_PARTIAL = "list.partial", "some rows of the list, or some of several scans, failed";
 }

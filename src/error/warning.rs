@@ -66,7 +66,9 @@ warning_codes! {
     WEIGHTS_FLUSHED = "weights_flushed", "non-zero weights underflow to 0 in fp16; the message counts them";
     PART_PRECISION = "part_precision", "the new adapter or heads have another precision than the bundle's; the message says which";
     SPLIT_MADE = "split_made", "the cohort has no column `split`: cases were assigned to training and validation by their group";
-    VALIDATION_FEW = "validation_few", "the temperature is fitted on few validation rows; the message counts them";
+    VALIDATION_FEW = "validation_few", "a temperature is not fitted, for there are too few validation rows; the message counts them";
+    TEMPERATURE_LEFT = "temperature_left", "a fitted temperature is not used, for it is not surely better on held-out rows; the old one stays";
+    MEMORY_EXCEEDED = "memory_exceeded", "the process took more memory than `--max-memory` allows; the message has both numbers";
     RUNTIME_UNPINNED = "runtime_unpinned", "the ONNX Runtime library is not a published build of the pinned version; the message names it";
     REPORT_TRUNCATED = "report_truncated", "the report has more tokens than the model reads; the message counts those that were cut";
 }

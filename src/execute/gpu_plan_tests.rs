@@ -28,6 +28,7 @@ impl Full {
             head_dim: 128,
             rms_eps: 1e-5,
             rope_theta: 1e4,
+            max_positions: None,
         };
         let adapter = adapter::build(&config, &Weights::placeholders(keys::adapter(&config))).unwrap();
         let weights = Weights::placeholders(keys::vision(&config));

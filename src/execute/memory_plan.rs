@@ -17,13 +17,13 @@ use crate::error::{Code, Error, Result};
 use crate::model::Part;
 use crate::onnx::SegmentedModel;
 
-/// Overhead of a loaded graph in ONNX Runtime, and a reserve for what the plan does not model.
-const SLACK: u64 = 48 << 20;
+/// What a session takes besides weights and activations, most of it once a process: ONNX Runtime's code and tables as
+/// they are first used, threads, the graph. Measured 11 to 15 MB.
+const SESSION: u64 = 16 << 20;
 
-/// Memory that ONNX Runtime's allocator takes for activations, in percent of the live activations: it grows in powers
-/// of two, and operators need scratch memory. Measured 130 (adapter) to 230 (language model of 7B's geometry, 512
-/// tokens; 64 to 1024 tokens: 180 to 200).
-const ALLOCATED_PERCENT: u64 = 250;
+/// Memory that ONNX Runtime takes for activations, in percent of [`SegmentedModel::allocated_bytes`]: operators need
+/// scratch memory besides. Measured 109 to 112 beyond what a run of 8 tokens takes (`examples/memory_plans.rs`).
+const ALLOCATED_PERCENT: u64 = 120;
 
 /// Graphs with no more bytes of weights than this are prepacked even for a single run: measured, prepacking takes 0.07
 /// s for the int8 vision transformer (98 MB) and saves 0.15 s of the run; in fp32 (350 MB) 0.2 s, and saves nothing.
@@ -73,6 +73,8 @@ pub(crate) struct Planned {
     pub mode: Mode,
     /// Run one after the other; one group is the whole graph.
     pub groups: Vec<Group>,
+    /// Bytes while it runs: weights, activations and what a session needs besides.
+    pub bytes: u64,
 }
 
 /// The memory that a run may use.
@@ -154,19 +156,20 @@ fn plan_with(parts: &[PlannedPart<'_>], modes: &[Mode], budget: &MemoryBudget) -
             Mode::Resident => vec![Group { segments: whole(part), prepack: true }],
             Mode::OneShot => fewest_groups(part, budget.limit.saturating_sub(in_use)),
         };
+        let mut bytes = 0;
         for group in &groups {
             let live = activations(part, group.segments.clone());
-            let weights = match mode {
-                Mode::Resident => 0,
-                Mode::OneShot => weights(part.model, group.segments.clone(), group.prepack),
-            };
-            let need = in_use.saturating_add(weights).saturating_add(live).saturating_add(SLACK);
+            let weights = weights(part.model, group.segments.clone(), group.prepack);
+            let running = live.saturating_add(SESSION);
+            bytes = bytes.max(weights.saturating_add(running));
+            let loaded = if mode == Mode::Resident { 0 } else { weights };
+            let need = in_use.saturating_add(loaded).saturating_add(running);
             if need > budget.limit {
                 return Err(over_budget(part.part.as_str(), need, budget));
             }
             peak = peak.max(need);
         }
-        planned.push(Planned { mode, groups });
+        planned.push(Planned { mode, groups, bytes });
     }
     Ok((planned, peak))
 }
@@ -176,7 +179,7 @@ fn fewest_groups(part: &PlannedPart<'_>, budget: u64) -> Vec<Group> {
     let segments = part.model.segments();
     let need = |range: Range<usize>, prepack| {
         let live = activations(part, range.clone());
-        weights(part.model, range, prepack).saturating_add(live).saturating_add(SLACK)
+        weights(part.model, range, prepack).saturating_add(live).saturating_add(SESSION)
     };
     // Of the whole graph, not of a group: the result must not depend on the groups.
     let small = segments.iter().map(|s| s.weights).fold(0, u64::saturating_add) <= SMALL;
@@ -201,30 +204,37 @@ fn fewest_groups(part: &PlannedPart<'_>, budget: u64) -> Vec<Group> {
     groups
 }
 
-/// Memory of activations while these segments run.
-pub(crate) fn activations(part: &PlannedPart<'_>, range: Range<usize>) -> u64 {
-    part.model.live_bytes(range, &part.dimensions).saturating_mul(ALLOCATED_PERCENT) / 100
+/// Memory of activations while these segments run: what ONNX Runtime allocates, what enters, and the copy of what leaves.
+/// The adapter's input is the scan, which is counted for the run as a whole.
+fn activations(part: &PlannedPart<'_>, range: Range<usize>) -> u64 {
+    let allocated = part.model.allocated_bytes(range.clone(), &part.dimensions).saturating_mul(ALLOCATED_PERCENT) / 100;
+    let [entering, leaving] = part.model.boundary_bytes(range, &part.dimensions);
+    let entering = if part.part == Part::Adapter { 0 } else { entering };
+    allocated.saturating_add(entering).saturating_add(leaving)
 }
 
 /// Memory of these segments' weights when they are loaded.
 fn weights(model: &SegmentedModel, range: Range<usize>, prepack: bool) -> u64 {
     let segments = &model.segments()[range];
     let bytes: u64 = segments.iter().map(|s| s.weights.saturating_add(s.widened)).fold(0, u64::saturating_add);
-    // While a weight is prepacked, original and copy exist together; block-quantized weights grow.
+    // While a weight is prepacked, original and copy exist together; block-quantized weights grow. Of small integer
+    // weights the allocator does not give the originals' memory back: measured twice their bytes.
     let more = if !prepack {
         0
     } else if segments.iter().any(|s| s.blocked) {
         bytes / 2
     } else {
-        segments.iter().map(|s| s.weights).max().unwrap_or(0)
+        let integers = segments.iter().map(|s| s.integers).fold(0, u64::saturating_add);
+        segments.iter().map(|s| s.weights).max().unwrap_or(0).max(integers)
     };
-    bytes.saturating_add(more)
+    let at_once = segments.iter().map(|s| s.dequantized).max().unwrap_or(0);
+    bytes.saturating_add(more).saturating_add(at_once)
 }
 
 /// `memory.limit`: `what` needs more than there is.
 pub(crate) fn over_budget(what: &str, need: u64, budget: &MemoryBudget) -> Error {
     let (need, available) = (need.div_ceil(1_000_000), budget.limit / 1_000_000);
-    let remedy = if budget.is_explicit() { "raise --max-memory" } else { "free some memory" };
+    let remedy = budget.limited_by.remedy();
     let limited_by = budget.limited_by;
     let message = format!("`{what}` needs {need} MB at least, {available} MB available ({limited_by}): {remedy}");
     Error::new(Code::MEMORY_LIMIT, message)

@@ -39,8 +39,14 @@ mod run_report;
 mod stage;
 mod verification;
 
+pub(crate) use host_memory::peak as peak_memory;
 pub use memory_plan::Mode;
 pub use options::{Expected, Options};
 pub use pipeline::Pipeline;
 pub(crate) use run_report::milliseconds;
 pub use run_report::{GpuMemory, Memory, Run, StageRun, Timing};
+
+/// The warning that this process took more memory than `limit` bytes, if it did.
+pub(crate) fn exceeded(limit: u64) -> Option<crate::error::Warning> {
+    run_report::exceeded(limit, host_memory::peak()?, None)
+}

@@ -33,6 +33,9 @@ pub struct Options {
     /// How many scans and reports are expected, from which the [`Mode`] of each graph follows. Without reports no
     /// memory is planned for the language model.
     pub expected: Expected,
+    /// Tokens of the longest report that will be read, which memory is planned for; by default (and at most) the
+    /// bundle's maximum.
+    pub report_tokens: Option<usize>,
     /// How graphs are kept; by default it follows from what is expected.
     pub mode: Option<Mode>,
     /// Limit of the process's resident memory, in bytes; by default what the machine (and its control group) has left.
@@ -82,6 +85,7 @@ impl Default for Options {
             library: None,
             volume: None,
             expected: Expected { scans: 1, reports: 1 },
+            report_tokens: None,
             mode: None,
             max_memory: None,
             cache: None,

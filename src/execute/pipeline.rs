@@ -227,7 +227,7 @@ impl Pipeline {
     }
 
     /// How the run went so far. `from_cache`: the features that were not computed.
-    pub(crate) fn to_record(&self, from_cache: Vec<&'static str>) -> Run {
+    pub fn to_record(&self, from_cache: Vec<&'static str>) -> Run {
         let stages: Vec<_> = Part::ALL.into_iter().filter_map(|part| self.stage(part).ok()).collect();
         let first_run = stages.iter().filter_map(|stage| stage.first_run()).min();
         Run {
@@ -237,7 +237,10 @@ impl Pipeline {
             from_cache,
             memory_bytes: Memory {
                 limit: self.budget.is_explicit().then_some(self.budget.limit),
+                available: self.budget.limit,
+                limited_by: self.budget.limited_by.name(),
                 planned: self.plan.peak,
+                in_use: self.budget.in_use,
                 peak: host_memory::peak(),
             },
             gpu_memory_bytes: self.plan.gpu,

@@ -17,8 +17,9 @@ use crate::error::{Code, Error, Result};
 use crate::model::{Part, PartMap};
 use crate::onnx::SegmentedModel;
 
-/// Memory for reading a scan besides its grid: inflating, blocks of rows, and buffers for a row.
-const READING: u64 = 24 << 20;
+/// Memory for reading a scan besides its grid: inflating, blocks of rows, and buffers for a row; and for tokens of a
+/// report.
+const READING: u64 = 8 << 20;
 
 /// What was planned for the run as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +75,8 @@ pub(super) fn stages(
         Ok((part, model, path))
     };
     let models: Vec<(Part, SegmentedModel, PathBuf)> = needed.map(read).collect::<Result<_>>()?;
-    let tokens = bundle.manifest.tokenizer.max_tokens as u64;
+    let max_tokens = bundle.manifest.tokenizer.max_tokens as u64;
+    let tokens = options.report_tokens.map_or(max_tokens, |tokens| (tokens as u64).clamp(1, max_tokens));
     let parts: Vec<PlannedPart<'_>> = models
         .iter()
         .map(|(part, model, _)| PlannedPart {
@@ -93,7 +95,7 @@ pub(super) fn stages(
     let mut stages = PartMap::from_fn(|_| None);
     for ((part, model, path), planned) in models.iter().zip(planned) {
         let files = SourceFiles::of_part(bundle, *part);
-        stages[*part] = Some(Stage::new(*part, (path, &files), model, planned, tokens, loader.clone())?);
+        stages[*part] = Some(Stage::new(*part, (path, &files), model, planned, max_tokens, loader.clone())?);
     }
     Ok((stages, run))
 }

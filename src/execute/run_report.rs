@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::ser::SerializeMap;
 
 use super::memory_plan::Mode;
+use crate::error::{Warning, WarningCode};
 use crate::runtime::{LibraryFile, Placement, SelectedDevice};
 
 /// How a run really went.
@@ -53,6 +54,9 @@ pub struct StageRun {
     pub mode: Mode,
     /// In how many groups of blocks, each loaded and released.
     pub groups: usize,
+    /// Bytes of host memory that were planned for it while it runs: its weights, activations and what ONNX Runtime
+    /// needs besides. 0 where a GPU computes.
+    pub planned_bytes: u64,
     /// Whether its weights came laid out from the cache.
     pub prepacked: bool,
     /// Which provider computed which nodes, where it was asked for and the graph was loaded.
@@ -65,10 +69,32 @@ pub struct StageRun {
 pub struct Memory {
     /// What was allowed, where a limit was named.
     pub limit: Option<u64>,
+    /// What the run could take, and what limits that: `--max-memory`, the machine, a control group or a `ulimit`.
+    pub available: u64,
+    /// See [`Self::available`].
+    pub limited_by: &'static str,
     /// The peak that was planned.
     pub planned: u64,
+    /// What of it is in use whatever is run: the process as it was when the plan was made, and scans.
+    pub in_use: u64,
     /// The peak so far, where the system tells it.
     pub peak: Option<u64>,
+}
+
+impl Memory {
+    /// The warning that more was used than was allowed: what a graph does itself can be known only afterwards.
+    pub fn exceeded(&self) -> Option<Warning> {
+        exceeded(self.limit?, self.peak?, Some(self.planned))
+    }
+}
+
+/// `memory_exceeded`, if a peak is above a limit; bytes.
+pub(crate) fn exceeded(limit: u64, peak: u64, planned: Option<u64>) -> Option<Warning> {
+    let mb = |bytes: u64| bytes.div_ceil(1_000_000);
+    let planned = planned.map_or(String::new(), |planned| format!(", planned were {} MB", mb(planned)));
+    let (taken, allowed) = (mb(peak), limit / 1_000_000);
+    let message = format!("the process took {taken} MB at its peak, --max-memory allows {allowed} MB{planned}");
+    (peak > limit).then(|| Warning::new(WarningCode::MEMORY_EXCEEDED, message))
 }
 
 /// Memory of a GPU, in bytes.

@@ -131,6 +131,7 @@ impl Stage {
             provider: self.loader.options.provider.name(),
             mode: self.planned.mode,
             groups: self.groups.len(),
+            planned_bytes: self.planned.bytes,
             prepacked: self.prepacked,
             placement: self.placement(),
         }

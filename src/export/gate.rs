@@ -75,25 +75,23 @@ impl Verdict {
 
     /// The first limit that is missed, as an error.
     pub fn error(&self, limits: &PartMap<Limits>) -> Option<Error> {
+        let remedy = "calibrate on more inputs, lower --max-error, or choose another precision";
+        self.missed(limits).map(|missed| Error::new(Code::QUANTIZE_ERROR, format!("{missed}: {remedy}")))
+    }
+
+    /// The first limit that is missed, in words.
+    pub fn missed(&self, limits: &PartMap<Limits>) -> Option<String> {
         for (part, found) in self.parts.iter() {
             let Some((_, c)) = found else { continue };
             let least = limits[part].cosine;
             if distance(c) > 1.0 - least {
                 let found = c.cosine;
-                let message = format!(
-                    "the graph `{part}` has cosine {found:.6} to fp32, expected at least {least}: \
-                     calibrate on more inputs, lower --max-error, or choose another precision"
-                );
-                return Some(Error::new(Code::QUANTIZE_ERROR, message));
+                return Some(format!("the graph `{part}` has cosine {found:.6} to fp32, expected at least {least}"));
             }
         }
         let most = limits[Part::Heads].probability;
         let far = self.probabilities.filter(|p| *p > most)?;
-        let message = format!(
-            "a probability differs by {far:.3} from fp32, allowed are {most}: \
-             calibrate on more inputs, lower --max-error, or choose another precision"
-        );
-        Some(Error::new(Code::QUANTIZE_ERROR, message))
+        Some(format!("a probability differs by {far:.3} from fp32, allowed are {most}"))
     }
 
     /// Adds one input's results of a part.

@@ -25,6 +25,8 @@ mod parity;
 #[cfg(feature = "runtime")]
 mod quantize;
 #[cfg(feature = "runtime")]
+mod raised;
+#[cfg(feature = "runtime")]
 mod reduced;
 #[cfg(feature = "runtime")]
 mod retrained;
@@ -42,6 +44,10 @@ use std::time::Instant;
 use serde::Serialize;
 
 pub use calibration::{CalibrationInput, MAX_CALIBRATION_INPUTS, MAX_CALIBRATION_SCANS, calibration_inputs};
+#[cfg(feature = "runtime")]
+pub use raised::Raised;
+#[cfg(feature = "runtime")]
+pub use retrained::Fallback;
 #[cfg(feature = "runtime")]
 pub(crate) use retrained::{Bundled, Retrained, is_remade, retrained, sources_of};
 pub use sources::Sources;
@@ -86,6 +92,8 @@ pub struct Plan {
     pub library: Option<PathBuf>,
     /// Threads of the checks; by default one per core.
     pub threads: Option<usize>,
+    /// Resident memory, in bytes, that the export should stay below: a warning, `memory_exceeded`, says that it did not.
+    pub max_memory: Option<u64>,
 }
 
 impl Plan {
@@ -103,6 +111,7 @@ impl Plan {
             force: false,
             library: None,
             threads: None,
+            max_memory: None,
         }
     }
 }
@@ -119,6 +128,11 @@ pub struct Summary {
     pub parts: Vec<PartSummary>,
     /// How the graphs were quantized, unless they are fp32.
     pub quantization: Option<Quantization>,
+    /// The layers that have a more precise scheme than was tried first, why, and what they cost; none if all kept it.
+    #[cfg(feature = "runtime")]
+    pub raised: Option<Raised>,
+    /// The process's peak of resident memory in bytes, where the system says.
+    pub peak_memory_bytes: Option<u64>,
     /// How many times as long layers take that were smoothed or escalated, by name: measured on held-out tokens.
     pub slowdowns: BTreeMap<String, f64>,
     /// The comparison with recorded PyTorch outputs, where it was asked for.
@@ -229,7 +243,17 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
     progress.step("installing the bundle", None);
     unchanged(watched)?;
     staging.install(&manifest)?;
+    #[cfg(feature = "runtime")]
+    let peak_memory_bytes = {
+        plan.max_memory.and_then(crate::execute::exceeded).iter().for_each(|warning| progress.warn(warning));
+        crate::execute::peak_memory()
+    };
+    #[cfg(not(feature = "runtime"))]
+    let peak_memory_bytes = None;
     Ok(Summary {
+        #[cfg(feature = "runtime")]
+        raised: made.quantization.as_ref().and_then(|q| raised::raised(q, form, plan.max_error, &made.slowdowns)),
+        peak_memory_bytes,
         output: plan.output.clone(),
         target: form.target,
         parts: made.parts.into_iter().map(|(_, summary)| summary).collect(),

@@ -56,6 +56,22 @@ impl Sources {
         }
     }
 
+    /// Checks that reports have no more tokens than the language model has positions, where its configuration is there
+    /// and says so: weights are not read.
+    ///
+    /// # Errors
+    /// `config.value`; `config.*` of the language model's configuration.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn check_positions(&self, config: &Config) -> Result<()> {
+        let folder = if self.text.is_dir() { self.text.clone() } else { parent(&self.text) };
+        let path = folder.join("config.json");
+        if !path.is_file() {
+            return Ok(());
+        }
+        let (llama, _) = hf_config(&path)?;
+        llama.check_tokens(config.text.max_tokens).map_err(|e| e.at(&self.config))
+    }
+
     /// Opens all of them.
     pub(super) fn load(&self) -> Result<Loaded> {
         let mut others = vec![SourceFile::at(&self.config)?];
@@ -69,6 +85,7 @@ impl Sources {
                 format!("text.hidden is {ours}, the language model's hidden size is {theirs}: they must agree");
             return Err(Error::new(Code::CONFIG_CONTRADICTION, message).at(&self.config));
         }
+        llama.check_tokens(config.text.max_tokens).map_err(|e| e.at(&self.config))?;
         let tokenizer = tokenizer_file(&text_folder)?;
         others.push(SourceFile::at(&tokenizer)?);
         Ok(Loaded {
@@ -137,6 +154,13 @@ impl Loaded {
     }
 }
 
+/// Hugging Face's configuration of a language model, and the JSON that it was read from.
+fn hf_config(path: &Path) -> Result<(LlamaConfig, Value)> {
+    let json: Value = serde_json::from_str(&read_small(path)?)
+        .map_err(|e| Error::new(Code::CONFIG_SYNTAX, e.to_string()).at(path).caused_by(e))?;
+    Ok((LlamaConfig::from_hf(&json).map_err(|e| e.at(path))?, json))
+}
+
 /// The language model's sizes, its BOS token, and the file that they come from, unless it is the checkpoint itself.
 fn llama_config(text: &Checkpoint, folder: &Path) -> Result<(LlamaConfig, u32, Option<PathBuf>)> {
     if let Some(params) = text.meta_params() {
@@ -153,9 +177,7 @@ fn llama_config(text: &Checkpoint, folder: &Path) -> Result<(LlamaConfig, u32, O
         return Ok((config, 1, None));
     }
     let path = folder.join("config.json");
-    let json: Value = serde_json::from_str(&read_small(&path)?)
-        .map_err(|e| Error::new(Code::CONFIG_SYNTAX, e.to_string()).at(&path).caused_by(e))?;
-    let config = LlamaConfig::from_hf(&json).map_err(|e| e.at(&path))?;
+    let (config, json) = hf_config(&path)?;
     let bos = match json.get("bos_token_id").filter(|v| !v.is_null()) {
         None => 1,
         Some(id) => id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {

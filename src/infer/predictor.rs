@@ -1,6 +1,7 @@
 //! Answers for scans and reports: what goes through which graphs, and what a prediction is made of.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -28,6 +29,8 @@ pub struct Predictor {
     /// Loaded with the first report.
     tokenizer: OnceLock<Tokenizer>,
     clock: Mutex<Clock>,
+    /// Whether a result has the warning that memory was exceeded.
+    told_exceeded: AtomicBool,
 }
 
 /// Wall time between results.
@@ -55,11 +58,31 @@ impl Predictor {
     /// # Errors
     /// `bundle.*`, `runtime.missing`, `runtime.version`, `device.*`, `memory.limit`.
     pub fn open(dir: &Path, options: Options) -> Result<Self> {
-        let pipeline = Pipeline::open(dir, &options)?;
+        Self::open_for(dir, options, None)
+    }
+
+    /// As [`Self::open`], for scans with this report, or shorter ones: memory is planned for its tokens instead of the
+    /// model's maximum.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; also `tokenizer.invalid`.
+    pub fn open_for(dir: &Path, mut options: Options, report: Option<&str>) -> Result<Self> {
+        let tokenizer = OnceLock::new();
+        // A report whose features the cache may have needs no tokenizer.
+        let pipeline = match report.filter(|_| options.cache.is_none()) {
+            Some(report) => {
+                let bundle = Arc::new(Bundle::open_quickly(dir)?);
+                let loaded = load_tokenizer(&bundle)?;
+                options.report_tokens = Some(loaded.encode(report, bundle.manifest.tokenizer.max_tokens)?.ids.len());
+                tokenizer.get_or_init(|| loaded);
+                Pipeline::over(bundle, &options)?
+            }
+            None => Pipeline::open(dir, &options)?,
+        };
         let store = options.cache.as_deref().map(|cache| pipeline.feature_store(cache)).transpose()?;
         let opened = pipeline.opened();
         let clock = Mutex::new(Clock { last: opened, opening: Some(milliseconds(opened)) });
-        Ok(Self { pipeline, options, store, tokenizer: OnceLock::new(), clock })
+        Ok(Self { pipeline, options, store, tokenizer, clock, told_exceeded: AtomicBool::new(false) })
     }
 
     /// The bundle.
@@ -176,6 +199,9 @@ impl Predictor {
         let from_cache = [(Part::Vision, cached), (Part::Text, report.is_some_and(|r| r.cached))];
         let from_cache = from_cache.into_iter().filter(|(_, cached)| *cached).map(|(part, _)| part.as_str());
         prediction.run = self.pipeline.to_record(from_cache.collect());
+        // The peak only grows: said once, not in every result from then on.
+        let exceeded = prediction.run.memory_bytes.exceeded();
+        prediction.warnings.extend(exceeded.filter(|_| !self.told_exceeded.swap(true, Ordering::Relaxed)));
         let elapsed = std::mem::replace(&mut self.clock().last, Instant::now()).elapsed();
         prediction.run.wall_ms = Some(elapsed.as_secs_f64() * 1e3);
         Ok(prediction)
@@ -260,17 +286,22 @@ impl Predictor {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(tokenizer);
         }
-        let record = &self.bundle().manifest.tokenizer;
-        let (path, files) = (self.bundle().file(&record.file)?, [Arc::clone(self.bundle().open_file(&record.file)?)]);
-        let tokenizer = unchanged_while(&files, || Tokenizer::load(&path, record.bos));
-        self.bundle().still_here()?;
-        let tokenizer = tokenizer?;
+        let tokenizer = load_tokenizer(self.bundle())?;
         Ok(self.tokenizer.get_or_init(|| tokenizer))
     }
 
     fn clock(&self) -> MutexGuard<'_, Clock> {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The bundle's tokenizer.
+fn load_tokenizer(bundle: &Bundle) -> Result<Tokenizer> {
+    let record = &bundle.manifest.tokenizer;
+    let (path, files) = (bundle.file(&record.file)?, [Arc::clone(bundle.open_file(&record.file)?)]);
+    let tokenizer = unchanged_while(&files, || Tokenizer::load(&path, record.bos));
+    bundle.still_here()?;
+    tokenizer
 }
 
 /// The value of a run with one output.

@@ -46,17 +46,28 @@ pub fn bootstrap(
     seed: u64,
     metrics: impl Fn(&[&LabelledPrediction]) -> Vec<Option<f64>> + Sync,
 ) -> Vec<Option<Interval>> {
+    bootstrap_of(subjects, |prediction| prediction.truth, draws, seed, metrics)
+}
+
+/// As [`bootstrap`], of anything that has a true class.
+pub(super) fn bootstrap_of<T: Sync>(
+    subjects: &[Vec<T>],
+    truth: impl Fn(&T) -> usize,
+    draws: u32,
+    seed: u64,
+    metrics: impl Fn(&[&T]) -> Vec<Option<f64>> + Sync,
+) -> Vec<Option<Interval>> {
     let count = metrics(&subjects.iter().flatten().collect::<Vec<_>>()).len();
-    let mut strata: BTreeMap<usize, Vec<&[LabelledPrediction]>> = BTreeMap::new();
-    for predictions in subjects {
-        if let Some(class) = predictions.iter().map(|a| a.truth).max() {
-            strata.entry(class).or_default().push(predictions);
+    let mut strata: BTreeMap<usize, Vec<&[T]>> = BTreeMap::new();
+    for rows in subjects {
+        if let Some(class) = rows.iter().map(&truth).max() {
+            strata.entry(class).or_default().push(rows);
         }
     }
     let draw = |i: u32| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(u64::from(i));
-        let mut drawn: Vec<&LabelledPrediction> = Vec::new();
+        let mut drawn: Vec<&T> = Vec::new();
         for of in strata.values() {
             (0..of.len()).for_each(|_| drawn.extend(of[rng.random_range(0..of.len())]));
         }

@@ -26,8 +26,13 @@ pub struct SegmentInfo {
     /// Bytes of its weights in the data file and in the graph's own.
     pub weights: u64,
     /// Bytes that its fp16 weights take once they are widened to float32, as the CPU provider does at loading; and
-    /// integer weights with fp16 scales, for which it has no kernel and which it dequantizes (at most: some at a time).
+    /// integers for TensorRT, which it dequantizes (at most: some at a time).
     pub widened: u64,
+    /// Bytes of the largest of its weights in blocks with fp16 scales as float32: the CPU provider dequantizes one at a
+    /// time, when it is needed.
+    pub dequantized: u64,
+    /// Bytes of its weights that are integers of 8 bits, not in blocks.
+    pub integers: u64,
     /// Whether it has weights in blocks (`MatMulNBits`), which are slow unless they are repacked at loading.
     pub blocked: bool,
 }
@@ -198,6 +203,51 @@ impl SegmentedModel {
         most
     }
 
+    /// As [`Self::live_bytes`] without what enters, summed over the powers of two that results lie between, each at its
+    /// own maximum. An allocator that gives freed memory to results of like size alone takes that much; ONNX Runtime's
+    /// comes close, since a small result in the middle of a large one's place keeps it from being used again.
+    pub fn allocated_bytes(&self, segments: Range<usize>, sizes: &BTreeMap<&str, u64>) -> u64 {
+        let (graph, range) = (self.graph(), self.range(segments));
+        let nodes = &graph.node[range.clone()];
+        let read: HashSet<&str> = operands(&graph.node[range.end..]).chain(self.outputs()).collect();
+        let mut last: HashMap<&str, usize> = HashMap::new();
+        for (i, node) in nodes.iter().enumerate() {
+            for name in node.input.iter().chain(&node.output).map(String::as_str) {
+                last.insert(name, if read.contains(name) { usize::MAX } else { i });
+            }
+        }
+        let made: HashSet<&str> = nodes.iter().flat_map(|n| &n.output).map(String::as_str).collect();
+        let size = |name: &str| self.values.get(name).map_or(0, |value| bytes_of(value, sizes));
+        // Of each power of two: bytes alive, and their maximum.
+        let mut classes: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        for (i, node) in nodes.iter().enumerate() {
+            for bytes in node.output.iter().map(|name| size(name)) {
+                let (alive, most) = classes.entry(bytes.checked_ilog2().unwrap_or(0)).or_default();
+                *alive = alive.saturating_add(bytes);
+                *most = (*most).max(*alive);
+            }
+            let ended: HashSet<&str> = node.input.iter().chain(&node.output).map(String::as_str).collect();
+            for bytes in ended.into_iter().filter(|n| last[n] == i && made.contains(n)).map(size) {
+                let (alive, _) = classes.entry(bytes.checked_ilog2().unwrap_or(0)).or_default();
+                *alive = alive.saturating_sub(bytes);
+            }
+        }
+        classes.values().map(|(_, most)| *most).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of what these segments read and do not make, weights apart, and of their results that are read elsewhere.
+    pub fn boundary_bytes(&self, segments: Range<usize>, sizes: &BTreeMap<&str, u64>) -> [u64; 2] {
+        let (graph, range) = (self.graph(), self.range(segments));
+        let nodes = &graph.node[range.clone()];
+        let made: HashSet<&str> = nodes.iter().flat_map(|n| &n.output).map(String::as_str).collect();
+        let read: HashSet<&str> = operands(&graph.node[range.end..]).chain(self.outputs()).collect();
+        let size = |name: &&str| self.values.get(*name).map_or(0, |value| bytes_of(value, sizes));
+        let entering: HashSet<&str> = operands(nodes).filter(|n| !made.contains(n)).collect();
+        let entering = entering.iter().filter(|name| !self.weights.contains_key(**name)).map(size);
+        let leaving = made.iter().filter(|name| read.contains(**name)).map(size);
+        [entering.fold(0, u64::saturating_add), leaving.fold(0, u64::saturating_add)]
+    }
+
     fn graph(&self) -> &GraphProto {
         self.model.graph.as_ref().expect("checked when it was read")
     }
@@ -228,16 +278,23 @@ fn operands(nodes: &[NodeProto]) -> impl Iterator<Item = &str> {
 
 fn describe(graph: &GraphProto, segment: &Segment, weights: &HashMap<String, usize>) -> Result<SegmentInfo> {
     let nodes = &graph.node[segment.nodes.clone()];
-    let (mut bytes, mut widened, mut seen) = (0u64, 0u64, HashSet::new());
+    let (mut bytes, mut widened, mut at_once, mut integers) = (0u64, 0u64, 0u64, 0u64);
+    let mut seen = HashSet::new();
     for node in nodes {
         let weight =
             |i: usize| node.input.get(i).and_then(|name| weights.get(name)).map(|&index| &graph.initializer[index]);
-        widened = widened.saturating_add(dequantized(node, &weight)?);
+        match node.op_type.as_deref() {
+            Some("MatMulNBits") => at_once = at_once.max(dequantized(node, &weight)?),
+            _ => widened = widened.saturating_add(dequantized(node, &weight)?),
+        }
         for name in node.input.iter().filter(|name| seen.insert(name.as_str())) {
             let Some(&index) = weights.get(name) else { continue };
             let tensor = &graph.initializer[index];
             let length = weight_bytes(tensor)?;
             bytes = bytes.saturating_add(length);
+            if node.op_type.as_deref() != Some("MatMulNBits") && matches!(dtype(tensor), Some(DType::I8 | DType::U8)) {
+                integers = integers.saturating_add(length);
+            }
             // A table that is looked up is widened behind the lookup, not as a whole.
             if node.op_type.as_deref() != Some("Gather") && matches!(dtype(tensor), Some(DType::F16 | DType::BF16)) {
                 widened = widened.saturating_add(length.saturating_mul(2));
@@ -245,7 +302,7 @@ fn describe(graph: &GraphProto, segment: &Segment, weights: &HashMap<String, usi
         }
     }
     let blocked = nodes.iter().any(|n| n.op_type.as_deref() == Some("MatMulNBits"));
-    Ok(SegmentInfo { name: segment.name.clone(), weights: bytes, widened, blocked })
+    Ok(SegmentInfo { name: segment.name.clone(), weights: bytes, widened, dequantized: at_once, integers, blocked })
 }
 
 fn dtype(tensor: &TensorProto) -> Option<DType> {

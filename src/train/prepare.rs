@@ -79,6 +79,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let target = target.map_err(|e| Error::io(&plan.output, "cannot use the folder", e))?;
     foreign_files(&target, plan.force)?;
     let config = Config::load(&plan.sources.config)?;
+    plan.sources.check_positions(&config)?;
     let (adapter, vision) = (Checkpoint::open(&plan.sources.adapter)?, Checkpoint::open(&plan.sources.vision)?);
     let (state, mut skipped) = state(&config, plan.mode, &adapter)?;
     let (weights, others) = model::vision(&config, &vision)?;

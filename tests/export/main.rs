@@ -7,6 +7,7 @@ mod bundle_mutations;
 mod bundle_operators;
 #[cfg(target_os = "linux")]
 mod changed;
+mod decisions;
 mod install;
 mod memory;
 mod quantize;

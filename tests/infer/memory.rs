@@ -52,7 +52,7 @@ fn a_limit_changes_memory_and_nothing_else() {
     }
     let cases = [
         Limits { precision: Precision::Fp32, percents: [80, 60] },
-        Limits { precision: Precision::Int8, percents: [92, 85] },
+        Limits { precision: Precision::Int8, percents: [80, 70] },
     ];
     for Limits { precision, percents } in cases {
         let bundle = large::bundle(precision);
@@ -92,7 +92,7 @@ fn plans_hold() {
             let (planned, peak) = (bytes(&json, "planned"), bytes(&json, "peak"));
             assert!(peak <= planned, "{precision} for {target} {more:?}: {peak} of {planned}");
             // A plan of ten times what is needed would hold as well, and refuse what fits.
-            assert!(planned < 3 * peak, "{precision} for {target} {more:?}: {peak} of {planned}");
+            assert!(planned * 2 <= 3 * peak, "{precision} for {target} {more:?}: {peak} of {planned}");
         }
     }
 }
@@ -109,6 +109,45 @@ fn what_does_not_fit_is_refused_before_it_is_run() {
     assert_eq!(done.json()["run"]["stages"][2]["mode"], "one-shot");
     for size in ["", "G", "-1", "0", "4X", "nanG", "1e30T"] {
         assert_eq!(run(&bundle, &report, &["--max-memory", size]).code, Some(2), "{size}");
+    }
+}
+
+/// What the tokenizer takes for a report is not planned: a run that goes beyond its limit by it says so, once.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_that_was_exceeded_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("report.txt");
+    let limit = |json: &Value| (bytes(json, "limit"), bytes(json, "peak"));
+    let warned = |json: &Value| {
+        let warnings = json["warnings"].as_array().unwrap().iter();
+        warnings.filter(|w| w["code"] == "memory_exceeded").cloned().collect::<Vec<_>>()
+    };
+    fs::write(&report, "a few words").unwrap();
+    let small = run(tiny_bundle(), &report, &["--max-memory", "4G"]).ok().json();
+    assert!(warned(&small).is_empty());
+    assert_eq!(small["run"]["memory_bytes"]["limited_by"], "--max-memory");
+    // A list, whose reports are not read before it is planned.
+    fs::write(&report, "a few words ".repeat(80_000)).unwrap();
+    let list = dir.path().join("list.csv");
+    let rows: Vec<String> = (0..2)
+        .map(|i| {
+            fs::copy(scan(), dir.path().join(format!("{i}.nii.gz"))).unwrap();
+            format!("{i}.nii.gz,report.txt\n")
+        })
+        .collect();
+    fs::write(&list, format!("scan,report\n{}", rows.concat())).unwrap();
+    let most = format!("{}K", (bytes(&small, "planned") >> 10) + (16 << 10));
+    let mut infer = command("ba-infer");
+    infer.arg("--list").arg(&list).arg("--bundle").arg(tiny_bundle()).args(["--json", "--max-memory", &most]);
+    let done = finish(&mut infer).ok();
+    let lines: Vec<Value> = done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (limit, peak) = limit(&lines[1]);
+    assert!(peak > limit, "{peak} of {limit}");
+    let [warning] = &lines.iter().flat_map(&warned).collect::<Vec<_>>()[..] else { panic!("{lines:#?}") };
+    let message = warning["message"].as_str().unwrap();
+    for bytes in [lines[0]["run"]["memory_bytes"]["peak"].as_u64().unwrap().div_ceil(1_000_000), limit / 1_000_000] {
+        assert!(message.contains(&format!("{bytes} MB")), "{message}");
     }
 }
 

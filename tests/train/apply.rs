@@ -144,7 +144,17 @@ fn an_adapter_beyond_the_limit_is_more_exact() {
     commands::write_manifest(&bundle, &strict);
     let done = study.apply(&bundle, &[]).ok();
     assert!(done.stderr.contains("warning[part_precision]"), "{done:?}");
-    assert_eq!(done.json()["warnings"][0]["code"], "part_precision", "{done:?}");
+    let json = done.json();
+    assert_eq!(json["warnings"][0]["code"], "part_precision", "{done:?}");
+    // Which limit was missed, by how much, and what that costs.
+    let fallback = &json["fallbacks"][0];
+    let [part, from, to] = ["part", "from", "to"].map(|name| fallback[name].as_str().unwrap());
+    assert_eq!((part, from, to, json["fallbacks"].as_array().unwrap().len()), ("adapter", "int8", "fp32", 1));
+    assert!(fallback["missed"].as_str().unwrap().contains("allowed are 1.0e-4"), "{fallback}");
+    let bytes = |of: &serde_json::Value| of["parts"]["adapter"]["bytes"].clone();
+    assert_eq!((&fallback["bytes"], &fallback["bytes_before"]), (&bytes(&manifest(&bundle)), &bytes(&strict)));
+    let message = json["warnings"][0]["message"].as_str().unwrap();
+    assert!(message.contains("as int8 it missed a limit: a relative error of") && message.contains("× the bytes"));
     let new = manifest(&bundle);
     let row = &new["quantization"]["layers"][0];
     assert_eq!((&new["parts"]["adapter"]["precision"], &row["scheme"]["scheme"]), (&"fp32".into(), &"fp32".into()));

@@ -126,35 +126,50 @@ fn reports_are_left_out_on_request() {
     }
 }
 
+/// Validation rows of each classifier.
+const VALIDATION: usize = 60;
+
+/// A list with a header, [`VALIDATION`] validation rows with a report and as many without, of which `wrong` have another
+/// label than the bundle says, and a test row of each report and one without, each with a scan of its own.
+fn validation(dir: &Path, said: &[usize], wrong: usize) -> String {
+    let mut rows = "scan,report,label,split\n".to_owned();
+    for i in 0..2 * VALIDATION + 7 {
+        let scan = dir.join(format!("v{i}.nii.gz"));
+        if !scan.exists() {
+            fs::hard_link(dir.join("s0.nii.gz"), scan).unwrap();
+        }
+        let (split, n, which) = match i {
+            _ if i < VALIDATION => ("validation", i, i % 6),
+            _ if i < 2 * VALIDATION => ("validation", i - VALIDATION, 6),
+            _ => ("test", wrong + i % 2, i - 2 * VALIDATION),
+        };
+        let label = if n < wrong { (said[which] + 1 + n % 2) % 3 } else { said[which] };
+        let report = if which < 6 { format!("r{which}.txt") } else { String::new() };
+        rows += &format!("v{i}.nii.gz,{report},{},{split}\n", LABELS[label]);
+    }
+    rows
+}
+
 #[test]
 fn a_temperature_goes_into_the_bundle() {
     let dir = cohort("");
     let (bundle, said) = (tiny_copy(), said(dir.path()));
-    let other = |class: usize| LABELS[(class + 2) % 3];
-    let mut rows = "scan,report,label,split\n".to_owned();
-    for (i, of) in said.iter().enumerate() {
-        let report = if i < 6 { format!("r{i}.txt") } else { String::new() };
-        // Each row once for validation with its own label, every other one again with another; and one for test.
-        rows += &format!("s{}.nii.gz,{report},{},validation\n", 3 * i, LABELS[*of]);
-        if i % 2 == 0 {
-            rows += &format!("s{}.nii.gz,{report},{},validation\n", 3 * i + 1, other(*of));
-        }
-        let label = if i < 4 { LABELS[*of] } else { other(*of) };
-        rows += &format!("s{}.nii.gz,{report},{label},test\n", 3 * i + 2);
-    }
+    let rows = validation(dir.path(), &said, 12);
     fs::write(dir.path().join("cohort.csv"), rows).unwrap();
     let before = eval(dir.path(), bundle.path(), &["--json", "--bootstrap", "0"]).ok().json();
     let cache = dir.path().join("cache");
     let with_cache = ["--json", "--bootstrap", "50", "--cache", cache.to_str().unwrap()];
     let fit = eval(dir.path(), bundle.path(), &[with_cache.as_slice(), &["--fit-temperature"]].concat()).ok().json();
-    assert_eq!(fit["warnings"][0]["code"], "validation_few", "{fit}");
-    for (name, answers) in [("report", 9), ("image", 2)] {
+    assert_eq!(fit["warnings"], serde_json::json!([]), "{fit}");
+    for name in ["report", "image"] {
         let fitted = &fit["fitted"][name];
-        assert_eq!(fitted["answers"], answers, "{fitted}");
+        assert_eq!((&fitted["answers"], &fitted["kept"]), (&VALIDATION.into(), &true.into()), "{fitted}");
+        let gain = &fitted["gain"];
+        assert!(gain["interval"]["low"].as_f64() > Some(0.0) && gain["nats"].as_f64() > Some(0.0), "{gain}");
+        assert_eq!((&gain["over"], &gain["wrong"], &gain["folds"]), (&1.0.into(), &12.into(), &5.into()));
         assert!(fitted["nll_after"].as_f64() < fitted["nll_before"].as_f64(), "{fitted}");
         assert_eq!(fitted["temperature"], fit["temperature"][name]);
     }
-    assert_eq!(fit["fitted"]["warnings"].as_array().unwrap().len(), 2);
     assert_eq!(fit["uncalibrated"]["ece"], before["scores"]["ece"]);
     assert_ne!(fit["scores"]["ece"], before["scores"]["ece"]);
     assert_eq!((&fit["scores"]["accuracy"], &fit["confusion"]), (&before["scores"]["accuracy"], &before["confusion"]));
@@ -177,6 +192,42 @@ fn a_temperature_goes_into_the_bundle() {
     }
     let text = eval(dir.path(), bundle.path(), &["--bootstrap", "0"]).ok();
     assert!(text.stdout.contains("without temperature") && text.stdout.contains(" without a report: in the bundle"));
+    // Fitted again, nothing is gained over what is there: it stays, and so does the bundle.
+    let before = snapshot(bundle.path());
+    let again = eval(dir.path(), bundle.path(), &[with_cache.as_slice(), &["--fit-temperature"]].concat()).ok().json();
+    for name in ["report", "image"] {
+        let (fitted, stored) = (&again["fitted"][name], &fit["temperature"][name]);
+        assert_eq!((&fitted["kept"], &fitted["gain"]["over"]), (&false.into(), stored), "{fitted}");
+    }
+    assert_eq!(
+        (&again["temperature"], again["warnings"][0]["code"].as_str()),
+        (&fit["temperature"], Some("temperature_left"))
+    );
+    assert_eq!(snapshot(bundle.path()), before);
+}
+
+/// Too few rows are an error before anything is run, and the bundle stays as it is.
+#[test]
+fn too_few_rows_fit_no_temperature() {
+    let dir = cohort("");
+    let (bundle, said) = (tiny_copy(), said(dir.path()));
+    let (before, list) = (snapshot(bundle.path()), dir.path().join("cohort.csv"));
+    let all = validation(dir.path(), &said, 12);
+    // 12 rows, and 49, without those that have no report; and 60 with too few of two classes. No report is read.
+    let first = |rows: usize| {
+        let kept = |(i, _): &(usize, &str)| *i <= rows || *i > 2 * VALIDATION;
+        all.lines().enumerate().filter(kept).map(|(_, line)| line).collect::<Vec<_>>().join("\n")
+    };
+    let one_class = validation(dir.path(), &said, 4).lines().take(1 + VALIDATION).collect::<Vec<_>>().join("\n");
+    for rows in [first(12), first(49), format!("{one_class}\ns1.nii.gz,r1.txt,CN,test\n")] {
+        let mut classes = LABELS.map(|label| rows.matches(&format!(",{label},validation")).count());
+        classes.sort_unstable();
+        assert!(rows.matches("validation").count() < 50 || classes[0] < 5, "{classes:?}");
+        fs::write(&list, rows.replace("r0.txt", "none.txt")).unwrap();
+        let done = eval(dir.path(), bundle.path(), &["--fit-temperature"]);
+        done.fails_with_one_line("temperature.few").naming(&["cohort.csv", "50 rows", "5 subjects of each class"]);
+    }
+    assert_eq!(snapshot(bundle.path()), before);
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub(super) fn run(args: &Args, list: &Path) -> Result<()> {
     let lines = args.output.as_ref().map(|path| lines_of_csv(path).unwrap_or_else(|| path.clone()));
     let claim = lines.map(|path| Claim::new(&path, args.force)).transpose()?;
     let reports: BTreeSet<PathBuf> = rows.iter().filter_map(Row::report_path).collect();
-    let predictor = open(args, Expected { scans: rows.len(), reports: reports.len() })?;
+    let predictor = open(args, Expected { scans: rows.len(), reports: reports.len() }, None)?;
     let context = predictor.answer_context();
     let reader = if claim.is_some() { predictor.reader().identifying() } else { predictor.reader() };
     let mut keys = CurrentKeys::new(&reader, &context);

@@ -98,7 +98,8 @@ fn plan(args: &Args, common: &Common) -> Result<Plan> {
 
 /// The result of an application.
 fn summary_text(summary: &Summary, saved: Option<&Path>) -> String {
-    let mut text = render::parts(&summary.parts);
+    let mut text: String = summary.fallbacks.iter().map(|f| format!("{}\n", f.describe())).collect();
+    text += &render::parts(&summary.parts);
     text.push_str("max error, cosine: against fp32 graphs of the same weights, on the calibration inputs\n");
     text += &render::unchecked(&summary.parts);
     if let Some(p) = summary.probabilities {

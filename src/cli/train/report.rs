@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use crate::bundle::INTENDED_USE;
 use crate::cli::text::{count, escaped, precision, provider, short, shown, table};
 use crate::metrics::Interval;
-use crate::metrics::temperature::{Fit, Outcome};
-use crate::train::eval::Evaluation;
+use crate::metrics::temperature::Outcome;
+use crate::train::eval::{Decided, Evaluation};
 
 /// The text of an evaluation. `written` are the pictures' files.
 pub(super) fn evaluation(e: &Evaluation, bundle: &Path, written: &[PathBuf]) -> String {
@@ -52,30 +52,44 @@ fn temperatures(e: &Evaluation) -> String {
         (e.temperature.report, fits.and_then(|f| f.report.as_ref()), "with a report"),
         (e.temperature.image, fits.and_then(|f| f.image.as_ref()), "without a report"),
     ];
-    for (temperature, fit, with) in rows.into_iter().filter_map(|(t, fit, with)| Some((t?, fit, with))) {
+    for (temperature, fit, with) in rows.into_iter().filter(|(t, fit, _)| t.is_some() || fit.is_some()) {
         let from = fit.map_or("in the bundle".to_owned(), fitted);
-        let _ = writeln!(text, "temperature {temperature:.3} {with}: {from}");
+        let _ = writeln!(text, "temperature {:.3} {with}: {from}", temperature.unwrap_or(1.0));
     }
-    if let Some(fitted) = fits {
+    let kept = |fit: &Option<Decided>| fit.as_ref().is_some_and(|fit| fit.kept);
+    if let Some(fitted) = fits.filter(|f| kept(&f.report) || kept(&f.image)) {
         let _ = writeln!(text, "            written into the bundle, whose ID is now {}", short(&fitted.bundle_sha256));
     }
     text
 }
 
-fn fitted(fit: &Fit) -> String {
+fn fitted(decided: &Decided) -> String {
+    let fit = &decided.fit;
     let why = match fit.outcome {
         Outcome::Minimum => "",
         Outcome::LowerEnd => "; the minimum allowed",
         Outcome::UpperEnd => "; the maximum allowed: the logits are hardly better than chance",
-        Outcome::AllRight => "; all are correct, which fits any temperature: left at 1",
+        Outcome::AllRight => "; all are correct, which fits any temperature",
         Outcome::NoAnswers => "; there are none",
     };
-    format!(
-        "fitted on {} (NLL {:.3} to {:.3}{why})",
-        count(fit.answers, "validation row"),
-        fit.nll_before,
-        fit.nll_after
-    )
+    let what = match decided.kept {
+        true => "fitted".to_owned(),
+        false => format!("as before; {:.3} was fitted", fit.temperature),
+    };
+    let rows = count(fit.answers, "validation row");
+    let mut text = format!("{what} on {rows} (NLL {:.3} to {:.3}{why})", fit.nll_before, fit.nll_after);
+    if let Some(gain) = &decided.gain {
+        let gained = signed(gain.nats, gain.interval);
+        let _ = write!(text, "\n            gain over {:.3} on rows left out: {gained} nats a row", gain.over);
+        let _ = write!(text, ", {} folds of {}", gain.folds, count(gain.subjects, "subject"));
+    }
+    text
+}
+
+/// A difference with its interval.
+fn signed(value: f64, interval: Option<Interval>) -> String {
+    let interval = interval.map_or(String::new(), |i| format!(" [{:+.3}, {:+.3}]", i.low, i.high));
+    format!("{value:+.3}{interval}")
 }
 
 fn value(value: f64, interval: Option<Interval>) -> String {

@@ -31,6 +31,8 @@ pub(in crate::export) struct Adapter {
     pub precision: Precision,
     /// Its row among the layers.
     pub record: LayerRecord,
+    /// The limit that it missed in the form's number format, where it is in float32 for that.
+    pub missed: Option<String>,
 }
 
 /// Runs the float32 adapter on one scan; returns its result and widens `ranges` by all of its values.
@@ -83,7 +85,7 @@ pub(in crate::export) fn calibrated(
 
 /// The adapter in float32.
 fn fp32(graph: &Graph) -> Adapter {
-    Adapter { graph: graph.clone(), precision: Precision::Fp32, record: record(graph, Scheme::Fp32) }
+    Adapter { graph: graph.clone(), precision: Precision::Fp32, record: record(graph, Scheme::Fp32), missed: None }
 }
 
 /// The adapter in float32, because nothing else is exact enough; `first` is what was tried.
@@ -94,10 +96,10 @@ fn fp32_fallback(graph: &Graph, first: Option<FirstTry>) -> Adapter {
 }
 
 impl Adapter {
-    /// The adapter in float32 instead.
-    pub fn to_fp32(&self, graph: &Graph) -> Self {
+    /// The adapter in float32 instead, for the limit that it `missed`.
+    pub fn to_fp32(&self, graph: &Graph, missed: Option<String>) -> Self {
         let LayerRecord { scheme, error, bytes, .. } = self.record;
-        fp32_fallback(graph, Some(FirstTry { scheme, error, bytes }))
+        Self { missed, ..fp32_fallback(graph, Some(FirstTry { scheme, error, bytes })) }
     }
 }
 
@@ -121,10 +123,11 @@ fn choose(
     let record = record(graph, scheme);
     if found.error > limit {
         let first = FirstTry { scheme, error: Some(found.error), bytes: record.bytes };
-        return Ok(fp32_fallback(graph, Some(first)));
+        let missed = format!("a relative error of {:.1e} on held-out scans, allowed are {limit:.1e}", found.error);
+        return Ok(Adapter { missed: Some(missed), ..fp32_fallback(graph, Some(first)) });
     }
     let record = LayerRecord { error: Some(found.error), cosine: Some(found.cosine), ..record };
-    Ok(Adapter { graph: candidate, precision, record })
+    Ok(Adapter { graph: candidate, precision, record, missed: None })
 }
 
 /// How close a candidate is to float32 on the held-out scans.
@@ -153,7 +156,7 @@ pub(in crate::export) fn data_free(graph: &Graph, form: NumericFormat) -> Result
         return Ok(fp32(graph));
     }
     let fp16 = to_fp16(graph, &unfit_for_fp16(graph)?.0)?;
-    Ok(Adapter { graph: fp16, precision: Precision::Fp16, record: record(graph, Scheme::Fp16) })
+    Ok(Adapter { graph: fp16, precision: Precision::Fp16, record: record(graph, Scheme::Fp16), missed: None })
 }
 
 /// The ranges and that of the input, which is exact: a volume is scaled to 0..=1.

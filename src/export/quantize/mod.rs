@@ -176,7 +176,7 @@ impl<'a> Quantizer<'a> {
             Part::Adapter => {
                 let can = self.adapter.precision != Precision::Fp32;
                 if can {
-                    self.adapter = self.adapter.to_fp32(&self.graphs[part]);
+                    self.adapter = self.adapter.to_fp32(&self.graphs[part], None);
                 }
                 can
             }

@@ -53,6 +53,6 @@ impl Bundled<'_> {
                 ["v", "t", "logits", "similarity"],
             )?;
         }
-        Ok(Retrained { parts, files, quantization: None, probabilities: None })
+        Ok(Retrained { parts, files, quantization: None, probabilities: None, fallbacks: Vec::new() })
     }
 }

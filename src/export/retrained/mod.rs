@@ -55,6 +55,38 @@ pub(crate) struct Bundled<'a> {
     pub staging: &'a Staging,
 }
 
+/// A part that got another number format than the bundle's, since its limit was missed.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Fallback {
+    /// The part.
+    pub part: Part,
+    /// The bundle's number format.
+    pub from: Precision,
+    /// The new one.
+    pub to: Precision,
+    /// The limit that was missed, with the value found and the one allowed; none if the part was not tried in the
+    /// bundle's number format.
+    pub missed: Option<String>,
+    /// Bytes of the part's graph and weights now.
+    pub bytes: u64,
+    /// Bytes of the bundle's.
+    pub bytes_before: u64,
+}
+
+impl Fallback {
+    /// The change in one line: which limit was missed, and what that costs.
+    pub fn describe(&self) -> String {
+        let Self { part, from, to, bytes, bytes_before, .. } = self;
+        let times = *bytes as f64 / (*bytes_before).max(1) as f64;
+        let why =
+            self.missed.as_ref().map_or(String::new(), |missed| format!(": as {from} it missed a limit: {missed}"));
+        format!(
+            "the bundle's `{part}` was {from}; the new one is {to}{why}; it takes {times:.1}× the bytes ({bytes} for \
+             {bytes_before}), which each run reads"
+        )
+    }
+}
+
 /// What was made.
 pub(crate) struct Retrained {
     /// Adapter and heads.
@@ -65,6 +97,8 @@ pub(crate) struct Retrained {
     pub quantization: Option<Quantization>,
     /// The largest difference of a probability, where it was measured.
     pub probabilities: Option<f64>,
+    /// Parts with another number format than the bundle's.
+    pub fallbacks: Vec<Fallback>,
 }
 
 /// Hashes of the files of a checkpoint of adapter and heads.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Bundled, Features, Fp32Graphs, Retrained};
+use super::{Bundled, Fallback, Features, Fp32Graphs, Retrained};
 use crate::bundle::{FileRecord, Parity, Precision};
 use crate::calibrate::{Role, Runner};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
@@ -15,7 +15,7 @@ use crate::export::quantize::limits::Limits;
 use crate::export::quantize::references::{References, ReportReference, ScanReference};
 use crate::export::stage::Format;
 use crate::graph::Graph;
-use crate::model::Part;
+use crate::model::{Part, PartMap};
 use crate::passes::{to_fp16, unfit_for_fp16};
 use crate::progress::Progress;
 use crate::runtime::Runtime;
@@ -40,7 +40,7 @@ impl Bundled<'_> {
             progress.step("the bundle's own results on held-out inputs", None);
             self.run_trunks(&mut references, features)?;
         }
-        let mut fp32_heads = !form.uses_fp16();
+        let (mut fp32_heads, mut heads_missed) = (!form.uses_fp16(), None);
         let mut verdict = Verdict::default();
         loop {
             let (parts, files) = self.write_both(graphs, &adapter, fp32_heads, progress)?;
@@ -50,13 +50,18 @@ impl Bundled<'_> {
             }
             let failing = verdict.failing(&limits);
             if failing.is_empty() {
-                return self.finished(adapter, parts, files, &verdict, progress);
+                let missed = PartMap::from_fn(|part| match part {
+                    Part::Adapter => adapter.missed.clone(),
+                    Part::Heads => heads_missed.clone(),
+                    _ => None,
+                });
+                return self.finished(adapter, (parts, missed), files, &verdict, progress);
             }
             self.remove(&files)?;
             if failing.iter().any(|(part, _)| *part != Part::Heads) && adapter.precision != Precision::Fp32 {
-                adapter = adapter.to_fp32(&graphs.adapter);
+                adapter = adapter.to_fp32(&graphs.adapter, verdict.missed(&limits));
             } else if !fp32_heads {
-                fp32_heads = true;
+                (fp32_heads, heads_missed) = (true, verdict.missed(&limits));
             } else {
                 return Err(verdict.error(&limits).unwrap_or_else(|| missed(self.checkpoint)));
             }
@@ -173,7 +178,7 @@ impl Bundled<'_> {
     fn finished(
         &self,
         adapter: Adapter,
-        mut parts: Vec<PartSummary>,
+        (mut parts, missed): (Vec<PartSummary>, PartMap<Option<String>>),
         files: Vec<FileRecord>,
         verdict: &Verdict,
         progress: &mut dyn Progress,
@@ -185,13 +190,16 @@ impl Bundled<'_> {
                 None => Parity::NotChecked("no calibration input reaches this part".into()),
             };
         }
-        for summary in &parts {
-            let (old, new) = (self.precision(summary.part), summary.record.precision);
-            if old != new {
-                let message = format!("the bundle's `{}` was {old}; the new one is {new}", summary.part);
-                progress.warn(&Warning::new(WarningCode::PART_PRECISION, message));
-            }
-        }
+        let fallback = |summary: &PartSummary| Fallback {
+            part: summary.part,
+            from: self.precision(summary.part),
+            to: summary.record.precision,
+            missed: missed[summary.part].clone(),
+            bytes: summary.record.bytes,
+            bytes_before: self.bundle.manifest.part(summary.part).bytes,
+        };
+        let fallbacks: Vec<Fallback> = parts.iter().map(fallback).filter(|f| f.from != f.to).collect();
+        fallbacks.iter().for_each(|f| progress.warn(&Warning::new(WarningCode::PART_PRECISION, f.describe())));
         let quantization = self.bundle.manifest.quantization.clone().map(|mut record| {
             record.layers.retain(|layer| layer.part != Part::Adapter.as_str());
             record.layers.insert(0, adapter.record);
@@ -199,7 +207,7 @@ impl Bundled<'_> {
             record.probabilities = None;
             record
         });
-        Ok(Retrained { parts, files, quantization, probabilities: verdict.probabilities })
+        Ok(Retrained { parts, files, quantization, probabilities: verdict.probabilities, fallbacks })
     }
 }
 

@@ -46,7 +46,7 @@ use crate::bundle::{Bundle, Manifest, SourceRecord, Staging, Version, Versions};
 use crate::checkpoint::{Checkpoint, maker_metadata};
 use crate::error::{Code, Error, Result};
 use crate::execute::{Expected, Options, Pipeline, Timing};
-use crate::export::{self, Bundled, CalibrationInput, PartSummary, Retrained, calibration_inputs};
+use crate::export::{self, Bundled, CalibrationInput, Fallback, PartSummary, Retrained, calibration_inputs};
 use crate::files::path_as_text;
 use crate::model::{self, Part, Trained};
 use crate::progress::Progress;
@@ -89,6 +89,8 @@ pub struct Summary {
     pub parts: Vec<PartSummary>,
     /// Maximum change of a probability by the quantization of the two parts, if it was measured.
     pub probabilities: Option<f64>,
+    /// The parts that have another number format than in the bundle, with the limit that was missed and the cost.
+    pub fallbacks: Vec<Fallback>,
     /// The files of the checkpoint.
     pub sources: Vec<SourceRecord>,
     /// Names of the files that both versions share.
@@ -122,6 +124,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let sources = export::sources_of(checkpoint.files())?;
     let shared = share(&old, &staging)?;
     let (parts, probabilities) = (retrained.parts.clone(), retrained.probabilities);
+    let fallbacks = retrained.fallbacks.clone();
     let manifest = manifest::next(&old, retrained, &trained, &sources, number);
     if let Some(path) = &plan.save_adapter {
         save_state_dict(path, &checkpoint, &old.manifest.config, maker_metadata())?;
@@ -140,6 +143,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         sha256,
         parts,
         probabilities,
+        fallbacks,
         sources,
         shared,
         seconds: started.elapsed().as_secs_f64(),

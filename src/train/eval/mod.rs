@@ -30,7 +30,7 @@ use serde::Serialize;
 pub use intervals::Intervals;
 pub use rows::{Failure, RowResult};
 pub use splits::{EvalSplit, EvaluatedRows};
-pub use temperatures::Fitted;
+pub use temperatures::{Decided, Fitted};
 
 use crate::bundle::{Bundle, Temperature};
 use crate::cohort::read_labelled;
@@ -131,6 +131,7 @@ pub struct Embedding {
 ///
 /// # Errors
 /// `list.invalid` for a list that cannot be read, has no such split, or no row of a split with a prediction;
+/// `temperature.few` when it has too few rows to fit one on;
 /// `config.value` when the evaluated split contains the rows that a temperature is fitted on; those of opening,
 /// verifying and writing the bundle. Errors of single rows are in [`Evaluation::failures`].
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Evaluation> {
@@ -140,6 +141,9 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Evaluation> {
         cases.iter_mut().for_each(|case| case.report = None);
     }
     let selection = splits::select(&cases, plan.split, plan.fit_temperature).map_err(|e| e.at(&plan.data))?;
+    if plan.fit_temperature {
+        temperatures::check(&cases, labels.len()).map_err(|e| e.at(&plan.data))?;
+    }
     let predictions = rows::predict(plan, &selection.needed(&cases), &labels, progress)?;
     let (evaluated, held_out): (Vec<_>, Vec<_>) =
         predictions.rows.into_iter().partition(|row| selection.evaluates(row.split));
@@ -151,7 +155,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Evaluation> {
         if held_out.is_empty() {
             return Err(no_predictions("validation", predictions.failures.len()).at(&plan.data));
         }
-        let fits = temperatures::fit(&held_out);
+        let fits = temperatures::fit(&held_out, labels.len(), temperature).map_err(|e| e.at(&plan.data))?;
         fits.warnings.iter().for_each(|warning| progress.warn(warning));
         temperature = fits.temperature(temperature);
         fitted = Some(fits.install(&plan.bundle, &predictions.bundle.sha256, temperature)?);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::Plan;
 use crate::bundle::Temperature;
 use crate::cohort::{Case, Split};
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::infer::results::error_json;
 use crate::infer::{BundleIdentity, Expected, Options, PendingScan, Prediction, Predictor, read_ahead};
 use crate::progress::Progress;
@@ -129,7 +129,11 @@ pub(super) fn predict(
         let Some((i, case)) = next.next() else { return Ok(()) };
         progress.item("predicting", i, cases.len());
         match predict_row(&predictor, case, reading) {
-            Ok(prediction) => rows.push(RowResult::new(case, labels, prediction)),
+            Ok(prediction) => {
+                let exceeded = prediction.warnings.iter().filter(|w| w.code == WarningCode::MEMORY_EXCEEDED);
+                exceeded.for_each(|warning| progress.warn(warning));
+                rows.push(RowResult::new(case, labels, prediction));
+            }
             Err(e) if [Code::BUNDLE_CHECKSUM, Code::THREADS_UNAVAILABLE].contains(&e.code()) => return Err(e),
             Err(e) => {
                 progress.line(&format!("line {}: error[{}]: {e}", case.line, e.code()));
