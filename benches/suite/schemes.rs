@@ -27,11 +27,10 @@ const SCHEMES: [(&str, Option<Scheme>); 6] = [
 /// Most blocks: all formats lie on the disk at once, and 4 bits take long to find.
 const MOST: usize = 2;
 
-pub fn run(suite: &mut Suite) -> Result<()> {
-    let layers = suite.run_layers().min(MOST);
-    let what = format!("schemes, {}, {TOKENS} tokens", blocks(layers));
+/// LLaMA2-7B's configuration with so many blocks.
+fn config(layers: usize) -> LlamaConfig {
     let (hidden, mlp) = GEOMETRY;
-    let config = LlamaConfig {
+    LlamaConfig {
         vocab: 32000,
         hidden,
         mlp,
@@ -42,7 +41,13 @@ pub fn run(suite: &mut Suite) -> Result<()> {
         rms_eps: 1e-5,
         rope_theta: 1e4,
         max_positions: None,
-    };
+    }
+}
+
+pub fn run(suite: &mut Suite) -> Result<()> {
+    let layers = suite.run_layers().min(MOST);
+    let what = format!("schemes, {}, {TOKENS} tokens", blocks(layers));
+    let (config, hidden) = (config(layers), GEOMETRY.0);
     let weights = weights(&suite.checkpoint(Some(layers))?.join("llama"), "model.")?;
     let fp32 = model::llama::build(&config, TextPool::Mean, &weights, Stages::All)?;
     let names: Vec<String> = linears(&fp32, 0..fp32.nodes.len()).into_iter().map(|l| l.name).collect();

@@ -74,9 +74,7 @@ pub struct Summary {
 /// # Errors
 /// `config.*`, `checkpoint.*`, `output.exists`, `io`, `disk.full`.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
-    // A link to a folder stays a link: its target is replaced.
-    let target = if plan.output.exists() { plan.output.canonicalize() } else { std::path::absolute(&plan.output) };
-    let target = target.map_err(|e| Error::io(&plan.output, "cannot use the folder", e))?;
+    let target = target(&plan.output)?;
     foreign_files(&target, plan.force)?;
     let config = Config::load(&plan.sources.config)?;
     plan.sources.check_positions(&config)?;
@@ -133,6 +131,12 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         files: manifest.files,
         skipped: manifest.skipped,
     })
+}
+
+/// The absolute path of the output. A link to a folder stays a link: its target is replaced.
+fn target(output: &Path) -> Result<PathBuf> {
+    let target = if output.exists() { output.canonicalize() } else { std::path::absolute(output) };
+    target.map_err(|e| Error::io(output, "cannot use the folder", e))
 }
 
 /// The initial parameters of adapter and heads. Tensors that the mode does not read are kept too: the result is a whole

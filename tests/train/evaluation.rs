@@ -129,8 +129,8 @@ fn reports_are_left_out_on_request() {
 /// Validation rows of each classifier.
 const VALIDATION: usize = 60;
 
-/// A list with a header, [`VALIDATION`] validation rows with a report and as many without, of which `wrong` have another
-/// label than the bundle says, and a test row of each report and one without, each with a scan of its own.
+/// A list with a header, [`VALIDATION`] validation rows with a report and as many without, of which `wrong` have
+/// another label than the bundle says, and a test row of each report and one without, each with a scan of its own.
 fn validation(dir: &Path, said: &[usize], wrong: usize) -> String {
     let mut rows = "scan,report,label,split\n".to_owned();
     for i in 0..2 * VALIDATION + 7 {

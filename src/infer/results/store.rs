@@ -90,7 +90,9 @@ fn done(
             let message = "the output exists and holds results of another list by another bundle: choose another -o";
             return Err(Error::new(Code::LIST_INVALID, message).at(path));
         }
-        if let (Some(_), Some(key), Some(keys)) = (&line.label, &line.key, recorded.get_mut(&line.names())) {
+        // A line that names no list is of nobody, and is not kept.
+        let answer = line.label.is_some() && line.list.is_some();
+        if let (true, Some(key), Some(keys)) = (answer, &line.key, recorded.get_mut(&line.names())) {
             keys.push(key.clone());
         }
     }
