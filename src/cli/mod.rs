@@ -103,7 +103,7 @@ impl Common {
         text: impl FnOnce() -> String,
     ) -> Result<()> {
         let about_libraries = library_warnings();
-        self.note(about_libraries.iter().map(warning_line));
+        self.warn(&about_libraries);
         let warnings = &[warnings, &about_libraries].concat();
         if self.json { print_json(&Document { result, warnings }) } else { print(&text()) }
     }

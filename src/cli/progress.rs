@@ -42,7 +42,8 @@ impl Bar {
         std::mem::take(&mut self.warnings)
     }
 
-    fn line(&self, text: &str) {
+    /// Writes a line that is escaped already.
+    fn write(&self, text: &str) {
         if !self.quiet {
             self.bar.suspend(|| write_stderr(text));
         }
@@ -51,7 +52,7 @@ impl Bar {
     fn show(&mut self, what: &str, bytes: Option<u64>) {
         let what = &text::escaped(what);
         if self.plain {
-            self.line(what);
+            self.write(what);
         }
         self.bar.reset();
         let template = match bytes {
@@ -87,17 +88,17 @@ impl Progress for Bar {
         self.pace.done += bytes;
         if self.plain && self.pace.last_line.elapsed() >= LINES {
             self.pace.last_line = Instant::now();
-            self.line(&text::escaped(&self.pace.line(self.pace.started.elapsed())));
+            self.write(&text::escaped(&self.pace.line(self.pace.started.elapsed())));
         }
     }
 
     fn warn(&mut self, warning: &Warning) {
-        self.line(&warning_line(warning));
+        self.write(&warning_line(warning));
         self.warnings.push(warning.clone());
     }
 
     fn line(&mut self, line: &str) {
-        Bar::line(self, &text::escaped(line));
+        self.write(&text::escaped(line));
     }
 }
 

@@ -146,6 +146,11 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(no_change)?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(true);
+        // The crate remembers the words of ten thousand texts, and LLaMA's word is the whole report: patient data would
+        // stay in memory, and memory would grow with each report.
+        let mut model = inner.get_model().clone();
+        model.resize_cache(0);
+        inner.with_model(model);
         if inner.id_to_token(bos).is_none() {
             return Err(invalid(format!(
                 "the tokenizer has no token {bos}, which the model's configuration names as BOS"
