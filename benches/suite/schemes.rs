@@ -30,15 +30,14 @@ const MOST: usize = 2;
 pub fn run(suite: &mut Suite) -> Result<()> {
     let layers = suite.run_layers().min(MOST);
     let what = format!("schemes, {}, {TOKENS} tokens", blocks(layers));
-    let (hidden, mlp) = GEOMETRY;
     let config = LlamaConfig {
         vocab: 32000,
-        hidden,
-        mlp,
+        hidden: GEOMETRY.0,
+        mlp: GEOMETRY.1,
         layers,
         heads: 32,
         kv_heads: 32,
-        head_dim: hidden / 32,
+        head_dim: GEOMETRY.0 / 32,
         rms_eps: 1e-5,
         rope_theta: 1e4,
         max_positions: None,
@@ -69,7 +68,7 @@ pub fn run(suite: &mut Suite) -> Result<()> {
     suite.report.extend(rows);
     for (name, scheme) in SCHEMES {
         let bytes = bytes_in(&folder, |file| file.starts_with(&format!("{name}.onnx")));
-        let cosine = scheme.and_then(|_| least_cosine(&path(name), &path("fp32"), Some(hidden)));
+        let cosine = scheme.and_then(|_| least_cosine(&path(name), &path("fp32"), Some(GEOMETRY.0)));
         let floor = match name {
             "int8" => Some(Floor::Products([0.0, operations(layers)])),
             "fp32" => Some(Floor::Products([operations(layers), 0.0])),

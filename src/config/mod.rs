@@ -349,7 +349,8 @@ impl Config {
     }
 }
 
-/// Percentiles in percent, in order. A clip that ends at the first percentile would leave no image: fractions are meant.
+/// Percentiles in percent, in order. A clip that ends at the first percentile would leave no image: fractions are
+/// meant.
 fn validate_clip([low, high]: [f64; 2]) -> Result<()> {
     let ordered = 0.0 <= low && low < high && high <= 100.0;
     if ordered && high > 1.0 {

@@ -204,7 +204,8 @@ fn fewest_groups(part: &PlannedPart<'_>, budget: u64) -> Vec<Group> {
     groups
 }
 
-/// Memory of activations while these segments run: what ONNX Runtime allocates, what enters, and the copy of what leaves.
+/// Memory of activations while these segments run: what ONNX Runtime allocates, what enters, and the copy of what
+/// leaves.
 /// The adapter's input is the scan, which is counted for the run as a whole.
 fn activations(part: &PlannedPart<'_>, range: Range<usize>) -> u64 {
     let allocated = part.model.allocated_bytes(range.clone(), &part.dimensions).saturating_mul(ALLOCATED_PERCENT) / 100;

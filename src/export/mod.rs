@@ -92,7 +92,7 @@ pub struct Plan {
     pub library: Option<PathBuf>,
     /// Threads of the checks; by default one per core.
     pub threads: Option<usize>,
-    /// Resident memory, in bytes, that the export should stay below: a warning, `memory_exceeded`, says that it did not.
+    /// Resident memory, in bytes, that the export should stay below: a warning, `memory_exceeded`, says if it did not.
     pub max_memory: Option<u64>,
 }
 
@@ -243,13 +243,7 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
     progress.step("installing the bundle", None);
     unchanged(watched)?;
     staging.install(&manifest)?;
-    #[cfg(feature = "runtime")]
-    let peak_memory_bytes = {
-        plan.max_memory.and_then(crate::execute::exceeded).iter().for_each(|warning| progress.warn(warning));
-        crate::execute::peak_memory()
-    };
-    #[cfg(not(feature = "runtime"))]
-    let peak_memory_bytes = None;
+    let peak_memory_bytes = peak_memory(plan, progress);
     Ok(Summary {
         #[cfg(feature = "runtime")]
         raised: made.quantization.as_ref().and_then(|q| raised::raised(q, form, plan.max_error, &made.slowdowns)),
@@ -264,6 +258,19 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
         skipped: models.skipped,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// The process's peak of resident memory, and a warning if it is above what the plan allows.
+#[cfg(feature = "runtime")]
+fn peak_memory(plan: &Plan, progress: &mut dyn Progress) -> Option<u64> {
+    plan.max_memory.and_then(crate::execute::exceeded).iter().for_each(|warning| progress.warn(warning));
+    crate::execute::peak_memory()
+}
+
+/// Without the runtime nothing measures it.
+#[cfg(not(feature = "runtime"))]
+fn peak_memory(_: &Plan, _: &mut dyn Progress) -> Option<u64> {
+    None
 }
 
 fn form(plan: &Plan) -> Result<NumericFormat> {

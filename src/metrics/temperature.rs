@@ -20,7 +20,7 @@ const BISECTIONS: u32 = 60;
 /// Fewest predictions that a temperature is fitted on. Simulated with true temperatures of 0.5 to 4, classifiers of 55
 /// to 95 % accuracy, one or two scans a subject: a temperature that is always kept makes the likelihood of new
 /// predictions worse by up to 0.15 nats on average with 12 predictions, 0.05 with 50. With the decision of
-/// [`Gain::is_real`] it is better by 0.03 on average with 50, and worse by 0.003 at most in the worst of these settings;
+/// [`Gain::is_real`] it is better by 0.03 on average with 50, and worse by 0.003 at most in the worst setting;
 /// with 12 it is hardly ever kept (`simulated_temperatures_do_no_harm` in `tests/train/metrics.rs` repeats this).
 pub const MIN_PREDICTIONS: usize = 50;
 

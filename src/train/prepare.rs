@@ -78,8 +78,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let target = if plan.output.exists() { plan.output.canonicalize() } else { std::path::absolute(&plan.output) };
     let target = target.map_err(|e| Error::io(&plan.output, "cannot use the folder", e))?;
     foreign_files(&target, plan.force)?;
-    let config = Config::load(&plan.sources.config)?;
-    plan.sources.check_positions(&config)?;
+    let config = checked_config(&plan.sources)?;
     let (adapter, vision) = (Checkpoint::open(&plan.sources.adapter)?, Checkpoint::open(&plan.sources.vision)?);
     let (state, mut skipped) = state(&config, plan.mode, &adapter)?;
     let (weights, others) = model::vision(&config, &vision)?;
@@ -133,6 +132,13 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         files: manifest.files,
         skipped: manifest.skipped,
     })
+}
+
+/// The configuration, which must fit the language model's where that is there.
+fn checked_config(sources: &Sources) -> Result<Config> {
+    let config = Config::load(&sources.config)?;
+    sources.check_positions(&config)?;
+    Ok(config)
 }
 
 /// The initial parameters of adapter and heads. Tensors that the mode does not read are kept too: the result is a whole

@@ -119,8 +119,8 @@ fn intervals_are_those_of_the_distribution() {
     }
 }
 
-/// Logits of a classifier whose best temperature is known: `sharpness` is the spread of calibrated logits, `temperature`
-/// what they are multiplied by. Each subject has `scans` alike.
+/// Logits of a classifier whose best temperature is known: `sharpness` is the spread of calibrated logits,
+/// `temperature` what they are multiplied by. Each subject has `scans` alike.
 struct Simulated {
     sharpness: f64,
     temperature: f64,
