@@ -127,7 +127,7 @@ fn reports_are_left_out_on_request() {
 }
 
 /// Validation rows of each classifier.
-const VALIDATION: usize = 60;
+const VALIDATION: usize = 90;
 
 /// A list with a header, [`VALIDATION`] validation rows with a report and as many without, of which `wrong` have
 /// another label than the bundle says, and a test row of each report and one without, each with a scan of its own.
@@ -154,7 +154,7 @@ fn validation(dir: &Path, said: &[usize], wrong: usize) -> String {
 fn a_temperature_goes_into_the_bundle() {
     let dir = cohort("");
     let (bundle, said) = (tiny_copy(), said(dir.path()));
-    let rows = validation(dir.path(), &said, 12);
+    let rows = validation(dir.path(), &said, 10);
     fs::write(dir.path().join("cohort.csv"), rows).unwrap();
     let before = eval(dir.path(), bundle.path(), &["--json", "--bootstrap", "0"]).ok().json();
     let cache = dir.path().join("cache");
@@ -166,7 +166,7 @@ fn a_temperature_goes_into_the_bundle() {
         assert_eq!((&fitted["answers"], &fitted["kept"]), (&VALIDATION.into(), &true.into()), "{fitted}");
         let gain = &fitted["gain"];
         assert!(gain["interval"]["low"].as_f64() > Some(0.0) && gain["nats"].as_f64() > Some(0.0), "{gain}");
-        assert_eq!((&gain["over"], &gain["wrong"], &gain["folds"]), (&1.0.into(), &12.into(), &5.into()));
+        assert_eq!((&gain["over"], &gain["wrong"], &gain["folds"]), (&1.0.into(), &10.into(), &5.into()));
         assert!(fitted["nll_after"].as_f64() < fitted["nll_before"].as_f64(), "{fitted}");
         assert_eq!(fitted["temperature"], fit["temperature"][name]);
     }
@@ -212,13 +212,13 @@ fn too_few_rows_fit_no_temperature() {
     let dir = cohort("");
     let (bundle, said) = (tiny_copy(), said(dir.path()));
     let (before, list) = (snapshot(bundle.path()), dir.path().join("cohort.csv"));
-    let all = validation(dir.path(), &said, 12);
+    let all = validation(dir.path(), &said, 10);
     // 12 rows, and 49, without those that have no report; and 60 with too few of two classes. No report is read.
     let first = |rows: usize| {
         let kept = |(i, _): &(usize, &str)| *i <= rows || *i > 2 * VALIDATION;
         all.lines().enumerate().filter(kept).map(|(_, line)| line).collect::<Vec<_>>().join("\n")
     };
-    let one_class = validation(dir.path(), &said, 4).lines().take(1 + VALIDATION).collect::<Vec<_>>().join("\n");
+    let one_class = validation(dir.path(), &said, 4).lines().take(61).collect::<Vec<_>>().join("\n");
     for rows in [first(12), first(49), format!("{one_class}\ns1.nii.gz,r1.txt,CN,test\n")] {
         let mut classes = LABELS.map(|label| rows.matches(&format!(",{label},validation")).count());
         classes.sort_unstable();
