@@ -383,4 +383,20 @@ mod tests {
         let empty = ModelProto { graph: Some(GraphProto::default()), ..ModelProto::default() };
         assert_eq!(SegmentedModel::from_bytes(&empty.encode_to_vec()).unwrap().segments().len(), 1);
     }
+
+    /// What enters is the caller's, who holds it until the group is done.
+    #[test]
+    fn what_enters_a_group_stays() {
+        use crate::graph::{Builder, Dim};
+        let mut g = Builder::new("chain");
+        let mut x = g.input("x", DType::F32, &[Dim::Known(1000)]);
+        for _ in 0..3 {
+            x = g.unary("Relu", x).unwrap();
+        }
+        g.output("y", x).unwrap();
+        let graph = g.finish().unwrap();
+        let model = SegmentedModel::from_bytes(&crate::onnx::without_data(&graph).unwrap()).unwrap();
+        let all = 0..model.segments().len();
+        assert_eq!(model.live_bytes(all, &BTreeMap::new()), 3 * 4000);
+    }
 }

@@ -221,3 +221,21 @@ fn expressions_take_time_in_proportion_to_the_report() {
         assert!(started.elapsed() < Duration::from_secs(20), "{text:?}: {:?}", started.elapsed());
     }
 }
+
+/// Beginnings and ends of words change which pieces merge: LLaMA's tokenizers have neither.
+#[test]
+fn affixes_of_words_are_refused() {
+    let model = with("/version", json!("1.0"))["model"].clone();
+    for affix in ["continuing_subword_prefix", "end_of_word_suffix"] {
+        let set = |value: Value| {
+            let mut model = model.clone();
+            model[affix] = value;
+            load(&with("/model", model))
+        };
+        let error = set(json!("##")).err().unwrap();
+        assert!(error.code() == Code::TOKENIZER_INVALID && error.message().contains(affix), "{error}");
+        for none in [json!(null), json!("")] {
+            set(none).unwrap();
+        }
+    }
+}
