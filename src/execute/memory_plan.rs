@@ -227,7 +227,8 @@ fn weights(model: &SegmentedModel, range: Range<usize>, prepack: bool) -> u64 {
         let integers = segments.iter().map(|s| s.integers).fold(0, u64::saturating_add);
         segments.iter().map(|s| s.weights).max().unwrap_or(0).max(integers)
     };
-    let at_once = segments.iter().map(|s| s.dequantized).max().unwrap_or(0);
+    // Two of them: the memory of the one before is not back when the next is made.
+    let at_once = segments.iter().map(|s| s.dequantized).max().unwrap_or(0).saturating_mul(2);
     bytes.saturating_add(more).saturating_add(at_once)
 }
 

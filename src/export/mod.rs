@@ -244,11 +244,10 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
     progress.step("installing the bundle", None);
     unchanged(watched)?;
     staging.install(&manifest)?;
-    let peak_memory_bytes = peak_memory(plan, progress);
     Ok(Summary {
         #[cfg(feature = "runtime")]
         raised: made.quantization.as_ref().and_then(|q| raised::raised(q, form, plan.max_error, &made.slowdowns)),
-        peak_memory_bytes,
+        peak_memory_bytes: peak_memory(plan, progress),
         output: plan.output.clone(),
         target: form.target,
         parts: made.parts.into_iter().map(|(_, summary)| summary).collect(),
