@@ -106,19 +106,20 @@ fn what_is_planned_with_is_counted() {
     let l = reduced::sizes(64, 4, 2);
     let case = reduced::massive(3, &l, 100.0, 1.0);
     reduced::write(&case, dir.path(), 1);
-    /// A form of a bundle, and whether its weights are widened to float32 before they are used.
+    /// A form of a bundle, and whether its weights are widened to float32 before they are used: all, or one at a time.
     struct Form {
         precision: Precision,
         target: Target,
         widened: bool,
+        one_at_a_time: bool,
     }
     let forms = [
-        Form { precision: Precision::Fp32, target: Target::Cpu, widened: false },
-        Form { precision: Precision::Fp16, target: Target::Cpu, widened: true },
-        Form { precision: Precision::Int8, target: Target::Cpu, widened: false },
-        Form { precision: Precision::Int8, target: Target::Cuda, widened: true },
+        Form { precision: Precision::Fp32, target: Target::Cpu, widened: false, one_at_a_time: false },
+        Form { precision: Precision::Fp16, target: Target::Cpu, widened: true, one_at_a_time: false },
+        Form { precision: Precision::Int8, target: Target::Cpu, widened: false, one_at_a_time: false },
+        Form { precision: Precision::Int8, target: Target::Cuda, widened: false, one_at_a_time: true },
     ];
-    for Form { precision, target, widened: wide } in forms {
+    for Form { precision, target, widened: wide, one_at_a_time } in forms {
         let (_, bundle) = reduced::export(&Plan { target, ..reduced::plan(dir.path(), precision) });
         let record = &bundle.manifest.parts["text"];
         let model = SegmentedModel::read(&bundle.file(&record.file).unwrap()).unwrap();
@@ -130,6 +131,10 @@ fn what_is_planned_with_is_counted() {
         let widened: u64 = model.segments().iter().map(|s| s.widened).sum();
         // Twice the halves, four times the bytes: float32 either way.
         assert_eq!(widened > weights, wide, "{precision} for {target}: {widened} next to {weights}");
+        let largest = model.segments().iter().map(|s| s.dequantized).max().unwrap_or(0);
+        // Whole blocks of 32.
+        let expected = if one_at_a_time { 4 * (l.hidden * l.mlp.next_multiple_of(32)) as u64 } else { 0 };
+        assert_eq!(largest, expected, "{precision} for {target}");
         let live =
             |tokens| model.live_bytes(0..model.segments().len(), &BTreeMap::from([("batch", 1), ("tokens", tokens)]));
         // At least the residual stream and what a layer makes of it; scores grow with the square.
