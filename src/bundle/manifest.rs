@@ -21,7 +21,7 @@ pub const MANIFEST: &str = "bundle.json";
 /// The intended use that every manifest records and every command prints.
 pub const INTENDED_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
 
-/// Maximum number of JSON values in a manifest: LLaMA 2 7B in int4 has 20 thousand.
+/// Maximum number of JSON values in a manifest: each takes memory when it is parsed.
 const MAX_VALUES: usize = 1 << 20;
 
 /// Version of the manifest's format; other versions are refused.

@@ -15,7 +15,7 @@ use crate::graph::is_for_bundles;
 /// Maximum size of a graph file, in bytes: graphs without their weights are far smaller.
 const MAX_GRAPH_BYTES: u64 = 64 << 20;
 
-/// Maximum number of fields in a graph file: LLaMA 2 7B in int8 has 60 thousand.
+/// Maximum number of fields in a graph file: each takes memory when it is decoded.
 const MAX_FIELDS: usize = 1 << 22;
 
 /// The `location`s of all external data in the file, in subgraphs, functions and sparse tensors too, as written there.
