@@ -24,6 +24,7 @@ mod quantization;
 mod records;
 mod target;
 mod temperature;
+#[cfg(feature = "runtime")]
 mod verified_cache;
 mod verify;
 mod versions;
@@ -38,13 +39,16 @@ pub use file_hash::sha256_of;
 pub(crate) use install::Staged;
 pub use install::Staging;
 pub use manifest::{FORMAT, INTENDED_USE, MANIFEST, Manifest};
-pub(crate) use open_file::{OpenFile, unchanged_while};
+pub(crate) use open_file::OpenFile;
+#[cfg(feature = "runtime")]
+pub(crate) use open_file::unchanged_while;
 pub use quantization::{BlockRecord, Calibration, FirstTry, LayerRecord, Quantization};
 pub use records::{
     FileRecord, Parity, PartRecord, Precision, Preprocessing, SourceRecord, TokenizerRecord, Tool, VersionRecord,
 };
 pub use target::Target;
 pub use temperature::Temperature;
+#[cfg(feature = "runtime")]
 pub(crate) use verified_cache::VerifiedCache;
 pub use versions::{Version, Versions, set_temperature};
 
@@ -116,6 +120,7 @@ impl Bundle {
     }
 
     /// The open files that a part's graphs consist of, in all their forms.
+    #[cfg(feature = "runtime")]
     pub(crate) fn open_files(&self, part: Part) -> Vec<Arc<OpenFile>> {
         let names = self.data_files[part].iter().chain(self.manifest.part(part).graphs());
         names.filter_map(|name| self.files.get(name)).cloned().collect()

@@ -43,6 +43,8 @@ struct State {
     settled: bool,
 }
 
+// Without a runtime nothing is loaded from it.
+#[cfg_attr(not(feature = "runtime"), allow(dead_code))]
 impl OpenFile {
     /// Opens the file that `record` describes in `dir`; its content is not verified yet.
     ///
@@ -194,6 +196,7 @@ impl OpenFile {
 ///
 /// # Errors
 /// `bundle.changed`, `io`, and those of `load`.
+#[cfg(feature = "runtime")]
 pub(crate) fn unchanged_while<T>(files: &[Arc<OpenFile>], load: impl FnOnce() -> Result<T>) -> Result<T> {
     let names = || files.iter().map(|file| file.check_name()).collect::<Result<Vec<_>>>();
     let before = names()?;
