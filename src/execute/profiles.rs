@@ -1,8 +1,8 @@
-//! For which extents engines are made: batch 1, and reports from one token to the most that the bundle reads.
+//! The optimization profiles of engines: batch 1, and reports from one token to the bundle's maximum.
 //!
-//! An engine is tuned for one extent (`opt`) and runs all between `min` and `max`. Every input is told that has a
-//! dimension without a number, also what flows between groups of blocks: a provider that is told only some of them
-//! would make the others' engines anew for each new extent.
+//! An engine is tuned for one shape (`opt`) and runs all shapes between `min` and `max`. Every input with a symbolic
+//! dimension has a profile, also what flows between groups of blocks: without one a provider would build the engine
+//! again for each new shape.
 
 use crate::error::{Code, Error, Result};
 use crate::graph::Dim;

@@ -1,4 +1,4 @@
-//! The temporary files and folders that this process has now. A program that is told to stop ([`halt`]) removes them
+//! The temporary files and folders that this process has now. A program that a signal ends ([`halt`]) removes them
 //! before it ends; the library itself handles no signal.
 
 use std::collections::BTreeMap;

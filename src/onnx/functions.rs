@@ -18,7 +18,7 @@ const ACCUMULATOR: &str = "InPlaceAccumulatorV2";
 /// AdamW over sequences of tensors.
 pub(super) const OPTIMIZER: &str = "AdamWOptimizer";
 
-/// What it takes and gives, in the order that the runtime checks. All but the first two are sequences.
+/// Its inputs and outputs, in the order that the runtime checks. All but the first two are sequences.
 pub(super) const OPTIMIZER_INPUTS: [&str; 6] =
     ["learning_rate", "step", "params", "gradients", "first_order_moments", "second_order_moments"];
 pub(super) const OPTIMIZER_OUTPUTS: [&str; 4] =

@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 
 use super::{DType, show};
 
-/// A dense, row-major array: what a session takes and gives.
+/// A dense, row-major array: a session's input or output.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tensor {
     /// float32 values.
