@@ -90,7 +90,6 @@ fn plan(args: &Args, common: &Common) -> Result<Plan> {
         calibration: Some(calibration_folder(args.calibration.as_ref())?),
         adapter_fp32: args.adapter_fp32,
         save_adapter: args.save_adapter.clone(),
-        force: args.force,
         library: common.ort_lib.clone(),
         threads: common.threads(),
     })

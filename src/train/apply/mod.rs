@@ -23,7 +23,6 @@
 //!     calibration: None,
 //!     adapter_fp32: false,
 //!     save_adapter: None,
-//!     force: false,
 //!     library: None,
 //!     threads: None,
 //! };
@@ -65,8 +64,6 @@ pub struct Plan {
     pub adapter_fp32: bool,
     /// Also save the trained tensors there, as safetensors for PyTorch.
     pub save_adapter: Option<PathBuf>,
-    /// Whether a file there that is not one of these is replaced.
-    pub force: bool,
     /// Path of the ONNX Runtime library; by default it is searched for.
     pub library: Option<PathBuf>,
     /// Threads within an operator; by default one a core.
@@ -104,13 +101,9 @@ pub struct Summary {
 /// # Errors
 /// `bundle.*` when the bundle is damaged, changed by another program, or replaced in the meantime; `checkpoint.*` when
 /// the weights do not fit or cannot be used; `config.contradiction` when they were trained for other labels;
-/// `output.exists` when (without `force`) another file is where the trained tensors are to be saved;
 /// `calibration.input`, `verify.mismatch`, `quantize.error`; `runtime.*` when something is compared; `io`, `disk.full`.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let started = Instant::now();
-    if let Some(path) = plan.save_adapter.as_deref().filter(|_| !plan.force) {
-        state_dict::check_foreign(path)?;
-    }
     progress.step("reading the bundle and the checkpoint", None);
     let old = Arc::new(Bundle::open_quickly(&plan.bundle)?);
     let checkpoint = Checkpoint::open(&plan.checkpoint)?;

@@ -58,19 +58,6 @@ pub fn is_ours(path: &Path) -> bool {
     Checkpoint::open(path).is_ok_and(|file| file.metadata().contains_key(LABELS))
 }
 
-/// Refuses to replace a file that [`save`] did not write.
-///
-/// # Errors
-/// `output.exists`.
-pub(super) fn check_foreign(path: &Path) -> Result<()> {
-    let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
-    if meta.is_file() && is_ours(path) {
-        return Ok(());
-    }
-    let message = "the file exists and holds no trained tensors: choose another name, or replace it with --force";
-    Err(Error::new(Code::OUTPUT_EXISTS, message).at(path))
-}
-
 /// A counter as int64 `[]`, also from checkpoints that store only floats.
 fn count(name: &str, tensor: &LazyTensor, path: &Path) -> Result<LazyTensor> {
     if tensor.dtype() == DType::I64 && tensor.shape().is_empty() {
