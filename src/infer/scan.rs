@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 
@@ -13,12 +13,10 @@ use crate::bundle::sha256_of;
 use crate::error::{Code, Error, Result};
 use crate::execute::cache::features::{Features, Store};
 use crate::execute::milliseconds;
+use crate::files::Identity;
 use crate::tensor::hex;
 use crate::threads;
 use crate::volume::{self, Conformed, ReadOptions, Volume};
-
-/// Time stamps of files may be so coarse: a file that was changed more recently may change again under the same one.
-const STAMPS: Duration = Duration::from_secs(2);
 
 /// A scan on the model's grid, or its features from the cache.
 pub struct Scan {
@@ -96,7 +94,7 @@ impl ScanReader {
     pub fn read(&self, path: &Path) -> Result<Scan> {
         let started = Instant::now();
         let files = volume::files(path)?;
-        let before = State::of(&files)?;
+        let (before, opened) = (identities(&files)?, SystemTime::now());
         let hashes = || {
             let sha256 = self.identify.then(|| hash(&files)).transpose()?;
             let key = self.store.as_ref().map(|store| store.scan_key(&files, self.options.volume)).transpose()?;
@@ -109,9 +107,11 @@ impl ScanReader {
             None => (self.content(path)?, key.clone()),
         };
         // What was hashed and what was read must be the same, whatever others do to the files meanwhile.
-        let after = State::of(&files)?;
-        let same = after.data == before.data;
-        if !same || (!after.is_certain(&before) && hashes()? != (sha256.clone(), key)) {
+        let after = identities(&files)?;
+        let same = before.iter().zip(&after).all(|(before, after)| before.same_contents(after));
+        // Where times cannot settle it, the contents do.
+        let certain = after == before && before.iter().all(|identity| identity.is_settled(opened));
+        if !same || (!certain && hashes()? != (sha256.clone(), key)) {
             let message = "the file changed while it was read: wait until it is complete, then run the same again";
             return Err(Error::new(Code::NIFTI_CHANGED, message).at(path));
         }
@@ -136,52 +136,9 @@ fn hash(files: &[PathBuf]) -> Result<String> {
     Ok(hex(&all.finalize()))
 }
 
-/// What tells that files changed.
-struct State {
-    /// Of each file its length, device and number, and the time of its last change.
-    data: Vec<(u64, [u64; 2], SystemTime)>,
-    /// When data or attributes changed last.
-    changed: Vec<SystemTime>,
-    /// When these were asked for.
-    now: SystemTime,
-}
-
-impl State {
-    fn of(files: &[PathBuf]) -> Result<Self> {
-        let mut state = Self { data: Vec::new(), changed: Vec::new(), now: SystemTime::now() };
-        for path in files {
-            let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the scan", e))?;
-            let modified = meta.modified().map_err(|e| Error::io(path, "cannot tell when the scan changed", e))?;
-            let (identity, changed) = identity(&meta, modified);
-            state.data.push((meta.len(), identity, modified));
-            state.changed.push(changed);
-        }
-        Ok(state)
-    }
-
-    /// Whether equal data of two states means that nothing changed between them: no time was set back, and none was so
-    /// recent that a later change may have the same.
-    fn is_certain(&self, before: &Self) -> bool {
-        // A time in the future has no age.
-        let old = |time: &SystemTime| before.now.duration_since(*time).is_ok_and(|age| age > STAMPS);
-        self.changed == before.changed && before.changed.iter().all(old)
-    }
-}
-
-/// Device and number of a file, and when its data or its attributes changed last, which no program can set.
-#[cfg(unix)]
-fn identity(meta: &std::fs::Metadata, modified: SystemTime) -> ([u64; 2], SystemTime) {
-    use std::os::unix::fs::MetadataExt;
-    let after = |seconds: i64, nanoseconds: i64| {
-        let since = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?);
-        SystemTime::UNIX_EPOCH.checked_add(since)
-    };
-    ([meta.dev(), meta.ino()], after(meta.ctime(), meta.ctime_nsec()).unwrap_or(modified))
-}
-
-#[cfg(not(unix))]
-fn identity(_: &std::fs::Metadata, modified: SystemTime) -> ([u64; 2], SystemTime) {
-    ([0; 2], modified)
+/// What the file system reports of the files of a scan.
+fn identities(files: &[PathBuf]) -> Result<Vec<Identity>> {
+    files.iter().map(|path| Identity::at(path).map_err(|e| Error::io(path, "cannot open the scan", e))).collect()
 }
 
 /// Reads the scans at `paths` one after the other on another thread and hands each to `each` on this one. Reading stays
