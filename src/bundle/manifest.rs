@@ -22,7 +22,7 @@ pub const MANIFEST: &str = "bundle.json";
 pub const INTENDED_USE: &str = "Research use only. Not a medical device; not for diagnosis or treatment.";
 
 /// Maximum number of JSON values in a manifest: each takes memory when it is parsed.
-const MAX_VALUES: usize = 1 << 20;
+pub(super) const MAX_VALUES: usize = 1 << 20;
 
 /// Version of the manifest's format; other versions are refused.
 pub const FORMAT: u32 = 2;

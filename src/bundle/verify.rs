@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::manifest::Manifest;
+use super::manifest::{MAX_VALUES, Manifest};
 use super::names;
 use super::open_file::OpenFile;
 use super::records::PartRecord;
@@ -59,7 +59,7 @@ pub(super) fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
 /// The files that a manifest lists, in any format version: an export may replace such a bundle. None if the file is not
 /// a bundle's manifest, or one that lists what cannot be a file of a bundle.
 pub(super) fn listed_files(path: &Path) -> Option<Vec<String>> {
-    let json: serde_json::Value = serde_json::from_slice(&manifest_bytes(path).ok()?).ok()?;
+    let json = crate::json::parse(&manifest_bytes(path).ok()?, MAX_VALUES).ok()?;
     json.get("format")?.as_u64()?;
     let plain = |name: &&str| names::check(name).is_ok();
     let name = |file: &serde_json::Value| file.get("name")?.as_str().filter(plain).map(str::to_owned);

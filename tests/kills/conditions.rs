@@ -148,18 +148,7 @@ fn training_on_a_full_disk() {
     let study = fitting::Study::new("tlp");
     let run = disk.dir.path().join("run");
     let args = ["--epochs", "3", "--frozen-adapter", "--save-every", "0", "--resume"];
-    let fit = || {
-        let mut command = study.command("unused", &args);
-        command.arg("-o").arg(&run);
-        let again: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-        // The study's own -o goes away: the last one must be the only one.
-        let first = again.iter().position(|a| a == "-o").unwrap();
-        let mut kept = again;
-        kept.drain(first..first + 2);
-        let mut command = commands::command("ba-train");
-        command.args(kept);
-        command
-    };
+    let fit = || study.command(run.to_str().unwrap(), &args);
     let mut full = 0;
     for free in FREE {
         disk.leave(free);

@@ -57,7 +57,7 @@ fn unfinished(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Interrupts a command at moments all over its run; at least two thirds of them must come before it ends.
+/// Interrupts a command at moments all over its run; at least half of them must come before it ends.
 fn interrupt(what: &str, folder: &Path, make: &mut dyn FnMut() -> Command) {
     let started = Instant::now();
     assert!(start(&mut make()).wait().unwrap().success(), "{what}");
