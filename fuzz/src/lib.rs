@@ -3,10 +3,12 @@
 
 mod files;
 mod models;
+mod records;
 mod texts;
 
 pub use files::*;
 pub use models::*;
+pub use records::*;
 pub use texts::*;
 
 /// A target: bytes in, a panic out if they break a promise.
@@ -15,11 +17,13 @@ pub type Target = fn(&[u8]);
 /// Every target by name; `src/bin` and `corpus` have the same names.
 pub const TARGETS: &[(&str, Target)] = &[
     ("bundle", bundle),
+    ("cache", cache),
     ("checkpoint", checkpoint),
     ("config", config),
     ("list", list),
     ("nifti", nifti),
     ("onnx", onnx),
+    ("results", results),
     ("statistics", statistics),
     ("tokenizer", tokenizer),
     ("training", training),

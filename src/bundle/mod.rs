@@ -49,7 +49,7 @@ pub use records::{
 pub use target::Target;
 pub use temperature::Temperature;
 #[cfg(feature = "runtime")]
-pub(crate) use verified_cache::VerifiedCache;
+pub(crate) use verified_cache::{VerifiedCache, parse as parse_verified};
 pub use versions::{Version, Versions, set_temperature};
 
 use crate::error::{Code, Error, Result};

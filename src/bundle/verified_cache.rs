@@ -31,7 +31,7 @@ pub(crate) struct VerifiedCache {
 /// The file's content. It names its key: under another one it is not believed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record {
+pub(crate) struct Record {
     key: String,
     files: BTreeMap<String, Entry>,
 }
@@ -44,6 +44,11 @@ struct Entry {
     identity: Identity,
 }
 
+/// The record in a file's bytes, if it is this key's.
+pub(crate) fn parse(bytes: &[u8], key: &str) -> Option<Record> {
+    serde_json::from_slice(bytes).ok().filter(|record: &Record| record.key == key)
+}
+
 impl VerifiedCache {
     /// Reads the record of this key from a cache folder. One that cannot be read, or is for another key, counts as
     /// empty.
@@ -53,9 +58,8 @@ impl VerifiedCache {
     pub fn load(cache: &Path, key: &str) -> Result<Self> {
         let folder = private::folder_in(cache, FOLDER)?;
         let bytes = private::read(&folder.join(format!("{key}.json")), MAX_BYTES);
-        let record = bytes.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
         let empty = || Record { key: key.to_owned(), files: BTreeMap::new() };
-        let record = record.filter(|record| record.key == key).unwrap_or_else(empty);
+        let record = bytes.and_then(|bytes| parse(&bytes, key)).unwrap_or_else(empty);
         Ok(Self { cache: cache.to_path_buf(), record })
     }
 

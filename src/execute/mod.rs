@@ -39,6 +39,8 @@ mod run_report;
 mod stage;
 mod verification;
 
+#[doc(hidden)]
+pub use cache::records_in;
 pub(crate) use host_memory::peak as peak_memory;
 pub use memory_plan::Mode;
 pub use options::{Expected, Options};

@@ -58,6 +58,7 @@ fn is_pinned(sha256: &str) -> bool {
     PINNED.lines().filter(|line| !line.starts_with('#')).any(|line| line.split(' ').next() == Some(sha256))
 }
 
+/// SHA-256 of a file. `bundle` has one too, which a module of the same layer must not use.
 fn sha256_of(path: &Path) -> std::io::Result<String> {
     let (mut file, mut hash, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; CHUNK]);
     loop {

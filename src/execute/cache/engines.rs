@@ -85,7 +85,7 @@ impl EngineKey {
 /// A `key.json`: what the engines are for, and which files they are.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Contents {
+pub(super) struct Contents {
     key: EngineKey,
     files: Vec<FileRecord>,
 }
@@ -215,7 +215,12 @@ impl EngineCache {
 
 /// The `key.json` of a complete folder.
 fn contents(folder: &Path) -> Option<Contents> {
-    serde_json::from_slice(&private::read(&folder.join(KEY_FILE), MAX_KEY_BYTES)?).ok()
+    parse(&private::read(&folder.join(KEY_FILE), MAX_KEY_BYTES)?)
+}
+
+/// A `key.json` in its bytes.
+pub(super) fn parse(bytes: &[u8]) -> Option<Contents> {
+    serde_json::from_slice(bytes).ok()
 }
 
 /// Makes sure that the engines are on the disk, then writes their key and hashes. False where nothing was built.

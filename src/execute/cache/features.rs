@@ -71,6 +71,16 @@ impl Stored {
     }
 }
 
+/// The features in a file's bytes, if they are those of this key.
+pub(crate) fn parse(bytes: &[u8], key: &str) -> Option<Features> {
+    let stored: Stored = serde_json::from_slice(bytes).ok()?;
+    if stored.hash(key) != stored.sha256 {
+        return None;
+    }
+    let tensor = Tensor::f32(&stored.shape, stored.values)?;
+    Some(Features { tensor, warnings: stored.warnings, tokens: stored.tokens })
+}
+
 impl Store {
     /// The store in `cache`, for results that depend on `context`.
     ///
@@ -113,12 +123,7 @@ impl Store {
 
     /// What is stored under a key; none where there is nothing, or nothing sound.
     pub fn get(&self, key: &str) -> Option<Features> {
-        let stored: Stored = serde_json::from_slice(&private::read(&self.path(key), MAX_BYTES)?).ok()?;
-        if stored.hash(key) != stored.sha256 {
-            return None;
-        }
-        let tensor = Tensor::f32(&stored.shape, stored.values)?;
-        Some(Features { tensor, warnings: stored.warnings, tokens: stored.tokens })
+        parse(&private::read(&self.path(key), MAX_BYTES)?, key)
     }
 
     /// Stores features under a key. Values that JSON has no form for (a NaN) are not stored.

@@ -62,7 +62,7 @@ impl Lack {
         let Self { rows, of_class } = self;
         format!(
             "{rows} validation rows and {of_class} subjects of the rarest class; it needs {MIN_PREDICTIONS} rows and \
-             {MIN_OF_CLASS} subjects of each class, for with fewer it makes calibration worse more often than better"
+             {MIN_OF_CLASS} subjects of each class: with fewer it may make calibration worse"
         )
     }
 }
