@@ -18,7 +18,7 @@ use crate::infer::{EncodedReport, Expected, Mode, Options, PendingScan, Predicti
 use crate::runtime::Device;
 use crate::tensor::{LazyTensor, Tensor};
 use crate::text::read_report;
-use crate::volume;
+use crate::volume::AxisCodes;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,7 +37,7 @@ fn after_help() -> String {
 #[command(name = "ba-infer", version, after_help = after_help())]
 #[command(group = ArgGroup::new("input").required(true).args(["scans", "list"]))]
 struct Args {
-    /// Scans: NIfTI-1 or NIfTI-2, .nii, .nii.gz or .hdr with its .img
+    /// Scans: NIfTI-1 or NIfTI-2, .nii, .nii.gz or .hdr with its .img; Analyze 7.5 with --orientation
     #[arg(value_name = "SCAN")]
     scans: Vec<PathBuf>,
     /// The clinical report's text (UTF-8), for all scans; - reads standard input
@@ -55,6 +55,10 @@ struct Args {
     /// Volume of a 4-D scan, from 0
     #[arg(long, value_name = "N")]
     volume: Option<usize>,
+    /// Directions that the scan's axes run towards, such as LAS (left, anterior, superior), where its file holds none:
+    /// required for Analyze 7.5. A file that holds another orientation is refused
+    #[arg(long, value_name = "LETTERS")]
+    orientation: Option<AxisCodes>,
     /// Write the results to a file: JSON lines, or CSV with --list and a name ending in .csv
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -175,6 +179,7 @@ fn open(args: &Args, expected: Expected, report: Option<&str>) -> Result<Predict
         threads: args.common.threads(),
         library: args.common.ort_lib.clone(),
         volume: args.volume,
+        orientation: args.orientation,
         expected,
         mode: args.mode,
         max_memory: args.max_memory,
@@ -200,9 +205,6 @@ fn run_scans(args: &Args) -> Result<()> {
     if report.is_none() {
         predictor.require_image_head()?;
     }
-    if let [one] = args.scans.as_slice() {
-        volume::files(one)?;
-    }
     if several && report.is_some() {
         args.common.note([format!("the same report is used for all {} scans", args.scans.len())]);
     }
@@ -210,6 +212,9 @@ fn run_scans(args: &Args) -> Result<()> {
     let json = args.common.json || args.output.is_some();
     let (mut lines, mut failed) = (String::new(), 0);
     let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
+    if let [one] = args.scans.as_slice() {
+        reader.check(one)?;
+    }
     if args.scans.first().is_some_and(|first| !reader.is_cached(first)) {
         predictor.preload()?;
     }

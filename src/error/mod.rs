@@ -71,7 +71,7 @@ codes! {
     NIFTI_EMPTY = "nifti.empty", "the scan file holds no bytes";
     NIFTI_NOT_FOUND = "nifti.not_found", "there is no such scan file";
     NIFTI_NOT_A_FILE = "nifti.not_a_file", "the scan path is a folder, device or pipe";
-    NIFTI_NOT_NIFTI = "nifti.not_nifti", "the file is something other than NIfTI-1 or NIfTI-2";
+    NIFTI_NOT_NIFTI = "nifti.not_nifti", "the file is of a format that is not read";
     NIFTI_TRUNCATED = "nifti.truncated", "the scan file ends too early";
     NIFTI_GZIP = "nifti.gzip", "the gzip container is damaged";
     NIFTI_DIMS = "nifti.dims", "the header's dimensions are not those of a 3-D volume";
@@ -80,6 +80,7 @@ codes! {
     NIFTI_DATATYPE = "nifti.datatype", "the voxel type is not a real number type";
     NIFTI_VOX_OFFSET = "nifti.vox_offset", "the header's data offset is impossible";
     NIFTI_AFFINE = "nifti.affine", "the voxel-to-world transform is unusable";
+    NIFTI_ORIENTATION = "nifti.orientation", "the orientation that was stated is not the file's own";
     NIFTI_SCALING = "nifti.scaling", "the header's intensity scaling gives unusable values";
     NIFTI_CONSTANT = "nifti.constant", "all voxels are equal: there is no image";
     NIFTI_PAIR = "nifti.pair", "the .img file of a .hdr/.img pair is missing";

@@ -14,7 +14,7 @@ use crate::volume::{self, Grid, ReadOptions};
 /// # Errors
 /// `calibration.input`, with what is wrong with the scan.
 pub(super) fn scan(config: &VolumeConfig, path: &Path) -> Result<Tensor> {
-    let options = ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: None };
+    let options = ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), ..ReadOptions::default() };
     let volume = volume::read(path, &options).and_then(|v| v.normalize(config.clip));
     volume.map(batch::volume).map_err(|e| unusable(path, e))
 }

@@ -110,7 +110,11 @@ impl Predictor {
     pub fn reader(&self) -> ScanReader {
         let config = &self.bundle().manifest.config.volume;
         ScanReader {
-            options: ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: self.options.volume },
+            options: ReadOptions {
+                grid: Grid::cube(config.size, config.voxel_mm),
+                volume: self.options.volume,
+                orientation: self.options.orientation,
+            },
             store: self.store.clone(),
             keep_voxels: self.options.voxels || self.options.keep_tensors,
             clip: config.clip,
@@ -121,7 +125,8 @@ impl Predictor {
     /// What answers depend on besides scan and report.
     pub fn answer_context(&self) -> AnswerContext {
         let Tool { name, version } = Tool::this();
-        let volume = format!("volume {:?}", self.options.volume);
+        let stated = self.options.orientation.map(|codes| format!(", orientation {codes}")).unwrap_or_default();
+        let volume = format!("volume {:?}{stated}", self.options.volume);
         AnswerContext::new([name, version, self.bundle().sha256.clone(), self.device().to_owned(), volume])
     }
 

@@ -1,11 +1,13 @@
-//! The NIfTI-1 (348 bytes) and NIfTI-2 (540 bytes) header: fields that matter here, checked.
+//! The NIfTI-1 (348 bytes) and NIfTI-2 (540 bytes) header, and that of Analyze 7.5: fields that matter here, checked.
 //!
 //! In: the header's bytes, either byte order. Out: a [`Header`] whose sizes are safe to compute with: every spatial
 //! dimension is 2..=32767, a volume has at most 2^28 voxels, the data offset is a whole number of at most 16 MiB.
-//! Transforms are only carried along; `geometry` checks the one that is used. Field offsets are those of `nifti1.h`
-//! and `nifti2.h`.
+//! Lengths come out in millimetres, whatever `xyzt_units` says. Transforms are only carried along; `geometry` checks
+//! the one that is used. Field offsets are those of `nifti1.h` and `nifti2.h`, from which Analyze's differ in meaning
+//! only: it has no transforms and no units, and its scaling is SPM's, as nibabel's `Spm2AnalyzeImage` reads it.
 
 use super::datatype::Datatype;
+use super::units::Units;
 use crate::error::{Code, Error, Result};
 use crate::tensor::number::{Widen, to_u64, truncate};
 
@@ -19,12 +21,16 @@ const MAX_DIM: i64 = 0x7fff;
 /// What is read from a header.
 #[derive(Debug)]
 pub(super) struct Header {
-    /// 1 or 2.
+    /// 1 or 2; 1 for Analyze too.
     pub version: u8,
     /// Big-endian.
     pub big: bool,
     /// The voxels lie in a separate `.img` file.
     pub pair: bool,
+    /// Analyze 7.5, which holds no orientation.
+    pub analyze: bool,
+    /// What the file's lengths were stored in; here they are millimetres.
+    pub units: Units,
     /// Voxels along the file's axes, the first fastest.
     pub shape: [usize; 3],
     /// Volumes in the file, at least 1.
@@ -56,17 +62,28 @@ pub(super) fn kind(first: [u8; 4]) -> Option<(usize, bool)> {
     })
 }
 
-/// Whether the magic says that the voxels are in another file; `None` when it is not NIfTI's.
-pub(super) fn is_pair(bytes: &[u8]) -> Option<bool> {
+/// What kind of file a header belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Header and voxels in one file.
+    Single,
+    /// The voxels are in another file.
+    Pair,
+    /// Analyze 7.5, or NIfTI-1 that lost its magic; the voxels are in another file.
+    Analyze,
+}
+
+/// What the magic of a header of 348 or 540 bytes says; `None` when it is not NIfTI's.
+pub(super) fn layout(bytes: &[u8]) -> Option<Layout> {
     match bytes.len() {
         348 => match &bytes[344..348] {
-            b"n+1\0" => Some(false),
-            b"ni1\0" => Some(true),
-            _ => None,
+            b"n+1\0" => Some(Layout::Single),
+            b"ni1\0" => Some(Layout::Pair),
+            _ => Some(Layout::Analyze),
         },
         540 => match &bytes[4..12] {
-            b"n+2\0\r\n\x1a\n" => Some(false),
-            b"ni2\0\r\n\x1a\n" => Some(true),
+            b"n+2\0\r\n\x1a\n" => Some(Layout::Single),
+            b"ni2\0\r\n\x1a\n" => Some(Layout::Pair),
             _ => None,
         },
         _ => None,
@@ -113,6 +130,8 @@ struct Raw {
     offset: f64,
     slope: f64,
     inter: f64,
+    intent: i32,
+    units: Units,
     qform_code: i32,
     sform_code: i32,
     pixdim: [f64; 4],
@@ -130,6 +149,8 @@ impl Raw {
             offset: f.f32(108),
             slope: f.f32(112),
             inter: f.f32(116),
+            intent: i32::from(f.i16(68)),
+            units: Units::from_xyzt(i32::from(f.bytes[123])),
             qform_code: i32::from(f.i16(252)),
             sform_code: i32::from(f.i16(254)),
             quaternion: std::array::from_fn(|i| f.f32(256 + 4 * i)),
@@ -147,6 +168,8 @@ impl Raw {
             offset: f.i64(168).widen(),
             slope: f.f64(176),
             inter: f.f64(184),
+            intent: f.i32(504),
+            units: Units::from_xyzt(f.i32(500)),
             qform_code: f.i32(344),
             sform_code: f.i32(348),
             quaternion: std::array::from_fn(|i| f.f64(352 + 8 * i)),
@@ -155,19 +178,50 @@ impl Raw {
     }
 }
 
+impl Raw {
+    /// The fields of an Analyze header, which has other fields where NIfTI's units and transforms are.
+    ///
+    /// SPM keeps a slope and an intercept where NIfTI does; without them the stored range (`glmin`, `glmax`) may stand
+    /// for the calibrated one (`cal_min`, `cal_max`). Both are what nibabel's `Spm2AnalyzeHeader` does.
+    fn of_analyze(mut self, f: &Fields<'_>) -> Self {
+        (self.units, self.intent, self.qform_code, self.sform_code) = (Units::Millimetre, 0, 0, 0);
+        if !self.inter.is_finite() {
+            self.inter = 0.0;
+        }
+        if self.slope == 0.0 || !self.slope.is_finite() {
+            let calibrated = f.f32(124) - f.f32(128);
+            let stored = f64::from(f.i32(140)) - f64::from(f.i32(144));
+            let slope = calibrated / stored;
+            if calibrated != 0.0 && slope.is_finite() {
+                (self.slope, self.inter) = (slope, f.f32(128) - slope * f64::from(f.i32(144)));
+            }
+        }
+        self
+    }
+}
+
 impl Header {
-    /// Parses and checks a whole header: `bytes` is 348 or 540 long and [`is_pair`] knows its magic.
-    pub(super) fn parse(bytes: &[u8], big: bool, pair: bool) -> Result<Self> {
+    /// Parses and checks a whole header: `bytes` is 348 or 540 long and `layout` its own.
+    pub(super) fn parse(bytes: &[u8], big: bool, layout: Layout) -> Result<Self> {
         let fields = Fields { bytes, big };
         let version = if bytes.len() == 540 { 2 } else { 1 };
-        let raw = if version == 2 { Raw::version2(&fields) } else { Raw::version1(&fields) };
+        let (analyze, pair) = (layout == Layout::Analyze, layout != Layout::Single);
+        let mut raw = if version == 2 { Raw::version2(&fields) } else { Raw::version1(&fields) };
+        if analyze {
+            raw = raw.of_analyze(&fields);
+        }
+        refuse_cifti(&raw)?;
         let (shape, volumes) = dimensions(&raw.dim)?;
-        let datatype = Datatype::from_code(raw.datatype)?;
+        let datatype = if analyze { Datatype::from_analyze(raw.datatype)? } else { Datatype::from_code(raw.datatype)? };
+        let mm = |v: f64| raw.units.to_mm(v, version);
         let [b, c, d, x, y, z] = raw.quaternion;
+        let [qfac, dx, dy, dz] = raw.pixdim;
         Ok(Self {
             version,
             big,
             pair,
+            analyze,
+            units: raw.units,
             shape,
             volumes,
             datatype,
@@ -176,11 +230,20 @@ impl Header {
             scaling: scaling(raw.slope, raw.inter)?,
             sform_code: raw.sform_code,
             qform_code: raw.qform_code,
-            pixdim: raw.pixdim,
+            pixdim: [qfac, mm(dx), mm(dy), mm(dz)],
             quaternion: [b, c, d],
-            quaternion_offset: [x, y, z],
-            sform: raw.sform,
+            quaternion_offset: [x, y, z].map(mm),
+            sform: raw.sform.map(|row| row.map(mm)),
         })
+    }
+
+    /// The format's name.
+    pub(super) fn format(&self) -> &'static str {
+        match (self.analyze, self.version) {
+            (true, _) => "Analyze 7.5",
+            (false, 2) => "NIfTI-2",
+            (false, _) => "NIfTI-1",
+        }
     }
 
     /// Bytes of one row along the first axis.
@@ -192,6 +255,18 @@ impl Header {
     pub(super) fn volume_bytes(&self) -> u64 {
         self.shape.iter().map(|&n| to_u64(n)).product::<u64>() * to_u64(self.datatype.size())
     }
+}
+
+/// CIFTI-2 has the header of NIfTI-2, intents of its own, and all data in the fifth to seventh dimensions.
+fn refuse_cifti(raw: &Raw) -> Result<()> {
+    let [count, x, y, z, t, further @ ..] = raw.dim;
+    let flat = [x, y, z, t] == [1; 4] && count >= 5 && further.iter().take(2).any(|&n| n > 1);
+    if !(3000..3100).contains(&raw.intent) && !flat {
+        return Ok(());
+    }
+    let text = "not a volume but CIFTI, values on surfaces and grey matter (such as .dscalar.nii or .dtseries.nii): \
+                give the subject's T1-weighted volume (.nii.gz)";
+    Err(Error::new(Code::NIFTI_NOT_NIFTI, text))
 }
 
 /// Checks `dim` and splits it into the spatial shape and the number of volumes.
@@ -226,13 +301,28 @@ fn dimensions(dim: &[i64; 8]) -> Result<([usize; 3], u64)> {
     let Some(volumes) = volumes.filter(|&n| n <= i64::MAX.unsigned_abs() / (MAX_VOXELS * 8)) else {
         return Err(Error::new(Code::NIFTI_TOO_LARGE, format!("the header says {shown} voxels: too many volumes")));
     };
-    if volumes == 1 && shape.iter().any(|&n| n < 2) {
-        return Err(Error::new(
-            Code::NIFTI_DIMS,
-            format!("the header says {shown} voxels: a 3-D scan needs at least 2 along each of its first three axes"),
-        ));
+    if let Some(text) = flat(shape, volumes, &shown) {
+        return Err(Error::new(Code::NIFTI_DIMS, text));
     }
     Ok((shape, volumes))
+}
+
+/// What is wrong with volumes of a single slice; choosing one of them would not help.
+fn flat(shape: [usize; 3], volumes: u64, shown: &str) -> Option<String> {
+    let [.., z] = shape;
+    let text = match shape.iter().filter(|&&n| n < 2).count() {
+        0 => return None,
+        1 if z < 2 && volumes > 1 => {
+            "each volume is one slice, and the slices lie in the fourth dimension: convert the series again with \
+             dcm2niix, or put the slices into the third dimension (fslsplit, then fslmerge -z)"
+        }
+        1 if volumes > 1 => {
+            "each volume is one voxel thin, a single slice: a 3-D scan needs at least 2 along each axis"
+        }
+        1 => "a single slice: a 3-D scan needs at least 2 along each of its first three axes",
+        _ => "not a volume: a 3-D scan needs at least 2 along each of its first three axes",
+    };
+    Some(format!("the header says {shown} voxels: {text}"))
 }
 
 fn data_offset(offset: f64, header: usize, pair: bool) -> Result<u64> {
@@ -279,6 +369,9 @@ mod tests {
         assert_eq!(dims(&[5, 4, 5, 6, 2, 3]), Ok(([4, 5, 6], 6)));
         assert_eq!(dims(&[2, 4, 5]), Err(Code::NIFTI_DIMS));
         assert_eq!(dims(&[3, 4, 1, 6]), Err(Code::NIFTI_DIMS));
+        assert_eq!(dims(&[4, 40, 46, 1, 38]), Err(Code::NIFTI_DIMS), "slices in the fourth dimension");
+        assert_eq!(dims(&[5, 1, 46, 38, 1, 3]), Err(Code::NIFTI_DIMS));
+        assert_eq!(dims(&[5, 40, 46, 38, 1, 1]), Ok(([40, 46, 38], 1)));
         assert_eq!(dims(&[0, 4, 4, 6]), Err(Code::NIFTI_DIMS));
         assert_eq!(dims(&[4, 4, 4, 6, -1]), Err(Code::NIFTI_DIMS));
         assert_eq!(dims(&[3, 1 << 32, 1 << 31, 2]), Err(Code::NIFTI_TOO_LARGE), "the product wraps to 0");

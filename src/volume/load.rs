@@ -13,7 +13,7 @@ use super::file::Scan;
 use super::geometry::{Orientation, Transform, orientation, transform};
 use super::header::Header;
 use super::stream::{Stream, TAIL_LIMIT, Tail};
-use super::{Conformed, Grid, SourceInfo};
+use super::{Conformed, Grid, ReadOptions, SourceInfo};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::{to_f64, to_u64};
 use crate::threads;
@@ -25,10 +25,11 @@ const DEPTH: usize = 4;
 /// Bytes of later volumes that are read only to verify a checksum.
 const FOLLOWING_LIMIT: u64 = 1 << 30;
 
-/// Conforms a scan to `grid`.
-pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Result<Conformed> {
+/// Conforms a scan to `options.grid`.
+pub(super) fn load(scan: Scan<'_>, options: &ReadOptions, mut warnings: Vec<Warning>) -> Result<Conformed> {
     let Scan { header, mut stream, following, .. } = scan;
-    let transform = transform(&header, &mut warnings)?;
+    let grid = options.grid;
+    let transform = transform(&header, options.orientation, &mut warnings)?;
     let orientation = orientation(&transform.affine);
     let axes = [0, 1, 2].map(|a| {
         let w = orientation.world[a];
@@ -77,7 +78,7 @@ fn zeroed(count: usize) -> Result<Vec<f32>> {
 
 fn source_info(header: &Header, transform: &Transform, orientation: &Orientation, gzip: bool) -> SourceInfo {
     SourceInfo {
-        format: if header.version == 2 { "NIfTI-2" } else { "NIfTI-1" }.to_owned(),
+        format: header.format().to_owned(),
         gzip,
         shape: header.shape,
         volumes: header.volumes,
@@ -86,6 +87,7 @@ fn source_info(header: &Header, transform: &Transform, orientation: &Orientation
         affine: transform.affine,
         axcodes: orientation.axcodes(),
         spacing_mm: orientation.spacing,
+        units: header.units.name(),
     }
 }
 

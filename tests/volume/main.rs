@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod corpus;
+mod formats;
 mod hostile;
 mod mutations;
+mod named;
 mod output;
 mod paths;
 mod properties;

@@ -16,7 +16,7 @@ use crate::tensor::Tensor;
 use crate::text::read_report;
 use crate::train::artifacts::Artifacts;
 use crate::train::staged_model::{Parameters, StagedModel};
-use crate::volume;
+use crate::volume::{self, ReadOptions};
 
 /// Features of reports.
 #[derive(Default)]
@@ -102,7 +102,7 @@ pub(super) fn of_scans(
         if found.contains_key(*path) {
             continue;
         }
-        let key = store.scan_key(&volume::files(path)?, None)?;
+        let key = store.scan_key(&volume::files(path)?, &ReadOptions::default())?;
         let features = match store.get(&key) {
             Some(features) => features,
             None => {

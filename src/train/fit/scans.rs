@@ -56,7 +56,8 @@ impl Scans {
         if let Some(tensor) = cached {
             return Ok(tensor);
         }
-        let options = ReadOptions { grid: Grid::cube(self.config.size, self.config.voxel_mm), volume: None };
+        let options =
+            ReadOptions { grid: Grid::cube(self.config.size, self.config.voxel_mm), ..ReadOptions::default() };
         let read = volume::read(path, &options)?.normalize(self.config.clip).map_err(|e| e.at(path))?;
         self.record_warnings(path, &read.warnings);
         let tensor = batch::volume(read);
