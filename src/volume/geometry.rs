@@ -7,7 +7,6 @@
 
 use super::header::Header;
 use super::stated::AxisCodes;
-use super::units::Units;
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::to_f64;
 
@@ -24,10 +23,6 @@ const QUATERNION_ROUNDING: f64 = 1e-6;
 
 /// How far it may be at all: programs that compute in f32 leave 1e-5; 1e-3 is a turn by 3.6°, beyond a rounding.
 const QUATERNION_LIMIT: f64 = 1e-3;
-
-/// Extents in mm, of the scan's longest side, that are believed where a header says other units than millimetres: the
-/// units are wrong more often than a head is this small or this large.
-const BELIEVED_MM: std::ops::RangeInclusive<f64> = 50.0..=2000.0;
 
 /// The transform in use.
 #[derive(Clone, Debug)]
@@ -71,7 +66,7 @@ pub(super) fn transform(header: &Header, stated: Option<AxisCodes>, warnings: &m
             format!("{kind}_code is {code}, which NIfTI does not define; the {kind} is used all the same"),
         ));
     }
-    check_units(kind, header.units, column_lengths(&linear(&affine)), header.shape)?;
+    header.units.check(kind, column_lengths(&linear(&affine)), header.shape)?;
     check(kind, &affine)?;
     agree(kind, &affine, stated)?;
     Ok(Transform { affine, kind })
@@ -151,25 +146,6 @@ fn base(header: &Header) -> Result<Affine> {
         affine[r][3] = -scale[r] * to_f64(header.shape[r] - 1) / 2.0;
     }
     Ok(affine)
-}
-
-/// A header in metres or micrometres is believed only where it makes a scan of a head's size.
-fn check_units(kind: &str, units: Units, spacing: [f64; 3], shape: [usize; 3]) -> Result<()> {
-    let Some(name) = units.name() else { return Ok(()) };
-    let sides: [f64; 3] = std::array::from_fn(|a| spacing[a] * to_f64(shape[a]));
-    let longest = sides.into_iter().fold(0.0, f64::max);
-    // What is not finite is reported as such.
-    if longest.is_nan() || longest.is_infinite() || BELIEVED_MM.contains(&longest) {
-        return Ok(());
-    }
-    let ([x, y, z], [a, b, c]) = (spacing, sides);
-    Err(Error::new(
-        Code::NIFTI_AFFINE,
-        format!(
-            "xyzt_units says {name}s, so the {kind} gives voxels of {x:.4} × {y:.4} × {z:.4} mm and a scan of \
-             {a:.1} × {b:.1} × {c:.1} mm, which is no head: correct xyzt_units (2 is millimetres)"
-        ),
-    ))
 }
 
 fn check(kind: &str, affine: &Affine) -> Result<()> {
@@ -285,6 +261,7 @@ impl Orientation {
 mod tests {
     use super::*;
     use crate::volume::datatype::Datatype;
+    use crate::volume::units::Units;
 
     fn affine(rows: [[f64; 3]; 3]) -> Affine {
         let [a, b, c] = rows.map(|r| [r[0], r[1], r[2], 0.0]);

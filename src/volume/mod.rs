@@ -31,6 +31,7 @@
 mod axis;
 mod conform;
 mod datatype;
+mod dims;
 mod file;
 mod folder;
 mod geometry;

@@ -95,7 +95,7 @@ pub(super) fn describe(bytes: &[u8], name: Option<&Path>) -> String {
 }
 
 /// As [`describe`], of formats that are recognized.
-pub(super) fn known(bytes: &[u8], name: Option<&Path>) -> Option<String> {
+fn known(bytes: &[u8], name: Option<&Path>) -> Option<String> {
     if is_dicom(bytes) {
         return Some("DICOM: convert the series to NIfTI first, for example with dcm2niix".into());
     }

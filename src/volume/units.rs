@@ -2,12 +2,17 @@
 //!
 //! In: NIfTI's `xyzt_units`. Out: [`Units`], which convert a stored length. The result has the stored field's precision,
 //! as in a file whose header was rewritten in millimetres: 0.001 m is 1 mm and not 1.00000005 mm, which would put the
-//! last plane outside a grid of the same spacing.
+//! last plane outside a grid of the same spacing. Units that make no head of the scan are `nifti.affine`.
 
-use crate::tensor::number::to_f32;
+use crate::error::{Code, Error, Result};
+use crate::tensor::number::{to_f32, to_f64};
 
 /// The part of `xyzt_units` that is about space.
 const SPACE: i32 = 0x07;
+
+/// Extents in mm, of the scan's longest side, that are believed where a header says other units than millimetres: the
+/// units are wrong more often than a head is this small or this large.
+const BELIEVED_MM: std::ops::RangeInclusive<f64> = 50.0..=2000.0;
 
 /// What a file's lengths are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,25 @@ impl Units {
             Self::Millimetre => None,
             Self::Micrometre => Some("micrometre"),
         }
+    }
+
+    /// A header in metres or micrometres is believed only where it makes a scan of a head's size.
+    pub(super) fn check(self, kind: &str, spacing: [f64; 3], shape: [usize; 3]) -> Result<()> {
+        let Some(name) = self.name() else { return Ok(()) };
+        let sides: [f64; 3] = std::array::from_fn(|a| spacing[a] * to_f64(shape[a]));
+        let longest = sides.into_iter().fold(0.0, f64::max);
+        // What is not finite is reported as such.
+        if longest.is_nan() || longest.is_infinite() || BELIEVED_MM.contains(&longest) {
+            return Ok(());
+        }
+        let ([x, y, z], [a, b, c]) = (spacing, sides);
+        Err(Error::new(
+            Code::NIFTI_AFFINE,
+            format!(
+                "xyzt_units says {name}s, so the {kind} gives voxels of {x:.4} × {y:.4} × {z:.4} mm and a scan of \
+                 {a:.1} × {b:.1} × {c:.1} mm, which is no head: correct xyzt_units (2 is millimetres)"
+            ),
+        ))
     }
 }
 

@@ -6,6 +6,7 @@ mod changed;
 mod cohort;
 mod fixtures;
 mod memory;
+mod orientation;
 mod outputs;
 mod results;
 mod temperature;
