@@ -1,7 +1,7 @@
 //! A header's dimensions: what they must be, and what is wrong with those that are not a volume's.
 //!
-//! In: `dim` as stored, the count first. Out: the spatial shape, each side 2..=32767 and the product at most 2^28, and the
-//! number of volumes. Errors: `nifti.dims`, `nifti.too_large`, and `nifti.not_nifti` for values on surfaces.
+//! In: `dim` as stored, the count first. Out: the spatial shape, each side 2..=32767 and the product at most 2^28,
+//! and the number of volumes. Errors: `nifti.dims`, `nifti.too_large`, and `nifti.not_nifti` for values on surfaces.
 
 use crate::error::{Code, Error, Result};
 

@@ -1,7 +1,8 @@
 //! What a path is that leads to no file: a folder of other scans, or a link to nowhere.
 //!
-//! In: the path. Out: the error, which says what to give instead. Folders are walked within bounds, for a whole disk may
-//! have been given: a few levels, entries and files, of which only the first bytes are read. Links are not followed.
+//! In: the path. Out: the error, which says what to give instead. Folders are walked within bounds, for a whole disk
+//! may have been given: a few levels, entries and files, of which only the first bytes are read. Links are not
+//! followed.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};

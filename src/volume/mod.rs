@@ -130,7 +130,8 @@ pub struct SourceInfo {
     pub axcodes: String,
     /// Millimetres between voxels along the file's axes.
     pub spacing_mm: [f64; 3],
-    /// What the file stores lengths in, where that is not the millimetre: `"metre"` or `"micrometre"`. Here they are mm.
+    /// What the file stores lengths in, where that is not the millimetre: `"metre"` or `"micrometre"`. Here they are
+    /// mm.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub units: Option<&'static str>,
 }
@@ -171,8 +172,8 @@ pub struct Volume {
     pub warnings: Vec<Warning>,
 }
 
-/// The files that the scan at `path` consists of: itself, or a `.hdr` and the `.img` that belongs to it, whichever of the
-/// two is given. Only the header is read.
+/// The files that the scan at `path` consists of: itself, or a `.hdr` and the `.img` that belongs to it, whichever of
+/// the two is given. Only the header is read.
 ///
 /// # Errors
 /// One of the `nifti.*` codes, or `io`.
@@ -190,8 +191,8 @@ pub fn check(path: &Path, options: &ReadOptions) -> Result<()> {
 
 /// Reads the scan at `path` and conforms it to `options.grid`.
 ///
-/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, and Analyze 7.5 pairs whose orientation is stated; gzip or
-/// not (detected by content), either byte order.
+/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, and Analyze 7.5 pairs whose orientation is stated; gzip
+/// or not (detected by content), either byte order.
 ///
 /// # Errors
 /// One of the `nifti.*` codes, `io`, or `config.value` for an impossible grid. A volume without contrast is

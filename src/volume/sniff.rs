@@ -1,7 +1,7 @@
 //! What a file is when it is not NIfTI, and the way out, for the message.
 //!
-//! In: its first bytes, unpacked, and its name where it has one. Out: a phrase for a person. Content comes first; a name
-//! decides only where a format's files have no signature (raw voxels next to a header of their own).
+//! In: its first bytes, unpacked, and its name where it has one. Out: a phrase for a person. Content comes first; a
+//! name decides only where a format's files have no signature (raw voxels next to a header of their own).
 
 use std::path::Path;
 

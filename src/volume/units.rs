@@ -1,8 +1,9 @@
 //! Units of a file's lengths, and their conversion to millimetres.
 //!
-//! In: NIfTI's `xyzt_units`. Out: [`Units`], which convert a stored length. The result has the stored field's precision,
-//! as in a file whose header was rewritten in millimetres: 0.001 m is 1 mm and not 1.00000005 mm, which would put the
-//! last plane outside a grid of the same spacing. Units that make no head of the scan are `nifti.affine`.
+//! In: NIfTI's `xyzt_units`. Out: [`Units`], which convert a stored length. The result has the stored field's
+//! precision, as in a file whose header was rewritten in millimetres: 0.001 m is 1 mm and not 1.00000005 mm, which
+//! would put the last plane outside a grid of the same spacing. Units that make no head of the scan are
+//! `nifti.affine`.
 
 use crate::error::{Code, Error, Result};
 use crate::tensor::number::{to_f32, to_f64};

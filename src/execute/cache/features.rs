@@ -1,10 +1,11 @@
 //! Features of scans and reports on disk, so that what was computed once need not be computed again.
 //!
-//! `features/KEY.json` in a folder that the user names. KEY is the SHA-256 of everything that a result depends on: the
-//! content of the scan's files (or the report's text), the volume chosen, the orientation stated, the bundle with its preprocessing, the
-//! device, this program's version and ONNX Runtime's build. So nothing ever has to be thrown away for being old. A
-//! file's own hash covers its KEY: one that cannot be read, was changed, or was put under another name is computed
-//! again. Files hold no names, but features are derived from patients' data: folder and files are the owner's alone.
+//! `features/KEY.json` in a folder that the user names. KEY is the SHA-256 of everything that a result depends on:
+//! the content of the scan's files (or the report's text), the volume chosen, the orientation stated, the bundle with
+//! its preprocessing, the device, this program's version and ONNX Runtime's build. So nothing ever has to be thrown
+//! away for being old. A file's own hash covers its KEY: one that cannot be read, was changed, or was put under
+//! another name is computed again. Files hold no names, but features are derived from patients' data: folder and
+//! files are the owner's alone.
 
 use std::path::{Path, PathBuf};
 
