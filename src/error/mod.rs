@@ -73,7 +73,7 @@ codes! {
     NIFTI_NOT_A_FILE = "nifti.not_a_file", "the scan path is a folder, device or pipe";
     NIFTI_NOT_NIFTI = "nifti.not_nifti", "the file is of a format that is not read";
     NIFTI_TRUNCATED = "nifti.truncated", "the scan file ends too early";
-    NIFTI_GZIP = "nifti.gzip", "the gzip container is damaged";
+    NIFTI_GZIP = "nifti.gzip", "the gzip or zstd container is damaged";
     NIFTI_DIMS = "nifti.dims", "the header's dimensions are not those of a 3-D volume";
     NIFTI_VOLUMES = "nifti.volumes", "the file holds several volumes and none (or a missing one) was chosen";
     NIFTI_TOO_LARGE = "nifti.too_large", "the header claims more voxels than are accepted";

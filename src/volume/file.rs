@@ -1,7 +1,7 @@
 //! From a path (or bytes in memory) to a checked header and a stream that stands at the first wanted voxel.
 //!
 //! Paths are checked before they are opened: opening a named pipe would wait for ever, and a device never ends.
-//! Single files, `.hdr`/`.img` pairs (NIfTI and Analyze 7.5, either half given) and gzip of either are detected by
+//! Single files, `.hdr`/`.img` pairs (NIfTI and Analyze 7.5, either half given) and gzip or zstd of either are detected by
 //! content. Extensions are never interpreted; `vox_offset` alone says where the voxels are. Errors carry the path of
 //! the file they are about.
 
@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use super::folder::{folder, no_metadata};
 use super::halves::{header_of, image_alone, image_of, is_image};
 use super::header::{self, Header, Layout, MAX_OFFSET};
-use super::stream::{Input, Stream, Tail};
+use super::peek::Input;
+use super::stream::{Stream, Tail};
 use super::{ReadOptions, sniff};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::to_u64;
@@ -135,7 +136,7 @@ fn read_header<'a>(
     let mut bytes = [0; 540];
     let count = stream.read(&mut bytes[..sniff::WANTED])?;
     if count == 0 {
-        return Err(Error::new(Code::NIFTI_EMPTY, "the gzip file holds no data: copy or export the scan again"));
+        return Err(Error::new(Code::NIFTI_EMPTY, "the packed file holds no data: copy or export the scan again"));
     }
     let truncated = |count: usize, size: usize| {
         Error::new(
@@ -217,9 +218,9 @@ fn extensions_are_sound(stream: &mut Stream<'_>, header: &Header) -> Result<bool
     Ok(true)
 }
 
-/// Reads the rest of a `.hdr` file, which holds only extensions, so that a gzip checksum is verified.
+/// Reads the rest of a `.hdr` file, which holds only extensions, so that a checksum is verified.
 fn finish_header(mut stream: Stream<'_>, warnings: &mut Vec<Warning>) -> Result<()> {
-    if stream.is_gzip() {
+    if stream.container().is_some() {
         stream.skip(MAX_OFFSET)?;
         if stream.finish()? != Tail::Clean {
             warnings.push(Warning::new(
@@ -248,7 +249,7 @@ fn position<'a>(
         ));
     }
     let start = header.offset + bytes * chosen;
-    if stream.is_gzip() && start > MAX_SKIP {
+    if stream.container().is_some() && start > MAX_SKIP {
         let text =
             format!("volume {chosen} begins after {start} bytes, at most {MAX_SKIP} are unpacked: extract it first");
         return Err(Error::new(Code::NIFTI_TOO_LARGE, text));

@@ -12,7 +12,8 @@ use super::datatype::Decoder;
 use super::file::Scan;
 use super::geometry::{Orientation, Transform, orientation, transform};
 use super::header::Header;
-use super::stream::{Stream, TAIL_LIMIT, Tail};
+use super::peek::TAIL_LIMIT;
+use super::stream::{Stream, Tail};
 use super::{Conformed, Grid, ReadOptions, SourceInfo};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::{to_f64, to_u64};
@@ -212,13 +213,14 @@ fn consume(full: &Receiver<Vec<u8>>, empty: &Sender<Vec<u8>>, consumer: &mut Con
 
 /// Reads what follows the volume: other volumes, a checksum, surplus.
 fn finish(stream: &mut Stream<'_>, following: u64) -> Result<Option<Warning>> {
+    let container = stream.container().unwrap_or_default();
     let warning = |text: String| Some(Warning::new(WarningCode::TRAILING_DATA, text));
     if following > 0 {
         let within = stream.length().map_or(FOLLOWING_LIMIT, |_| u64::MAX);
         let skipped = stream.skip(following.min(within))?;
         if following > within && skipped == within {
             return Ok(warning(format!(
-                "{following} bytes of later volumes were not read, so the gzip checksum is unverified"
+                "{following} bytes of later volumes were not read, so the {container} checksum is unverified"
             )));
         }
         if skipped < following {
@@ -231,9 +233,11 @@ fn finish(stream: &mut Stream<'_>, following: u64) -> Result<Option<Warning>> {
     Ok(match stream.finish()? {
         Tail::Clean => None,
         Tail::Surplus(count) => warning(format!("{count} bytes follow the voxels; they are ignored")),
-        Tail::Garbage => warning("bytes that are not gzip follow the gzip data; they are ignored".into()),
+        Tail::Garbage => {
+            warning(format!("bytes that are not {container} follow the {container} data; they are ignored"))
+        }
         Tail::Endless => warning(format!(
-            "more than {TAIL_LIMIT} bytes follow the voxels; they are ignored, and the gzip checksum is unverified"
+            "more than {TAIL_LIMIT} bytes follow the voxels; they are ignored, and the {container} checksum is unverified"
         )),
     })
 }

@@ -40,11 +40,13 @@ mod header;
 mod intensity;
 mod load;
 mod output;
+mod peek;
 mod recognize;
 mod sniff;
 mod stated;
 mod stream;
 mod units;
+mod zstd;
 
 use std::path::Path;
 
@@ -191,8 +193,8 @@ pub fn check(path: &Path, options: &ReadOptions) -> Result<()> {
 
 /// Reads the scan at `path` and conforms it to `options.grid`.
 ///
-/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, and Analyze 7.5 pairs whose orientation is stated; gzip
-/// or not (detected by content), either byte order.
+/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, and Analyze 7.5 pairs whose orientation is stated;
+/// gzip, zstd or neither (detected by content), either byte order.
 ///
 /// # Errors
 /// One of the `nifti.*` codes, `io`, or `config.value` for an impossible grid. A volume without contrast is

@@ -10,3 +10,4 @@ mod named;
 mod output;
 mod paths;
 mod properties;
+mod zstd;
