@@ -37,7 +37,7 @@ fn after_help() -> String {
 #[command(name = "ba-infer", version, after_help = after_help())]
 #[command(group = ArgGroup::new("input").required(true).args(["scans", "list"]))]
 struct Args {
-    /// Scans: NIfTI-1 or NIfTI-2, .nii, .nii.gz or .hdr with its .img
+    /// Scans: NIfTI-1 or NIfTI-2 (.nii, .nii.gz or .hdr with its .img), or MGH (.mgz, .mgh)
     #[arg(value_name = "SCAN")]
     scans: Vec<PathBuf>,
     /// The clinical report's text (UTF-8), for all scans; - reads standard input

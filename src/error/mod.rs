@@ -71,7 +71,7 @@ codes! {
     NIFTI_EMPTY = "nifti.empty", "the scan file holds no bytes";
     NIFTI_NOT_FOUND = "nifti.not_found", "there is no such scan file";
     NIFTI_NOT_A_FILE = "nifti.not_a_file", "the scan path is a folder, device or pipe";
-    NIFTI_NOT_NIFTI = "nifti.not_nifti", "the file is something other than NIfTI-1 or NIfTI-2";
+    NIFTI_NOT_NIFTI = "nifti.not_nifti", "the file is something other than NIfTI-1, NIfTI-2 or MGH";
     NIFTI_TRUNCATED = "nifti.truncated", "the scan file ends too early";
     NIFTI_GZIP = "nifti.gzip", "the gzip container is damaged";
     NIFTI_DIMS = "nifti.dims", "the header's dimensions are not those of a 3-D volume";
