@@ -140,3 +140,70 @@ fn centred(linear: [[f64; 3]; 3], centre: [f64; 3], dim: &[usize; 3]) -> [[f64; 
     }
     affine
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(words: [i32; 6]) -> [u8; SIZE] {
+        let mut header = [0; SIZE];
+        for (place, word) in header.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *place = word.to_be_bytes();
+        }
+        header
+    }
+
+    #[test]
+    fn two_of_three_make_it_mgh() {
+        for (words, expected) in [
+            ([1, 256, 256, 256, 1, 0], true),
+            ([0x0003_0001, 163_842, 1, 1, 1, 3], true),
+            ([1, 256, -1, 0, 1, 3], true),
+            ([1, 256, 256, 256, 1, 77], true),
+            ([1, 256, 0, 256, 1, 77], false),
+            ([2, 256, 256, 256, 1, 0], false),
+            ([0x0100_0001, 256, 256, 256, 1, 0], false),
+            // a folder's settings on macOS, an H.264 stream
+            ([1, 0x4275_6431, 0x1000, 0x800, 0x1000, 0x100c], false),
+            ([1, 0x6742_c01e, 0x2500_1c5a, 0x0800_0003, 0x80, 0x1e_4785], false),
+        ] {
+            assert_eq!(recognized(&header(words)), expected, "{words:?}");
+            assert!(!recognized(&header(words)[..23]));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_of_mgh() {
+        for (words, code, word) in [
+            ([1, 9, 0, 7, 1, 0], Code::NIFTI_DIMS, "positive"),
+            ([1, 163_842, 1, 1, 1, 3], Code::NIFTI_DIMS, "surface"),
+            ([1, 9, 56, 1, 1, 3], Code::NIFTI_DIMS, "at least 2"),
+            ([1, 4000, 4000, 4000, 1, 3], Code::NIFTI_TOO_LARGE, "at most"),
+            ([1, 9, 8, 7, 1, 9], Code::NIFTI_DATATYPE, "RGB"),
+        ] {
+            let e = parse(&header(words)).unwrap_err();
+            assert_eq!(e.code(), code, "{e}");
+            assert!(e.message().contains("MGH") && e.message().contains(word), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_footer_of_any_scan_is_short_enough() {
+        // FreeSurfer's record of a frame: ten times its own size in memory.
+        assert!(footer(1) > 16 << 20 && footer(1000) > 1000 * 45_000 && footer(u64::MAX) == MAX_FOOTER);
+    }
+
+    #[test]
+    fn the_matrix_is_about_the_middle() {
+        let mut bytes = header([1, 4, 5, 6, 1, 3]);
+        let numbers = [2.0f32, 3.0, 1.5, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0, -1.0, 0.0, 0.0, 10.0, 20.0, 30.0];
+        bytes[29] = 1;
+        for (place, number) in bytes[30..90].as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
+            *place = number.to_be_bytes();
+        }
+        let placement = parse(&bytes).unwrap().mgh.unwrap();
+        assert!(placement.stated);
+        let rows = [[0.0, 0.0, -1.5, 14.5], [2.0, 0.0, 0.0, 16.0], [0.0, -3.0, 0.0, 37.5], [0.0, 0.0, 0.0, 1.0]];
+        assert_eq!(placement.affine, rows);
+    }
+}

@@ -85,8 +85,8 @@ fn expectation(folder: &Path) -> Value {
     let bytes: Vec<u8> = (0..n * n * n).flat_map(|index| at(index).to_le_bytes()).collect();
     std::fs::write(folder.join("base.expect.f32"), bytes).unwrap();
     json!({
-        "out_shape": [n; 3], "voxel_size": [1.5; 3], "expected": "base.expect.f32", "tolerance": 97.0 * 1e-4,
-        "sample": { "start": [0; 3], "step": [1; 3], "shape": [n; 3] }, "source_axcodes": "LIA",
+        "out_shape": [n, n, n], "voxel_size": [1.5, 1.5, 1.5], "expected": "base.expect.f32", "tolerance": 97.0 * 1e-4,
+        "sample": { "start": [0, 0, 0], "step": [1, 1, 1], "shape": [n, n, n] }, "source_axcodes": "LIA",
     })
 }
 
@@ -183,7 +183,8 @@ fn sizes(corpus: &mut Corpus<'_>) {
 
 fn orientations(corpus: &mut Corpus<'_>) {
     let affine = &["nifti.affine"];
-    for (name, mm) in [("zero", 0.0), ("negative", -2.0), ("nan", f32::NAN), ("infinite", f32::INFINITY), ("metres", 2e3)]
+    for (name, mm) in
+        [("zero", 0.0), ("negative", -2.0), ("nan", f32::NAN), ("infinite", f32::INFINITY), ("metres", 2e3)]
     {
         corpus.field(&format!("size_{name}"), DELTA + 4, &floats(&[mm]), affine);
     }
