@@ -58,3 +58,22 @@ pub fn calibration_inputs(folder: &Path) -> Result<Vec<CalibrationInput>> {
     inputs.retain(|i| i.scan.is_some() || i.report.is_some());
     Ok(inputs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scans_of_every_format_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let files =
+            ["a.nii.gz", "a.txt", "b.hdr", "b.img", "c.mgz", "d.mgh", "e.mgh.gz", "e.txt", "f.png", "README.txt"];
+        for file in files {
+            std::fs::write(folder.path().join(file), "").unwrap();
+        }
+        let inputs = calibration_inputs(folder.path()).unwrap();
+        let found: Vec<_> = inputs.iter().map(|i| (i.name.as_str(), i.scan.is_some(), i.report.is_some())).collect();
+        let scan = |name| (name, true, false);
+        assert_eq!(found, [("a", true, true), scan("b"), scan("c"), scan("d"), ("e", true, true)]);
+    }
+}

@@ -130,3 +130,18 @@ fn an_assumed_orientation_is_said() {
         assert!(["MGH", "1 mm", "left, inferior, anterior"].iter().all(|w| warning.message.contains(w)), "{warning:?}");
     }
 }
+
+/// Whatever its name: the scan is one file, and what is saved of it reads as it was.
+#[test]
+fn one_file_that_is_saved_as_nifti() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("T1.img");
+    std::fs::write(&path, gzip(&Mgh::coronal([12, 10, 8], 3.0).bytes(), 1)).unwrap();
+    assert_eq!(volume::files(&path).unwrap(), [path.clone()]);
+    let options = ReadOptions { grid: Grid::cube(20, 2.0), volume: None };
+    let got = volume::read(&path, &options).unwrap();
+    let saved = folder.path().join("saved.nii.gz");
+    got.save(&saved).unwrap();
+    let again = volume::read(&saved, &options).unwrap();
+    assert_eq!((&again.voxels, again.affine), (&got.voxels, got.affine));
+}
