@@ -1,13 +1,13 @@
 """Random MGH files, and what nibabel reads from them: `mgh_cases.py FOLDER COUNT`.
 
-For each case FOLDER gets the file, and each of its frames as nibabel's MGHImage reads it in a NIfTI-2 file of float64 with the
-same matrix. The list of cases is printed as JSON. What nibabel does not read (an intent in the version, the types 2 and 6)
-it reads in a copy without it.
+For each case FOLDER gets the file, and each of its frames as nibabel's MGHImage reads it in a NIfTI-2 file of float64
+with the same matrix. The list of cases is printed as JSON. What nibabel does not read (an intent in the version, the
+types 2 and 6) it reads in a copy without it.
 
 A file whose goodRASFlag is not positive has no orientation. FreeSurfer then assumes coronal slices of 1 mm (`mghRead` and
-`setDirectionCosine(MRI_CORONAL)` in utils/mriio.cpp: x_r -1, y_s -1, z_a 1). nibabel means the same, but its default stands in
-the header's field untransposed, so that it reads left, superior, posterior: the head upside down. FreeSurfer's file, FreeSurfer's
-default: nibabel gets a copy with FreeSurfer's numbers.
+`setDirectionCosine(MRI_CORONAL)` in utils/mriio.cpp: x_r -1, y_s -1, z_a 1). nibabel means the same, but its default
+stands in the header's field untransposed, so that it reads left, superior, posterior: the head upside down. FreeSurfer's
+file, FreeSurfer's default: nibabel gets a copy with FreeSurfer's numbers.
 """
 
 import gzip
