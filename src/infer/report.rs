@@ -10,13 +10,15 @@ use crate::execute::Timing;
 use crate::execute::cache::features::Features;
 use crate::model::Part;
 use crate::tensor::Tensor;
-use crate::text::Tokens;
+use crate::text::{Tokens, report_warnings};
 use crate::threads;
 
 /// A report that the language model has yet to encode.
 struct PendingReport {
     key: Option<String>,
-    tokens: Tokens,
+    /// Number of tokens.
+    tokens: usize,
+    warnings: Vec<Warning>,
     inputs: [Tensor; 2],
 }
 
@@ -103,8 +105,9 @@ impl Predictor {
             }));
         }
         let tokens = self.tokenize(report)?;
+        let warnings = report_warnings(report, &tokens, self.bundle().manifest.tokenizer.reports.as_ref());
         let inputs = batch::report(&tokens);
-        Ok(Lookup::Miss(PendingReport { key, tokens, inputs }))
+        Ok(Lookup::Miss(PendingReport { key, tokens: tokens.ids.len(), warnings, inputs }))
     }
 
     fn encode(&self, pending: PendingReport) -> Result<EncodedReport> {
@@ -122,10 +125,8 @@ impl Predictor {
 
     /// An encoded report, once the language model's weights are verified; its features go into the cache.
     fn finish(&self, pending: PendingReport, text: Tensor, mut timing: Timing) -> Result<EncodedReport> {
-        let PendingReport { key, tokens, inputs } = pending;
+        let PendingReport { key, tokens, warnings, inputs } = pending;
         self.pipeline().verify(&[Part::Text], &mut timing)?;
-        let warnings: Vec<Warning> = tokens.warning().into_iter().collect();
-        let tokens = tokens.ids.len();
         if let (Some(store), Some(key)) = (self.store(), &key) {
             store.put(key, &Features { tensor: text.clone(), warnings: warnings.clone(), tokens })?;
         }
