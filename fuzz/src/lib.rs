@@ -23,6 +23,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("list", list),
     ("nifti", nifti),
     ("onnx", onnx),
+    ("report", report),
     ("results", results),
     ("statistics", statistics),
     ("tokenizer", tokenizer),

@@ -7,13 +7,16 @@ use std::path::Path;
 use crate::text::decode_report;
 
 /// Endings of documents; no scan has them.
-const DOCUMENTS: &[&str] =
-    &["txt", "text", "rtf", "doc", "docx", "odt", "pdf", "html", "htm", "md", "docm", "dotx", "pages", "tex", "eml", "msg"];
+const DOCUMENTS: &[&str] = &[
+    "txt", "text", "rtf", "doc", "docx", "odt", "pdf", "html", "htm", "md", "docm", "dotx", "pages", "tex", "eml",
+    "msg",
+];
 
 /// Endings of scans, and of texts that belong to scans: what such a file is, the scan's reader says better.
 const OTHERS: &[&str] = &[
-    "nii", "gz", "hdr", "img", "mgh", "mgz", "head", "brik", "par", "rec", "mha", "mhd", "nrrd", "nhdr", "gii", "mnc", "dcm",
-    "ima", "dicom", "bz2", "zst", "z", "xz", "tar", "tgz", "zip", "xml", "json", "csv", "tsv", "v", "bvec", "bval", "fdf",
+    "nii", "gz", "hdr", "img", "mgh", "mgz", "head", "brik", "par", "rec", "mha", "mhd", "nrrd", "nhdr", "gii", "mnc",
+    "dcm", "ima", "dicom", "bz2", "zst", "z", "xz", "tar", "tgz", "zip", "xml", "json", "csv", "tsv", "v", "bvec",
+    "bval", "fdf",
 ];
 
 /// How much of a file is read to see whether it is a report.

@@ -12,10 +12,8 @@ const UNPACK: &str = "unpack it first";
 const SWAPPED: &str = "were scan and report swapped? The report goes behind --report";
 const IMAGE: &str = "the model reads the report's text, not a picture of it";
 const PDF: Found = Found { what: "a PDF document", remedy: "extract its text, for example with `pdftotext FILE.pdf`" };
-const GZIP: Found = Found {
-    what: "gzip-compressed text or data",
-    remedy: "unpack it first; in a shell, `--report <(zcat FILE.gz)`",
-};
+const GZIP: Found =
+    Found { what: "gzip-compressed text or data", remedy: "unpack it first; in a shell, `--report <(zcat FILE.gz)`" };
 const NIFTI: Found = Found { what: "a NIfTI scan", remedy: SWAPPED };
 const DICOM: Found = Found { what: "a DICOM scan", remedy: SWAPPED };
 const MGH: Found = Found { what: "a FreeSurfer MGH scan", remedy: SWAPPED };
@@ -27,7 +25,7 @@ const MAGIC: &[Row] = &[
     (0, b"%!PS", "a PostScript document", AS_TEXT),
     (0, b"PK\x05\x06", "an empty zip archive", UNPACK),
     (0, b"PK\x07\x08", "a zip archive", UNPACK),
-    (0, b"BZh", "a bzip2-compressed file", UNPACK),
+    (4, b"1AY&SY", "a bzip2-compressed file", UNPACK),
     (0, b"\xfd7zXZ\0", "an xz-compressed file", UNPACK),
     (0, b"\x28\xb5\x2f\xfd", "a zstd-compressed file", UNPACK),
     (0, b"\x1f\x9d", "a file compressed with compress(1)", UNPACK),

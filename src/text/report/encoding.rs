@@ -56,7 +56,9 @@ fn nul(bytes: &[u8], at: usize) -> Error {
     let rest = bytes.get(at..).unwrap_or_default();
     let padding = rest.iter().all(|b| *b == 0 || b.is_ascii_whitespace());
     let what = match padding {
-        true => format!("the report ends in NUL bytes from byte {at}: a fixed-width field that was padded? If it is whole"),
+        true => {
+            format!("the report ends in NUL bytes from byte {at}: a fixed-width field that was padded? If it is whole")
+        }
         false => format!("the report has a NUL at byte {at}: text has none. If it is padding"),
     };
     wrong(format!("{what}, remove them: `tr -d '\\000' < FILE`"))
@@ -97,19 +99,21 @@ fn bare_utf16(bytes: &[u8]) -> Option<String> {
         true => (Order::Little, Order::Big, little, big),
         false => (Order::Big, Order::Little, big, little),
     };
-    // A character such as U+4E00 has its zero on the other side; Latin text has next to none.
-    if most < 20 * fewest || most == 0 {
+    // A character such as U+4E00 has its zero on the other side.
+    if most < 4 * fewest || most == 0 {
         return None;
     }
     let text = text_of(bytes, order).filter(|text| !text.chars().any(is_foreign))?;
     let count = bytes.len() / 2;
-    if 2 * most >= count {
+    // Latin text has next to none of them.
+    if 2 * most >= count && most >= 20 * fewest {
         return Some(text);
     }
     // Spaces and line ends of the other order would be U+2000, U+0A00, U+0D00, which no text has.
     let spaces = |order| units(bytes, order).filter(|unit| [0x20, 0x0a, 0x0d].contains(unit)).count();
     let letters = text.chars().filter(|c| c.is_alphanumeric() || c.is_whitespace() || is_mark(*c)).count();
-    let certain = spaces(order) > 0 && spaces(other) == 0 && count >= MIN_UNITS && 10 * letters >= 9 * text.chars().count();
+    let certain =
+        spaces(order) > 0 && spaces(other) == 0 && count >= MIN_UNITS && 10 * letters >= 9 * text.chars().count();
     (certain && !may_be_utf8(bytes)).then_some(text)
 }
 
@@ -171,7 +175,8 @@ mod tests {
     /// "Bush hid the facts": pairs of letters are Chinese characters.
     #[test]
     fn utf8_with_a_nul_is_never_read_as_utf16() {
-        let texts = ["mild atrophy of the hippocampi\n", "n\0", "normal study", "a b c d e f", "Größe normal, beidseits "];
+        let texts =
+            ["mild atrophy of the hippocampi\n", "n\0", "normal study", "a b c d e f", "Größe normal, beidseits "];
         for text in texts {
             for padding in 1..9 {
                 for place in [text.len(), text.find(' ').unwrap_or(1)] {

@@ -20,16 +20,19 @@ const HL7: Found = Found { what: "an HL7 v2 message", remedy: "take the text of 
 const JSON: Found = Found { what: "a JSON document", remedy: EXPORT };
 const EMAIL: Found = Found { what: "an e-mail message", remedy: "save its text" };
 const LFS: Found = Found { what: "a Git LFS pointer, not the file itself", remedy: "fetch it with `git lfs pull`" };
-const ANNEX: Found = Found { what: "a git-annex pointer, not the file itself", remedy: "fetch it with `git annex get`" };
+const ANNEX: Found =
+    Found { what: "a git-annex pointer, not the file itself", remedy: "fetch it with `git annex get`" };
 
 /// Elements that begin a page or a piece of one.
 const FIRST: &[&str] = &[
-    "html", "head", "body", "meta", "title", "style", "script", "link", "div", "p", "br", "table", "span", "font", "pre", "center",
-    "h1", "h2", "h3", "h4", "ul", "ol", "b", "strong", "section", "article", "main", "header", "img", "a",
+    "html", "head", "body", "meta", "title", "style", "script", "link", "div", "p", "br", "table", "span", "font",
+    "pre", "center", "h1", "h2", "h3", "h4", "ul", "ol", "b", "strong", "section", "article", "main", "header", "img",
+    "a",
 ];
 
 /// Elements that lay out a page, wherever they stand.
-const LAYOUT: &[&str] = &["br", "p", "div", "td", "tr", "table", "li", "ul", "ol", "span", "font", "h1", "h2", "h3", "h4"];
+const LAYOUT: &[&str] =
+    &["br", "p", "div", "td", "tr", "table", "li", "ul", "ol", "span", "font", "h1", "h2", "h3", "h4"];
 
 /// What a text is, if it is no plain text.
 pub(super) fn recognize(text: &str) -> Option<Found> {
@@ -75,7 +78,8 @@ fn in_xml(text: &str) -> Found {
 
 /// A message or a batch in HL7's encoding characters, or segments of one.
 fn is_hl7(text: &str) -> bool {
-    let header = |name: &str| text.strip_prefix(name).is_some_and(|rest| rest.get(1..5).is_some_and(|s| s.starts_with("^~\\")));
+    let header =
+        |name: &str| text.strip_prefix(name).is_some_and(|rest| rest.get(1..5).is_some_and(|s| s.starts_with("^~\\")));
     let segments = ["PID|", "OBR|", "OBX|", "PV1|", "ORC|"];
     ["MSH", "FHS", "BHS"].iter().any(|name| header(name))
         || text.starts_with("MSH|")
@@ -130,11 +134,9 @@ impl<'a> Tags<'a> {
         }
         // Attributes need a space in front, and no tag begins in them: `p < 0.05 … >` is none.
         let whole = match tail.strip_prefix(|c: char| c.is_ascii_whitespace()) {
-            Some(attributes) => attributes
-                .bytes()
-                .take(MAX_TAG)
-                .find(|b| matches!(b, b'<' | b'>'))
-                .is_some_and(|b| b == b'>'),
+            Some(attributes) => {
+                attributes.bytes().take(MAX_TAG).find(|b| matches!(b, b'<' | b'>')).is_some_and(|b| b == b'>')
+            }
             None => tail.starts_with('>') || tail.starts_with("/>"),
         };
         whole.then_some(Tag { start, name, closes })

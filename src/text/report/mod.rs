@@ -4,14 +4,14 @@
 //! which is what is tokenized, and what the keys of caches and results are hashes of: the same text has the same answer
 //! and the same cache entry, whichever program saved it. In this order:
 //!
-//! 1. *What it is* (`binary`, `markup`): PDF, Word, RTF, HTML, a scan, an archive … are named (`report.format`), whatever
-//!    their size: their bytes are often valid UTF-8, and control words would be read as findings.
+//! 1. *Files* (`binary`): PDF, Word, a scan, an archive … are named (`report.format`), whatever their size.
 //! 2. *Decoding* (`encoding`): UTF-8 and UTF-16 with or without a byte order mark. Anything else, and NUL bytes, are
 //!    `report.encoding`; an encoding is never guessed where another reading of the bytes makes sense.
-//! 3. *Conversion* (`html`), where [`ReportFormat`] asks for it.
-//! 4. *Normalization* (`normalize`): CR LF, CR and NEL become LF; marks and zero-width characters without a meaning
-//!    go. All else is as it is: composed and decomposed letters, spaces, emoji. What is left must be a text:
-//!    placeholders for a missing report (`nan`, `n/a`, `-`) are `report.empty`.
+//! 3. *Normalization* (`normalize`): CR LF, CR and NEL become LF; marks and zero-width characters without a meaning
+//!    go. All else is as it is: composed and decomposed letters, spaces, emoji.
+//! 4. *Markup* (`markup`): RTF, HTML, XML, HL7, JSON are named too, for control words would be read as findings. HTML is
+//!    converted (`html`) where [`ReportFormat`] asks for it.
+//! 5. What is left must be a text: placeholders for a missing report (`nan`, `n/a`, `-`) are `report.empty`.
 //!
 //! Whether a text is what the model knows is not decided here: [`super::ReportProfile`] warns.
 
@@ -97,7 +97,8 @@ pub fn read_report_argument(path: &Path, format: ReportFormat) -> Result<String>
 /// Whether a path names a file that this process has open already: to open it again never waits for a writer.
 fn is_descriptor(path: &Path) -> bool {
     let folders = ["/dev/fd", "/proc/self/fd"];
-    path == Path::new("/dev/stdin") || path.parent().is_some_and(|folder| folders.iter().any(|f| folder == Path::new(f)))
+    path == Path::new("/dev/stdin")
+        || path.parent().is_some_and(|folder| folders.iter().any(|f| folder == Path::new(f)))
 }
 
 fn open_and_read(path: &Path, format: ReportFormat) -> Result<String> {
@@ -137,33 +138,33 @@ pub fn decode_report_as(bytes: &[u8], format: ReportFormat) -> Result<String> {
         let too_large = Error::new(Code::REPORT_TOO_LARGE, message);
         return Err(markup::recognize(&head).map_or(too_large, refused));
     }
-    let decoded = encoding::decode(bytes);
-    let found = match &decoded {
-        Ok(text) => markup::recognize(text),
-        // HTML in Latin-1 is HTML first.
-        Err(_) => markup::recognize(&String::from_utf8_lossy(bytes)),
-    };
-    let is_html = found.is_some_and(|found| found == markup::HTML);
-    let text = match (format, found) {
-        (ReportFormat::Text, None) => decoded?,
-        (ReportFormat::Html, _) if is_html => {
-            let text = html::convert(&decoded?)?;
-            // What the converter leaves as it is, such as tags in `<pre>`.
-            if let Some(left) = markup::recognize(&text) {
-                return Err(refused(left));
-            }
-            text
-        }
-        (_, Some(found)) => return Err(refused(found)),
-        (ReportFormat::Html, None) => {
-            decoded?;
-            let message = "the report is not HTML: leave `--report-format html` out for plain text";
-            return Err(Error::new(Code::REPORT_FORMAT, message));
-        }
-    };
-    let text = normalize::normalize(&text);
+    // HTML in Latin-1 is HTML first.
+    let text = encoding::decode(bytes).map_err(|e| {
+        let text = normalize::normalize(&String::from_utf8_lossy(bytes));
+        markup::recognize(&text).map_or(e, refused)
+    })?;
+    let text = plain(normalize::normalize(&text), format)?;
     normalize::check_text(&text)?;
     Ok(text)
+}
+
+/// The plain text of a normalized text in this format.
+fn plain(text: String, format: ReportFormat) -> Result<String> {
+    // What begins with a mark is a file all the same.
+    let recognize = |text: &str| binary::recognize(text.as_bytes()).or_else(|| markup::recognize(text));
+    match (format, recognize(&text)) {
+        (ReportFormat::Text, None) => Ok(text),
+        (ReportFormat::Html, Some(found)) if found == markup::HTML => {
+            let text = normalize::normalize(&html::convert(&text)?);
+            // What the converter leaves as it is, such as tags in `<pre>`.
+            recognize(&text).map_or(Ok(text), |left| Err(refused(left)))
+        }
+        (ReportFormat::Html, None) => {
+            let message = "the report is not HTML: leave `--report-format html` out for plain text";
+            Err(Error::new(Code::REPORT_FORMAT, message))
+        }
+        (_, Some(found)) => Err(refused(found)),
+    }
 }
 
 /// Something that is not a report's plain text.
@@ -195,14 +196,14 @@ mod tests {
 
     #[test]
     fn what_is_too_large_is_named_first() {
-        let large = |head: &[u8]| [head, &vec![b'a'; 1 << 20]].concat();
+        let large = |head: &[u8]| [head, &vec![b'a'; (1 << 20) + 1]].concat();
         for (head, code, word) in [
             (&b""[..], Code::REPORT_TOO_LARGE, "1048576"),
             (b"%PDF-1.4", Code::REPORT_FORMAT, "PDF"),
             (b"<!DOCTYPE html>", Code::REPORT_FORMAT, "HTML"),
             (b"{\\rtf1", Code::REPORT_FORMAT, "RTF"),
         ] {
-            let error = decode_report(&large(head)[..(1 << 20) + 1]).unwrap_err();
+            let error = decode_report(&large(head)).unwrap_err();
             assert!(error.code() == code && error.message().contains(word), "{error}");
         }
     }

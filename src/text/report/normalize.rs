@@ -14,9 +14,32 @@ use crate::error::{Code, Error, Result};
 
 /// Words that stand for a missing report, in lower case and without punctuation. pandas writes and reads the first ten.
 const PLACEHOLDERS: &[&str] = &[
-    "nan", "na", "null", "none", "nat", "nil", "ind", "qnan", "n", "a", "missing", "empty", "undefined", "unknown", "tbd",
-    "todo", "pending", "void", "blank", "notavailable", "notapplicable", "noreport", "noreportavailable", "nodata",
-    "notprovided", "notreported",
+    "nan",
+    "na",
+    "null",
+    "none",
+    "nat",
+    "nil",
+    "ind",
+    "qnan",
+    "n",
+    "a",
+    "missing",
+    "empty",
+    "undefined",
+    "unknown",
+    "tbd",
+    "todo",
+    "pending",
+    "void",
+    "blank",
+    "notavailable",
+    "notapplicable",
+    "noreport",
+    "noreportavailable",
+    "nodata",
+    "notprovided",
+    "notreported",
 ];
 
 /// The text with LF line ends and without characters that carry nothing.
@@ -69,7 +92,8 @@ fn is_invisible(c: char) -> bool {
 }
 
 fn is_placeholder(text: &str) -> bool {
-    let letters = |text: &str| text.chars().filter(|c| c.is_alphabetic()).flat_map(char::to_lowercase).collect::<String>();
+    let letters =
+        |text: &str| text.chars().filter(|c| c.is_alphabetic()).flat_map(char::to_lowercase).collect::<String>();
     let known = |text: &str| PLACEHOLDERS.contains(&letters(text).as_str());
     let mut words = text.split_whitespace().filter(|word| word.chars().any(char::is_alphabetic)).peekable();
     // As one word (`not available`), or each by itself (`nan nan`).
@@ -110,16 +134,61 @@ mod tests {
     #[test]
     fn placeholders_are_no_reports() {
         let placeholders = [
-            "nan", "NaN\n", "n/a", "N/A", "NA", "None", "null", "NULL", "<NA>", "#N/A", "-nan", "-1.#IND", "1.#QNAN", "(none)",
-            "nan nan", "nan\nnan\n", "N. A.", "not available", "No report available.", "\"\"", "-", "--", "…", "?", "0", "-9",
-            "999", "1.0", "***", "。", "\u{200e}", "\u{ad}", " \n\t", "", "🙂",
+            "nan",
+            "NaN\n",
+            "n/a",
+            "N/A",
+            "NA",
+            "None",
+            "null",
+            "NULL",
+            "<NA>",
+            "#N/A",
+            "-nan",
+            "-1.#IND",
+            "1.#QNAN",
+            "(none)",
+            "nan nan",
+            "nan\nnan\n",
+            "N. A.",
+            "not available",
+            "No report available.",
+            "\"\"",
+            "-",
+            "--",
+            "…",
+            "?",
+            "0",
+            "-9",
+            "999",
+            "1.0",
+            "***",
+            "。",
+            "\u{200e}",
+            "\u{ad}",
+            " \n\t",
+            "",
+            "🙂",
         ];
         for text in placeholders {
             assert_eq!(check_text(&normalize(text)).unwrap_err().code(), Code::REPORT_EMPTY, "{text:?}");
         }
         let reports = [
-            "normal", "Normal.", "AD", "No atrophy", "none of the above; MTA 1", "n/a, see MMSE 24", "NAD", "unknown primary",
-            "MTA 1", "正常", "норма", "No", "Nan Goldin, 70 y", "Unremarkable", "a 70-year-old",
+            "normal",
+            "Normal.",
+            "AD",
+            "No atrophy",
+            "none of the above; MTA 1",
+            "n/a, see MMSE 24",
+            "NAD",
+            "unknown primary",
+            "MTA 1",
+            "正常",
+            "норма",
+            "No",
+            "Nan Goldin, 70 y",
+            "Unremarkable",
+            "a 70-year-old",
         ];
         reports.iter().for_each(|text| assert!(check_text(text).is_ok(), "{text:?}"));
     }
