@@ -9,7 +9,7 @@ use brain_adapter::Code;
 use brain_adapter::text::{ReportFormat, decode_report, decode_report_as, read_report, read_report_argument};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use support::commands::{ba_infer, bare, command, finish, report, scan, tiny_bundle};
+use support::commands::{ba_export, ba_infer, bare, command, finish, manifest, report, scan, tiny_bundle, tiny_model};
 use support::{oracle, package};
 
 /// A text of letters of many scripts, all line ends that Python knows, spaces and marks; without NEL and zero-width
@@ -263,4 +263,33 @@ fn the_same_text_has_one_cache_entry() {
     let (first, second) = (run(&unix), run(&windows));
     assert_eq!(first["logits"], second["logits"]);
     assert_eq!(second["run"]["from_cache"], serde_json::json!(["vision", "text"]));
+}
+
+/// Counts and languages of the calibration reports are in the bundle; the warning comes from the cache as well.
+#[test]
+fn a_bundle_knows_the_language_of_its_calibration_reports() {
+    let dir = tempfile::tempdir().unwrap();
+    let (calibration, bundle) = (dir.path().join("calibration"), dir.path().join("bundle"));
+    fs::create_dir(&calibration).unwrap();
+    let german = fs::read_to_string(package("tests/data/reports/german.txt")).unwrap();
+    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    fs::write(calibration.join("a.txt"), utf16(&german[..german.find("Einzelne").unwrap()])).unwrap();
+    let export = || ba_export(&[&"--model", &tiny_model(), &"--calibration", &calibration, &"-o", &bundle]);
+    export().ok();
+    let record = manifest(&bundle)["tokenizer"]["reports"].clone();
+    assert_eq!((&record["reports"], &record["languages"]), (&1.into(), &serde_json::json!(["German"])));
+    let bytes = fs::read(bundle.join("bundle.json")).unwrap();
+    export().ok();
+    assert_eq!(fs::read(bundle.join("bundle.json")).unwrap(), bytes);
+    let (english, own) = (dir.path().join("english.txt"), dir.path().join("german.txt"));
+    fs::copy(package("examples/demo/report.txt"), &english).unwrap();
+    fs::write(&own, german[german.find("Einzelne").unwrap()..].replace('\n', "\r\n")).unwrap();
+    let cache = dir.path().join("cache");
+    let warned = |report: &Path| {
+        let done = ba_infer(&[&scan(), &"--report", &report, &"--bundle", &bundle, &"--json", &"--cache", &cache]).ok();
+        done.json()["warnings"].as_array().unwrap().iter().any(|warning| warning["code"] == "report_language")
+    };
+    assert_eq!([warned(&english), warned(&english), warned(&own)], [true, true, false]);
+    fs::write(calibration.join("b.txt"), b"{\\rtf1\\ansi MTA 2\\par}").unwrap();
+    export().fails_with_one_line("calibration.input").naming(&["b.txt", "RTF"]);
 }

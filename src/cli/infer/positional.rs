@@ -27,10 +27,10 @@ pub(super) fn check(scans: &[impl AsRef<Path>], report: Option<&Path>) -> Result
     let scans: Vec<&Path> = scans.iter().map(AsRef::as_ref).collect();
     let (reports, images): (Vec<&Path>, Vec<&Path>) = scans.iter().partition(|path| is_report(path));
     let Some(first) = reports.first() else { return Ok(()) };
-    let shown = crate::cli::text::escaped(&first.display().to_string()).to_string();
+    let shown = crate::cli::text::escaped(&first.display().to_string());
     Err(match (reports.len(), images.as_slice(), report) {
         (1, [scan], None) => {
-            let scan = crate::cli::text::escaped(&scan.display().to_string()).to_string();
+            let scan = crate::cli::text::escaped(&scan.display().to_string());
             format!("`{shown}` is a report, not a scan: ba-infer {scan} --report {shown}")
         }
         (_, _, Some(_)) => format!("`{shown}` is a report, not a scan: there is one --report for one scan"),

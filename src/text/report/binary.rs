@@ -113,7 +113,11 @@ fn in_zip(bytes: &[u8]) -> Found {
 fn in_ole(bytes: &[u8]) -> Found {
     let utf16 = |name: &str| name.bytes().flat_map(|b| [b, 0]).collect::<Vec<u8>>();
     let word = find(bytes, &utf16("WordDocument")).is_some();
-    let what = if word { "an old Word document (.doc)" } else { "an old Office document (.doc, .xls, .msg)" };
+    let what = if word {
+        "an old Word document (.doc, OLE2)"
+    } else {
+        "an old Word, Excel or Outlook document (.doc, .xls, .msg; OLE2)"
+    };
     Found { what, remedy: AS_TEXT }
 }
 
