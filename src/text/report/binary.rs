@@ -31,7 +31,6 @@ const MAGIC: &[Row] = &[
     (0, b"\x1f\x9d", "a file compressed with compress(1)", UNPACK),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
     (0, b"Rar!\x1a\x07", "a RAR archive", UNPACK),
-    (257, b"ustar", "a tar archive", UNPACK),
     (0, b"\x89PNG\r\n", "a PNG image", IMAGE),
     (0, b"\xff\xd8\xff", "a JPEG image", IMAGE),
     (0, b"GIF87a", "a GIF image", IMAGE),
@@ -68,6 +67,10 @@ pub(super) fn recognize(bytes: &[u8]) -> Option<Found> {
     if bytes.starts_with(b"\x1f\x8b") {
         return Some(in_gzip(bytes));
     }
+    // A member's name is padded with NULs; words that end in `ustar` are Spanish.
+    if bytes.get(257..262) == Some(b"ustar") && head.contains(&0) {
+        return Some(Found { what: "a tar archive", remedy: UNPACK });
+    }
     // Two letters alone begin many a text: `BMI 24`.
     if bytes.starts_with(b"BM") && bytes.get(6..10) == Some(&[0; 4]) {
         return Some(Found { what: "a BMP image", remedy: IMAGE });
@@ -83,7 +86,7 @@ fn scan(bytes: &[u8]) -> Option<Found> {
     if is(348) || is(540) {
         return Some(NIFTI);
     }
-    if bytes.get(128..132) == Some(b"DICM") {
+    if bytes.get(128..132) == Some(b"DICM") && bytes.iter().take(256).any(|b| *b == 0) {
         return Some(DICOM);
     }
     // Version 1, then four dimensions of which none is negative, all big-endian.
@@ -157,6 +160,10 @@ mod tests {
         ];
         for text in texts {
             assert_eq!(recognize(text), None, "{}", text.escape_ascii());
+        }
+        for (at, word) in [(257, "ustar"), (128, "DICM")] {
+            assert_eq!(recognize(format!("{}{word} normal", "a".repeat(at)).as_bytes()), None);
+            assert!(recognize(format!("{}\0{word}\0", "a".repeat(at - 1)).as_bytes()).is_some(), "{word}");
         }
         // Every beginning of a text is one.
         (0..20).for_each(|n| assert_eq!(recognize(&b"Rare: no 7z. MM 12 mm"[..n]), None));
