@@ -71,7 +71,8 @@ pub fn list(data: &[u8]) {
     }
 }
 
-/// A report, as plain text and as HTML: a text with LF line ends and a letter, which is read again as it is, or a refusal.
+/// A report, as plain text and as HTML: a text with LF line ends and a letter, which is read again as it is, or a
+/// refusal.
 pub fn report(data: &[u8]) {
     for format in [ReportFormat::Text, ReportFormat::Html] {
         let Ok(text) = decode_report_as(data, format) else { continue };

@@ -100,8 +100,8 @@ pub struct TokenizerRecord {
     pub bos: u32,
     /// Maximum number of tokens of a report, BOS included.
     pub max_tokens: usize,
-    /// What the calibration reports are like, so that other reports can be warned of. The field is absent in bundles that
-    /// were exported without them.
+    /// What the calibration reports are like, so that other reports can be warned of. The field is absent in bundles
+    /// that were exported without them; here, since older programs skip what they do not know of this record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reports: Option<ReportProfile>,
 }

@@ -14,7 +14,8 @@ use crate::text::{ReportProfile, Tokenizer, read_report};
 /// The file's name in a bundle.
 const FILE: &str = "tokenizer.json";
 
-/// Writes the tokenizer into `folder` and lists it in `files`. The record has the profile of the reports in `calibration`.
+/// Writes the tokenizer into `folder` and lists it in `files`. The record has the profile of the reports in
+/// `calibration`.
 pub(super) fn install(
     loaded: &Loaded,
     calibration: Option<&Path>,

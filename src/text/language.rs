@@ -1,7 +1,7 @@
 //! Which language a report is in, as far as its characters and its commonest words say.
 //!
-//! Reports are short, telegraphic and full of names and Latin terms that all languages share, so nothing is guessed from
-//! letter statistics: a language is recognized by its script, or by function words (`der`, `avec`, `zonder`) and
+//! Reports are short, telegraphic and full of names and Latin terms that all languages share, so nothing is guessed
+//! from letter statistics: a language is recognized by its script, or by function words (`der`, `avec`, `zonder`) and
 //! everyday words of radiology (`links`, `gauche`) that the language compared with does not have. Where too few of them
 //! occur, nothing is said.
 
@@ -13,24 +13,18 @@ type Script = (&'static str, fn(char) -> bool);
 /// Japanese before Chinese, whose characters it has too.
 const SCRIPTS: &[Script] = &[
     ("Japanese", |c| matches!(c, '\u{3041}'..='\u{30ff}' | '\u{31f0}'..='\u{31ff}' | '\u{ff66}'..='\u{ff9d}')),
-    (
-        "Chinese",
-        |c| matches!(c, '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{323af}'),
-    ),
+    ("Chinese", |c| matches!(c, '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{20000}'..='\u{323af}')),
     ("Korean", |c| matches!(c, '\u{1100}'..='\u{11ff}' | '\u{3131}'..='\u{318e}' | '\u{ac00}'..='\u{d7a3}')),
     ("Cyrillic", |c| matches!(c, '\u{400}'..='\u{52f}')),
     ("Greek", |c| matches!(c, '\u{370}'..='\u{3ff}' | '\u{1f00}'..='\u{1fff}')),
-    (
-        "Arabic",
-        |c| matches!(c, '\u{620}'..='\u{6ff}' | '\u{750}'..='\u{77f}' | '\u{fb50}'..='\u{fdff}' | '\u{fe70}'..='\u{fefc}'),
-    ),
+    ("Arabic", |c| matches!(c, '\u{620}'..='\u{6ff}' | '\u{750}'..='\u{77f}' | '\u{fb50}'..='\u{fefc}')),
     ("Hebrew", |c| matches!(c, '\u{5d0}'..='\u{5f2}')),
     ("Devanagari", |c| matches!(c, '\u{900}'..='\u{97f}')),
     ("Thai", |c| matches!(c, '\u{e01}'..='\u{e5b}')),
 ];
 
-/// Languages in Latin letters: the commonest words of reports in them, in lower case and without diacritics. Words of one
-/// letter and abbreviations of radiology (`AD`, `et al`) are left out. English has the words that it shares as well, so
+/// Languages in Latin letters: the commonest words of reports in them, in lower case and without diacritics. Words of
+/// one letter and abbreviations of radiology (`AD`, `et al`) are left out. English has the words that it shares as well, so
 /// that they speak for none of the others.
 const LANGUAGES: &[(&str, &str)] = &[
     (

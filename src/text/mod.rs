@@ -1,8 +1,10 @@
 //! Clinical report → tokens.
 //!
-//! Layer 2. A report is data: bytes of bounded size that become a text with LF line ends or an error ([`read_report`]);
-//! nothing in it becomes a special token, and [`report_warnings`] tells what the model may not know. The tokenizer is Hugging Face's `tokenizer.json`, or a SentencePiece `tokenizer.model`, which [`Tokenizer::load`]
-//! turns into the former. BOS is put in front here, once, whatever the tokenizer's own template says.
+//! Layer 2. A report is data: bytes of bounded size that become a text with LF line ends or an error
+//! ([`read_report`]); nothing in it becomes a special token, and [`report_warnings`] tells what the model may not
+//! know. The tokenizer is Hugging Face's `tokenizer.json`, or a SentencePiece `tokenizer.model`, which
+//! [`Tokenizer::load`] turns into the former. BOS is put in front here, once, whatever the tokenizer's own template
+//! says.
 //!
 //! ```
 //! use brain_adapter::text::{Tokenizer, decode_report};
@@ -164,7 +166,7 @@ impl Tokenizer {
     }
 }
 
-/// The ids of unknown characters: the unknown token's, and those of bytes, without control characters' (line ends, tabs).
+/// The ids of unknown characters: the unknown token's, and those of bytes, without those of line ends and tabs.
 fn unknown_ids(tokenizer: &tokenizers::Tokenizer) -> Vec<u32> {
     let ModelWrapper::BPE(model) = tokenizer.get_model() else { return Vec::new() };
     let bytes = (0x20..=0xff_u8).filter(|_| model.byte_fallback).map(|byte| format!("<0x{byte:02X}>"));

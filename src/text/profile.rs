@@ -14,8 +14,8 @@ use crate::error::{Warning, WarningCode};
 /// Codes of the warnings about a report's content.
 pub const REPORT_WARNINGS: &[WarningCode] = &[WarningCode::REPORT_LANGUAGE, WarningCode::REPORT_UNKNOWN_TOKENS];
 
-/// Least share of unknown tokens that is warned of. English reports have none with LLaMA 2's tokenizer, Chinese ones up to
-/// a third: its 32,000 pieces have the commonest characters (`tests/infer/reports.rs`).
+/// Least share of unknown tokens that is warned of. English reports have none with LLaMA 2's tokenizer, Chinese ones up
+/// to a third: its 32,000 pieces have the commonest characters (`tests/infer/reports.rs`).
 const MAX_UNKNOWN: f64 = 0.25;
 
 /// Plain figures of the calibration reports.
@@ -80,8 +80,8 @@ fn unknown(tokens: &Tokens, profile: Option<&ReportProfile>) -> Option<Warning> 
     }
     let usual = profile.map_or_else(String::new, |_| format!("; of the calibration reports', {:.0} %", 100.0 * usual));
     let message = format!(
-        "{:.0} % of the report's tokens ({unknown} of {all}) are characters that the tokenizer has no pieces for{usual}: \
-         is it in the model's language?",
+        "{:.0} % of the report's tokens ({unknown} of {all}) are characters that the tokenizer has no pieces \
+         for{usual}: is it in the model's language?",
         100.0 * share(unknown, all)
     );
     Some(Warning::new(WarningCode::REPORT_UNKNOWN_TOKENS, message))

@@ -1,7 +1,7 @@
 //! Warnings of a report's language and of unknown tokens: false alarms and misses on composed reports.
 //!
-//! Reports are three to seven sentences of `tests/data/reports/LANGUAGE.txt` in random order; the calibration reports are
-//! the demo's, or two of them.
+//! Reports are three to seven sentences of `tests/data/reports/LANGUAGE.txt` in random order; the calibration reports
+//! are the demo's, or two of them.
 
 use std::collections::BTreeMap;
 use std::io::Read;

@@ -169,7 +169,8 @@ fn what_is_no_report_is_named() {
 fn html_is_converted_where_it_is_asked_for() {
     let html = |text: &str| decode_report_as(text.as_bytes(), ReportFormat::Html);
     let page = "<!DOCTYPE html><html><head><title>RIS</title><style>p{margin:0}</style></head><body>\r\n\
-                <p>MRI brain.&nbsp;MMSE &lt; 25/30.</p><p>Mild <b>widening</b> of the\r\nsulci.<br/>MTA&#160;1.</p></body></html>";
+                <p>MRI brain.&nbsp;MMSE &lt; 25/30.</p>\
+                <p>Mild <b>widening</b> of the\r\nsulci.<br/>MTA&#160;1.</p></body></html>";
     assert_eq!(html(page).unwrap(), "MRI brain.\u{a0}MMSE < 25/30.\n\nMild widening of the sulci.\nMTA\u{a0}1.");
     // What the converter leaves is not given to the model.
     assert_eq!(html("<pre><div>MTA 1</div></pre>").unwrap_err().code(), Code::REPORT_FORMAT);

@@ -33,7 +33,7 @@ pub(super) fn check(scans: &[impl AsRef<Path>], report: Option<&Path>) -> Result
             let scan = crate::cli::text::escaped(&scan.display().to_string());
             format!("`{shown}` is a report, not a scan: ba-infer {scan} --report {shown}")
         }
-        (_, _, Some(_)) => format!("`{shown}` is a report, not a scan, and there is a --report already: were they swapped?"),
+        (_, _, Some(_)) => format!("`{shown}` is a report, not a scan; was it swapped with that of --report?"),
         (1, [], None) => format!("`{shown}` is a report, and there is no scan: ba-infer SCAN --report {shown}"),
         _ => format!("`{shown}` is a report, not a scan: for several scans with their reports, use --list FILE.csv"),
     })

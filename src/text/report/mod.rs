@@ -9,8 +9,8 @@
 //!    `report.encoding`; an encoding is never guessed where another reading of the bytes makes sense.
 //! 3. *Normalization* (`normalize`): CR LF, CR and NEL become LF; marks and zero-width characters without a meaning
 //!    go. All else is as it is: composed and decomposed letters, spaces, emoji.
-//! 4. *Markup* (`markup`): RTF, HTML, XML, HL7, JSON are named too, for control words would be read as findings. HTML is
-//!    converted (`html`) where [`ReportFormat`] asks for it.
+//! 4. *Markup* (`markup`): RTF, HTML, XML, HL7, JSON are named too, for control words would be read as findings.
+//!    HTML is converted (`html`) where [`ReportFormat`] asks for it.
 //! 5. What is left must be a text: placeholders for a missing report (`nan`, `n/a`, `-`) are `report.empty`.
 //!
 //! Whether a text is what the model knows is not decided here: [`super::ReportProfile`] warns.

@@ -87,8 +87,8 @@ pub(super) fn check_text(text: &str) -> Result<()> {
 
 /// Characters without a glyph: joiners, directions, soft hyphens, variation selectors.
 fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}')
-        || c.is_control()
+    let formats = matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+    formats || matches!(c, '\u{ad}' | '\u{fe00}'..='\u{fe0f}') || c.is_control()
 }
 
 fn is_placeholder(text: &str) -> bool {
