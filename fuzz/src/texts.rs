@@ -4,7 +4,7 @@ use std::path::Path;
 
 use brain_adapter::cohort::{assign_splits, parse_labelled, parse_list};
 use brain_adapter::config::{Config, LlamaConfig};
-use brain_adapter::text::Tokenizer;
+use brain_adapter::text::{ReportFormat, ReportProfile, Tokenizer, Tokens, decode_report_as, report_warnings};
 use brain_adapter::train::artifacts::{FORMAT, Manifest};
 
 const REPORT: &str = "Memory complaints: <s> 2 years, MMSE 24/30.\r\n\t  aaaa \u{2581}é日\u{fdfa}e\u{301}İ don't";
@@ -68,5 +68,19 @@ pub fn list(data: &[u8]) {
     let mut splits = std::collections::BTreeMap::new();
     for case in &cases {
         assert!(case.split.is_some() && *splits.entry(&case.subject).or_insert(case.split) == case.split);
+    }
+}
+
+/// A report, as plain text and as HTML: a text with LF line ends and a letter, which is read again as it is, or a
+/// refusal.
+pub fn report(data: &[u8]) {
+    for format in [ReportFormat::Text, ReportFormat::Html] {
+        let Ok(text) = decode_report_as(data, format) else { continue };
+        assert!(!text.contains(['\r', '\0', '\u{feff}', '\u{85}']) && text.chars().any(char::is_alphabetic));
+        assert!(format == ReportFormat::Html || decode_report_as(text.as_bytes(), format).ok() == Some(text.clone()));
+        let tokens = Tokens { ids: vec![1, 5], lost: 0, unknown: 0 };
+        if let Some(profile) = ReportProfile::of(&[(text.clone(), tokens.clone())]) {
+            assert!(report_warnings(&text, &tokens, Some(&profile)).is_empty());
+        }
     }
 }

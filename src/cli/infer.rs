@@ -1,6 +1,7 @@
 //! `ba-infer`: scans and reports to labels.
 
 mod list;
+mod positional;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use crate::infer::results::error_json;
 use crate::infer::{EncodedReport, Expected, Mode, Options, PendingScan, Prediction, Predictor, read_ahead};
 use crate::runtime::Device;
 use crate::tensor::{LazyTensor, Tensor};
-use crate::text::read_report;
+use crate::text::{ReportFormat, read_report_argument};
 use crate::volume;
 
 const EXAMPLES: &str = "\
@@ -40,9 +41,15 @@ struct Args {
     /// Scans: NIfTI-1 or NIfTI-2 (.nii, .nii.gz or .hdr with its .img), or MGH (.mgz, .mgh)
     #[arg(value_name = "SCAN")]
     scans: Vec<PathBuf>,
-    /// The clinical report's text (UTF-8), for all scans; - reads standard input
+    /// The scan's clinical report: plain text (UTF-8 or UTF-16); - reads standard input
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Use the one report for all scans
+    #[arg(long, requires = "report")]
+    same_report: bool,
+    /// Format of the reports, also of a list's: text or html (converted to plain text)
+    #[arg(long, default_value = "text", value_name = "FORMAT", hide_default_value = true)]
+    report_format: ReportFormat,
     /// Bundle made by ba-export
     #[arg(long, default_value = "onnx", value_name = "DIR")]
     bundle: PathBuf,
@@ -133,13 +140,21 @@ pub fn main() -> ExitCode {
     finish(outcome, args.common.json)
 }
 
-/// Combinations that clap cannot express.
-fn conflicts(args: &Args) -> std::result::Result<(), &'static str> {
-    let saves = args.save_tensors.is_some() || args.save_conformed.is_some() || args.save_preview.is_some();
-    match saves && args.scans.len() > 1 {
-        true => Err("--save-tensors, --save-conformed and --save-preview need a single scan"),
-        false => Ok(()),
+/// What clap cannot express.
+fn conflicts(args: &Args) -> std::result::Result<(), String> {
+    positional::check(&args.scans, args.report.as_deref())?;
+    if args.scans.len() < 2 {
+        return Ok(());
     }
+    if args.save_tensors.is_some() || args.save_conformed.is_some() || args.save_preview.is_some() {
+        return Err("--save-tensors, --save-conformed and --save-preview need a single scan".into());
+    }
+    if args.report.is_some() && !args.same_report {
+        return Err("--report is one patient's, and there are several scans: name each scan's report in a list \
+                    (--list), or add --same-report if it belongs to all of them"
+            .into());
+    }
+    Ok(())
 }
 
 /// Outputs are renamed into place: this must not overwrite an input, nor anything but files of ours.
@@ -193,7 +208,7 @@ fn open(args: &Args, expected: Expected, report: Option<&str>) -> Result<Predict
 
 fn run_scans(args: &Args) -> Result<()> {
     // Cheap checks first: an unreadable report or scan should fail before the language model runs.
-    let report = args.report.as_deref().map(read_report).transpose()?;
+    let report = args.report.as_deref().map(|path| read_report_argument(path, args.report_format)).transpose()?;
     let several = args.scans.len() > 1;
     let expected = Expected { scans: args.scans.len(), reports: usize::from(report.is_some()) };
     let predictor = open(args, expected, report.as_deref())?;

@@ -70,6 +70,8 @@ warning_codes! {
     TEMPERATURE_LEFT = "temperature_left", "a fitted temperature is not used, for it is not surely better on held-out rows; the old one stays";
     MEMORY_EXCEEDED = "memory_exceeded", "the process took more memory than `--max-memory` allows; the message has both numbers";
     RUNTIME_UNPINNED = "runtime_unpinned", "the ONNX Runtime library is not a published build of the pinned version; the message names it";
+    REPORT_LANGUAGE = "report_language", "the report is in another language than the model's calibration reports; the message has the share that says so";
+    REPORT_UNKNOWN_TOKENS = "report_unknown_tokens", "much of the report is characters that the tokenizer does not know; the message has the share";
     REPORT_TRUNCATED = "report_truncated", "the report has more tokens than the model reads; the message counts those that were cut";
 }
 

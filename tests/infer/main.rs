@@ -7,6 +7,8 @@ mod cohort;
 mod fixtures;
 mod memory;
 mod outputs;
+mod report_language;
+mod reports;
 mod results;
 mod temperature;
 mod tokenizer;

@@ -10,7 +10,7 @@ use crate::cohort::{self, Row};
 use crate::error::{Code, Error, Result};
 use crate::infer::results::{self, AnswerContext, Claim, CurrentKeys, Results};
 use crate::infer::{Expected, PendingScan, Prediction, Predictor, ScanReader, read_ahead};
-use crate::text::read_report;
+use crate::text::read_report_as;
 
 /// Runs the list.
 pub(super) fn run(args: &Args, list: &Path) -> Result<()> {
@@ -23,7 +23,7 @@ pub(super) fn run(args: &Args, list: &Path) -> Result<()> {
     let predictor = open(args, Expected { scans: rows.len(), reports: reports.len() }, None)?;
     let context = predictor.answer_context();
     let reader = if claim.is_some() { predictor.reader().identifying() } else { predictor.reader() };
-    let mut keys = CurrentKeys::new(&reader, &context);
+    let mut keys = CurrentKeys::new(&reader, &context, args.report_format);
     let bundle = &predictor.bundle().sha256;
     let results = claim.map(|claim| claim.open(list, bundle, &rows, &mut |row| keys.of(row))).transpose()?;
     let mut run = Run { args, predictor: &predictor, context, rows: &rows, results };
@@ -85,7 +85,7 @@ impl Run<'_> {
         };
         let (mut prediction, report) = match row.report_path() {
             Some(path) => {
-                let report = read_report(&path)?;
+                let report = read_report_as(&path, self.args.report_format)?;
                 (self.predictor.predict_with_report(&report, &mut None, scan)?, Some(report))
             }
             None => {

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::cohort::Row;
 use crate::infer::scan::ScanReader;
 use crate::tensor::hex;
-use crate::text::read_report;
+use crate::text::{ReportFormat, read_report_as};
 
 /// Goes into every key: another meaning of the lines needs another.
 const FORMAT: &str = "brain-adapter answer 1";
@@ -45,18 +45,19 @@ impl AnswerContext {
 pub struct CurrentKeys<'a> {
     reader: &'a ScanReader,
     context: &'a AnswerContext,
+    format: ReportFormat,
     scans: HashMap<PathBuf, Option<String>>,
 }
 
 impl<'a> CurrentKeys<'a> {
-    /// Keys in `context` of scans as `reader` reads them.
-    pub fn new(reader: &'a ScanReader, context: &'a AnswerContext) -> Self {
-        Self { reader, context, scans: HashMap::new() }
+    /// Keys in `context` of scans as `reader` reads them, and of reports in this format.
+    pub fn new(reader: &'a ScanReader, context: &'a AnswerContext, format: ReportFormat) -> Self {
+        Self { reader, context, format, scans: HashMap::new() }
     }
 
     /// The key of a row; none where a file cannot be read.
     pub fn of(&mut self, row: &Row) -> Option<String> {
-        let report = row.report_path().map(|path| read_report(&path)).transpose().ok()?;
+        let report = row.report_path().map(|path| read_report_as(&path, self.format)).transpose().ok()?;
         let reader = self.reader;
         let scan = self.scans.entry(row.scan_path()).or_insert_with_key(|path| reader.sha256_of(path).ok());
         Some(self.context.key(scan.as_deref()?, report.as_deref()))
