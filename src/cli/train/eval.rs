@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot create the folder", e))?;
         let names = [RELIABILITY, CONFUSION].into_iter().chain(args.embedding.then_some(EMBEDDING));
         let files: Vec<PathBuf> = names.map(|name| folder.join(name)).collect();
-        let files: Vec<(&Path, Kind)> = files.iter().map(|path| (path.as_path(), Kind::Plot)).collect();
+        let files: Vec<(&Path, Kind<'_>)> = files.iter().map(|path| (path.as_path(), Kind::Plot)).collect();
         outputs::check(&files, &[&args.data], args.force)?;
     }
     let plan = Plan {

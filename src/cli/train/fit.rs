@@ -9,6 +9,7 @@ use crate::bundle::INTENDED_USE;
 use crate::cli::Common;
 use crate::cli::progress::Bar;
 use crate::cli::text::{count, provider, quoted, shown, table};
+use crate::cohort::explain;
 use crate::config::AdamW;
 use crate::error::Result;
 use crate::model::Mode;
@@ -119,7 +120,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
     let outcome = fit::run(&plan, &mut bar);
     let warnings = bar.finish();
     common.note_log();
-    let summary = outcome?;
+    let summary = outcome.map_err(explain)?;
     common.print_result(&summary, &warnings, || render(&summary, args))
 }
 

@@ -33,7 +33,7 @@ pub use splits::{EvalSplit, EvaluatedRows};
 pub use temperatures::{Decided, Fitted};
 
 use crate::bundle::{Bundle, Temperature};
-use crate::cohort::read_labelled;
+use crate::cohort::{read_labelled, subject_warnings};
 use crate::error::{Code, Error, Result};
 use crate::infer::{BundleIdentity, Options};
 use crate::metrics::{Confusion, LabelledPrediction, Layout, Reliability, Scores, tsne};
@@ -137,6 +137,7 @@ pub struct Embedding {
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Evaluation> {
     let labels = Bundle::open_quickly(&plan.bundle)?.manifest.labels;
     let mut cases = read_labelled(&plan.data, &labels)?;
+    subject_warnings(&cases).iter().for_each(|warning| progress.warn(warning));
     if plan.image_only {
         cases.iter_mut().for_each(|case| case.report = None);
     }

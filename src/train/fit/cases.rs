@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::Plan;
-use crate::cohort::{Case, Split, assign_splits, read_labelled};
+use crate::cohort::{Case, Split, assign_splits, read_labelled, subject_warnings};
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::model::Mode;
@@ -51,6 +51,9 @@ impl Cases {
                 case.report.as_ref().map(listed),
             );
             hash.update(format!("{line:?}\n").as_bytes());
+            if let Some(volume) = case.volume {
+                hash.update(format!("volume {volume}\n").as_bytes());
+            }
         }
         hex(&hash.finalize())
     }
@@ -60,6 +63,7 @@ impl Cases {
 pub(super) fn read(plan: &Plan, config: &Config, mode: Mode, progress: &mut dyn Progress) -> Result<Cases> {
     let fail = |message: String| Err(Error::new(Code::TRAINING_DATA, message).at(&plan.data));
     let mut all = read_labelled(&plan.data, &config.labels.0)?;
+    subject_warnings(&all).iter().for_each(|warning| progress.warn(warning));
     let unassigned = all.iter().filter(|c| c.split.is_none()).count();
     if unassigned > 0 {
         assign_splits(&mut all, FRACTIONS, plan.seed)?;
