@@ -4,6 +4,8 @@
 //! (spaces, a byte order mark) and empty cells do not matter, and `participant id` or `Participant-ID` is
 //! `participant_id`; a name as it is documented comes before such a variant of it.
 
+use std::collections::HashMap;
+
 use csv::StringRecord;
 
 use super::cells::{brief, is_space};
@@ -63,15 +65,16 @@ impl Header {
     /// 1, and a second `age` is `age_2`. The flag is whether the column has a name of its own.
     pub fn others(&self, used: &[Option<usize>]) -> Vec<(usize, String, bool)> {
         let mut found: Vec<(usize, String, bool)> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen: HashMap<String, usize> = HashMap::new();
         for (i, name) in self.names.iter().enumerate().filter(|(i, _)| !used.contains(&Some(*i))) {
             let own = if name.is_empty() { format!("column_{}", i + 1) } else { name.clone() };
             let mut unique = own.clone();
-            let mut number = 2;
-            while !seen.insert(unique.clone()) {
+            while seen.contains_key(&unique) {
+                let number = seen.entry(own.clone()).or_insert(1);
+                *number += 1;
                 unique = format!("{own}_{number}");
-                number += 1;
             }
+            seen.insert(unique.clone(), 1);
             found.push((i, unique, !name.is_empty()));
         }
         found

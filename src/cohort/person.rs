@@ -42,10 +42,16 @@ const SESSIONS: [&str; 4] = ["session", "ses", "visit", "timepoint"];
 /// BIDS entities that follow the person.
 const ENTITIES: [&str; 7] = ["run", "acq", "task", "rec", "dir", "space", "desc"];
 
+/// Longest name that is taken apart, in bytes: no study's is longer, and a list may hold cells of megabytes.
+const MAX_NAME: usize = 256;
+
 /// The person that a cell names.
 pub(super) fn of_cell(cell: &str) -> Person {
     if let Some(person) = of_study(cell) {
         return person;
+    }
+    if cell.len() > MAX_NAME {
+        return Person { key: cell.to_lowercase(), id: cell.to_owned() };
     }
     let (mut id, mut rest) = (cell, without_session(without_prefix(cell)));
     // What is left may have a prefix again: a name and its own `id` are to have one key.
@@ -79,6 +85,9 @@ pub(super) fn bids_entity(scan: &str) -> Option<&str> {
 
 /// A name of a known study, anywhere in `name`.
 fn of_study(name: &str) -> Option<Person> {
+    if name.len() > MAX_NAME {
+        return None;
+    }
     let lower = name.to_ascii_lowercase();
     let found = adni(&lower).or_else(|| oasis(&lower)).or_else(|| loni(&lower)).or_else(|| prefixed(&lower));
     let (key, at, length) = found.or_else(|| biobank(&lower))?;

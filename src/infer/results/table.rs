@@ -1,7 +1,7 @@
 //! Results as CSV: `scan, report, label`, a probability a class, `similarity`, `warnings`, `error`, and then the other
 //! columns of the list, in its order, and of other lists. One that has a name of ours has `list_` before it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -37,10 +37,13 @@ impl Results {
         let of_others =
             |line: &Line| is_others(line, &self.list) || (line.list.is_none() && !own.contains(&line.names()));
         let mut columns: Vec<String> = rows.first().into_iter().flat_map(Row::others).map(|(n, _)| n.into()).collect();
+        let mut known: HashSet<String> = columns.iter().cloned().collect();
         let mut lines = Lines::open(&self.path)?;
         while let Some(Found { line, .. }) = lines.next()? {
-            let new = line.columns.keys().filter(|name| of_others(&line) && !columns.contains(name)).cloned();
-            columns.extend(new.collect::<Vec<_>>());
+            if of_others(&line) {
+                columns
+                    .extend(line.columns.into_iter().map(|(name, _)| name).filter(|name| known.insert(name.clone())));
+            }
         }
         let mut table = Table { out: csv::Writer::from_writer(pending.file()), path, labels, columns: &columns };
         table.header()?;
@@ -48,14 +51,14 @@ impl Results {
         while let Some(Found { line, bytes, .. }) = lines.next()? {
             if of_others(&line) {
                 let folder = line.list.as_deref().and_then(|list| Path::new(list).parent());
-                table.row(bytes, folder)?;
+                table.row(bytes, folder, None)?;
             }
         }
         let places = self.own_lines(rows)?;
         for row in rows {
             let Some(place) = places.get(&row.names()) else { continue };
             if let Some(Found { bytes, .. }) = lines.at(*place)? {
-                table.row(bytes, None)?;
+                table.row(bytes, None, Some(row))?;
             }
         }
         table.finish()?;
@@ -76,9 +79,10 @@ impl<W: Write> Table<'_, W> {
         let classes = self.labels.iter().map(|label| format!("{CLASS}{label}"));
         let mut names: Vec<String> =
             BEFORE.map(str::to_owned).into_iter().chain(classes).chain(AFTER.map(str::to_owned)).collect();
+        let mut taken: HashSet<String> = names.iter().cloned().collect();
         for column in self.columns {
             let mut name = column.clone();
-            while names.contains(&name) || (name == *column && name.starts_with(CLASS)) {
+            while name.starts_with(CLASS) || !taken.insert(name.clone()) {
                 name.insert_str(0, LIST);
             }
             names.push(inert(name));
@@ -86,13 +90,21 @@ impl<W: Write> Table<'_, W> {
         self.out.write_record(names).map_err(|e| failed(self.path, e))
     }
 
-    /// A line of results as a row; its names are relative to `folder`, where that is not the list's own.
-    fn row(&mut self, line: &[u8], folder: Option<&Path>) -> Result<()> {
+    /// A line of results as a row; its names are relative to `folder`, where that is not the list's own, and the other
+    /// columns are those that `of` has, else those of the line.
+    fn row(&mut self, line: &[u8], folder: Option<&Path>, of: Option<&Row>) -> Result<()> {
         let value: Value = serde_json::from_slice(line)
             .map_err(|e| Error::internal(format!("a line of results was read before, and now: {e}")))?;
         let mut record = record(&value, folder, self.labels);
-        let cell = |name: &String| value["columns"][name.as_str()].as_str().map_or_else(String::new, str::to_owned);
-        record.extend(self.columns.iter().map(cell).map(|cell| if is_number(&cell) { cell } else { inert(cell) }));
+        let now: HashMap<&str, &str> = of.into_iter().flat_map(Row::others).collect();
+        record.extend(self.columns.iter().map(|name| {
+            let cell = match of {
+                Some(_) => now.get(name.as_str()).copied(),
+                None => value["columns"][name.as_str()].as_str(),
+            };
+            let cell = cell.unwrap_or_default().to_owned();
+            if is_number(&cell) { cell } else { inert(cell) }
+        }));
         self.out.write_record(record).map_err(|e| failed(self.path, e))
     }
 

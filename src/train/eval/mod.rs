@@ -137,7 +137,6 @@ pub struct Embedding {
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Evaluation> {
     let labels = Bundle::open_quickly(&plan.bundle)?.manifest.labels;
     let mut cases = read_labelled(&plan.data, &labels)?;
-    subject_warnings(&cases).iter().for_each(|warning| progress.warn(warning));
     if plan.image_only {
         cases.iter_mut().for_each(|case| case.report = None);
     }
@@ -145,6 +144,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Evaluation> {
     if plan.fit_temperature {
         temperatures::check(&cases, labels.len()).map_err(|e| e.at(&plan.data))?;
     }
+    subject_warnings(&cases).iter().for_each(|warning| progress.warn(warning));
     let predictions = rows::predict(plan, &selection.needed(&cases), &labels, progress)?;
     let (evaluated, held_out): (Vec<_>, Vec<_>) =
         predictions.rows.into_iter().partition(|row| selection.evaluates(row.split));
