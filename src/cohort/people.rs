@@ -135,10 +135,19 @@ pub(super) fn subjects(rows: &[Row]) -> Vec<String> {
         names.insert(&row.name);
         ids.insert(row.person.as_ref().map_or(&row.listed, |person| &person.id));
     }
-    let name = |row: &Row| {
-        let (names, ids) = people.get(&row.who())?;
+    let name = |who: &(bool, &str)| {
+        let (names, ids) = people.get(who)?;
         let one = names.len() == 1;
         (if one { names } else { ids }).first().map(|name| (*name).to_owned())
     };
-    rows.iter().map(|row| name(row).unwrap_or_else(|| row.name.clone())).collect()
+    let named: BTreeSet<String> = people.keys().filter(|(named, _)| *named).filter_map(name).collect();
+    let of = |row: &Row| {
+        let mut name = name(&row.who()).unwrap_or_else(|| row.name.clone());
+        // A scan of nobody is not the person who is called as its file.
+        while row.person.is_none() && named.contains(&name) {
+            name.insert_str(0, "./");
+        }
+        name
+    };
+    rows.iter().map(of).collect()
 }

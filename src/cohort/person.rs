@@ -47,18 +47,21 @@ const MAX_NAME: usize = 256;
 
 /// The person that a cell names.
 pub(super) fn of_cell(cell: &str) -> Person {
-    if let Some(person) = of_study(cell) {
-        return person;
-    }
     if cell.len() > MAX_NAME {
         return Person { key: cell.to_lowercase(), id: cell.to_owned() };
     }
-    let (mut id, mut rest) = (cell, without_session(without_prefix(cell)));
+    let mut id = cell;
     // What is left may have a prefix again: a name and its own `id` are to have one key.
-    while rest.len() < id.len() && !rest.is_empty() {
-        (id, rest) = (rest, without_session(without_prefix(rest)));
+    loop {
+        if let Some(person) = of_study(id) {
+            return person;
+        }
+        let rest = without_session(without_prefix(id));
+        if rest.len() == id.len() || rest.is_empty() {
+            return Person { key: generic_key(id), id: id.to_owned() };
+        }
+        id = rest;
     }
-    Person { key: generic_key(id), id: id.to_owned() }
 }
 
 /// The person that a scan's path names: by `sub-…` or by a known study, of the file before its folders.
@@ -145,7 +148,7 @@ fn oasis(name: &str) -> Option<Found> {
 fn loni(name: &str) -> Option<Found> {
     let at = LONI_KINDS.iter().filter_map(|kind| name.find(kind)).min()?;
     let (person, rest) = name.split_at(at);
-    let person = without_session(person);
+    let person = without_session(without_prefix(person));
     let (project, subject) = person.split_once('_')?;
     let numbered = |part: &str, letter: char| {
         part.strip_prefix(letter).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
@@ -153,7 +156,8 @@ fn loni(name: &str) -> Option<Found> {
     let parts: Vec<&str> = rest.split(['_', '.']).collect();
     let archive = parts.windows(2).any(|pair| numbered(pair[0], 's') && numbered(pair[1], 'i'));
     let known = PROJECTS.contains(&project) || archive;
-    (known && !project.is_empty() && !subject.is_empty()).then(|| (generic_key(person), 0, person.len()))
+    let begins = name.find(person)?;
+    (known && !project.is_empty() && !subject.is_empty()).then(|| (generic_key(person), begins, person.len()))
 }
 
 /// A prefix and as many digits as the study has.
