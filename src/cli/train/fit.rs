@@ -19,7 +19,7 @@ use crate::train::fit::{self, Balance, Plan, Schedule, Summary};
 /// Flags of `ba-train fit`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Cohort: CSV with columns scan, report, label and optionally split; paths relative to it
+    /// Cohort: table with columns scan, report, label and optionally split, subject and volume; paths relative to it
     #[arg(long, value_name = "FILE.csv")]
     data: PathBuf,
     /// Training artifacts made by ba-train prepare
