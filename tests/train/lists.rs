@@ -20,8 +20,10 @@ fn with_subjects(study: &Study, column: &str, subject: impl Fn(usize) -> String)
     fs::write(&study.data, format!("scan,report,label,split,{column}\n{}", rows.collect::<String>())).unwrap();
 }
 
+/// The codes of warnings about people.
 fn codes(warnings: &Value) -> Vec<&str> {
-    warnings.as_array().unwrap().iter().map(|w| w["code"].as_str().unwrap()).collect()
+    let all = warnings.as_array().unwrap().iter().map(|w| w["code"].as_str().unwrap());
+    all.filter(|code| code.starts_with("subject_")).collect()
 }
 
 #[test]
@@ -78,7 +80,7 @@ fn what_is_known_of_people_is_said() {
     fs::write(&study.data, text).unwrap();
     let done = study.fit("made", &["--epochs", "1", "--frozen-adapter", "--json"]);
     if done.code == Some(0) {
-        assert_eq!(codes(&done.json()["warnings"])[..2], ["split_made", "subject_alike"]);
+        assert_eq!(codes(&done.json()["warnings"]), ["subject_alike"]);
     } else {
         done.fails("training.data");
     }
