@@ -2,8 +2,8 @@
 //!
 //! A table with a header ([`super::csv`]): `scan` and `label`; optionally `report` (empty or `n/a`: the scan alone),
 //! `split` (`train`, `validation` or `val`, `test`; empty or `n/a`: unassigned), `volume` (of a 4-D scan, from 0),
-//! `series` (of DICOM; must be empty so far), and `subject` or `participant_id`. Other columns are ignored, the order is
-//! free. Paths are relative to the list.
+//! `series` (of DICOM; must be empty so far), and `subject` or `participant_id`. Other columns are ignored, the order
+//! is free. Paths are relative to the list.
 //!
 //! **A bad row refuses the list**, unlike in lists for prediction: a row that is left out changes what is learned and
 //! measured, and the numbers would not say so. The error names all bad rows at once.
@@ -11,8 +11,8 @@
 //! **One person, one split.** Two scans of a person resemble each other more than two people of a class do. A model
 //! that meets in validation or test a person it was trained on seems better than it is, and that harms the patients it
 //! is later used on. So rows of one subject never part: a list that puts a subject, or a scan, into two splits is
-//! refused; a row without a split gets the split of its subject; and [`assign_splits`](super::assign_splits) moves whole
-//! subjects. The subject of a row is the cell of its column, else the BIDS entity `sub-…` in the scan's path, else the
+//! refused; a row without a split gets the split of its subject; and [`assign_splits`](super::assign_splits) moves
+//! whole subjects. The subject of a row is the cell of its column, else the BIDS entity `sub-…` in the scan's path, else the
 //! person that a known study's file name has, else the scan itself. All spellings of a person are one
 //! ([`super::person`]); [`subject_warnings`](super::subject_warnings) says which were, and how many scans name nobody.
 
@@ -146,8 +146,8 @@ impl Columns {
         let named = cell(self.subject);
         if let Some(name) = named.filter(|name| is_placeholder(name)) {
             return Err(format!(
-                "the subject is `{name}`, which like n/a names nobody: give the person, or leave the cell empty if the \
-                 scan's name has it"
+                "the subject is `{name}`, but n/a and the like name nobody: give the person, or leave the cell empty if \
+                 the scan's name has it"
             ));
         }
         let bare = |name: &str| name.strip_prefix("sub-").filter(|n| !n.is_empty()).unwrap_or(name).to_owned();

@@ -5,8 +5,8 @@
 //!
 //! **Cells.** Case, leading zeros, `.0` and what separates the parts do not tell people apart, for spreadsheets,
 //! pandas and hands change them: `sub-007`, `007`, `7`, `7.0`; `ADNI_007` and `adni-7`. A session or visit after the
-//! person does not either (`_ses-M12`, BIDS; `.long.…`, FreeSurfer's longitudinal stream). What is left becomes parts of
-//! letters or digits, so that `1-11` and `11-1` differ, and `S1` and `S10`. Zeros before digits that a letter follows
+//! person does not either (`_ses-M12`, BIDS; `.long.…`, FreeSurfer's longitudinal stream). What is left becomes parts
+//! of letters or digits, so that `1-11` and `11-1` differ, and `S1` and `S10`. Zeros before digits that a letter follows
 //! stay (`a01b`): that is how hashes look, not numbers.
 //!
 //! **Paths.** The BIDS entity `sub-…`, else a name of a known study; a path with neither names nobody.
@@ -19,8 +19,8 @@
 //! | IXI, NACC, MIRIAD, HCP-Aging and -Development | `IXI002-Guys-0828`, `NACC123456`, `miriad_188_AD_M_01` | prefix and number |
 //! | UK Biobank | `1234567_20252_2_0` | participant |
 //!
-//! Sources: the BIDS specification (entities); the archive manuals of LONI (file names of downloads) and of the studies;
-//! Clinica's converters to BIDS (`sub-ADNI…`, `sub-OASIS1…`, `sub-AIBL…`).
+//! Sources: the BIDS specification (entities); the archive manuals of LONI (file names of downloads) and of the
+//! studies; Clinica's converters to BIDS (`sub-ADNI…`, `sub-OASIS1…`, `sub-AIBL…`).
 
 /// A person as a list or a file's name has it.
 #[derive(Clone, Debug, PartialEq, Eq)]

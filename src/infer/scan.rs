@@ -150,7 +150,8 @@ fn identities(files: &[PathBuf]) -> Result<Vec<Identity>> {
 }
 
 /// Reads the scans at `paths`, each with its volume if it names one ([`ScanReader::of_volume`]), one after the other on
-/// another thread and hands each to `each` on this one. Reading stays one scan ahead. Without `in_background` each is read when it is its turn, on this thread.
+/// another thread and hands each to `each` on this one. Reading stays one scan ahead. Without `in_background` each is
+/// read when it is its turn, on this thread.
 ///
 /// # Errors
 /// The first of `each`; what reading fails with is handed to it. `threads.unavailable`.

@@ -23,7 +23,8 @@ const EMBEDDING: &str = "embedding.svg";
 /// Flags of `ba-train eval`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Cohort: table with columns scan and label, and optionally report, split, subject and volume; paths relative to it
+    /// Cohort: table with columns scan and label, and optionally report, split, subject and volume; paths relative
+    /// to it
     #[arg(long, value_name = "FILE.csv")]
     data: PathBuf,
     /// Bundle to evaluate

@@ -149,8 +149,8 @@ fn is_number(cell: &str) -> bool {
 }
 
 /// Whether a file begins as a table of [`Results::write_csv`], of whatever classes, and its further columns are such as
-/// it would have: of `columns`, those of a list, or of the lines next to it. A table to which somebody added a column of
-/// notes is theirs.
+/// it would have: of `columns`, those of a list, or of the lines next to it. A table to which somebody added a column
+/// of notes is theirs.
 ///
 /// # Errors
 /// `io`.
