@@ -12,8 +12,8 @@
 //! that meets in validation or test a person it was trained on seems better than it is, and that harms the patients it
 //! is later used on. So rows of one subject never part: a list that puts a subject, or a scan, into two splits is
 //! refused; a row without a split gets the split of its subject; and [`assign_splits`](super::assign_splits) moves
-//! whole subjects. The subject of a row is the cell of its column, else the BIDS entity `sub-…` in the scan's path, else the
-//! person that a known study's file name has, else the scan itself. All spellings of a person are one
+//! whole subjects. The subject of a row is the cell of its column, else the BIDS entity `sub-…` in the scan's path,
+//! else the person that a known study's file name has, else the scan itself. All spellings of a person are one
 //! ([`super::person`]); [`subject_warnings`](super::subject_warnings) says which were, and how many scans name nobody.
 
 use std::path::{Component, Path, PathBuf};

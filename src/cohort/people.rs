@@ -30,9 +30,15 @@ pub(super) struct Row {
     pub split: Option<Split>,
 }
 
+/// What tells people apart, and whether it is a name: else it is the scan.
+type Who<'a> = (bool, &'a str);
+
+/// What rows call a person, and the same without sessions.
+type Spellings<'a> = (BTreeSet<&'a str>, BTreeSet<&'a str>);
+
 impl Row {
     /// What tells people apart: the person's key, else the scan.
-    fn who(&self) -> (bool, &str) {
+    fn who(&self) -> Who<'_> {
         self.person.as_ref().map_or((false, self.listed.as_str()), |person| (true, person.key.as_str()))
     }
 }
@@ -85,7 +91,7 @@ pub(super) fn of_one_scan(rows: &mut [Row]) -> Result<(), String> {
 
 /// Gives rows of one person its split; two splits are refused.
 pub(super) fn one_split_each(rows: &mut [Row]) -> Result<(), String> {
-    let mut known: BTreeMap<(bool, &str), &Row> = BTreeMap::new();
+    let mut known: BTreeMap<Who<'_>, &Row> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.split.is_some()) {
         let first = *known.entry(row.who()).or_insert(row);
         if first.split != row.split {
@@ -129,13 +135,13 @@ fn two_splits(row: &Row, first: &Row) -> String {
 
 /// The subject of each row: as all rows spell the person, else the first of the spellings without session.
 pub(super) fn subjects(rows: &[Row]) -> Vec<String> {
-    let mut people: BTreeMap<(bool, &str), (BTreeSet<&str>, BTreeSet<&str>)> = BTreeMap::new();
+    let mut people: BTreeMap<Who<'_>, Spellings<'_>> = BTreeMap::new();
     for row in rows {
         let (names, ids) = people.entry(row.who()).or_default();
         names.insert(&row.name);
         ids.insert(row.person.as_ref().map_or(&row.listed, |person| &person.id));
     }
-    let name = |who: &(bool, &str)| {
+    let name = |who: &Who<'_>| {
         let (names, ids) = people.get(who)?;
         let one = names.len() == 1;
         (if one { names } else { ids }).first().map(|name| (*name).to_owned())

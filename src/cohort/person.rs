@@ -6,8 +6,8 @@
 //! **Cells.** Case, leading zeros, `.0` and what separates the parts do not tell people apart, for spreadsheets,
 //! pandas and hands change them: `sub-007`, `007`, `7`, `7.0`; `ADNI_007` and `adni-7`. A session or visit after the
 //! person does not either (`_ses-M12`, BIDS; `.long.…`, FreeSurfer's longitudinal stream). What is left becomes parts
-//! of letters or digits, so that `1-11` and `11-1` differ, and `S1` and `S10`. Zeros before digits that a letter follows
-//! stay (`a01b`): that is how hashes look, not numbers.
+//! of letters or digits, so that `1-11` and `11-1` differ, and `S1` and `S10`. Zeros before digits that a letter
+//! follows stay (`a01b`): that is how hashes look, not numbers.
 //!
 //! **Paths.** The BIDS entity `sub-…`, else a name of a known study; a path with neither names nobody.
 //!
