@@ -28,7 +28,10 @@ pub(super) fn volume(cell: &str) -> Result<usize, String> {
     };
     let digits = whole.bytes().all(|b| b.is_ascii_digit());
     let number = if digits { whole.parse().ok() } else { None };
-    number.ok_or_else(|| format!("the volume is `{}`; expected a number from 0, or nothing", brief(cell)))
+    number.ok_or_else(|| {
+        let hint = "the volume of a 4-D scan; rename the column if it holds something else";
+        format!("the volume is `{}`; expected a number from 0, or nothing: {hint}", brief(cell))
+    })
 }
 
 /// The path that a list in `folder` names. A list written on Windows has `\` between folders: where only the name with

@@ -122,7 +122,7 @@ pub(super) fn no_series(cell: Option<&str>) -> Result<(), String> {
     let refused = |series| {
         format!(
             "the series is `{}`, and series of DICOM are not read yet: convert it to NIfTI, name that as the scan, and \
-             leave the cell empty",
+             leave the cell empty, or rename the column if it holds something else",
             brief(series)
         )
     };
