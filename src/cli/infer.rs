@@ -12,6 +12,7 @@ use super::outputs::{self, Kind};
 use super::{Common, finish, library_warnings, parse, print, print_json_line, render, report_error, to_json};
 use crate::bundle::INTENDED_USE;
 use crate::checkpoint::{maker_metadata, write_safetensors};
+use crate::cohort;
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::results::error_json;
@@ -59,7 +60,7 @@ struct Args {
     /// Fail if nodes of a graph fall back to the CPU, or from TensorRT to CUDA [default: allowed; -v names them]
     #[arg(long)]
     strict_device: bool,
-    /// Volume of a 4-D scan, from 0
+    /// Volume of a 4-D scan, from 0; with --list, of rows that name none in a column volume
     #[arg(long, value_name = "N")]
     volume: Option<usize>,
     /// Write the results to a file: JSON lines, or CSV with --list and a name ending in .csv
@@ -77,8 +78,8 @@ struct Args {
     /// Replace outputs that exist and were not made by this program; its own are always replaced
     #[arg(long)]
     force: bool,
-    /// Cohort: CSV with columns scan and report (others are allowed), paths relative to it
-    #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["report", "volume"])]
+    /// Cohort: table with columns scan and report (others are allowed), paths relative to it
+    #[arg(long, value_name = "FILE.csv", conflicts_with = "report")]
     list: Option<PathBuf>,
     /// Memory limit, such as 4G or 1500M (powers of 1024): graphs that do not fit run in groups of blocks, with the
     /// same result [default: the available memory]
@@ -131,10 +132,13 @@ pub fn main() -> ExitCode {
         Err(code) => return code,
     };
     args.common.catch_bus_errors();
-    let ready = args.common.start_threads().and_then(|()| check_outputs(&args));
-    let outcome = ready.and_then(|()| match &args.list {
-        Some(list) => list::run(&args, list),
-        None => run_scans(&args),
+    let outcome = args.common.start_threads().and_then(|()| match &args.list {
+        Some(path) => {
+            let list = cohort::read_list(path)?;
+            check_outputs(&args, &list.columns)?;
+            list::run(&args, path, &list)
+        }
+        None => check_outputs(&args, &[]).and_then(|()| run_scans(&args)),
     });
     args.common.note_log();
     finish(outcome, args.common.json)
@@ -157,13 +161,14 @@ fn conflicts(args: &Args) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// Outputs are renamed into place: this must not overwrite an input, nor anything but files of ours.
-fn check_outputs(args: &Args) -> Result<()> {
+/// Outputs are renamed into place: this must not overwrite an input, nor anything but files of ours. `columns` are the
+/// list's other ones.
+fn check_outputs(args: &Args, columns: &[String]) -> Result<()> {
     let inputs: Vec<&Path> = args.scans.iter().chain(&args.report).chain(&args.list).map(PathBuf::as_path).collect();
     let results = args.output.as_deref().map(|path| (path, Kind::Results));
     let lines = args.list.as_ref().and(args.output.as_deref()).and_then(lines_of_csv);
     let output = match &lines {
-        Some(lines) => [args.output.as_deref().map(|path| (path, Kind::Table)), Some((lines, Kind::Results))],
+        Some(lines) => [args.output.as_deref().map(|path| (path, Kind::Table(columns))), Some((lines, Kind::Results))],
         None => [results, None],
     };
     let saved = [
@@ -172,7 +177,7 @@ fn check_outputs(args: &Args) -> Result<()> {
         (&args.save_preview, Kind::Preview),
     ];
     let saved = saved.into_iter().filter_map(|(path, kind)| Some((path.as_deref()?, kind)));
-    let all: Vec<(&Path, Kind)> = output.into_iter().flatten().chain(saved).collect();
+    let all: Vec<(&Path, Kind<'_>)> = output.into_iter().flatten().chain(saved).collect();
     outputs::check(&all, &inputs, args.force)
 }
 
@@ -229,7 +234,8 @@ fn run_scans(args: &Args) -> Result<()> {
         predictor.preload()?;
     }
     let mut paths = args.scans.iter();
-    read_ahead(&reader, args.scans.iter().map(PathBuf::as_path), in_background, &mut |reading| {
+    let scans = args.scans.iter().map(|path| (path.as_path(), None));
+    read_ahead(&reader, scans, in_background, &mut |reading| {
         let path = paths.next().map_or(Path::new(""), PathBuf::as_path);
         let outcome = scan(args, &predictor, reading, report.as_deref(), &mut encoded);
         let line = match outcome {

@@ -66,6 +66,8 @@ warning_codes! {
     WEIGHTS_FLUSHED = "weights_flushed", "non-zero weights underflow to 0 in fp16; the message counts them";
     PART_PRECISION = "part_precision", "the new adapter or heads have another precision than the bundle's; the message says which";
     SPLIT_MADE = "split_made", "the cohort has no column `split`: cases were assigned to training and validation by their group";
+    SUBJECT_ALIKE = "subject_alike", "the list spells people in several ways: these were taken for one person, whose rows stay together";
+    SUBJECT_UNKNOWN = "subject_unknown", "nothing says whose some scans are, so that each counts as a person of its own; the message counts them";
     VALIDATION_FEW = "validation_few", "a temperature is not fitted, for there are too few validation rows; the message counts them";
     TEMPERATURE_LEFT = "temperature_left", "a fitted temperature is not used, for it is not surely better on held-out rows; the old one stays";
     MEMORY_EXCEEDED = "memory_exceeded", "the process took more memory than `--max-memory` allows; the message has both numbers";

@@ -121,8 +121,8 @@ impl Predictor {
     /// What answers depend on besides scan and report.
     pub fn answer_context(&self) -> AnswerContext {
         let Tool { name, version } = Tool::this();
-        let volume = format!("volume {:?}", self.options.volume);
-        AnswerContext::new([name, version, self.bundle().sha256.clone(), self.device().to_owned(), volume])
+        let parts = [name, version, self.bundle().sha256.clone(), self.device().to_owned()];
+        AnswerContext::new(parts, self.options.volume)
     }
 
     /// Whether scans may be read on another thread while this one computes.

@@ -5,6 +5,7 @@
 mod changed;
 mod cohort;
 mod fixtures;
+mod lists;
 mod memory;
 mod outputs;
 mod report_language;
