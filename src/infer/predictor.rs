@@ -125,9 +125,10 @@ impl Predictor {
     /// What answers depend on besides scan and report.
     pub fn answer_context(&self) -> AnswerContext {
         let Tool { name, version } = Tool::this();
+        // In one part with the device, so that keys of answers without it are those of earlier versions.
         let stated = self.options.orientation.map(|codes| format!(", orientation {codes}")).unwrap_or_default();
-        let volume = format!("volume {:?}{stated}", self.options.volume);
-        AnswerContext::new([name, version, self.bundle().sha256.clone(), self.device().to_owned(), volume])
+        let parts = [name, version, self.bundle().sha256.clone(), format!("{}{stated}", self.device())];
+        AnswerContext::new(parts, self.options.volume)
     }
 
     /// Whether scans may be read on another thread while this one computes.

@@ -13,7 +13,7 @@ use super::halves::{header_of, image_alone, image_of, is_image};
 use super::header::{self, Header, Layout, MAX_OFFSET};
 use super::peek::Input;
 use super::stream::{Stream, Tail};
-use super::{ReadOptions, sniff};
+use super::{ReadOptions, mgh, sniff};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::to_u64;
 
@@ -134,7 +134,7 @@ fn read_header<'a>(
     warnings: &mut Vec<Warning>,
 ) -> Result<(Header, Stream<'a>)> {
     let mut bytes = [0; 540];
-    let count = stream.read(&mut bytes[..sniff::WANTED])?;
+    let mut count = stream.read(&mut bytes[..mgh::SIZE])?;
     if count == 0 {
         return Err(Error::new(Code::NIFTI_EMPTY, "the packed file holds no data: copy or export the scan again"));
     }
@@ -144,6 +144,14 @@ fn read_header<'a>(
             format!("ends after {count} bytes, within the header of {size}: the file is incomplete"),
         )
     };
+    if mgh::recognized(&bytes[..count]) && !sniff::is_dicom(&bytes[..count]) {
+        let header = bytes[..count].first_chunk().ok_or_else(|| truncated(count, mgh::SIZE))?;
+        return Ok((mgh::parse(header)?, stream));
+    }
+    // The voxels of a short MGH file begin within what tells other formats apart.
+    if count == mgh::SIZE {
+        count += stream.read(&mut bytes[count..sniff::WANTED])?;
+    }
     let [a, b, c, d] = match &bytes[..count] {
         [a, b, c, d, ..] => [*a, *b, *c, *d],
         _ => return Err(truncated(count, sniff::WANTED)),

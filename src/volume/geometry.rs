@@ -5,7 +5,7 @@
 //! matrix (mm, RAS+). Conforming permutes, flips and rescales axes; an oblique scan keeps its rotation, as
 //! nibabel's `conform` does. A transform that cannot be used is `nifti.affine`.
 
-use super::header::Header;
+use super::header::{Header, Placement};
 use super::stated::AxisCodes;
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::to_f64;
@@ -28,7 +28,7 @@ const QUATERNION_LIMIT: f64 = 1e-3;
 #[derive(Clone, Debug)]
 pub(super) struct Transform {
     pub affine: Affine,
-    /// `"sform"`, `"qform"`, `"stated"` or `"none"`.
+    /// `"sform"`, `"qform"`, `"mgh"`, `"stated"` or `"none"`.
     pub kind: &'static str,
 }
 
@@ -46,6 +46,9 @@ pub(super) struct Orientation {
 /// Chooses and checks the transform: sform, else qform, else what the user states, else nibabel's base (x flipped,
 /// centred). What is stated overrules no transform: where the two disagree, it is an error.
 pub(super) fn transform(header: &Header, stated: Option<AxisCodes>, warnings: &mut Vec<Warning>) -> Result<Transform> {
+    if let Some(placement) = &header.mgh {
+        return placed(header, placement, stated, warnings);
+    }
     let (kind, code, affine) = if header.sform_code > 0 {
         let [x, y, z] = header.sform;
         ("sform", header.sform_code, [x, y, z, [0.0, 0.0, 0.0, 1.0]])
@@ -85,6 +88,32 @@ fn agree(kind: &str, affine: &Affine, stated: Option<AxisCodes>) -> Result<()> {
         )),
         _ => Ok(()),
     }
+}
+
+/// The transform of an MGH file.
+fn placed(
+    header: &Header,
+    placement: &Placement,
+    stated: Option<AxisCodes>,
+    warnings: &mut Vec<Warning>,
+) -> Result<Transform> {
+    const WHAT: &str = "orientation of the MGH header";
+    let affine = placement.affine;
+    check(WHAT, &affine)?;
+    if placement.stated {
+        agree(WHAT, &affine, stated)?;
+        return Ok(Transform { affine, kind: "mgh" });
+    }
+    if let Some(codes) = stated {
+        // Without an orientation the header's voxel sizes do not count either: FreeSurfer assumes 1 mm.
+        return Ok(Transform { affine: codes.affine([1.0; 3], header.shape), kind: "stated" });
+    }
+    warnings.push(Warning::new(
+        WarningCode::NO_ORIENTATION,
+        "the MGH header holds no orientation (goodRASFlag is not set): FreeSurfer's default is assumed, 1 mm voxels with \
+         axes towards left, inferior, anterior (coronal slices), so voxel size and left and right are a guess",
+    ));
+    Ok(Transform { affine, kind: "none" })
 }
 
 fn positive(pixdim: [f64; 4]) -> Result<[f64; 3]> {
@@ -324,6 +353,8 @@ mod tests {
             quaternion,
             quaternion_offset: [0.0; 3],
             sform: [[0.0; 4]; 3],
+            mgh: None,
+            footer: 0,
         }
     }
 

@@ -45,6 +45,19 @@ pub(super) struct Header {
     pub quaternion: [f64; 3],
     pub quaternion_offset: [f64; 3],
     pub sform: [[f64; 4]; 3],
+    /// In place of sform and qform, in an MGH file.
+    pub mgh: Option<Placement>,
+    /// Bytes after the voxels that are part of the file at most.
+    pub footer: u64,
+}
+
+/// Where the voxels of an MGH file lie in the world.
+#[derive(Clone, Debug)]
+pub(super) struct Placement {
+    /// Voxel index to world, mm, RAS+; unchecked.
+    pub affine: [[f64; 4]; 4],
+    /// From the file; otherwise FreeSurfer's default.
+    pub stated: bool,
 }
 
 /// Header length and byte order, detected from `sizeof_hdr`, the first four bytes.
@@ -230,15 +243,18 @@ impl Header {
             quaternion: [b, c, d],
             quaternion_offset: [x, y, z].map(mm),
             sform: raw.sform.map(|row| row.map(mm)),
+            mgh: None,
+            footer: 0,
         })
     }
 
     /// The format's name.
     pub(super) fn format(&self) -> &'static str {
-        match (self.analyze, self.version) {
-            (true, _) => "Analyze 7.5",
-            (false, 2) => "NIfTI-2",
-            (false, _) => "NIfTI-1",
+        match (&self.mgh, self.analyze, self.version) {
+            (Some(_), ..) => "MGH",
+            (None, true, _) => "Analyze 7.5",
+            (None, false, 2) => "NIfTI-2",
+            (None, false, _) => "NIfTI-1",
         }
     }
 

@@ -1,8 +1,8 @@
-//! Brain scans in, model volumes out: NIfTI-1, NIfTI-2 and Analyze 7.5 to a conformed, normalised volume.
+//! Brain scans in, model volumes out: NIfTI-1, NIfTI-2, MGH and Analyze 7.5 to a conformed, normalised volume.
 //!
 //! ```text
 //! path ─ file ─ stream ─(blocks of rows)─ datatype ─ conform ─► Conformed ─ intensity ─► Volume
-//!         └ header ─ geometry ─ axis ─────────────────┘              └─ output: .nii.gz, .png
+//!         └ mgh ─ header ─ geometry ─ axis ───────────┘              └─ output: .nii.gz, .png
 //! ```
 //!
 //! *Conform* is FreeSurfer's word: permute and flip the file's axes to the nearest right–anterior–superior order and
@@ -39,6 +39,7 @@ mod halves;
 mod header;
 mod intensity;
 mod load;
+mod mgh;
 mod output;
 mod peek;
 mod recognize;
@@ -114,7 +115,7 @@ pub struct ReadOptions {
 /// The scan as it was stored.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SourceInfo {
-    /// `"NIfTI-1"`, `"NIfTI-2"` or `"Analyze 7.5"`.
+    /// `"NIfTI-1"`, `"NIfTI-2"`, `"MGH"` or `"Analyze 7.5"`.
     pub format: String,
     /// Whether the voxels were gzip-compressed.
     pub gzip: bool,
@@ -124,7 +125,8 @@ pub struct SourceInfo {
     pub volumes: u64,
     /// numpy's name of the stored type, such as `int16`.
     pub datatype: String,
-    /// Where the orientation came from: `"sform"`, `"qform"`, `"stated"` ([`ReadOptions::orientation`]) or `"none"`.
+    /// Where the orientation came from: `"sform"`, `"qform"`, `"mgh"` (direction cosines, voxel sizes and centre of an
+    /// MGH header), `"stated"` ([`ReadOptions::orientation`]) or `"none"`.
     pub transform: String,
     /// Voxel index to world, mm, RAS+.
     pub affine: [[f64; 4]; 4],
@@ -193,8 +195,8 @@ pub fn check(path: &Path, options: &ReadOptions) -> Result<()> {
 
 /// Reads the scan at `path` and conforms it to `options.grid`.
 ///
-/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, and Analyze 7.5 pairs whose orientation is stated;
-/// gzip, zstd or neither (detected by content), either byte order.
+/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, either byte order; FreeSurfer's MGH; Analyze 7.5 whose
+/// orientation is stated; gzip, zstd or neither. All is detected by content.
 ///
 /// # Errors
 /// One of the `nifti.*` codes, `io`, or `config.value` for an impossible grid. A volume without contrast is

@@ -109,9 +109,6 @@ fn known(bytes: &[u8], name: Option<&Path>) -> Option<String> {
     if is_tar(bytes) {
         return Some("a tar archive: unpack it first, with `tar -xf`".into());
     }
-    if is_mgh(bytes) {
-        return Some("a FreeSurfer MGH volume: convert it with mri_convert first".into());
-    }
     text(bytes).or_else(|| by_name(name?)).map(str::to_owned)
 }
 
@@ -211,12 +208,6 @@ fn elements(bytes: &[u8], number: fn([u8; 2]) -> u16) -> bool {
     let next = 8 + usize::from(length);
     let ascends = |(g, e): (u16, u16)| g >= group && g <= 0x7fe0 && (g > group || e > element);
     length % 2 == 0 && length <= 1024 && at(next).zip(at(next + 2)).is_none_or(ascends)
-}
-
-/// MGH has no magic: big-endian version 1, plausible sizes, a type it knows.
-fn is_mgh(bytes: &[u8]) -> bool {
-    let field = |i: usize| bytes.get(4 * i..4 * i + 4).and_then(|b| b.try_into().ok()).map_or(-1, i32::from_be_bytes);
-    field(0) & 0xff == 1 && (1..5).all(|i| (1..=65_535).contains(&field(i))) && (0..=10).contains(&field(5))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::cases::Cases;
-use super::scans::Scans;
+use super::scans::{ScanName, Scans};
 use super::{Plan, threads};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
@@ -16,7 +16,7 @@ use crate::tensor::Tensor;
 use crate::text::read_report;
 use crate::train::artifacts::Artifacts;
 use crate::train::staged_model::{Parameters, StagedModel};
-use crate::volume::{self, ReadOptions};
+use crate::volume::ReadOptions;
 
 /// Features of reports.
 #[derive(Default)]
@@ -92,21 +92,23 @@ pub(super) fn of_scans(
     model: &mut StagedModel,
     parameters: &Parameters,
     progress: &mut dyn Progress,
-) -> Result<BTreeMap<PathBuf, Tensor>> {
+) -> Result<BTreeMap<ScanName, Tensor>> {
     let scans = Scans::new(&artifacts.manifest.config);
-    let all: Vec<&Path> = cases.all().map(|s| s.scan.as_path()).collect();
+    let all: Vec<(&Path, Option<usize>)> = cases.all().map(|s| (s.scan.as_path(), s.volume)).collect();
     progress.step("vision features", None);
     let mut found = BTreeMap::new();
-    for (i, path) in all.iter().enumerate() {
+    for (i, (path, volume)) in all.iter().copied().enumerate() {
         progress.item("scan", i, all.len());
-        if found.contains_key(*path) {
+        let name = (path.to_path_buf(), volume);
+        if found.contains_key(&name) {
             continue;
         }
-        let key = store.scan_key(&volume::files(path)?, &ReadOptions::default())?;
+        let options = ReadOptions { volume, ..ReadOptions::default() };
+        let key = store.scan_key(&crate::volume::files(path)?, &options)?;
         let features = match store.get(&key) {
             Some(features) => features,
             None => {
-                let tensor = model.features(parameters, &scans.read(path)?)?;
+                let tensor = model.features(parameters, &scans.read(path, volume)?)?;
                 let warnings = scans.take_warnings().into_iter().map(|(_, warning)| warning).collect();
                 let features = Features { tensor, warnings, tokens: 0 };
                 store.put(&key, &features)?;
@@ -114,7 +116,7 @@ pub(super) fn of_scans(
             }
         };
         features.warnings.iter().for_each(|warning| progress.warn(&warning.at(path)));
-        found.insert(path.to_path_buf(), features.tensor);
+        found.insert(name, features.tensor);
     }
     Ok(found)
 }
