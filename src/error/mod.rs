@@ -28,6 +28,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Code(&'static str);
 
 impl Code {
+    /// Whether an error can have the code of this name: one of [`Self::ALL`], or that of a quality warning which was
+    /// refused ([`WarningCode::QUALITY`]).
+    pub fn is_known(name: &str) -> bool {
+        Self::ALL.iter().any(|(code, _)| code.0 == name) || WarningCode::QUALITY.iter().any(|c| c.as_str() == name)
+    }
+
     /// The dotted name.
     pub const fn as_str(self) -> &'static str {
         self.0
