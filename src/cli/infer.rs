@@ -55,6 +55,9 @@ struct Args {
     /// Volume of a 4-D scan, from 0
     #[arg(long, value_name = "N")]
     volume: Option<usize>,
+    /// Refuse a scan or report with a quality warning (docs/quality.md), with the warning's code as the error's
+    #[arg(long)]
+    strict_quality: bool,
     /// Write the results to a file: JSON lines, or CSV with --list and a name ending in .csv
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -175,6 +178,7 @@ fn open(args: &Args, expected: Expected, report: Option<&str>) -> Result<Predict
         threads: args.common.threads(),
         library: args.common.ort_lib.clone(),
         volume: args.volume,
+        strict_quality: args.strict_quality,
         expected,
         mode: args.mode,
         max_memory: args.max_memory,

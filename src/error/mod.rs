@@ -13,11 +13,13 @@
 //! assert_eq!(error.path(), Some("no-such-folder".as_ref()));
 //! ```
 
+mod tally;
 mod warning;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub use tally::WarningTally;
 pub use warning::{Warning, WarningCode};
 
 /// `Result` with this crate's [`Error`].

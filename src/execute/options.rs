@@ -30,6 +30,9 @@ pub struct Options {
     pub library: Option<PathBuf>,
     /// The volume of a 4-D scan, from 0.
     pub volume: Option<usize>,
+    /// Whether a scan or report that carries a quality warning is refused, with the warning's code
+    /// ([`WarningCode::QUALITY`](crate::WarningCode::QUALITY)).
+    pub strict_quality: bool,
     /// How many scans and reports are expected, from which the [`Mode`] of each graph follows. Without reports no
     /// memory is planned for the language model.
     pub expected: Expected,
@@ -84,6 +87,7 @@ impl Default for Options {
             threads: None,
             library: None,
             volume: None,
+            strict_quality: false,
             expected: Expected { scans: 1, reports: 1 },
             report_tokens: None,
             mode: None,

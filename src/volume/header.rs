@@ -35,6 +35,8 @@ pub(super) struct Header {
     pub offset: u64,
     /// `(slope, inter)` where they change anything.
     pub scaling: Option<(f64, f64)>,
+    /// What the values are, by `nifti1.h`; 0: not said.
+    pub intent_code: i32,
     pub sform_code: i32,
     pub qform_code: i32,
     /// `pixdim[0..4]`: qfac, then millimetres.
@@ -113,6 +115,7 @@ struct Raw {
     offset: f64,
     slope: f64,
     inter: f64,
+    intent_code: i32,
     qform_code: i32,
     sform_code: i32,
     pixdim: [f64; 4],
@@ -130,6 +133,7 @@ impl Raw {
             offset: f.f32(108),
             slope: f.f32(112),
             inter: f.f32(116),
+            intent_code: i32::from(f.i16(68)),
             qform_code: i32::from(f.i16(252)),
             sform_code: i32::from(f.i16(254)),
             quaternion: std::array::from_fn(|i| f.f32(256 + 4 * i)),
@@ -147,6 +151,7 @@ impl Raw {
             offset: f.i64(168).widen(),
             slope: f.f64(176),
             inter: f.f64(184),
+            intent_code: f.i32(504),
             qform_code: f.i32(344),
             sform_code: f.i32(348),
             quaternion: std::array::from_fn(|i| f.f64(352 + 8 * i)),
@@ -174,6 +179,7 @@ impl Header {
             bitpix: raw.bitpix,
             offset: data_offset(raw.offset, bytes.len(), pair)?,
             scaling: scaling(raw.slope, raw.inter)?,
+            intent_code: raw.intent_code,
             sform_code: raw.sform_code,
             qform_code: raw.qform_code,
             pixdim: raw.pixdim,

@@ -95,7 +95,7 @@ fn json_and_text_say_the_same_and_flags_have_no_order() {
     assert_eq!(without_times(one.json()), without_times(two.json()));
     let json = one.json();
     let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
-    let expected = "scan report label probabilities logits temperature similarity warnings timing_ms device bundle run"
+    let expected = "scan report label probabilities logits temperature similarity warnings quality timing_ms device bundle run"
         .split(' ')
         .collect::<Vec<_>>();
     assert_eq!(keys, expected);

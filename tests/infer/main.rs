@@ -7,6 +7,7 @@ mod cohort;
 mod fixtures;
 mod memory;
 mod outputs;
+mod quality;
 mod results;
 mod temperature;
 mod tokenizer;

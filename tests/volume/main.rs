@@ -8,3 +8,4 @@ mod mutations;
 mod output;
 mod paths;
 mod properties;
+mod quality;
