@@ -57,7 +57,8 @@ pub struct Quality {
     pub p99_9: f32,
     /// Share of the range `min..=max` that lies between the two percentiles, 0 to 1.
     pub range_used: f32,
-    /// Share of voxels below 0, 0 to 1, sampled.
+    /// Share of voxels below 0 by more than a thousandth of the 99.9th percentile, 0 to 1, sampled: what scaling rounds
+    /// to -1e-7 is 0.
     pub negative_share: f32,
     /// Median of the border: the outer 2.5 % of planes at each side, sampled.
     pub border_median: f32,

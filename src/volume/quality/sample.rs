@@ -13,6 +13,8 @@ use crate::volume::intensity::{key, value};
 const BORDER: f64 = 0.025;
 /// How far apart the voxels of the distant correlation are, mm.
 const DISTANT_MM: f64 = 16.0;
+/// Of the 99.9th percentile: what is farther below 0 is negative.
+const NEGATIVE: f32 = 1e-3;
 /// Of the 99.9th percentile: voxels above are foreground.
 const FOREGROUND: f32 = 0.05;
 
@@ -101,7 +103,8 @@ impl Sample {
         let used = f64::from(found.p99_9) - f64::from(found.p0_1);
         found.range_used = if range > 0.0 { to_f32((used / range).clamp(0.0, 1.0)) } else { 0.0 };
         found.distinct_values = 1 + keys.windows(2).filter(|pair| pair[0] != pair[1]).count();
-        let negative = keys.partition_point(|k| *k < key(0.0));
+        let below = key(-NEGATIVE * found.p99_9.abs());
+        let negative = keys.partition_point(|k| *k < below);
         found.negative_share = share(negative, keys.len());
         found.border_median = median(&mut self.border);
         found.centre_median = median(&mut self.centre);
