@@ -43,6 +43,9 @@ struct Args {
     /// Memory limit in MiB, under which graphs run in groups.
     #[arg(long)]
     limit: Option<u64>,
+    /// Reads weights instead of mapping them.
+    #[arg(long)]
+    read_weights: bool,
     /// The scan of `all`.
     #[arg(long, default_value = "examples/demo/mni152_t1.nii.gz")]
     scan: PathBuf,
@@ -116,6 +119,9 @@ fn measure(
     if let Some(limit) = args.limit {
         command.args(["--limit", &limit.to_string()]);
     }
+    if args.read_weights {
+        command.arg("--read-weights");
+    }
     let out = command.output()?;
     let said = String::from_utf8_lossy(&out.stdout);
     ensure!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
@@ -132,6 +138,7 @@ fn child(args: &Args) -> Result<()> {
         threads: Some(args.threads[0]),
         report_tokens: Some(tokens),
         max_memory: args.limit.map(|mib| mib << 20),
+        read_weights: args.read_weights,
         ..Options::default()
     };
     let run = if part == "all" {

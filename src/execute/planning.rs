@@ -8,7 +8,9 @@ use super::Options;
 use super::backend::Backend;
 use super::gpu_plan;
 use super::host_memory::{self, LimitedBy};
-use super::memory_plan::{MemoryBudget, Planned, PlannedPart, peak_when_preloading, plan};
+use super::memory_plan::{
+    MemoryBudget, Planned, PlannedPart, bytes_while_read, over_budget, peak_when_preloading, plan,
+};
 use super::run_report::GpuMemory;
 use super::stage::Stage;
 use super::verification::SourceFiles;
@@ -86,10 +88,9 @@ pub(super) fn stages(
             dimensions: BTreeMap::from([("batch", 1), ("tokens", tokens)]),
         })
         .collect();
-    let (planned, run) = plans(&parts, options, backend, budget).map_err(|e| e.at(&bundle.dir))?;
-    if options.read_weights && planned.iter().any(|planned| planned.groups.len() > 1) {
-        let message = "weights that are read need a graph as a whole in memory, and it does not fit: allow more memory";
-        return Err(Error::new(Code::MEMORY_LIMIT, message).at(&bundle.dir));
+    let (planned, mut run) = plans(&parts, options, backend, budget).map_err(|e| e.at(&bundle.dir))?;
+    if options.read_weights {
+        run.peak = peak_when_reading(&parts, &planned, run.peak, budget).map_err(|e| e.at(&bundle.dir))?;
     }
     let loader = backend.loader(bundle, options, budget);
     let mut stages = PartMap::from_fn(|_| None);
@@ -98,6 +99,26 @@ pub(super) fn stages(
         stages[*part] = Some(Stage::new(*part, (path, &files), model, planned, max_tokens, loader.clone())?);
     }
     Ok((stages, run))
+}
+
+/// The expected peak when weights are read: while a graph is loaded, its file is in memory besides what is made of it.
+///
+/// # Errors
+/// `memory.limit`, also where a graph runs in groups: each would read the file again.
+fn peak_when_reading(
+    parts: &[PlannedPart<'_>],
+    planned: &[Planned],
+    peak: u64,
+    budget: &MemoryBudget,
+) -> Result<u64> {
+    if planned.iter().any(|planned| planned.groups.len() > 1) {
+        let message = "weights that are read need a graph as a whole in memory, and it does not fit: allow more memory";
+        return Err(Error::new(Code::MEMORY_LIMIT, message));
+    }
+    // Graphs may be loaded concurrently.
+    let files = parts.iter().map(|part| bytes_while_read(part.model)).fold(0, u64::saturating_add);
+    let peak = peak.saturating_add(files);
+    if peak > budget.limit { Err(over_budget("reading weights", peak, budget)) } else { Ok(peak) }
 }
 
 /// The plan of each part, and of the whole.
