@@ -1,5 +1,7 @@
 //! Files at hand, and single rules with numbers that stand just on either side of a threshold.
 
+use std::sync::LazyLock;
+
 use brain_adapter::volume::{self, Grid, ReadOptions};
 use brain_adapter::{Code, Warning, WarningCode};
 use support::drafts::{Draft, grid};
@@ -29,8 +31,11 @@ fn templates_are_silent() {
 
 /// The first healthy scan of a whole head in plain integers.
 fn first() -> Draft {
-    let mut drafts = (0..100).map(Draft::healthy);
-    drafts.find(|d| d.what.contains("Whole") && d.what.ends_with("I16 full false")).expect("one of the first")
+    static FIRST: LazyLock<Draft> = LazyLock::new(|| {
+        let mut drafts = (0..100).map(Draft::healthy);
+        drafts.find(|d| d.what.contains("Whole") && d.what.ends_with("I16 full false")).expect("one of the first")
+    });
+    Draft::clone(&FIRST)
 }
 
 /// The same voxels with axes along the world's, at another spacing and without a qform.

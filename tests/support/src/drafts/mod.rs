@@ -14,6 +14,7 @@ pub fn grid() -> Grid {
 }
 
 /// A scan that is still to be written.
+#[derive(Clone, Debug)]
 pub struct Draft {
     /// The head.
     pub head: Head,
