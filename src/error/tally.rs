@@ -43,8 +43,7 @@ impl WarningTally {
         let of_class = |class: &Class| {
             let mut warning = class.first.at(&class.path);
             if class.count > 1 {
-                warning.message =
-                    format!("{} of {} {what}, the first {}", class.count, self.inputs, warning.message);
+                warning.message = format!("{} of {} {what}, the first {}", class.count, self.inputs, warning.message);
             }
             warning
         };
@@ -58,7 +57,8 @@ mod tests {
 
     #[test]
     fn a_class_is_reported_once() {
-        let [oblique, cut] = [WarningCode::OBLIQUE, WarningCode::FOV_CUT].map(|code| Warning::new(code, format!("{code}!")));
+        let [oblique, cut] =
+            [WarningCode::OBLIQUE, WarningCode::FOV_CUT].map(|code| Warning::new(code, format!("{code}!")));
         let mut tally = WarningTally::default();
         assert!(tally.warnings("scans").is_empty());
         tally.add("a".as_ref(), &[]);

@@ -89,8 +89,8 @@ warning_codes! {
 }
 
 impl WarningCode {
-    /// Codes that question whether a scan or report is fit for the model. `strict_quality` refuses an input that carries
-    /// one ([`execute::Options`](crate::execute::Options)); the error then has the warning's own code.
+    /// Codes that question whether a scan or report is fit for the model. `strict_quality` of the options refuses an
+    /// input that carries one; the error then has the warning's own code.
     pub const QUALITY: &'static [WarningCode] = &[
         Self::NO_ORIENTATION,
         Self::FOV_CUT,

@@ -155,7 +155,8 @@ impl Predictor {
     /// Classifies a scan, with its report or by the image alone.
     ///
     /// # Errors
-    /// `nifti.constant`, the code of a quality warning ([`Options::strict_quality`]), `bundle.no_image_head`, `bundle.checksum`, `bundle.replaced`, `runtime.*`.
+    /// `nifti.constant`, the code of a quality warning ([`Options::strict_quality`]), `bundle.no_image_head`,
+    /// `bundle.checksum`, `bundle.replaced`, `runtime.*`.
     pub fn predict(&self, scan: Scan, report: Option<&EncodedReport>) -> Result<Prediction> {
         if report.is_none() {
             self.require_image_head()?;

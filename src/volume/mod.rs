@@ -222,7 +222,9 @@ impl Conformed {
     /// `nifti.constant` when nothing is left between the percentiles, `config.value` for an impossible `clip`.
     pub fn normalize(mut self, clip: Option<[f64; 2]>) -> Result<Volume> {
         let range = intensity::normalize(&mut self.voxels, self.min, self.max, clip)?;
-        quality::clipped(&mut self.warnings, &self.quality, range);
+        if clip.is_some() {
+            quality::clipped(&mut self.warnings, &self.quality, range);
+        }
         let [i, j, k] = self.grid.shape;
         Ok(Volume {
             voxels: self.voxels,

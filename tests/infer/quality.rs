@@ -22,7 +22,8 @@ fn folder() -> tempfile::TempDir {
     let good = Scan { shape, affine, datatype: Datatype::F32, big: false, version: 1, scaling, values };
     fs::write(dir.path().join("good.nii"), good.bytes()).unwrap();
     let mut hot = good;
-    hot.values[5000] = 9e4;
+    let middle = hot.values.len() / 2;
+    hot.values[middle] = 9e4;
     fs::write(dir.path().join("hot.nii"), hot.bytes()).unwrap();
     fs::write(dir.path().join("r.txt"), "Memory complaints.").unwrap();
     fs::write(dir.path().join("list.csv"), "scan,report\ngood.nii,r.txt\nhot.nii,r.txt\n").unwrap();
@@ -64,7 +65,10 @@ fn figures_always_and_refusal_on_demand() {
     for args in [&["hot.nii", "--report", "r.txt", "--cache", "cache"][..], &["hot.nii", "--report", "r.txt"]] {
         let done = run(dir.path(), &[args, &["--json"], &strict[..]].concat());
         let error = done.json()["error"].clone();
-        assert_eq!((done.code, error["code"].as_str(), error["path"].as_str()), (Some(1), Some("intensity_range"), Some("hot.nii")));
+        assert_eq!(
+            (done.code, error["code"].as_str(), error["path"].as_str()),
+            (Some(1), Some("intensity_range"), Some("hot.nii"))
+        );
         assert!(error["message"].as_str().unwrap().contains("--strict-quality"), "{error}");
         assert!(done.stderr.contains("error[intensity_range]: hot.nii: "), "{done:#?}");
     }
@@ -87,7 +91,10 @@ fn rows_are_refused_one_by_one() {
     assert!(done.stderr.contains("line 3: error[intensity_range]"), "{done:#?}");
     let table = fs::read_to_string(dir.path().join("out.csv")).unwrap();
     let [good, hot] = [1, 2].map(|row| table.lines().nth(row).unwrap());
-    assert!(good.ends_with(",,") && hot.ends_with(",,intensity_range") && hot.starts_with("hot.nii,r.txt,,"), "{table}");
+    assert!(
+        good.ends_with(",,") && hot.ends_with(",,intensity_range") && hot.starts_with("hot.nii,r.txt,,"),
+        "{table}"
+    );
     // The file is one of ours still: the same call answers nothing twice, the plain one answers the refused row.
     let done = run(dir.path(), &["--list", "list.csv", "-o", "out.csv", "--strict-quality"]).fails("list.partial");
     assert!(done.stderr.contains("skipped 1 row with a result"), "{done:#?}");

@@ -84,7 +84,8 @@ pub(super) struct Args {
     /// Cache folder for features of reports and scans [default: cache inside the output]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Stop at a scan or report with a quality warning, with the warning's code as the error's [default: they are counted]
+    /// Stop at a scan or report with a quality warning, with the warning's code as the error's [default: they are
+    /// counted]
     #[arg(long)]
     strict_quality: bool,
 }

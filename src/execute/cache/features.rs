@@ -214,7 +214,12 @@ mod tests {
         assert!(store.get(&one).is_none() && store.get(&two).is_none());
         // Every field is covered.
         let text = String::from_utf8(a).unwrap();
-        for (old, new) in [("\"tokens\":7", "\"tokens\":8"), ("\"cut\"", "\"\""), ("fov_cut", "xform_code"), ("\"min\":-0.1", "\"min\":0.1")] {
+        for (old, new) in [
+            ("\"tokens\":7", "\"tokens\":8"),
+            ("\"cut\"", "\"\""),
+            ("fov_cut", "xform_code"),
+            ("\"min\":-0.1", "\"min\":0.1"),
+        ] {
             std::fs::write(&files[0], text.replacen(old, new, 1)).unwrap();
             assert!(text.contains(old) && store.get(&one).is_none(), "{old} -> {new}");
         }

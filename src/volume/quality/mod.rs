@@ -8,9 +8,9 @@
 //!
 //! In: the checked header, the transform in use, and the decoded voxels of the *file*, row by row, as they stream by
 //! (interpolation would smear a mask's two values). Out: a [`Quality`]. Distances are millimetres, angles degrees,
-//! intensities the scan's own (scaled, before the model's normalization). Minimum and maximum are exact. All else about voxels is
-//! of a sample: whole rows, evenly spread over the file, at most [`SAMPLE`] voxels or so; a volume of fewer voxels is
-//! sampled as a whole. The sample depends on the shape alone: the same file gives the same figures.
+//! intensities the scan's own (scaled, before the model's normalization). Minimum and maximum are exact. All else about
+//! voxels is of a sample: whole rows, evenly spread over the file, at most [`SAMPLE`] voxels or so; a volume of fewer
+//! voxels is sampled as a whole. The sample depends on the shape alone: the same file gives the same figures.
 //!
 //! Nothing here fails. The thresholds, and what they were measured on, are in `docs/quality.md`.
 

@@ -89,7 +89,12 @@ impl Sample {
 
     /// The figures: those of the header, and those of the sample. `min` and `max` are of all voxels; `signed_16` says
     /// that the file stores signed 16-bit integers.
-    pub(in crate::volume) fn figures(mut self, header: &HeaderFigures, [min, max]: [f32; 2], signed_16: bool) -> Quality {
+    pub(in crate::volume) fn figures(
+        mut self,
+        header: &HeaderFigures,
+        [min, max]: [f32; 2],
+        signed_16: bool,
+    ) -> Quality {
         let mut found = Quality { min, max, sampled_voxels: self.rows.len(), ..header.figures.clone() };
         if self.rows.is_empty() {
             return found;
@@ -144,7 +149,11 @@ impl Sample {
         found.wrapped_share = share(jumps, pairs);
         // For a stationary signal E[(a - b)²] = 2·var·(1 - r).
         let correlation = |(sum, count): (f64, usize)| {
-            if variance > 0.0 { to_f32((1.0 - sum / to_f64(count.max(1)) / (2.0 * variance)).clamp(-1.0, 1.0)) } else { 1.0 }
+            if variance > 0.0 {
+                to_f32((1.0 - sum / to_f64(count.max(1)) / (2.0 * variance)).clamp(-1.0, 1.0))
+            } else {
+                1.0
+            }
         };
         [found.neighbour_correlation, found.distant_correlation] = squares.map(correlation);
     }
@@ -258,7 +267,13 @@ mod tests {
             .map(|at| {
                 let (i, j, k) = (at % n, at / n % n, at / n / n);
                 let border = [i, j, k].iter().any(|&x| x == 0 || x == n - 1);
-                if border { 7.0 } else if inside(i) && inside(j) && inside(k) { 3.0 } else { 1.0 }
+                if border {
+                    7.0
+                } else if inside(i) && inside(j) && inside(k) {
+                    3.0
+                } else {
+                    1.0
+                }
             })
             .collect();
         let found = figures([n; 3], &values, 11);

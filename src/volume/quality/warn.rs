@@ -38,8 +38,8 @@ const FEW_VALUES: usize = 16;
 const LABELS: (usize, f32) = (512, 0.6);
 /// Correlation of neighbours in a scan, at least.
 const NEIGHBOURS: f32 = 0.3;
-/// Correlation of voxels 16 mm apart in a scan, at least. Smoothed noise has none; a head in air has 0.4, and a stripped brain
-/// whose mean was subtracted 0.15.
+/// Correlation of voxels 16 mm apart in a scan, at least. Smoothed noise has none; a head in air has 0.5, and a
+/// stripped brain whose mean was subtracted 0.15.
 const DISTANT: f32 = 0.08;
 /// Share of neighbours more than half of the 16-bit range apart.
 const WRAPPED: f32 = 1e-4;
@@ -80,7 +80,7 @@ fn of_voxels(f: &Quality, add: &mut dyn FnMut(WarningCode, Option<String>)) {
     // A mask of most of the volume has a bright border, and so has noise.
     let noise = if values.is_none() && !overflowed { noise(f) } else { None };
     let (inverted, bright) = (inverted(f), background(f, outliers));
-    let other = values.is_some() || noise.is_some();
+    let other = values.is_some() || noise.is_some() || overflowed;
     add(WarningCode::FEW_VALUES, values);
     add(WarningCode::NOISE, noise);
     if !other {
@@ -166,7 +166,9 @@ fn intent(code: i32) -> Option<String> {
         3000..=3099 => "a CIFTI file's matrix",
         _ => return None,
     };
-    Some(format!("the header's intent code {code} says that the values are {what}, not intensities: give the T1-weighted scan"))
+    Some(format!(
+        "the header's intent code {code} says that the values are {what}, not intensities: give the T1-weighted scan"
+    ))
 }
 
 fn range(f: &Quality) -> Option<String> {

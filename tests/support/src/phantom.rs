@@ -1,5 +1,5 @@
-//! Phantoms of heads: scalp, skull, brain, ventricles and neck as ellipsoids in millimetres, with bias field, noise, and
-//! all that differs between healthy scans (grid, orientation, element type, scaling, what was cut away). By a seed.
+//! Phantoms of heads: scalp, skull, brain, ventricles and neck as ellipsoids in millimetres, with bias field, noise,
+//! and all that differs between healthy scans (grid, orientation, element type, scaling, what was cut away). By a seed.
 
 use crate::nifti_writer::{Datatype, Scan};
 
@@ -230,8 +230,8 @@ pub fn quaternion(axes: &Mat3) -> ([f64; 3], f64) {
     (found, qfac)
 }
 
-/// The bytes of a little-endian NIfTI-1 file with this sform, a qform of `axes` and `spacing` where there is one, and an
-/// intent code.
+/// The bytes of a little-endian NIfTI-1 file with this sform, a qform of `axes` and `spacing` where there is one, and
+/// an intent code.
 pub fn file(scan: &Scan, qform: Option<(&Mat3, [f64; 3])>, intent: i16) -> Vec<u8> {
     assert!(scan.version == 1 && !scan.big, "the fields are patched at NIfTI-1's places");
     let mut bytes = scan.bytes();

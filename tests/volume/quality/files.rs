@@ -68,9 +68,14 @@ fn transforms_just_on_either_side() {
         let got = read(&draft.bytes(), grid());
         codes(&got.warnings).contains(&"xform_conflict")
     };
-    for (degrees, factor, expected) in
-        [(0.0, 1.0, false), (4.8, 1.0, false), (5.2, 1.0, true), (0.0, 1.018, false), (0.0, 1.023, true), (0.0, 0.97, true)]
-    {
+    for (degrees, factor, expected) in [
+        (0.0, 1.0, false),
+        (4.8, 1.0, false),
+        (5.2, 1.0, true),
+        (0.0, 1.018, false),
+        (0.0, 1.023, true),
+        (0.0, 0.97, true),
+    ] {
         assert_eq!(conflict(degrees, factor), expected, "{degrees} degrees, {factor}");
     }
     let oblique = |degrees: f64| {
@@ -91,8 +96,15 @@ fn resolution_is_judged_by_the_grid() {
     };
     // A grid of 1 mm: 1.5 times; of 2.5 mm: 3 mm; of 4 mm: 1.5 times.
     let cases = [
-        (1.2, 1.0, false), (1.5, 1.0, false), (1.6, 1.0, true), (5.0, 1.0, true),
-        (3.0, 2.5, false), (3.1, 2.5, true), (4.0, 4.0, false), (6.0, 4.0, false), (6.2, 4.0, true),
+        (1.2, 1.0, false),
+        (1.5, 1.0, false),
+        (1.6, 1.0, true),
+        (5.0, 1.0, true),
+        (3.0, 2.5, false),
+        (3.1, 2.5, true),
+        (4.0, 4.0, false),
+        (6.0, 4.0, false),
+        (6.2, 4.0, true),
     ];
     for (mm, grid, expected) in cases {
         assert_eq!(coarse(mm, grid), expected, "{mm} mm on {grid} mm");

@@ -58,9 +58,9 @@ impl Draft {
         let frame = Frame::around(radii, [0.0, 0.0, 8.0], (world, flips), (spacing, margin), angles);
         let values = frame.scan(|p| head.signal(p, &mut random));
         let (mut draft, datatype) = (Self::of(head, frame, values), random.index(7));
-        draft.datatype = [
-            Datatype::I16, Datatype::I16, Datatype::U8, Datatype::F32, Datatype::U16, Datatype::F64, Datatype::I32,
-        ][datatype];
+        draft.datatype =
+            [Datatype::I16, Datatype::I16, Datatype::U8, Datatype::F32, Datatype::U16, Datatype::F64, Datatype::I32]
+                [datatype];
         draft.full = random.index(4) == 0;
         draft.qform = draft.like_sform(&mut random);
         draft.what = format!("seed {seed}: {:?} {spacing:?} {:?} full {}", draft.head.cut, draft.datatype, draft.full);
