@@ -225,7 +225,7 @@ impl Predictor {
         let volume = match scan.content {
             Content::Features(features) => {
                 self.refuse_quality(&features.warnings, &scan.path)?;
-                return Ok((features, Vec::new()));
+                return Ok((*features, Vec::new()));
             }
             Content::Volume(volume) => *volume,
             Content::Voxels(conformed) => {
