@@ -18,6 +18,23 @@ pub fn nifti(data: &[u8]) {
     }
 }
 
+/// An MGH file: read or refused within bounds; what is read is finite, and a footer, even a cut one, changes nothing.
+pub fn mgh(data: &[u8]) {
+    let volume = data.last().filter(|_| data.len() % 2 == 1).map(|&n| usize::from(n % 4));
+    let options = ReadOptions { grid: Grid { shape: [7, 9, 8], voxel_mm: [3.0, 2.0, 5.0] }, volume };
+    let Ok(conformed) = read_bytes(data, &options) else { return };
+    if conformed.source.format != "MGH" {
+        return;
+    }
+    assert!(conformed.voxels.iter().all(|v| v.is_finite()));
+    assert!(conformed.min < conformed.max);
+    if !conformed.source.gzip {
+        let footer = &data[data.len() / 2..];
+        let longer = read_bytes(&[data, footer].concat(), &options).expect("the same file with a longer footer");
+        assert!(conformed.voxels == longer.voxels && conformed.warnings == longer.warnings);
+    }
+}
+
 /// A checkpoint: whatever loads streams as many bytes as its shapes say, and no more than the file or 16 MB.
 pub fn checkpoint(data: &[u8]) {
     let Ok(file) = Checkpoint::from_bytes(data.to_vec(), "fuzz") else { return };

@@ -79,7 +79,7 @@ codes! {
     NIFTI_EMPTY = "nifti.empty", "the scan file holds no bytes";
     NIFTI_NOT_FOUND = "nifti.not_found", "there is no such scan file";
     NIFTI_NOT_A_FILE = "nifti.not_a_file", "the scan path is a folder, device or pipe";
-    NIFTI_NOT_NIFTI = "nifti.not_nifti", "the file is something other than NIfTI-1 or NIfTI-2";
+    NIFTI_NOT_NIFTI = "nifti.not_nifti", "the file is something other than NIfTI-1, NIfTI-2 or MGH";
     NIFTI_TRUNCATED = "nifti.truncated", "the scan file ends too early";
     NIFTI_GZIP = "nifti.gzip", "the gzip container is damaged";
     NIFTI_DIMS = "nifti.dims", "the header's dimensions are not those of a 3-D volume";
@@ -110,8 +110,9 @@ codes! {
     TOKENIZER_MISSING = "tokenizer.missing", "no tokenizer lies next to the text model";
     TOKENIZER_INVALID = "tokenizer.invalid", "the tokenizer cannot be read or does not fit the text model";
     REPORT_NOT_FOUND = "report.not_found", "there is no such report";
-    REPORT_ENCODING = "report.encoding", "the report is not UTF-8 text";
-    REPORT_EMPTY = "report.empty", "the report holds no text";
+    REPORT_FORMAT = "report.format", "the report is a document, archive, message or scan, not plain text";
+    REPORT_ENCODING = "report.encoding", "the report is neither UTF-8 nor UTF-16, or holds NUL bytes";
+    REPORT_EMPTY = "report.empty", "the report holds no text, or a placeholder for a missing one";
     REPORT_TOO_LARGE = "report.too_large", "the report file is too large to be a clinical report";
 
     GRAPH_INVALID = "graph.invalid", "a graph breaks a rule of the intermediate representation";

@@ -56,7 +56,7 @@ macro_rules! warning_codes {
 }
 
 warning_codes! {
-    NO_ORIENTATION = "no_orientation", "the header gives no orientation: the file's axes are read as left, anterior, superior (as nibabel does)";
+    NO_ORIENTATION = "no_orientation", "the header gives no orientation: the file's axes are read as left, anterior, superior (as nibabel does; an MGH file's as left, inferior, anterior, 1 mm, as FreeSurfer does)";
     XFORM_CODE = "xform_code", "a transform's code is not one that NIfTI defines; the transform is used";
     BITPIX = "bitpix", "the header's bits per voxel contradict the voxel type; the type is used";
     EXTENSION = "extension", "a header extension is malformed; it is skipped";
@@ -68,10 +68,14 @@ warning_codes! {
     WEIGHTS_FLUSHED = "weights_flushed", "non-zero weights underflow to 0 in fp16; the message counts them";
     PART_PRECISION = "part_precision", "the new adapter or heads have another precision than the bundle's; the message says which";
     SPLIT_MADE = "split_made", "the cohort has no column `split`: cases were assigned to training and validation by their group";
+    SUBJECT_ALIKE = "subject_alike", "the list spells people in several ways: these were taken for one person, whose rows stay together";
+    SUBJECT_UNKNOWN = "subject_unknown", "nothing says whose some scans are, so that each counts as a person of its own; the message counts them";
     VALIDATION_FEW = "validation_few", "a temperature is not fitted, for there are too few validation rows; the message counts them";
     TEMPERATURE_LEFT = "temperature_left", "a fitted temperature is not used, for it is not surely better on held-out rows; the old one stays";
     MEMORY_EXCEEDED = "memory_exceeded", "the process took more memory than `--max-memory` allows; the message has both numbers";
     RUNTIME_UNPINNED = "runtime_unpinned", "the ONNX Runtime library is not a published build of the pinned version; the message names it";
+    REPORT_LANGUAGE = "report_language", "the report is in another language than the model's calibration reports; the message has the share that says so";
+    REPORT_UNKNOWN_TOKENS = "report_unknown_tokens", "much of the report is characters that the tokenizer does not know; the message has the share";
     REPORT_TRUNCATED = "report_truncated", "the report has more tokens than the model reads; the message counts those that were cut";
     XFORM_CONFLICT = "xform_conflict", "sform and qform disagree in side, axes, rotation (> 5°) or voxel size (> 2 %); the sform is used";
     OBLIQUE = "oblique", "the scan's axes are turned more than 20° from the world's; the turn is kept";
@@ -107,6 +111,8 @@ impl WarningCode {
         Self::INVERTED,
         Self::FEW_VALUES,
         Self::NOISE,
+        Self::REPORT_LANGUAGE,
+        Self::REPORT_UNKNOWN_TOKENS,
     ];
 
     /// Whether the code is one of [`Self::QUALITY`].

@@ -121,10 +121,9 @@ impl Predictor {
     /// What answers depend on besides scan and report.
     pub fn answer_context(&self) -> AnswerContext {
         let Tool { name, version } = Tool::this();
-        let volume = format!("volume {:?}", self.options.volume);
         let strict = self.options.strict_quality.then(|| "strict quality".to_owned());
-        let parts = [name, version, self.bundle().sha256.clone(), self.device().to_owned(), volume];
-        AnswerContext::new(parts.into_iter().chain(strict))
+        let parts = [name, version, self.bundle().sha256.clone(), self.device().to_owned()];
+        AnswerContext::new(parts.into_iter().chain(strict), self.options.volume)
     }
 
     /// Whether scans may be read on another thread while this one computes.

@@ -73,6 +73,14 @@ impl ScanReader {
         key.is_ok_and(|key| store.get(&key).is_some())
     }
 
+    /// A reader of that volume of 4-D scans; without one it stays as it is.
+    #[must_use]
+    pub fn of_volume(&self, volume: Option<usize>) -> Self {
+        let mut reader = self.clone();
+        reader.options.volume = volume.or(reader.options.volume);
+        reader
+    }
+
     /// A reader that hashes the files of each scan too ([`Scan::sha256`]).
     #[must_use]
     pub fn identifying(self) -> Self {
@@ -141,28 +149,31 @@ fn identities(files: &[PathBuf]) -> Result<Vec<Identity>> {
     files.iter().map(|path| Identity::at(path).map_err(|e| Error::io(path, "cannot open the scan", e))).collect()
 }
 
-/// Reads the scans at `paths` one after the other on another thread and hands each to `each` on this one. Reading stays
-/// one scan ahead. Without `in_background` each is read when it is its turn, on this thread.
+/// Reads the scans at `paths`, each with its volume if it names one ([`ScanReader::of_volume`]), one after the other on
+/// another thread and hands each to `each` on this one. Reading stays one scan ahead. Without `in_background` each is
+/// read when it is its turn, on this thread.
 ///
 /// # Errors
 /// The first of `each`; what reading fails with is handed to it. `threads.unavailable`.
 pub fn read_ahead<'p>(
     reader: &ScanReader,
-    paths: impl Iterator<Item = &'p Path> + Send,
+    paths: impl Iterator<Item = (&'p Path, Option<usize>)> + Send,
     in_background: bool,
     each: &mut dyn FnMut(PendingScan<'_>) -> Result<()>,
 ) -> Result<()> {
     if !in_background {
         let mut paths = paths;
-        return paths.try_for_each(|path| each(PendingScan { source: Some(Source::Here(reader, path)) }));
+        return paths.try_for_each(|(path, volume)| {
+            each(PendingScan { source: Some(Source::Here(reader.of_volume(volume), path)) })
+        });
     }
     std::thread::scope(|scope| {
         // Nothing is queued: a scan that was read stays with the thread until it is received.
         let (sender, receiver) = mpsc::sync_channel(0);
         let (begin, begun) = mpsc::channel::<()>();
         let thread = threads::spawn_scoped(scope, "read", move || {
-            for path in paths {
-                if begin.send(()).is_err() || sender.send(reader.read(path)).is_err() {
+            for (path, volume) in paths {
+                if begin.send(()).is_err() || sender.send(reader.of_volume(volume).read(path)).is_err() {
                     break;
                 }
             }
@@ -188,7 +199,7 @@ pub struct PendingScan<'a> {
 }
 
 enum Source<'a> {
-    Here(&'a ScanReader, &'a Path),
+    Here(ScanReader, &'a Path),
     Thread(&'a mpsc::Receiver<Result<Scan>>),
 }
 

@@ -9,6 +9,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::header::{self, Header, MAX_OFFSET};
+use super::mgh;
 use super::sniff;
 use super::stream::{Input, Stream, Tail};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
@@ -101,7 +102,7 @@ fn folder(path: &Path) -> Error {
 /// Reads and checks the header, and walks the extensions of a single file.
 fn read_header<'a>(mut stream: Stream<'a>, warnings: &mut Vec<Warning>) -> Result<(Header, Stream<'a>)> {
     let mut bytes = [0; 540];
-    let count = stream.read(&mut bytes[..sniff::WANTED])?;
+    let mut count = stream.read(&mut bytes[..mgh::SIZE])?;
     if count == 0 {
         return Err(Error::new(Code::NIFTI_EMPTY, "the gzip file holds no data: copy or export the scan again"));
     }
@@ -111,6 +112,14 @@ fn read_header<'a>(mut stream: Stream<'a>, warnings: &mut Vec<Warning>) -> Resul
             format!("ends after {count} bytes, within the header of {size}: the file is incomplete"),
         )
     };
+    if mgh::recognized(&bytes[..count]) && !sniff::is_dicom(&bytes[..count]) {
+        let header = bytes[..count].first_chunk().ok_or_else(|| truncated(count, mgh::SIZE))?;
+        return Ok((mgh::parse(header)?, stream));
+    }
+    // The voxels of a short MGH file begin within what tells other formats apart.
+    if count == mgh::SIZE {
+        count += stream.read(&mut bytes[count..sniff::WANTED])?;
+    }
     let start = &bytes[..count];
     let [a, b, c, d] = match start {
         [a, b, c, d, ..] => [*a, *b, *c, *d],

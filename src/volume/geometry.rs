@@ -5,7 +5,7 @@
 //! matrix (mm, RAS+). Conforming permutes, flips and rescales axes; an oblique scan keeps its rotation, as
 //! nibabel's `conform` does. A transform that cannot be used is `nifti.affine`.
 
-use super::header::Header;
+use super::header::{Header, Placement};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::to_f64;
 
@@ -20,7 +20,7 @@ const LAST_XFORM_CODE: i32 = 5;
 #[derive(Clone, Debug)]
 pub(super) struct Transform {
     pub affine: Affine,
-    /// `"sform"`, `"qform"` or `"none"`.
+    /// `"sform"`, `"qform"`, `"mgh"` or `"none"`.
     pub kind: &'static str,
 }
 
@@ -37,6 +37,9 @@ pub(super) struct Orientation {
 
 /// Chooses and checks the transform: sform, else qform, else nibabel's base (x flipped, centred).
 pub(super) fn transform(header: &Header, warnings: &mut Vec<Warning>) -> Result<Transform> {
+    if let Some(placement) = &header.mgh {
+        return placed(placement, warnings);
+    }
     let (kind, code, affine) = if header.sform_code > 0 {
         let [x, y, z] = header.sform;
         ("sform", header.sform_code, [x, y, z, [0.0, 0.0, 0.0, 1.0]])
@@ -56,6 +59,21 @@ pub(super) fn transform(header: &Header, warnings: &mut Vec<Warning>) -> Result<
     }
     check(kind, &affine)?;
     Ok(Transform { affine, kind })
+}
+
+/// The transform of an MGH file.
+fn placed(placement: &Placement, warnings: &mut Vec<Warning>) -> Result<Transform> {
+    let affine = placement.affine;
+    check("orientation of the MGH header", &affine)?;
+    if placement.stated {
+        return Ok(Transform { affine, kind: "mgh" });
+    }
+    warnings.push(Warning::new(
+        WarningCode::NO_ORIENTATION,
+        "the MGH header holds no orientation (goodRASFlag is not set): FreeSurfer's default is assumed, 1 mm voxels with \
+         axes towards left, inferior, anterior (coronal slices), so voxel size and left and right are a guess",
+    ));
+    Ok(Transform { affine, kind: "none" })
 }
 
 fn spacing_from_pixdim(header: &Header) -> Result<[f64; 3]> {
@@ -287,6 +305,8 @@ mod tests {
             quaternion,
             quaternion_offset: [0.0; 3],
             sform: [[0.0; 4]; 3],
+            mgh: None,
+            footer: 0,
         }
     }
 

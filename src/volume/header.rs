@@ -45,6 +45,19 @@ pub(super) struct Header {
     pub quaternion: [f64; 3],
     pub quaternion_offset: [f64; 3],
     pub sform: [[f64; 4]; 3],
+    /// In place of sform and qform, in an MGH file.
+    pub mgh: Option<Placement>,
+    /// Bytes after the voxels that are part of the file at most.
+    pub footer: u64,
+}
+
+/// Where the voxels of an MGH file lie in the world.
+#[derive(Clone, Debug)]
+pub(super) struct Placement {
+    /// Voxel index to world, mm, RAS+; unchecked.
+    pub affine: [[f64; 4]; 4],
+    /// From the file; otherwise FreeSurfer's default.
+    pub stated: bool,
 }
 
 /// Header length and byte order, detected from `sizeof_hdr`, the first four bytes.
@@ -186,7 +199,18 @@ impl Header {
             quaternion: [b, c, d],
             quaternion_offset: [x, y, z],
             sform: raw.sform,
+            mgh: None,
+            footer: 0,
         })
+    }
+
+    /// The format's name.
+    pub(super) fn format(&self) -> &'static str {
+        match (&self.mgh, self.version) {
+            (Some(_), _) => "MGH",
+            (None, 2) => "NIfTI-2",
+            (None, _) => "NIfTI-1",
+        }
     }
 
     /// Bytes of one row along the first axis.
@@ -201,7 +225,7 @@ impl Header {
 }
 
 /// Checks `dim` and splits it into the spatial shape and the number of volumes.
-fn dimensions(dim: &[i64; 8]) -> Result<([usize; 3], u64)> {
+pub(super) fn dimensions(dim: &[i64; 8]) -> Result<([usize; 3], u64)> {
     let count = match dim[0] {
         n @ 1..=7 => usize::try_from(n).expect("1 to 7"),
         n => {

@@ -83,7 +83,7 @@ fn zeroed(count: usize) -> Result<Vec<f32>> {
 
 fn source_info(header: &Header, transform: &Transform, orientation: &Orientation, gzip: bool) -> SourceInfo {
     SourceInfo {
-        format: if header.version == 2 { "NIfTI-2" } else { "NIfTI-1" }.to_owned(),
+        format: header.format().to_owned(),
         gzip,
         shape: header.shape,
         volumes: header.volumes,
@@ -152,6 +152,7 @@ impl Consumer {
 fn run(header: &Header, stream: &mut Stream<'_>, following: u64, consumer: &mut Consumer) -> Result<Option<Warning>> {
     let rows = header.shape[1] * header.shape[2];
     let row = header.row_bytes();
+    let footer = header.footer;
     let block_rows = (BLOCK / row).clamp(1, rows);
     let (full_tx, full_rx) = sync_channel(DEPTH);
     let (empty_tx, empty_rx) = channel();
@@ -159,7 +160,7 @@ fn run(header: &Header, stream: &mut Stream<'_>, following: u64, consumer: &mut 
         let unpack = move || {
             unpack(stream, row, rows, block_rows, &full_tx, &empty_rx)?;
             drop(full_tx);
-            finish(stream, following)
+            finish(stream, following, footer)
         };
         let worker = threads::spawn_scoped(scope, "unpack", unpack)?;
         let consumed = consume(&full_rx, &empty_tx, consumer);
@@ -216,8 +217,8 @@ fn consume(full: &Receiver<Vec<u8>>, empty: &Sender<Vec<u8>>, consumer: &mut Con
     result
 }
 
-/// Reads what follows the volume: other volumes, a checksum, surplus.
-fn finish(stream: &mut Stream<'_>, following: u64) -> Result<Option<Warning>> {
+/// Reads what follows the volume: other volumes, a footer of at most `footer` bytes, a checksum, surplus.
+fn finish(stream: &mut Stream<'_>, following: u64, footer: u64) -> Result<Option<Warning>> {
     let warning = |text: String| Some(Warning::new(WarningCode::TRAILING_DATA, text));
     if following > 0 {
         let within = stream.length().map_or(FOLLOWING_LIMIT, |_| u64::MAX);
@@ -234,12 +235,14 @@ fn finish(stream: &mut Stream<'_>, following: u64) -> Result<Option<Warning>> {
             ));
         }
     }
+    let footer = stream.skip(footer)?;
     Ok(match stream.finish()? {
         Tail::Clean => None,
-        Tail::Surplus(count) => warning(format!("{count} bytes follow the voxels; they are ignored")),
+        Tail::Surplus(count) => warning(format!("{} bytes follow the voxels; they are ignored", footer + count)),
         Tail::Garbage => warning("bytes that are not gzip follow the gzip data; they are ignored".into()),
         Tail::Endless => warning(format!(
-            "more than {TAIL_LIMIT} bytes follow the voxels; they are ignored, and the gzip checksum is unverified"
+            "more than {} bytes follow the voxels; they are ignored, and the gzip checksum is unverified",
+            footer + TAIL_LIMIT
         )),
     })
 }

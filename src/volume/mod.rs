@@ -1,8 +1,8 @@
-//! Brain scans in, model volumes out: NIfTI-1 and NIfTI-2 to a conformed, normalised volume.
+//! Brain scans in, model volumes out: NIfTI-1, NIfTI-2 and MGH to a conformed, normalised volume.
 //!
 //! ```text
 //! path ─ file ─ stream ─(blocks of rows)─ datatype ─ conform ─► Conformed ─ intensity ─► Volume
-//!         └ header ─ geometry ─ axis ─────────────────┘   │          └─ output: .nii.gz, .png
+//!         └ mgh ─ header ─ geometry ─ axis ───────────┘   │          └─ output: .nii.gz, .png
 //!                            └────────── quality ─────────┴─► figures and warnings
 //! ```
 //!
@@ -38,6 +38,7 @@ mod geometry;
 mod header;
 mod intensity;
 mod load;
+mod mgh;
 mod output;
 mod quality;
 mod recognize;
@@ -107,7 +108,7 @@ pub struct ReadOptions {
 /// The scan as it was stored.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SourceInfo {
-    /// `"NIfTI-1"` or `"NIfTI-2"`.
+    /// `"NIfTI-1"`, `"NIfTI-2"` or `"MGH"`.
     pub format: String,
     /// Whether the voxels were gzip-compressed.
     pub gzip: bool,
@@ -117,7 +118,8 @@ pub struct SourceInfo {
     pub volumes: u64,
     /// numpy's name of the stored type, such as `int16`.
     pub datatype: String,
-    /// Where the orientation came from: `"sform"`, `"qform"` or `"none"`.
+    /// Where the orientation came from: `"sform"`, `"qform"`, `"mgh"` (direction cosines, voxel sizes and centre of an
+    /// MGH header) or `"none"`.
     pub transform: String,
     /// Voxel index to world, mm, RAS+.
     pub affine: [[f64; 4]; 4],
@@ -178,7 +180,8 @@ pub fn files(path: &Path) -> Result<Vec<std::path::PathBuf>> {
 
 /// Reads the scan at `path` and conforms it to `options.grid`.
 ///
-/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, gzip or not (detected by content), either byte order.
+/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, either byte order; FreeSurfer's MGH; gzip or not. All
+/// is detected by content.
 ///
 /// # Errors
 /// One of the `nifti.*` codes, `io`, or `config.value` for an impossible grid. A volume without contrast is

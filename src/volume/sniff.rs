@@ -34,9 +34,6 @@ pub(super) fn describe(bytes: &[u8]) -> String {
     if let Some((_, what)) = SIGNATURES.iter().find(|(signature, _)| bytes.starts_with(signature)) {
         return (*what).to_owned();
     }
-    if is_mgh(bytes) {
-        return "a FreeSurfer MGH volume: convert it with mri_convert first".into();
-    }
     if super::header::kind([0, 1, 2, 3].map(|i| bytes.get(i).copied().unwrap_or(0))).is_some() {
         return "an Analyze 7.5 header or a damaged NIfTI header (no NIfTI magic): Analyze files hold no orientation, \
                 convert the scan again from its DICOM files"
@@ -52,12 +49,6 @@ pub(super) fn describe(bytes: &[u8]) -> String {
     "not a format known here".into()
 }
 
-/// MGH has no magic: big-endian version 1, plausible sizes, a type it knows.
-fn is_mgh(bytes: &[u8]) -> bool {
-    let field = |i: usize| bytes.get(4 * i..4 * i + 4).and_then(|b| b.try_into().ok()).map_or(-1, i32::from_be_bytes);
-    field(0) == 1 && (1..5).all(|i| (1..=65_535).contains(&field(i))) && (0..=4).contains(&field(5))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,13 +57,11 @@ mod tests {
     fn names_what_it_sees() {
         let mut dicom = vec![0; 128];
         dicom.extend(b"DICM");
-        let mgh: Vec<u8> = [1, 256, 256, 256, 1, 3, 0].iter().flat_map(|v: &i32| v.to_be_bytes()).collect();
         for (bytes, word) in [
             (dicom.as_slice(), "DICOM"),
             (b"\x89PNG\r\n", "PNG"),
             (b"\n<!DOCTYPE html>", "web page"),
             (b"login required", "text"),
-            (&mgh, "MGH"),
             (&[0; 100], "zeros"),
             (&348i32.to_le_bytes(), "Analyze"),
             (&[3, 1, 4, 1, 5], "not a format"),

@@ -133,7 +133,7 @@ fn several_scans_with_a_bad_one() {
     let (scan, report) = (scan(), report(dir.path()));
     let bad = dir.path().join("bad.nii");
     fs::write(&bad, "no scan").unwrap();
-    let args: [&dyn AsRef<OsStr>; 6] = [&scan, &bad, &scan, &"--report", &report, &"--bundle"];
+    let args: [&dyn AsRef<OsStr>; 7] = [&scan, &bad, &scan, &"--report", &report, &"--same-report", &"--bundle"];
     let run = |extra: &[&str]| finish(command("ba-infer").args(args).arg(tiny_bundle()).args(extra));
     let done = run(&["--json"]);
     assert_eq!(done.code, Some(1), "{done:#?}");
@@ -168,7 +168,8 @@ fn names_that_are_odd_or_no_unicode() {
         assert_eq!(done.stdout.lines().count(), 1);
         // A missing one of such a name, among several.
         let none = dir.path().join([b"none".as_slice(), name].concat().as_slice().to_str());
-        let done = ba_infer(&[&path, &none, &"--report", &report, &"--bundle", &tiny_bundle(), &"--json"]);
+        let args: [&dyn AsRef<OsStr>; 5] = [&path, &none, &"--report", &report, &"--same-report"];
+        let done = finish(command("ba-infer").args(args).arg("--bundle").arg(tiny_bundle()).arg("--json"));
         assert_eq!((done.code, done.json_lines().len()), (Some(1), 3), "{done:#?}");
         assert!(!done.stderr.contains("panicked"), "{done:#?}");
     }
@@ -189,10 +190,10 @@ fn reports_of_every_kind() {
     let dir = tempfile::tempdir().unwrap();
     let rows: [(&str, &[u8], &str); 5] = [
         ("latin1.txt", b"Ged\xe4chtnisst\xf6rung", "report.encoding"),
-        ("utf16.txt", b"\xff\xfeM\0", "report.encoding"),
+        ("utf16.txt", b"\xff\xfeM\0I", "report.encoding"),
         ("empty.txt", b"", "report.empty"),
         ("blank.txt", b" \n\t", "report.empty"),
-        ("binary.txt", &[0x1f, 0x8b, 8, 0, 0xff], "report.encoding"),
+        ("binary.txt", &[0x1f, 0x8b, 8, 0, 0xff], "report.format"),
     ];
     for (name, bytes, code) in rows {
         let path = dir.path().join(name);
@@ -303,6 +304,7 @@ fn a_reader_that_goes_away() {
         shell
             .arg("--report")
             .arg(&report)
+            .arg("--same-report")
             .arg("--bundle")
             .arg(tiny_bundle())
             .env("ORT_DYLIB_PATH", commands::library());

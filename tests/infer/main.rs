@@ -5,9 +5,12 @@
 mod changed;
 mod cohort;
 mod fixtures;
+mod lists;
 mod memory;
 mod outputs;
 mod quality;
+mod report_language;
+mod reports;
 mod results;
 mod temperature;
 mod tokenizer;

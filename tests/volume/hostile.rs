@@ -17,25 +17,29 @@ const FOLDER: &str = "BA_HOSTILE_FOLDER";
 
 #[test]
 fn corpus() {
-    let mut failures = Vec::new();
     for folder in corpora("nifti-hostile") {
-        let index = index(&folder);
-        let scratch = tempfile::tempdir().expect("a temporary folder");
-        let (mut slowest, mut largest, mut ran) = (0.0f64, 0.0f64, 0);
-        for case in index["cases"].as_array().expect("cases") {
-            let name = case["name"].as_str().expect("name");
-            let Some(path) = locate(&folder, case, scratch.path()) else { continue };
-            match run(&folder, &path).and_then(|got| judge(&index, case, &got)) {
-                Ok((seconds, megabytes)) => {
-                    slowest = slowest.max(seconds);
-                    largest = largest.max(megabytes);
-                    ran += 1;
-                }
-                Err(e) => failures.push(format!("{name}: {e}")),
-            }
-        }
-        println!("{}: {ran} cases, slowest {slowest:.2} s, largest {largest:.0} MB", folder.display());
+        hold(&folder);
     }
+}
+
+/// Runs the cases of a corpus.
+pub fn hold(folder: &Path) {
+    let index = index(folder);
+    let scratch = tempfile::tempdir().expect("a temporary folder");
+    let (mut slowest, mut largest, mut ran, mut failures) = (0.0f64, 0.0f64, 0, Vec::new());
+    for case in index["cases"].as_array().expect("cases") {
+        let name = case["name"].as_str().expect("name");
+        let Some(path) = locate(folder, case, scratch.path()) else { continue };
+        match run(folder, &path).and_then(|got| judge(&index, case, &got)) {
+            Ok((seconds, megabytes)) => {
+                slowest = slowest.max(seconds);
+                largest = largest.max(megabytes);
+                ran += 1;
+            }
+            Err(e) => failures.push(format!("{name}: {e}")),
+        }
+    }
+    println!("{}: {ran} cases, slowest {slowest:.2} s, largest {largest:.0} MB", folder.display());
     assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }
 

@@ -1,9 +1,11 @@
-//! Scans: NIfTI files read and conformed, and those that are damaged or hostile.
+//! Scans: NIfTI and MGH files read and conformed, and those that are damaged or hostile.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod corpus;
 mod hostile;
+mod mgh;
+mod mgh_hostile;
 mod mutations;
 mod output;
 mod paths;

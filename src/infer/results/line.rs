@@ -14,14 +14,19 @@ const MAX_LINE: u64 = 4 << 20;
 /// How every line of ours begins.
 const START: &[u8] = b"{\"scan\":";
 
-/// What identifies a row within its list: scan and report as the list names them.
-pub(super) type Names = (String, Option<String>);
+/// What identifies a row within its list: scan, report and volume as the list names them.
+pub(super) type Names = (String, Option<String>, Option<usize>);
 
 /// What is read of a line; other fields are skipped.
 #[derive(Debug, Deserialize)]
 pub(super) struct Line {
     scan: String,
     report: Option<String>,
+    /// The volume of a 4-D scan, where the list names one.
+    volume: Option<usize>,
+    /// The other columns of the list: names and cells.
+    #[serde(default)]
+    pub columns: serde_json::Map<String, serde_json::Value>,
     pub label: Option<String>,
     pub key: Option<String>,
     /// Canonical path of the list that named the scan; none in files of version 0.1.0, and outside lists.
@@ -50,9 +55,9 @@ impl Line {
         (answer || line.error.as_ref().is_some_and(known)).then_some(line)
     }
 
-    /// Scan and report as the list names them.
+    /// Scan, report and volume as the list names them.
     pub fn names(&self) -> Names {
-        (self.scan.clone(), self.report.clone())
+        (self.scan.clone(), self.report.clone(), self.volume)
     }
 
     /// SHA-256 of the bundle that answered.

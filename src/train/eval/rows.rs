@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::Plan;
 use crate::bundle::Temperature;
-use crate::cohort::{Case, Split};
+use crate::cohort::{Case, Split, explain};
 use crate::error::{Code, Error, Result, Warning, WarningCode, WarningTally};
 use crate::infer::results::error_json;
 use crate::infer::{BundleIdentity, Expected, Options, PendingScan, Prediction, Predictor, read_ahead};
@@ -24,6 +24,9 @@ pub struct RowResult {
     pub subject: String,
     /// The scan's path.
     pub scan: String,
+    /// The volume of a 4-D scan, where the list names one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<usize>,
     /// The report's path; without one the image-only classifier predicts.
     pub report: Option<String>,
     /// The split.
@@ -71,6 +74,7 @@ impl RowResult {
             row: case.line,
             subject: case.subject.clone(),
             scan: text(&case.scan),
+            volume: case.volume,
             report: case.report.as_ref().map(text),
             split: case.split,
             truth: case.label,
@@ -120,12 +124,13 @@ pub(super) fn predict(
     }
     let (bundle, temperature) = (BundleIdentity::of(predictor.bundle()), manifest.temperature);
     let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
-    if cases.first().is_some_and(|first| !reader.is_cached(&first.scan)) {
+    if cases.first().is_some_and(|first| !reader.of_volume(first.volume).is_cached(&first.scan)) {
         predictor.preload()?;
     }
     let (mut rows, mut failures, mut tally) = (Vec::new(), Vec::new(), WarningTally::default());
     let mut next = cases.iter().enumerate();
-    read_ahead(&reader, cases.iter().map(|case| case.scan.as_path()), in_background, &mut |reading| {
+    let scans = cases.iter().map(|case| (case.scan.as_path(), case.volume));
+    read_ahead(&reader, scans, in_background, &mut |reading| {
         let Some((i, case)) = next.next() else { return Ok(()) };
         progress.item("predicting", i, cases.len());
         match predict_row(&predictor, case, reading) {
@@ -138,6 +143,7 @@ pub(super) fn predict(
             }
             Err(e) if [Code::BUNDLE_CHECKSUM, Code::THREADS_UNAVAILABLE].contains(&e.code()) => return Err(e),
             Err(e) => {
+                let e = explain(e);
                 progress.line(&format!("line {}: error[{}]: {e}", case.line, e.code()));
                 let scan = case.scan.display().to_string();
                 failures.push(Failure { row: case.line, scan, error: error_json(&e) });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::cases::Cases;
-use super::scans::Scans;
+use super::scans::{ScanName, Scans};
 use super::{Plan, threads};
 use crate::batch;
 use crate::config::Config;
@@ -17,7 +17,6 @@ use crate::tensor::Tensor;
 use crate::text::read_report;
 use crate::train::artifacts::Artifacts;
 use crate::train::staged_model::{Parameters, StagedModel};
-use crate::volume;
 
 /// Features of reports.
 #[derive(Default)]
@@ -95,22 +94,23 @@ pub(super) fn of_scans(
     model: &mut StagedModel,
     parameters: &Parameters,
     progress: &mut dyn Progress,
-) -> Result<BTreeMap<PathBuf, Tensor>> {
-    let all: Vec<&Path> = cases.all().map(|s| s.scan.as_path()).collect();
+) -> Result<BTreeMap<ScanName, Tensor>> {
+    let all: Vec<(&Path, Option<usize>)> = cases.all().map(|s| (s.scan.as_path(), s.volume)).collect();
     progress.step("vision features", None);
     let (mut found, mut tally) = (BTreeMap::new(), WarningTally::default());
-    for (i, path) in all.iter().enumerate() {
+    for (i, (path, volume)) in all.iter().copied().enumerate() {
         progress.item("scan", i, all.len());
-        if found.contains_key(*path) {
+        let name = (path.to_path_buf(), volume);
+        if found.contains_key(&name) {
             continue;
         }
-        let key = store.scan_key(&volume::files(path)?, None)?;
+        let key = store.scan_key(&crate::volume::files(path)?, volume)?;
         let features = match store.get(&key) {
             Some(features) => features,
             None => {
-                let volume = scans.volume(path)?;
-                let (warnings, quality) = (volume.warnings.clone(), Some(volume.quality.clone()));
-                let tensor = model.features(parameters, &batch::volume(volume))?;
+                let scan = scans.volume(path, volume)?;
+                let (warnings, quality) = (scan.warnings.clone(), Some(scan.quality.clone()));
+                let tensor = model.features(parameters, &batch::volume(scan))?;
                 let features = Features { tensor, warnings, tokens: 0, quality };
                 store.put(&key, &features)?;
                 features
@@ -118,7 +118,7 @@ pub(super) fn of_scans(
         };
         scans.check(path, &features.warnings)?;
         tally.add(path, &features.warnings);
-        found.insert(path.to_path_buf(), features.tensor);
+        found.insert(name, features.tensor);
     }
     tally.warnings("scans").iter().for_each(|warning| progress.warn(warning));
     Ok(found)

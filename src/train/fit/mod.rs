@@ -205,6 +205,8 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         Some(path) => State::resume(&path, &prepared, settings, &trained)?,
         None => State::new(&prepared, settings, &trained)?,
     };
+    // After all refusals, whose line is to stand alone.
+    cases.warnings.iter().for_each(|warning| progress.warn(warning));
     let mut trainer =
         Trainer { plan, artifacts: &artifacts, cases: &cases, text: &text, model, runtime, session, output };
     let mut summary = trainer.run(state, progress)?;

@@ -10,6 +10,7 @@ pub mod drafts;
 pub mod fitting;
 pub mod forms;
 pub mod large;
+pub mod mgh_writer;
 pub mod nifti_corpus;
 pub mod nifti_writer;
 pub mod oracle;
