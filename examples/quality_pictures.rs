@@ -17,8 +17,23 @@ use support::drafts::{Draft, broken};
 
 /// The kinds that can be seen. A transform or an intent that is wrong looks like a healthy scan.
 const SHOWN: &[&str] = &[
-    "numpy_eye", "tilted", "gantry", "slab", "shrunk", "cut_by_grid", "thick", "label_image", "hot_voxels", "hounsfield",
-    "ratio_image", "overflowed", "offset", "inverted", "mask", "parcellation", "white_noise",
+    "numpy_eye",
+    "tilted",
+    "gantry",
+    "slab",
+    "shrunk",
+    "cut_by_grid",
+    "thick",
+    "label_image",
+    "hot_voxels",
+    "hounsfield",
+    "ratio_image",
+    "overflowed",
+    "offset",
+    "inverted",
+    "mask",
+    "parcellation",
+    "white_noise",
 ];
 /// The seed of all pictures.
 const SEED: u64 = 3;
