@@ -122,17 +122,24 @@ fn tilted(seed: u64) -> Made {
     let degrees = random.within(24.0, 44.0);
     let turn = rotation(random.index(3), degrees.to_radians());
     draft.frame.axes = product(&turn, &draft.frame.axes);
+    rescan(&mut draft, &mut random);
     draft.what += &format!(", {degrees} degrees");
     done(&draft)
 }
 
 fn gantry(seed: u64) -> Made {
-    let (draft, mut random) = whole(seed);
-    let mut affine = draft.frame.affine();
+    let (mut draft, mut random) = whole(seed);
     let (to, from) = [(0, 1), (1, 2), (2, 0)][random.index(3)];
     let shear = random.within(0.03, 0.45);
-    affine.iter_mut().for_each(|row| row[to] += shear * row[from]);
-    (draft.bytes_with(affine), draft.what, grid())
+    draft.frame.axes.iter_mut().for_each(|row| row[to] += shear * row[from]);
+    rescan(&mut draft, &mut random);
+    done(&draft)
+}
+
+/// The same head on a grid that has changed.
+fn rescan(draft: &mut Draft, random: &mut Random) {
+    let head = draft.head.clone();
+    draft.values = draft.frame.scan(|p| head.signal(p, random));
 }
 
 fn eye(signs: [f64; 3]) -> [[f64; 4]; 3] {
