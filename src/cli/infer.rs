@@ -68,6 +68,9 @@ struct Args {
     /// required for Analyze 7.5. A file that holds another orientation is refused
     #[arg(long, value_name = "LETTERS")]
     orientation: Option<AxisCodes>,
+    /// Refuse a scan or report with a quality warning (docs/quality.md), with the warning's code as the error's
+    #[arg(long)]
+    strict_quality: bool,
     /// Write the results to a file: JSON lines, or CSV with --list and a name ending in .csv
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -201,6 +204,7 @@ fn open(args: &Args, expected: Expected, report: Option<&str>) -> Result<Predict
         library: args.common.ort_lib.clone(),
         volume: args.volume,
         orientation: args.orientation,
+        strict_quality: args.strict_quality,
         expected,
         mode: args.mode,
         max_memory: args.max_memory,

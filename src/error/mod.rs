@@ -13,11 +13,13 @@
 //! assert_eq!(error.path(), Some("no-such-folder".as_ref()));
 //! ```
 
+mod tally;
 mod warning;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub use tally::WarningTally;
 pub use warning::{Warning, WarningCode};
 
 /// `Result` with this crate's [`Error`].
@@ -28,6 +30,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Code(&'static str);
 
 impl Code {
+    /// Whether an error can have the code of this name: one of [`Self::ALL`], or that of a quality warning which was
+    /// refused ([`WarningCode::QUALITY`]).
+    pub fn is_known(name: &str) -> bool {
+        Self::ALL.iter().any(|(code, _)| code.0 == name) || WarningCode::QUALITY.iter().any(|c| c.as_str() == name)
+    }
+
     /// The dotted name.
     pub const fn as_str(self) -> &'static str {
         self.0

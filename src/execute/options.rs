@@ -33,6 +33,9 @@ pub struct Options {
     pub volume: Option<usize>,
     /// The orientation of scans whose files hold none.
     pub orientation: Option<AxisCodes>,
+    /// Whether a scan or report that carries a quality warning is refused, with the warning's code
+    /// ([`WarningCode::QUALITY`](crate::WarningCode::QUALITY)).
+    pub strict_quality: bool,
     /// How many scans and reports are expected, from which the [`Mode`] of each graph follows. Without reports no
     /// memory is planned for the language model.
     pub expected: Expected,
@@ -88,6 +91,7 @@ impl Default for Options {
             library: None,
             volume: None,
             orientation: None,
+            strict_quality: false,
             expected: Expected { scans: 1, reports: 1 },
             report_tokens: None,
             mode: None,

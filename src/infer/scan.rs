@@ -39,7 +39,7 @@ pub(super) enum Content {
     /// The same, normalized for the model.
     Volume(Box<Volume>),
     /// Its features from the cache.
-    Features(Features),
+    Features(Box<Features>),
 }
 
 impl Scan {
@@ -119,7 +119,7 @@ impl ScanReader {
         let (sha256, key) = hashes()?;
         let known = self.store.as_ref().zip(key.as_ref()).filter(|_| !self.keep_voxels);
         let (content, used) = match known.and_then(|(store, key)| store.get(key)) {
-            Some(features) => (Content::Features(features), None),
+            Some(features) => (Content::Features(Box::new(features)), None),
             None => (self.content(path)?, key.clone()),
         };
         // What was hashed and what was read must be the same, whatever others do to the files meanwhile.

@@ -12,7 +12,7 @@ use crate::tensor::number::to_f64;
 
 /// Row-major 4×4 matrix, millimetres.
 pub(super) type Affine = [[f64; 4]; 4];
-type Mat3 = [[f64; 3]; 3];
+pub(super) type Mat3 = [[f64; 3]; 3];
 
 /// The last code nifti1.h defines (`NIFTI_XFORM_TEMPLATE_OTHER`).
 const LAST_XFORM_CODE: i32 = 5;
@@ -129,7 +129,7 @@ fn positive(pixdim: [f64; 4]) -> Result<[f64; 3]> {
 }
 
 /// nifti1.h method 2: a unit quaternion (its real part left out), an offset, and qfac for the third axis.
-fn qform(header: &Header, warnings: &mut Vec<Warning>) -> Result<Affine> {
+pub(super) fn qform(header: &Header, warnings: &mut Vec<Warning>) -> Result<Affine> {
     let [b, c, d] = header.quaternion;
     let square = 1.0 - b * b - c * c - d * d;
     if square.is_nan() || square < -QUATERNION_LIMIT {
@@ -194,19 +194,19 @@ fn check(kind: &str, affine: &Affine) -> Result<()> {
     Ok(())
 }
 
-fn linear(affine: &Affine) -> Mat3 {
+pub(super) fn linear(affine: &Affine) -> Mat3 {
     std::array::from_fn(|r| std::array::from_fn(|c| affine[r][c]))
 }
 
-fn column_lengths(m: &Mat3) -> [f64; 3] {
+pub(super) fn column_lengths(m: &Mat3) -> [f64; 3] {
     std::array::from_fn(|c| m.iter().map(|row| row[c] * row[c]).sum::<f64>().sqrt())
 }
 
-fn unit_columns(m: &Mat3, lengths: &[f64; 3]) -> Mat3 {
+pub(super) fn unit_columns(m: &Mat3, lengths: &[f64; 3]) -> Mat3 {
     std::array::from_fn(|r| std::array::from_fn(|c| m[r][c] / lengths[c]))
 }
 
-fn determinant(m: &Mat3) -> f64 {
+pub(super) fn determinant(m: &Mat3) -> f64 {
     let c = cofactors(m);
     (0..3).map(|i| m[0][i] * c[0][i]).sum()
 }
@@ -222,7 +222,7 @@ fn cofactors(m: &Mat3) -> Mat3 {
 
 /// The orthogonal matrix nearest to `m` (U·Vᵀ of its SVD), by Newton's iteration X ← (X + X⁻ᵀ)/2. It converges
 /// quadratically for every invertible matrix; `check` has bounded the determinant away from 0.
-fn nearest_orthogonal(m: &Mat3) -> Mat3 {
+pub(super) fn nearest_orthogonal(m: &Mat3) -> Mat3 {
     let mut x = *m;
     for _ in 0..60 {
         let (cofactors, det) = (cofactors(&x), determinant(&x));
@@ -347,6 +347,7 @@ mod tests {
             bitpix: 8,
             offset: 352,
             scaling: None,
+            intent_code: 0,
             sform_code: 0,
             qform_code: 1,
             pixdim: [1.0; 4],

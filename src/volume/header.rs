@@ -37,6 +37,8 @@ pub(super) struct Header {
     pub offset: u64,
     /// `(slope, inter)` where they change anything.
     pub scaling: Option<(f64, f64)>,
+    /// What the values are, by `nifti1.h`; 0: not said.
+    pub intent_code: i32,
     pub sform_code: i32,
     pub qform_code: i32,
     /// `pixdim[0..4]`: qfac, then millimetres.
@@ -139,7 +141,7 @@ struct Raw {
     offset: f64,
     slope: f64,
     inter: f64,
-    intent: i32,
+    intent_code: i32,
     units: Units,
     qform_code: i32,
     sform_code: i32,
@@ -158,7 +160,7 @@ impl Raw {
             offset: f.f32(108),
             slope: f.f32(112),
             inter: f.f32(116),
-            intent: i32::from(f.i16(68)),
+            intent_code: i32::from(f.i16(68)),
             units: Units::from_xyzt(i32::from(f.bytes[123])),
             qform_code: i32::from(f.i16(252)),
             sform_code: i32::from(f.i16(254)),
@@ -177,7 +179,7 @@ impl Raw {
             offset: f.i64(168).widen(),
             slope: f.f64(176),
             inter: f.f64(184),
-            intent: f.i32(504),
+            intent_code: f.i32(504),
             units: Units::from_xyzt(f.i32(500)),
             qform_code: f.i32(344),
             sform_code: f.i32(348),
@@ -193,7 +195,7 @@ impl Raw {
     /// SPM keeps a slope and an intercept where NIfTI does; without them the stored range (`glmin`, `glmax`) may stand
     /// for the calibrated one (`cal_min`, `cal_max`). Both are what nibabel's `Spm2AnalyzeHeader` does.
     fn of_analyze(mut self, f: &Fields<'_>) -> Self {
-        (self.units, self.intent, self.qform_code, self.sform_code) = (Units::Millimetre, 0, 0, 0);
+        (self.units, self.intent_code, self.qform_code, self.sform_code) = (Units::Millimetre, 0, 0, 0);
         if !self.inter.is_finite() {
             self.inter = 0.0;
         }
@@ -219,7 +221,7 @@ impl Header {
         if analyze {
             raw = raw.of_analyze(&fields);
         }
-        refuse_cifti(&raw.dim, raw.intent)?;
+        refuse_cifti(&raw.dim, raw.intent_code)?;
         let (shape, volumes) = dimensions(&raw.dim)?;
         let datatype = if analyze { Datatype::from_analyze(raw.datatype)? } else { Datatype::from_code(raw.datatype)? };
         let mm = |v: f64| raw.units.to_mm(v, version);
@@ -237,6 +239,7 @@ impl Header {
             bitpix: raw.bitpix,
             offset: data_offset(raw.offset, bytes.len(), pair)?,
             scaling: scaling(raw.slope, raw.inter)?,
+            intent_code: raw.intent_code,
             sform_code: raw.sform_code,
             qform_code: raw.qform_code,
             pixdim: [qfac, mm(dx), mm(dy), mm(dz)],

@@ -8,11 +8,12 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use super::axis::AxisMap;
 use super::conform::{Range, Resampler};
-use super::datatype::Decoder;
+use super::datatype::{Datatype, Decoder};
 use super::file::Scan;
 use super::geometry::{Orientation, Transform, orientation, transform};
 use super::header::Header;
 use super::peek::TAIL_LIMIT;
+use super::quality::{self, HeaderFigures, Sample};
 use super::stream::{Stream, Tail};
 use super::{Conformed, Grid, ReadOptions, SourceInfo};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
@@ -26,8 +27,13 @@ const DEPTH: usize = 4;
 /// Bytes of later volumes that are read only to verify a checksum.
 const FOLLOWING_LIMIT: u64 = 1 << 30;
 
-/// Conforms a scan to `options.grid`.
-pub(super) fn load(scan: Scan<'_>, options: &ReadOptions, mut warnings: Vec<Warning>) -> Result<Conformed> {
+/// Conforms a scan to `options.grid`; its voxels are sampled for the quality figures where `measure` asks for it.
+pub(super) fn load(
+    scan: Scan<'_>,
+    options: &ReadOptions,
+    mut warnings: Vec<Warning>,
+    measure: bool,
+) -> Result<Conformed> {
     let Scan { header, mut stream, following, .. } = scan;
     let grid = options.grid;
     let transform = transform(&header, options.orientation, &mut warnings)?;
@@ -45,10 +51,11 @@ pub(super) fn load(scan: Scan<'_>, options: &ReadOptions, mut warnings: Vec<Warn
         values: Vec::new(),
         source: Range::EMPTY,
         nonfinite: 0,
+        sample: if measure { Sample::new(header.shape) } else { Sample::none(header.shape) },
     };
     warnings.extend(run(&header, &mut stream, following, &mut consumer)?);
 
-    let Consumer { resampler, source, nonfinite, .. } = consumer;
+    let Consumer { resampler, source, nonfinite, sample, .. } = consumer;
     let (voxels, range) = resampler.finish();
     let count = header.shape.iter().product::<usize>();
     if nonfinite > 0 {
@@ -57,6 +64,9 @@ pub(super) fn load(scan: Scan<'_>, options: &ReadOptions, mut warnings: Vec<Warn
     }
     refuse_constant(source, "scan", nonfinite == to_u64(count))?;
     refuse_constant(range, "conformed volume", false)?;
+    let figures = HeaderFigures::new(&header, &transform, &orientation);
+    let quality = sample.figures(&figures, [source.min, source.max], header.datatype == Datatype::I16);
+    warnings.extend(quality::warnings(&figures, &quality, &grid, orientation.world));
     Ok(Conformed {
         voxels,
         grid,
@@ -64,6 +74,7 @@ pub(super) fn load(scan: Scan<'_>, options: &ReadOptions, mut warnings: Vec<Warn
         min: range.min,
         max: range.max,
         nonfinite,
+        quality,
         source: source_info(&header, &transform, &orientation, stream.is_gzip()),
         warnings,
     })
@@ -132,12 +143,14 @@ struct Consumer {
     values: Vec<f32>,
     source: Range,
     nonfinite: u64,
+    sample: Sample,
 }
 
 impl Consumer {
     fn take(&mut self, block: &[u8]) -> Result<()> {
         self.nonfinite += self.decoder.decode(block, &mut self.values)?;
         self.source.include(&self.values);
+        self.sample.push(&self.values);
         self.resampler.push(&self.values);
         Ok(())
     }

@@ -61,6 +61,7 @@ pub(super) fn parse(bytes: &[u8; SIZE]) -> Result<Header> {
         bitpix: 0,
         offset: to_u64(SIZE),
         scaling: None,
+        intent_code: 0,
         sform_code: 0,
         qform_code: 0,
         pixdim: [1.0; 4],

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! path ─ file ─ stream ─(blocks of rows)─ datatype ─ conform ─► Conformed ─ intensity ─► Volume
-//!         └ mgh ─ header ─ geometry ─ axis ───────────┘              └─ output: .nii.gz, .png
+//!         └ mgh ─ header ─ geometry ─ axis ───────────┘   │          └─ output: .nii.gz, .png
+//!                            └────────── quality ─────────┴─► figures and warnings
 //! ```
 //!
 //! *Conform* is FreeSurfer's word: permute and flip the file's axes to the nearest right–anterior–superior order and
@@ -15,7 +16,8 @@
 //!
 //! Files are untrusted: no allocation follows a claim, no panic follows a byte, and each error is one line
 //! with one of the `nifti.*` codes. What is odd but usable becomes a [`Warning`]: `no_orientation`, `xform_code`,
-//! `bitpix`, `extension`, `trailing_data`, `nonfinite`, `fov_cut`, `quaternion`.
+//! `bitpix`, `extension`, `trailing_data`, `nonfinite`, `fov_cut`, `quaternion`. What makes a scan unfit for the model becomes one of
+//! [`WarningCode::QUALITY`](crate::WarningCode::QUALITY), decided by the figures of [`Quality`].
 //!
 //! ```no_run
 //! use brain_adapter::volume::{self, ReadOptions};
@@ -42,6 +44,7 @@ mod load;
 mod mgh;
 mod output;
 mod peek;
+mod quality;
 mod recognize;
 mod sniff;
 mod stated;
@@ -51,6 +54,7 @@ mod zstd;
 
 use std::path::Path;
 
+pub use quality::{Quality, TransformDifference};
 pub use recognize::{is_saved_preview, is_saved_volume};
 use serde::Serialize;
 pub use stated::AxisCodes;
@@ -155,6 +159,8 @@ pub struct Conformed {
     pub max: f32,
     /// Voxels of the scan that were NaN or infinite and became 0.
     pub nonfinite: u64,
+    /// Figures that say whether it is a scan for the model.
+    pub quality: Quality,
     /// What the scan was.
     pub source: SourceInfo,
     /// Oddities of the file.
@@ -170,6 +176,8 @@ pub struct Volume {
     pub shape: [usize; 3],
     /// Index `(i, j, k)` to world, mm, RAS+.
     pub affine: [[f64; 4]; 4],
+    /// Figures that say whether it is a scan for the model.
+    pub quality: Quality,
     /// What the scan was.
     pub source: SourceInfo,
     /// Oddities of the file.
@@ -206,7 +214,19 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Conformed> {
     let mut warnings = Vec::new();
     let scan = file::open(path, options, &mut warnings)?;
     let voxels_in = scan.path.clone();
-    load::load(scan, options, warnings).map_err(|e| e.at(voxels_in.as_deref().unwrap_or(path)))
+    load::load(scan, options, warnings, true).map_err(|e| e.at(voxels_in.as_deref().unwrap_or(path)))
+}
+
+/// As [`read`], without the figures of voxels and the warnings from them: what they cost is measured against this.
+///
+/// # Errors
+/// Those of [`read`].
+#[doc(hidden)]
+pub fn read_unmeasured(path: &Path, options: &ReadOptions) -> Result<Conformed> {
+    options.grid.check()?;
+    let mut warnings = Vec::new();
+    let scan = file::open(path, options, &mut warnings)?;
+    load::load(scan, options, warnings, false)
 }
 
 /// Like [`read`], for a single-file scan in memory.
@@ -217,7 +237,7 @@ pub fn read_bytes(bytes: &[u8], options: &ReadOptions) -> Result<Conformed> {
     options.grid.check()?;
     let mut warnings = Vec::new();
     let scan = file::open_bytes(bytes, options, &mut warnings)?;
-    load::load(scan, options, warnings)
+    load::load(scan, options, warnings, true)
 }
 
 impl Conformed {
@@ -227,12 +247,16 @@ impl Conformed {
     /// # Errors
     /// `nifti.constant` when nothing is left between the percentiles, `config.value` for an impossible `clip`.
     pub fn normalize(mut self, clip: Option<[f64; 2]>) -> Result<Volume> {
-        intensity::normalize(&mut self.voxels, self.min, self.max, clip)?;
+        let range = intensity::normalize(&mut self.voxels, self.min, self.max, clip)?;
+        if clip.is_some() {
+            quality::clipped(&mut self.warnings, &self.quality, range);
+        }
         let [i, j, k] = self.grid.shape;
         Ok(Volume {
             voxels: self.voxels,
             shape: [k, j, i],
             affine: self.affine,
+            quality: self.quality,
             source: self.source,
             warnings: self.warnings,
         })

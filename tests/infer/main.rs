@@ -9,6 +9,7 @@ mod lists;
 mod memory;
 mod orientation;
 mod outputs;
+mod quality;
 mod report_language;
 mod reports;
 mod results;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use brain_adapter::WarningCode;
 use brain_adapter::volume::{self, ReadOptions};
 use serde_json::{Value, json};
 use support::nifti_corpus::{compare, corpora, grid, index, strings};
@@ -141,6 +142,11 @@ fn child_reads_one_scan() {
     println!("@@{report}");
 }
 
+/// Whether a code is of a quality warning; the corpus is about formats, and its volumes are no heads.
+fn is_quality(code: &str) -> bool {
+    WarningCode::QUALITY.iter().any(|quality| quality.as_str() == code)
+}
+
 /// Compares a report with the case; returns seconds and megabytes.
 fn judge(index: &Value, case: &Value, got: &Value) -> Result<(f64, f64), String> {
     let bound = &index["bound"];
@@ -168,7 +174,7 @@ fn judge(index: &Value, case: &Value, got: &Value) -> Result<(f64, f64), String>
         return Err(format!("refused: {} {}", got["code"], got["message"]));
     }
     let (wanted, found) = (strings(&case["warnings"]), strings(&got["warnings"]));
-    if wanted.iter().any(|w| !found.contains(w)) || found.iter().any(|w| *w != "fov_cut" && !wanted.contains(w)) {
+    if wanted.iter().any(|w| !found.contains(w)) || found.iter().any(|w| !is_quality(w) && !wanted.contains(w)) {
         return Err(format!("warnings {found:?}, expected {wanted:?}"));
     }
     let difference = got["difference"].as_f64().unwrap_or(1e9);

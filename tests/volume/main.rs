@@ -12,4 +12,5 @@ mod named;
 mod output;
 mod paths;
 mod properties;
+mod quality;
 mod zstd;

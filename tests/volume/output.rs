@@ -26,7 +26,8 @@ fn a_saved_volume_reads_back_unchanged() {
         assert_eq!(count, 0, "voxels differ");
         assert_eq!((back.source.axcodes.as_str(), back.source.transform.as_str()), ("RAS", "sform"));
         assert_eq!((back.source.datatype.as_str(), back.source.gzip), ("float32", name.ends_with("gz")));
-        assert!(back.warnings.is_empty(), "{:?}", back.warnings);
+        // A small volume of arbitrary numbers: it raises quality warnings, and no others.
+        assert!(back.warnings.iter().all(|w| w.code.is_quality()), "{:?}", back.warnings);
         let header = nifti::NiftiHeader::from_file(&path).unwrap();
         assert_eq!((header.sform_code, header.qform_code, header.xyzt_units), (2, 0, 2));
         for (a, b) in back.source.affine.iter().flatten().zip(conformed.affine.iter().flatten()) {

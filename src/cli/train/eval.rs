@@ -54,6 +54,9 @@ pub(super) struct Args {
     /// Replace pictures that exist and were not made by this program; its own are always replaced
     #[arg(long, requires = "picture")]
     force: bool,
+    /// Refuse rows whose scan or report has a quality warning: they count as failed
+    #[arg(long)]
+    strict_quality: bool,
     /// Device: auto, cpu, cuda, tensorrt or tensorrt-rtx
     #[arg(long, default_value = "auto")]
     device: Device,
@@ -102,6 +105,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
             threads: common.threads(),
             library: common.ort_lib.clone(),
             max_memory: args.max_memory,
+            strict_quality: args.strict_quality,
             cache: args.cache.clone(),
             progress: common.shared_notes(),
             ..Options::default()

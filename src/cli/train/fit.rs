@@ -85,6 +85,10 @@ pub(super) struct Args {
     /// Cache folder for features of reports and scans [default: cache inside the output]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// Stop at a scan or report with a quality warning, with the warning's code as the error's [default: they are
+    /// counted]
+    #[arg(long)]
+    strict_quality: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -128,6 +132,7 @@ fn plan(args: &Args, common: &Common) -> Plan {
     Plan {
         data: args.data.clone(),
         artifacts: args.artifacts.clone(),
+        strict_quality: args.strict_quality,
         bundle: args.bundle.clone(),
         output: args.output.clone(),
         epochs: args.epochs,

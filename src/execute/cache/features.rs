@@ -16,13 +16,13 @@ use crate::bundle::sha256_of;
 use crate::error::{Error, Result, Warning};
 use crate::files::{private, replace_private};
 use crate::tensor::{Tensor, hex};
-use crate::volume::ReadOptions;
+use crate::volume::{Quality, ReadOptions};
 
 /// Largest file that is read.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// Goes into every key: another meaning of the files needs another.
-const VERSION: &str = "brain-adapter features 2";
+const VERSION: &str = "brain-adapter features 3";
 
 /// The folder of features in a cache.
 const FOLDER: &str = "features";
@@ -44,6 +44,8 @@ pub(crate) struct Features {
     pub warnings: Vec<Warning>,
     /// Tokens of a report.
     pub tokens: usize,
+    /// Figures of a scan; none of a report.
+    pub quality: Option<Quality>,
 }
 
 /// [`Features`] on disk.
@@ -56,13 +58,15 @@ struct Stored {
     sha256: String,
     warnings: Vec<Warning>,
     tokens: usize,
+    quality: Option<Quality>,
 }
 
 impl Stored {
     /// What `sha256` is under this key. The key stands for what the features were computed from and how.
     fn hash(&self, key: &str) -> String {
         let warnings = self.warnings.iter().map(|w| format!("{} {}", w.code, w.message));
-        let texts = [VERSION.to_owned(), key.to_owned(), format!("{:?} {}", self.shape, self.tokens)];
+        let quality = serde_json::to_string(&self.quality).unwrap_or_default();
+        let texts = [VERSION.to_owned(), key.to_owned(), format!("{:?} {}", self.shape, self.tokens), quality];
         let mut hash = Sha256::new();
         for text in texts.into_iter().chain(warnings) {
             hash.update((text.len() as u64).to_le_bytes());
@@ -80,7 +84,7 @@ pub(crate) fn parse(bytes: &[u8], key: &str) -> Option<Features> {
         return None;
     }
     let tensor = Tensor::f32(&stored.shape, stored.values)?;
-    Some(Features { tensor, warnings: stored.warnings, tokens: stored.tokens })
+    Some(Features { tensor, warnings: stored.warnings, tokens: stored.tokens, quality: stored.quality })
 }
 
 impl Store {
@@ -142,6 +146,7 @@ impl Store {
             sha256: String::new(),
             warnings: features.warnings.clone(),
             tokens: features.tokens,
+            quality: features.quality.clone(),
         };
         stored.sha256 = stored.hash(key);
         let path = self.path(key);
@@ -165,6 +170,7 @@ mod tests {
             tensor: Tensor::f32(&[1, 5], values).unwrap(),
             warnings: vec![Warning::new(WarningCode::FOV_CUT, "cut")],
             tokens: 7,
+            quality: Some(Quality { min: -0.1, border_median: 1.0 / 3.0, ..Quality::default() }),
         }
     }
 
@@ -179,6 +185,7 @@ mod tests {
         let bits = |f: &Features| f.tensor.as_f32().unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&found), bits(&features()));
         assert_eq!((found.warnings, found.tokens), (features().warnings, 7));
+        assert_eq!(found.quality, features().quality);
     }
 
     #[test]
@@ -210,7 +217,12 @@ mod tests {
         assert!(store.get(&one).is_none() && store.get(&two).is_none());
         // Every field is covered.
         let text = String::from_utf8(a).unwrap();
-        for (old, new) in [("\"tokens\":7", "\"tokens\":8"), ("\"cut\"", "\"\""), ("fov_cut", "xform_code")] {
+        for (old, new) in [
+            ("\"tokens\":7", "\"tokens\":8"),
+            ("\"cut\"", "\"\""),
+            ("fov_cut", "xform_code"),
+            ("\"min\":-0.1", "\"min\":0.1"),
+        ] {
             std::fs::write(&files[0], text.replacen(old, new, 1)).unwrap();
             assert!(text.contains(old) && store.get(&one).is_none(), "{old} -> {new}");
         }

@@ -50,7 +50,7 @@ impl Line {
     fn parse(bytes: &[u8]) -> Option<Self> {
         // A struct may come as an array in JSON too; ours never does.
         let line: Self = bytes.starts_with(b"{").then(|| serde_json::from_slice(bytes).ok())??;
-        let known = |error: &OfError| Code::ALL.iter().any(|(code, _)| code.as_str() == error.code);
+        let known = |error: &OfError| Code::is_known(&error.code);
         let answer = line.label.is_some() && line.bundle.is_some();
         (answer || line.error.as_ref().is_some_and(known)).then_some(line)
     }

@@ -90,7 +90,7 @@ fn text_of(bytes: &[u8], order: Order) -> Option<String> {
 
 /// UTF-16 without a mark, where it is certain.
 fn bare_utf16(bytes: &[u8]) -> Option<String> {
-    if bytes.len() % 2 != 0 {
+    if !bytes.len().is_multiple_of(2) {
         return None;
     }
     let zeros = |order| units(bytes, order).filter(|unit| *unit < 0x100).count();

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::Plan;
 use crate::bundle::Temperature;
 use crate::cohort::{Case, Split, explain};
-use crate::error::{Code, Error, Result, Warning, WarningCode};
+use crate::error::{Code, Error, Result, Warning, WarningCode, WarningTally};
 use crate::infer::results::error_json;
 use crate::infer::{BundleIdentity, Expected, Options, PendingScan, Prediction, Predictor, read_ahead};
 use crate::progress::Progress;
@@ -127,7 +127,7 @@ pub(super) fn predict(
     if cases.first().is_some_and(|first| !reader.of_volume(first.volume).is_cached(&first.scan)) {
         predictor.preload()?;
     }
-    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    let (mut rows, mut failures, mut tally) = (Vec::new(), Vec::new(), WarningTally::default());
     let mut next = cases.iter().enumerate();
     let scans = cases.iter().map(|case| (case.scan.as_path(), case.volume));
     read_ahead(&reader, scans, in_background, &mut |reading| {
@@ -135,8 +135,10 @@ pub(super) fn predict(
         progress.item("predicting", i, cases.len());
         match predict_row(&predictor, case, reading) {
             Ok(prediction) => {
-                let exceeded = prediction.warnings.iter().filter(|w| w.code == WarningCode::MEMORY_EXCEEDED);
-                exceeded.for_each(|warning| progress.warn(warning));
+                let of_row = |w: &&Warning| w.code != WarningCode::MEMORY_EXCEEDED;
+                prediction.warnings.iter().filter(|w| !of_row(w)).for_each(|warning| progress.warn(warning));
+                let warnings: Vec<Warning> = prediction.warnings.iter().filter(of_row).cloned().collect();
+                tally.add(&case.scan, &warnings);
                 rows.push(RowResult::new(case, labels, prediction));
             }
             Err(e) if [Code::BUNDLE_CHECKSUM, Code::THREADS_UNAVAILABLE].contains(&e.code()) => return Err(e),
@@ -149,6 +151,7 @@ pub(super) fn predict(
         }
         Ok(())
     })?;
+    tally.warnings("rows").iter().for_each(|warning| progress.warn(warning));
     let fallbacks = predictor.placements().filter_map(|(part, placement)| placement.describe(part.as_str(), false));
     fallbacks.for_each(|line| progress.line(&line));
     Ok(Predictions { rows, failures, bundle, temperature, device: predictor.device().to_owned() })

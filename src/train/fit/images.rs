@@ -33,11 +33,11 @@ impl ImageSource {
         }
     }
 
-    /// Reports the warnings of scans that were read since the last call. Those of features were reported when the
-    /// features were computed.
+    /// Reports the warnings of scans that were read since the last call, one a class. Those of features were reported
+    /// when the features were computed.
     pub fn report_warnings(&self, progress: &mut dyn Progress) {
         if let Self::Scans(scans) = self {
-            scans.take_warnings().iter().for_each(|(path, warning)| progress.warn(&warning.at(path)));
+            scans.take_warnings().iter().for_each(|warning| progress.warn(warning));
         }
     }
 }

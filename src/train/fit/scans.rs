@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::batch;
 use crate::config::{Config, VolumeConfig};
-use crate::error::{Result, Warning};
+use crate::error::{Result, Warning, WarningTally};
 use crate::tensor::Tensor;
 use crate::train::tensors::stack;
-use crate::volume::{self, Grid, ReadOptions};
+use crate::volume::{self, Grid, ReadOptions, Volume};
 
 /// Maximum size of the volumes that stay in memory between epochs, in bytes: the whole cohort of a small model, and
 /// only a few volumes of a large one.
@@ -24,25 +24,28 @@ pub(super) struct Scans {
     cached: Mutex<BTreeMap<ScanName, Tensor>>,
     /// Maximum number of cached volumes.
     capacity: usize,
+    /// Whether scans with a quality warning are refused.
+    strict_quality: bool,
     warnings: Mutex<Warnings>,
 }
 
 /// The warnings of scans.
 #[derive(Default)]
 struct Warnings {
-    /// Scans whose warnings were recorded: a scan warns once, however often it is read.
+    /// Scans that were counted: a scan counts once, however often it is read.
     recorded: BTreeSet<ScanName>,
-    /// Warnings that were not reported yet.
-    pending: Vec<(PathBuf, Warning)>,
+    /// What was not reported yet.
+    pending: WarningTally,
 }
 
 impl Scans {
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, strict_quality: bool) -> Self {
         let bytes = config.volume.size.pow(3) * 4;
         Self {
             config: config.volume.clone(),
             cached: Mutex::default(),
             capacity: CACHED_BYTES / bytes.max(1),
+            strict_quality,
             warnings: Mutex::default(),
         }
     }
@@ -60,9 +63,7 @@ impl Scans {
         if let Some(tensor) = cached {
             return Ok(tensor);
         }
-        let grid = Grid::cube(self.config.size, self.config.voxel_mm);
-        let options = ReadOptions { grid, volume, ..ReadOptions::default() };
-        let read = volume::read(path, &options)?.normalize(self.config.clip).map_err(|e| e.at(path))?;
+        let read = self.volume(path, volume)?;
         self.record_warnings(&name, &read.warnings);
         let tensor = batch::volume(read);
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,15 +73,36 @@ impl Scans {
         Ok(tensor)
     }
 
-    /// Removes and returns the pending warnings, each with its scan's path.
-    pub fn take_warnings(&self) -> Vec<(PathBuf, Warning)> {
-        std::mem::take(&mut self.warnings.lock().unwrap_or_else(PoisonError::into_inner).pending)
+    /// A scan on the model's grid; nothing is cached or recorded.
+    ///
+    /// # Errors
+    /// `nifti.*`, `io`; the code of a quality warning, where these are refused.
+    pub fn volume(&self, path: &Path, volume: Option<usize>) -> Result<Volume> {
+        let options =
+            ReadOptions { grid: Grid::cube(self.config.size, self.config.voxel_mm), volume, ..ReadOptions::default() };
+        let read = volume::read(path, &options)?.normalize(self.config.clip).map_err(|e| e.at(path))?;
+        self.check(path, &read.warnings)?;
+        Ok(read)
+    }
+
+    /// Refuses a scan with a quality warning, where that is asked for.
+    ///
+    /// # Errors
+    /// The code of the warning.
+    pub fn check(&self, path: &Path, warnings: &[Warning]) -> Result<()> {
+        if self.strict_quality { Warning::refuse_quality(warnings).map_err(|e| e.at(path)) } else { Ok(()) }
+    }
+
+    /// Removes and returns the pending warnings, one a class.
+    pub fn take_warnings(&self) -> Vec<Warning> {
+        let pending = std::mem::take(&mut self.warnings.lock().unwrap_or_else(PoisonError::into_inner).pending);
+        pending.warnings("scans")
     }
 
     fn record_warnings(&self, name: &ScanName, warnings: &[Warning]) {
         let mut all = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
-        if !warnings.is_empty() && all.recorded.insert(name.clone()) {
-            all.pending.extend(warnings.iter().map(|w| (name.0.clone(), w.clone())));
+        if all.recorded.insert(name.clone()) {
+            all.pending.add(&name.0, warnings);
         }
     }
 }
@@ -97,7 +119,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("scan.nii.gz");
         std::fs::copy(fixture.join("scan.nii.gz"), &path).unwrap();
-        let (small, large) = (Scans::new(&config), Scans { capacity: 0, ..Scans::new(&config) });
+        let (small, large) = (Scans::new(&config, false), Scans { capacity: 0, ..Scans::new(&config, false) });
         assert_eq!(small.capacity, CACHED_BYTES / (4 * 32 * 32 * 32));
         let twice = [(path.as_path(), None); 2];
         let volume = small.batch(&twice).unwrap();
