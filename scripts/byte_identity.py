@@ -86,7 +86,7 @@ def infer(run: Run, name: str, bundle: Path, quick: bool):
         ways |= {
             "resident": ["--report", REPORT, "--mode", "resident"],
             "one-thread": ["--report", REPORT, "--mode", "one-shot", "--threads", "1"],
-            "two": [DEMO / "calibration" / "noise.nii.gz", "--report", REPORT],
+            "two": [DEMO / "calibration" / "noise.nii.gz", "--report", REPORT, "--same-report"],
             "max-memory": ["--report", REPORT, "--max-memory", "4G"],
             "prepacked": ["--report", REPORT, "--cache", run.work / f"prepacked-{name.replace('/', '-')}", "--prepacked"],
         }

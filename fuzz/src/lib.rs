@@ -24,6 +24,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("mgh", mgh),
     ("nifti", nifti),
     ("onnx", onnx),
+    ("report", report),
     ("results", results),
     ("statistics", statistics),
     ("tokenizer", tokenizer),

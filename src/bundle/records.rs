@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::VolumeConfig;
 use crate::tensor::Comparison;
+use crate::text::ReportProfile;
 
 /// The program that wrote a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +100,10 @@ pub struct TokenizerRecord {
     pub bos: u32,
     /// Maximum number of tokens of a report, BOS included.
     pub max_tokens: usize,
+    /// What the calibration reports are like, so that other reports can be warned of. The field is absent in bundles
+    /// that were exported without them; here, since older programs skip what they do not know of this record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reports: Option<ReportProfile>,
 }
 
 /// One part's graph.

@@ -126,7 +126,7 @@ fn relative_error(text: &str) -> std::result::Result<f64, String> {
 
 /// Runs `ba-export` with the process's arguments.
 pub fn main() -> ExitCode {
-    let args: Args = match parse(conflicts) {
+    let args: Args = match parse(|args| conflicts(args).map_err(str::to_owned)) {
         Ok(args) => args,
         Err(code) => return code,
     };

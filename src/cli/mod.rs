@@ -145,9 +145,7 @@ impl Progress for Notes {
 ///
 /// # Errors
 /// The exit code, after help or an error message was printed.
-fn parse<A: Parser>(
-    check: impl FnOnce(&A) -> std::result::Result<(), &'static str>,
-) -> std::result::Result<A, ExitCode> {
+fn parse<A: Parser>(check: impl FnOnce(&A) -> std::result::Result<(), String>) -> std::result::Result<A, ExitCode> {
     let conflict = |message| A::command().error(clap::error::ErrorKind::ArgumentConflict, message);
     let parsed = A::try_parse().and_then(|args| check(&args).map(|()| args).map_err(conflict));
     let args = parsed.map_err(|e| wrong_usage(&e))?;

@@ -105,12 +105,7 @@ pub(super) fn stages(
 ///
 /// # Errors
 /// `memory.limit`, also where a graph runs in groups: each would read the file again.
-fn peak_when_reading(
-    parts: &[PlannedPart<'_>],
-    planned: &[Planned],
-    peak: u64,
-    budget: &MemoryBudget,
-) -> Result<u64> {
+fn peak_when_reading(parts: &[PlannedPart<'_>], planned: &[Planned], peak: u64, budget: &MemoryBudget) -> Result<u64> {
     if planned.iter().any(|planned| planned.groups.len() > 1) {
         let message = "weights that are read need a graph as a whole in memory, and it does not fit: allow more memory";
         return Err(Error::new(Code::MEMORY_LIMIT, message));

@@ -220,7 +220,7 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
     })?;
     let (made, sources) = (made?, stage::joined(sources)?);
     let mut files = made.files;
-    let tokenizer = tokenizer::install(&loaded, staging.path(), &mut files)?;
+    let tokenizer = tokenizer::install(&loaded, plan.calibration.as_deref(), staging.path(), &mut files)?;
     let verified = verify(plan, &staging, progress)?;
     let manifest = Manifest {
         format: FORMAT,
@@ -303,7 +303,7 @@ fn make(
     let mut made = stage::write(graphs, fp32(graphs), loaded, staging, progress)?;
     if !inputs.is_empty() {
         progress.step("comparing with the plain fp32 graphs", None);
-        parity::check(plan, loaded, models, staging, &inputs, &mut made.parts)?;
+        parity::check(plan, loaded, models, staging, &inputs, &mut made.parts, progress)?;
     }
     Ok(made)
 }

@@ -24,7 +24,7 @@ impl EncodedReport {
         &self.text
     }
 
-    /// Warnings of the report, such as `report_truncated`.
+    /// Warnings of the report, such as `report_truncated` or `report_language`.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }

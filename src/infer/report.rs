@@ -10,13 +10,15 @@ use crate::execute::Timing;
 use crate::execute::cache::features::Features;
 use crate::model::Part;
 use crate::tensor::Tensor;
-use crate::text::Tokens;
+use crate::text::{Tokens, report_warnings};
 use crate::threads;
 
 /// A report that the language model has yet to encode.
 struct PendingReport {
     key: Option<String>,
-    tokens: Tokens,
+    /// Number of tokens.
+    tokens: usize,
+    warnings: Vec<Warning>,
     inputs: [Tensor; 2],
 }
 
@@ -27,7 +29,9 @@ enum Lookup {
 }
 
 impl Predictor {
-    /// Tokenizes a report and runs the language model on it, or takes its features from the cache.
+    /// Tokenizes a report and runs the language model on it, or takes its features from the cache. The text is used as
+    /// it is: one that comes from elsewhere than [`crate::text::read_report`] should go through
+    /// [`crate::text::decode_report`] first.
     ///
     /// # Errors
     /// `tokenizer.invalid`, `bundle.checksum`, `bundle.replaced`, `device.memory` or `runtime.*`.
@@ -91,7 +95,7 @@ impl Predictor {
     fn lookup(&self, report: &str) -> Result<Lookup> {
         let key = self.store().map(|store| store.report_key(report));
         let known = self.store().zip(key.as_ref()).filter(|_| !self.keeps_tensors());
-        if let Some(Features { tensor, warnings, tokens }) = known.and_then(|(store, key)| store.get(key)) {
+        if let Some(Features { tensor, warnings, tokens, .. }) = known.and_then(|(store, key)| store.get(key)) {
             let timing = Timing::default();
             return Ok(Lookup::Hit(EncodedReport {
                 text: tensor,
@@ -103,8 +107,9 @@ impl Predictor {
             }));
         }
         let tokens = self.tokenize(report)?;
+        let warnings = report_warnings(report, &tokens, self.bundle().manifest.tokenizer.reports.as_ref());
         let inputs = batch::report(&tokens);
-        Ok(Lookup::Miss(PendingReport { key, tokens, inputs }))
+        Ok(Lookup::Miss(PendingReport { key, tokens: tokens.ids.len(), warnings, inputs }))
     }
 
     fn encode(&self, pending: PendingReport) -> Result<EncodedReport> {
@@ -122,12 +127,10 @@ impl Predictor {
 
     /// An encoded report, once the language model's weights are verified; its features go into the cache.
     fn finish(&self, pending: PendingReport, text: Tensor, mut timing: Timing) -> Result<EncodedReport> {
-        let PendingReport { key, tokens, inputs } = pending;
+        let PendingReport { key, tokens, warnings, inputs } = pending;
         self.pipeline().verify(&[Part::Text], &mut timing)?;
-        let warnings: Vec<Warning> = tokens.warning().into_iter().collect();
-        let tokens = tokens.ids.len();
         if let (Some(store), Some(key)) = (self.store(), &key) {
-            store.put(key, &Features { tensor: text.clone(), warnings: warnings.clone(), tokens })?;
+            store.put(key, &Features { tensor: text.clone(), warnings: warnings.clone(), tokens, quality: None })?;
         }
         let inputs = self.keeps_tensors().then_some(inputs);
         Ok(EncodedReport { text, inputs, tokens, cached: false, warnings, timing })

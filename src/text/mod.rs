@@ -1,8 +1,10 @@
 //! Clinical report → tokens.
 //!
-//! Layer 2. A report is data: bytes of bounded size, UTF-8, not empty; nothing in it becomes a special token. The
-//! tokenizer is Hugging Face's `tokenizer.json`, or a SentencePiece `tokenizer.model`, which [`Tokenizer::load`]
-//! turns into the former. BOS is put in front here, once, whatever the tokenizer's own template says.
+//! Layer 2. A report is data: bytes of bounded size that become a text with LF line ends or an error
+//! ([`read_report`]); nothing in it becomes a special token, and [`report_warnings`] tells what the model may not
+//! know. The tokenizer is Hugging Face's `tokenizer.json`, or a SentencePiece `tokenizer.model`, which
+//! [`Tokenizer::load`] turns into the former. BOS is put in front here, once, whatever the tokenizer's own template
+//! says.
 //!
 //! ```
 //! use brain_adapter::text::{Tokenizer, decode_report};
@@ -17,19 +19,23 @@
 #![cfg_attr(not(test), deny(clippy::as_conversions))]
 
 mod components;
+mod language;
+mod profile;
+mod report;
 mod sentencepiece;
 mod tokenizer_check;
 
-use std::io::Read;
 use std::path::Path;
 
 use tokenizer_check::Checked;
+use tokenizers::ModelWrapper;
 
 use crate::error::{Code, Error, Result, Warning, WarningCode};
-use crate::tensor::number::to_u64;
 
-/// Largest report that is read, in bytes. A long discharge letter has 50 kB.
-pub const MAX_REPORT_BYTES: u64 = 1 << 20;
+pub use profile::{REPORT_WARNINGS, ReportProfile, report_warnings};
+pub use report::{
+    MAX_REPORT_BYTES, ReportFormat, decode_report, decode_report_as, read_report, read_report_argument, read_report_as,
+};
 
 /// Maximum size of a tokenizer file, in bytes. Gemma's has 33 MB.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
@@ -38,59 +44,6 @@ const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 /// and takes 200 bytes on its way there.
 const MAX_GROWN_BYTES: f64 = 4.0 * 1_048_576.0;
 
-/// Reads a report; `-` is standard input.
-///
-/// # Errors
-/// `report.not_found`, `report.too_large`, `report.encoding` with the offending byte's place, `report.empty`.
-pub fn read_report(path: &Path) -> Result<String> {
-    let bytes = if path == Path::new("-") {
-        bounded(std::io::stdin().lock(), path)?
-    } else {
-        let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::new(Code::REPORT_NOT_FOUND, "no such report").at(path),
-            _ => Error::io(path, "cannot open the report", e),
-        })?;
-        // A pipe by name would be opened and waited for; a folder cannot be read.
-        if !meta.is_file() {
-            return Err(Error::new(Code::REPORT_NOT_FOUND, "the report is not a file").at(path));
-        }
-        let file = std::fs::File::open(path).map_err(|e| Error::io(path, "cannot open the report", e))?;
-        bounded(file, path)?
-    };
-    decode_report(&bytes).map_err(|e| e.at(path))
-}
-
-fn bounded(reader: impl Read, path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut limited = reader.take(MAX_REPORT_BYTES + 1);
-    limited.read_to_end(&mut bytes).map_err(|e| Error::io(path, "cannot read the report", e))?;
-    if to_u64(bytes.len()) > MAX_REPORT_BYTES {
-        let message = format!("the report holds more than {MAX_REPORT_BYTES} bytes: is it a report?");
-        return Err(Error::new(Code::REPORT_TOO_LARGE, message).at(path));
-    }
-    Ok(bytes)
-}
-
-/// A report's text from its bytes: UTF-8, with or without a byte order mark.
-///
-/// # Errors
-/// `report.encoding` or `report.empty`.
-pub fn decode_report(bytes: &[u8]) -> Result<String> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let text = std::str::from_utf8(bytes).map_err(|e| {
-        let hint = match bytes {
-            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "it looks like UTF-16.",
-            _ => "is it Latin-1 or Windows-1252?",
-        };
-        let message = format!("the report is not UTF-8 at byte {}: {hint} Save it as UTF-8", e.valid_up_to());
-        Error::new(Code::REPORT_ENCODING, message)
-    })?;
-    if text.trim().is_empty() {
-        return Err(Error::new(Code::REPORT_EMPTY, "the report holds no text"));
-    }
-    Ok(text.to_owned())
-}
-
 /// A report as the language model reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
@@ -98,6 +51,9 @@ pub struct Tokens {
     pub ids: Vec<i64>,
     /// How many tokens were cut off at the end.
     pub lost: usize,
+    /// How many of `ids` stand for characters that the tokenizer has no piece for: its unknown token, and bytes of such
+    /// characters (not line ends, which are bytes to LLaMA 2's).
+    pub unknown: usize,
 }
 
 impl Tokens {
@@ -115,6 +71,8 @@ pub struct Tokenizer {
     bos: u32,
     /// By which factor it can lengthen a text, in bytes.
     growth: f64,
+    /// The ids that [`Tokens::unknown`] counts, sorted.
+    unknown: Vec<u32>,
 }
 
 impl Tokenizer {
@@ -156,7 +114,8 @@ impl Tokenizer {
                 "the tokenizer has no token {bos}, which the model's configuration names as BOS"
             )));
         }
-        Ok(Self { inner, bos, growth })
+        let unknown = unknown_ids(&inner);
+        Ok(Self { inner, bos, growth, unknown })
     }
 
     /// Number of token ids, special ones included.
@@ -190,11 +149,12 @@ impl Tokenizer {
         }
         let encoding = self.inner.encode(report, false);
         let encoding = encoding.map_err(|e| Error::new(Code::TOKENIZER_INVALID, format!("cannot tokenize: {e}")))?;
-        let mut ids: Vec<i64> =
-            std::iter::once(self.bos).chain(encoding.get_ids().iter().copied()).map(i64::from).collect();
-        let lost = ids.len().saturating_sub(max_tokens);
-        ids.truncate(max_tokens);
-        Ok(Tokens { ids, lost })
+        let all = encoding.get_ids();
+        let kept = all.get(..max_tokens.saturating_sub(1)).unwrap_or(all);
+        let unknown = kept.iter().filter(|id| self.unknown.binary_search(id).is_ok()).count();
+        let ids: Vec<i64> = std::iter::once(&self.bos).chain(all).take(max_tokens).map(|id| i64::from(*id)).collect();
+        let lost = (all.len() + 1).saturating_sub(max_tokens);
+        Ok(Tokens { ids, lost, unknown })
     }
 
     /// The tokenizer as the text of a `tokenizer.json`.
@@ -204,4 +164,20 @@ impl Tokenizer {
     pub fn to_json(&self) -> Result<String> {
         self.inner.to_string(false).map_err(|e| Error::new(Code::TOKENIZER_INVALID, format!("cannot write it: {e}")))
     }
+}
+
+/// The ids of unknown characters: the unknown token's, and those of bytes, without those of line ends and tabs.
+fn unknown_ids(tokenizer: &tokenizers::Tokenizer) -> Vec<u32> {
+    let ModelWrapper::BPE(model) = tokenizer.get_model() else { return Vec::new() };
+    let bytes = (0x20..=0xff_u8).filter(|_| model.byte_fallback).map(|byte| format!("<0x{byte:02X}>"));
+    let tokens = model.unk_token.iter().cloned().chain(bytes);
+    let mut ids: Vec<u32> = tokens.filter_map(|token| tokenizer.token_to_id(&token)).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// A part of a whole; 0 of nothing.
+fn share(part: usize, whole: usize) -> f64 {
+    let number = |n: usize| u32::try_from(n).map_or(f64::INFINITY, f64::from);
+    if whole == 0 { 0.0 } else { number(part) / number(whole) }
 }

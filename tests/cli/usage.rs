@@ -26,6 +26,7 @@ fn wrong_usage_exits_with_2() {
         ("ba-infer", &[scan, "--threads", "-1"]),
         ("ba-infer", &[scan, "--threads", "1025"]),
         ("ba-infer", &[scan, "--volume", "-1"]),
+        ("ba-infer", &[scan, "--orientation", "LRS"]),
         ("ba-infer", &[scan, "--list", "a.csv"]),
         ("ba-infer", &["--list", "a.csv", "--report", "r.txt"]),
         ("ba-infer", &["--list", "a.csv", "--save-tensors", "t.safetensors"]),
@@ -95,9 +96,10 @@ fn json_and_text_say_the_same_and_flags_have_no_order() {
     assert_eq!(without_times(one.json()), without_times(two.json()));
     let json = one.json();
     let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
-    let expected = "scan report label probabilities logits temperature similarity warnings timing_ms device bundle run"
-        .split(' ')
-        .collect::<Vec<_>>();
+    let expected =
+        "scan report label probabilities logits temperature similarity warnings quality timing_ms device bundle run"
+            .split(' ')
+            .collect::<Vec<_>>();
     assert_eq!(keys, expected);
     assert_eq!(json["device"], "cpu");
     let text = ba_infer(&[&scan, &"--report", &report, &"--bundle", &bundle]).ok().stdout;
@@ -132,7 +134,7 @@ fn several_scans_with_a_bad_one() {
     let (scan, report) = (scan(), report(dir.path()));
     let bad = dir.path().join("bad.nii");
     fs::write(&bad, "no scan").unwrap();
-    let args: [&dyn AsRef<OsStr>; 6] = [&scan, &bad, &scan, &"--report", &report, &"--bundle"];
+    let args: [&dyn AsRef<OsStr>; 7] = [&scan, &bad, &scan, &"--report", &report, &"--same-report", &"--bundle"];
     let run = |extra: &[&str]| finish(command("ba-infer").args(args).arg(tiny_bundle()).args(extra));
     let done = run(&["--json"]);
     assert_eq!(done.code, Some(1), "{done:#?}");
@@ -167,7 +169,8 @@ fn names_that_are_odd_or_no_unicode() {
         assert_eq!(done.stdout.lines().count(), 1);
         // A missing one of such a name, among several.
         let none = dir.path().join([b"none".as_slice(), name].concat().as_slice().to_str());
-        let done = ba_infer(&[&path, &none, &"--report", &report, &"--bundle", &tiny_bundle(), &"--json"]);
+        let args: [&dyn AsRef<OsStr>; 5] = [&path, &none, &"--report", &report, &"--same-report"];
+        let done = finish(command("ba-infer").args(args).arg("--bundle").arg(tiny_bundle()).arg("--json"));
         assert_eq!((done.code, done.json_lines().len()), (Some(1), 3), "{done:#?}");
         assert!(!done.stderr.contains("panicked"), "{done:#?}");
     }
@@ -188,10 +191,10 @@ fn reports_of_every_kind() {
     let dir = tempfile::tempdir().unwrap();
     let rows: [(&str, &[u8], &str); 5] = [
         ("latin1.txt", b"Ged\xe4chtnisst\xf6rung", "report.encoding"),
-        ("utf16.txt", b"\xff\xfeM\0", "report.encoding"),
+        ("utf16.txt", b"\xff\xfeM\0I", "report.encoding"),
         ("empty.txt", b"", "report.empty"),
         ("blank.txt", b" \n\t", "report.empty"),
-        ("binary.txt", &[0x1f, 0x8b, 8, 0, 0xff], "report.encoding"),
+        ("binary.txt", &[0x1f, 0x8b, 8, 0, 0xff], "report.format"),
     ];
     for (name, bytes, code) in rows {
         let path = dir.path().join(name);
@@ -302,6 +305,7 @@ fn a_reader_that_goes_away() {
         shell
             .arg("--report")
             .arg(&report)
+            .arg("--same-report")
             .arg("--bundle")
             .arg(tiny_bundle())
             .env("ORT_DYLIB_PATH", commands::library());

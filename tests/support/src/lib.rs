@@ -6,6 +6,7 @@
 pub mod commands;
 pub mod common;
 pub mod devices;
+pub mod drafts;
 pub mod fitting;
 pub mod forms;
 pub mod large;
@@ -14,6 +15,7 @@ pub mod nifti_corpus;
 pub mod nifti_writer;
 pub mod oracle;
 pub mod ort_training;
+pub mod phantom;
 pub mod process;
 pub mod reduced;
 pub mod reference;
