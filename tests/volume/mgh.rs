@@ -1,5 +1,5 @@
-//! MGH files against nibabel's `MGHImage`: types, orientations, frames, intents, footers, compression. What nibabel read
-//! is conformed by the same code from a NIfTI-2 file of float64; that code has its own oracle (`corpus`).
+//! MGH files against nibabel's `MGHImage`: types, orientations, frames, intents, footers, compression. What nibabel
+//! read is conformed by the same code from a NIfTI-2 file of float64; that code has its own oracle (`corpus`).
 
 use std::path::Path;
 
