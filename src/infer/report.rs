@@ -29,8 +29,8 @@ enum Lookup {
 }
 
 impl Predictor {
-    /// Tokenizes a report and runs the language model on it, or takes its features from the cache. The text is used as it
-    /// is: one that comes from elsewhere than [`crate::text::read_report`] should go through
+    /// Tokenizes a report and runs the language model on it, or takes its features from the cache. The text is used as
+    /// it is: one that comes from elsewhere than [`crate::text::read_report`] should go through
     /// [`crate::text::decode_report`] first.
     ///
     /// # Errors
