@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Reads a scan onto a grid of `size` voxels of 4 mm and draws it.
 fn picture(folder: &Path, name: &str, bytes: &[u8], size: usize) -> Result<(), Box<dyn std::error::Error>> {
-    let conformed = volume::read_bytes(bytes, &ReadOptions { grid: Grid::cube(size, 4.0), volume: None })?;
+    let conformed = volume::read_bytes(bytes, &ReadOptions { grid: Grid::cube(size, 4.0), ..ReadOptions::default() })?;
     for warning in &conformed.warnings {
         println!("{name}: {}: {}", warning.code, warning.message);
     }

@@ -20,7 +20,7 @@ use crate::infer::{EncodedReport, Expected, Mode, Options, PendingScan, Predicti
 use crate::runtime::Device;
 use crate::tensor::{LazyTensor, Tensor};
 use crate::text::{ReportFormat, read_report_argument};
-use crate::volume;
+use crate::volume::AxisCodes;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,7 +39,8 @@ fn after_help() -> String {
 #[command(name = "ba-infer", version, after_help = after_help())]
 #[command(group = ArgGroup::new("input").required(true).args(["scans", "list"]))]
 struct Args {
-    /// Scans: NIfTI-1 or NIfTI-2 (.nii, .nii.gz or .hdr with its .img), or MGH (.mgz, .mgh)
+    /// Scans: NIfTI-1 or NIfTI-2 (.nii, .nii.gz, .nii.zst or .hdr with its .img), MGH (.mgz, .mgh), or Analyze 7.5 with
+    /// --orientation
     #[arg(value_name = "SCAN")]
     scans: Vec<PathBuf>,
     /// The scan's clinical report: plain text (UTF-8 or UTF-16); - reads standard input
@@ -63,6 +64,10 @@ struct Args {
     /// Volume of a 4-D scan, from 0; with --list, of rows that name none in a column volume
     #[arg(long, value_name = "N")]
     volume: Option<usize>,
+    /// Directions that the scan's axes run towards, such as LAS (left, anterior, superior), where its file holds none:
+    /// required for Analyze 7.5. A file that holds another orientation is refused
+    #[arg(long, value_name = "LETTERS")]
+    orientation: Option<AxisCodes>,
     /// Refuse a scan or report with a quality warning (docs/quality.md), with the warning's code as the error's
     #[arg(long)]
     strict_quality: bool,
@@ -198,6 +203,7 @@ fn open(args: &Args, expected: Expected, report: Option<&str>) -> Result<Predict
         threads: args.common.threads(),
         library: args.common.ort_lib.clone(),
         volume: args.volume,
+        orientation: args.orientation,
         strict_quality: args.strict_quality,
         expected,
         mode: args.mode,
@@ -224,9 +230,6 @@ fn run_scans(args: &Args) -> Result<()> {
     if report.is_none() {
         predictor.require_image_head()?;
     }
-    if let [one] = args.scans.as_slice() {
-        volume::files(one)?;
-    }
     if several && report.is_some() {
         args.common.note([format!("the same report is used for all {} scans", args.scans.len())]);
     }
@@ -234,6 +237,9 @@ fn run_scans(args: &Args) -> Result<()> {
     let json = args.common.json || args.output.is_some();
     let (mut lines, mut failed) = (String::new(), 0);
     let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
+    if let [one] = args.scans.as_slice() {
+        reader.check(one)?;
+    }
     if args.scans.first().is_some_and(|first| !reader.is_cached(first)) {
         predictor.preload()?;
     }

@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(resolve(dir.path(), "d\\b.nii"), dir.path().join("d\\b.nii"));
         std::fs::write(dir.path().join("d\\a.nii"), "").unwrap();
         assert_eq!(resolve(dir.path(), "d\\a.nii"), dir.path().join("d\\a.nii"));
-        let e = explain(Error::new(Code::NIFTI_NOT_FOUND, "no such file").at(&dir.path().join("d\\b.nii")));
+        let e = explain(Error::new(Code::NIFTI_NOT_FOUND, "no such file").at(dir.path().join("d\\b.nii")));
         assert!(e.code() == Code::NIFTI_NOT_FOUND && e.message().contains("write /"), "{e}");
     }
 }

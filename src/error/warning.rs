@@ -58,6 +58,7 @@ macro_rules! warning_codes {
 warning_codes! {
     NO_ORIENTATION = "no_orientation", "the header gives no orientation: the file's axes are read as left, anterior, superior (as nibabel does; an MGH file's as left, inferior, anterior, 1 mm, as FreeSurfer does)";
     XFORM_CODE = "xform_code", "a transform's code is not one that NIfTI defines; the transform is used";
+    QUATERNION = "quaternion", "the qform's quaternion is longer than 1 by more than rounding; it is normalised";
     BITPIX = "bitpix", "the header's bits per voxel contradict the voxel type; the type is used";
     EXTENSION = "extension", "a header extension is malformed; it is skipped";
     TRAILING_DATA = "trailing_data", "bytes follow the voxels; they are ignored";

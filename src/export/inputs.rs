@@ -22,7 +22,7 @@ pub(super) fn scan(config: &VolumeConfig, path: &Path) -> Result<Tensor> {
 /// # Errors
 /// As [`scan`].
 pub(super) fn counted_scan(config: &VolumeConfig, path: &Path, tally: &mut WarningTally) -> Result<Tensor> {
-    let options = ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: None };
+    let options = ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), ..ReadOptions::default() };
     let volume = volume::read(path, &options).and_then(|v| v.normalize(config.clip)).map_err(|e| unusable(path, e))?;
     tally.add(path, &volume.warnings);
     Ok(batch::volume(volume))

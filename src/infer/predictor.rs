@@ -110,7 +110,11 @@ impl Predictor {
     pub fn reader(&self) -> ScanReader {
         let config = &self.bundle().manifest.config.volume;
         ScanReader {
-            options: ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: self.options.volume },
+            options: ReadOptions {
+                grid: Grid::cube(config.size, config.voxel_mm),
+                volume: self.options.volume,
+                orientation: self.options.orientation,
+            },
             store: self.store.clone(),
             keep_voxels: self.options.voxels || self.options.keep_tensors,
             clip: config.clip,
@@ -121,8 +125,10 @@ impl Predictor {
     /// What answers depend on besides scan and report.
     pub fn answer_context(&self) -> AnswerContext {
         let Tool { name, version } = Tool::this();
+        // In one part with the device, so that keys of answers without it are those of earlier versions.
+        let stated = self.options.orientation.map(|codes| format!(", orientation {codes}")).unwrap_or_default();
         let strict = self.options.strict_quality.then(|| "strict quality".to_owned());
-        let parts = [name, version, self.bundle().sha256.clone(), self.device().to_owned()];
+        let parts = [name, version, self.bundle().sha256.clone(), format!("{}{stated}", self.device())];
         AnswerContext::new(parts.into_iter().chain(strict), self.options.volume)
     }
 

@@ -69,7 +69,7 @@ impl ScanReader {
     /// Whether the scan's features are in the cache, so that it will not be read. False when the scan cannot be found.
     pub fn is_cached(&self, path: &Path) -> bool {
         let Some(store) = self.store.as_ref().filter(|_| !self.keep_voxels) else { return false };
-        let key = volume::files(path).and_then(|files| store.scan_key(&files, self.options.volume));
+        let key = volume::files(path).and_then(|files| store.scan_key(&files, &self.options));
         key.is_ok_and(|key| store.get(&key).is_some())
     }
 
@@ -95,6 +95,14 @@ impl ScanReader {
         hash(&volume::files(path)?)
     }
 
+    /// Checks the header of a scan, as reading it does first.
+    ///
+    /// # Errors
+    /// `nifti.*` or `io`.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        volume::check(path, &self.options)
+    }
+
     /// Reads a scan.
     ///
     /// # Errors
@@ -105,7 +113,7 @@ impl ScanReader {
         let (before, opened) = (identities(&files)?, SystemTime::now());
         let hashes = || {
             let sha256 = self.identify.then(|| hash(&files)).transpose()?;
-            let key = self.store.as_ref().map(|store| store.scan_key(&files, self.options.volume)).transpose()?;
+            let key = self.store.as_ref().map(|store| store.scan_key(&files, &self.options)).transpose()?;
             Ok::<_, Error>((sha256, key))
         };
         let (sha256, key) = hashes()?;

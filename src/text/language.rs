@@ -24,8 +24,8 @@ const SCRIPTS: &[Script] = &[
 ];
 
 /// Languages in Latin letters: the commonest words of reports in them, in lower case and without diacritics. Words of
-/// one letter and abbreviations of radiology (`AD`, `et al`) are left out. English has the words that it shares as well, so
-/// that they speak for none of the others.
+/// one letter and abbreviations of radiology (`AD`, `et al`) are left out. English has the words that it shares as
+/// well, so that they speak for none of the others.
 const LANGUAGES: &[(&str, &str)] = &[
     (
         "English",

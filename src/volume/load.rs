@@ -12,9 +12,10 @@ use super::datatype::{Datatype, Decoder};
 use super::file::Scan;
 use super::geometry::{Orientation, Transform, orientation, transform};
 use super::header::Header;
+use super::peek::TAIL_LIMIT;
 use super::quality::{self, HeaderFigures, Sample};
-use super::stream::{Stream, TAIL_LIMIT, Tail};
-use super::{Conformed, Grid, SourceInfo};
+use super::stream::{Stream, Tail};
+use super::{Conformed, Grid, ReadOptions, SourceInfo};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::{to_f64, to_u64};
 use crate::threads;
@@ -26,10 +27,16 @@ const DEPTH: usize = 4;
 /// Bytes of later volumes that are read only to verify a checksum.
 const FOLLOWING_LIMIT: u64 = 1 << 30;
 
-/// Conforms a scan to `grid`; its voxels are sampled for the quality figures where `measure` asks for it.
-pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>, measure: bool) -> Result<Conformed> {
+/// Conforms a scan to `options.grid`; its voxels are sampled for the quality figures where `measure` asks for it.
+pub(super) fn load(
+    scan: Scan<'_>,
+    options: &ReadOptions,
+    mut warnings: Vec<Warning>,
+    measure: bool,
+) -> Result<Conformed> {
     let Scan { header, mut stream, following, .. } = scan;
-    let transform = transform(&header, &mut warnings)?;
+    let grid = options.grid;
+    let transform = transform(&header, options.orientation, &mut warnings)?;
     let orientation = orientation(&transform.affine);
     let axes = [0, 1, 2].map(|a| {
         let w = orientation.world[a];
@@ -92,6 +99,7 @@ fn source_info(header: &Header, transform: &Transform, orientation: &Orientation
         affine: transform.affine,
         axcodes: orientation.axcodes(),
         spacing_mm: orientation.spacing,
+        units: header.units.name(),
     }
 }
 
@@ -219,13 +227,14 @@ fn consume(full: &Receiver<Vec<u8>>, empty: &Sender<Vec<u8>>, consumer: &mut Con
 
 /// Reads what follows the volume: other volumes, a footer of at most `footer` bytes, a checksum, surplus.
 fn finish(stream: &mut Stream<'_>, following: u64, footer: u64) -> Result<Option<Warning>> {
+    let container = stream.container().unwrap_or_default();
     let warning = |text: String| Some(Warning::new(WarningCode::TRAILING_DATA, text));
     if following > 0 {
         let within = stream.length().map_or(FOLLOWING_LIMIT, |_| u64::MAX);
         let skipped = stream.skip(following.min(within))?;
         if following > within && skipped == within {
             return Ok(warning(format!(
-                "{following} bytes of later volumes were not read, so the gzip checksum is unverified"
+                "{following} bytes of later volumes were not read, so the {container} checksum is unverified"
             )));
         }
         if skipped < following {
@@ -239,9 +248,11 @@ fn finish(stream: &mut Stream<'_>, following: u64, footer: u64) -> Result<Option
     Ok(match stream.finish()? {
         Tail::Clean => None,
         Tail::Surplus(count) => warning(format!("{} bytes follow the voxels; they are ignored", footer + count)),
-        Tail::Garbage => warning("bytes that are not gzip follow the gzip data; they are ignored".into()),
+        Tail::Garbage => {
+            warning(format!("bytes that are not {container} follow the {container} data; they are ignored"))
+        }
         Tail::Endless => warning(format!(
-            "more than {} bytes follow the voxels; they are ignored, and the gzip checksum is unverified",
+            "more than {} bytes follow the voxels; they are ignored, and the {container} checksum is unverified",
             footer + TAIL_LIMIT
         )),
     })

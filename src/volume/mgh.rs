@@ -11,7 +11,9 @@
 //! types 2 and 6), and nibabel's `MGHHeader`, whose matrix this is (nibabel rounds its origin to f32).
 
 use super::datatype::Datatype;
-use super::header::{self, Header, Placement};
+use super::dims;
+use super::header::{Header, Placement};
+use super::units::Units;
 use crate::error::{Code, Error, Result};
 use crate::tensor::number::{Widen, to_f64, to_u64};
 
@@ -49,6 +51,8 @@ pub(super) fn parse(bytes: &[u8; SIZE]) -> Result<Header> {
     let affine = if stated { stated_affine(bytes, &shape)? } else { default_affine(&shape) };
     Ok(Header {
         version: 1,
+        analyze: false,
+        units: Units::Millimetre,
         big: true,
         pair: false,
         shape,
@@ -79,7 +83,7 @@ fn dimensions(dim: [i64; 4]) -> Result<([usize; 3], u64)> {
         return Err(Error::new(Code::NIFTI_DIMS, text));
     }
     let count = if frames == 1 { 3 } else { 4 };
-    let checked = header::dimensions(&[count, x, y, z, frames, 1, 1, 1]);
+    let checked = dims::dimensions(&[count, x, y, z, frames, 1, 1, 1]);
     checked.map_err(|e| Error::new(e.code(), format!("this is an MGH file, and {}", e.message())))
 }
 

@@ -26,6 +26,7 @@ fn wrong_usage_exits_with_2() {
         ("ba-infer", &[scan, "--threads", "-1"]),
         ("ba-infer", &[scan, "--threads", "1025"]),
         ("ba-infer", &[scan, "--volume", "-1"]),
+        ("ba-infer", &[scan, "--orientation", "LRS"]),
         ("ba-infer", &[scan, "--list", "a.csv"]),
         ("ba-infer", &["--list", "a.csv", "--report", "r.txt"]),
         ("ba-infer", &["--list", "a.csv", "--save-tensors", "t.safetensors"]),

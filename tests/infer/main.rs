@@ -7,6 +7,7 @@ mod cohort;
 mod fixtures;
 mod lists;
 mod memory;
+mod orientation;
 mod outputs;
 mod quality;
 mod report_language;

@@ -32,7 +32,7 @@ fn corpus() {
 fn check(folder: &Path, case: &Value) -> Result<(f64, usize), String> {
     let path = folder.join(case["file"].as_str().ok_or("no file")?);
     let volume = case.get("volume").and_then(Value::as_u64).map(|n| n as usize);
-    let result = volume::read(&path, &ReadOptions { grid: grid(case), volume });
+    let result = volume::read(&path, &ReadOptions { grid: grid(case), volume, ..ReadOptions::default() });
     if case["expect"] == "error" {
         let codes = strings(&case["codes"]);
         return match result {

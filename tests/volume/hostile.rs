@@ -123,7 +123,7 @@ fn child_reads_one_scan() {
     let folder = PathBuf::from(std::env::var_os(FOLDER).expect("the corpus"));
     let base = &index(&folder)["base"];
     let start = Instant::now();
-    let result = volume::read(path.as_ref(), &ReadOptions { grid: grid(base), volume: None });
+    let result = volume::read(path.as_ref(), &ReadOptions { grid: grid(base), ..ReadOptions::default() });
     let seconds = start.elapsed().as_secs_f64();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).and_then(|l| l.split_whitespace().next());

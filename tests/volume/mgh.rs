@@ -49,7 +49,11 @@ fn check(folder: &Path, case: &Value) -> Result<f64, String> {
     let mut worst = 0f64;
     for (frame, reference) in frames.iter().enumerate() {
         let volume = (frames.len() > 1).then_some(frame);
-        let options = ReadOptions { grid: Grid { shape: [21, 24, 19], voxel_mm: [1.3, 1.0, 1.7] }, volume };
+        let options = ReadOptions {
+            grid: Grid { shape: [21, 24, 19], voxel_mm: [1.3, 1.0, 1.7] },
+            volume,
+            ..ReadOptions::default()
+        };
         let got = volume::read(&path, &options).map_err(|e| e.to_string())?;
         let reference = folder.join(reference.as_str().unwrap());
         let want = volume::read(&reference, &ReadOptions { volume: None, ..options }).map_err(|e| e.to_string())?;
@@ -108,7 +112,7 @@ fn every_type_is_read_as_in_a_nifti_file() {
         let affine = [[-2.0, 0.0, 0.0, 9.5], [0.0, 0.0, 2.0, -17.0], [0.0, -2.0, 0.0, 16.0]];
         let values = file.values.clone();
         let twin = Scan { shape, affine, datatype, big: false, version: 1, scaling: (0.0, 0.0), values };
-        let options = ReadOptions { grid: Grid::cube(16, 1.5), volume: None };
+        let options = ReadOptions { grid: Grid::cube(16, 1.5), ..ReadOptions::default() };
         let want = volume::read_bytes(&twin.bytes(), &options).unwrap();
         for bytes in [file.bytes(), gzip(&file.bytes(), 1)] {
             let got = volume::read_bytes(&bytes, &options).unwrap();
@@ -138,7 +142,7 @@ fn one_file_that_is_saved_as_nifti() {
     let path = folder.path().join("T1.img");
     std::fs::write(&path, gzip(&Mgh::coronal([12, 10, 8], 3.0).bytes(), 1)).unwrap();
     assert_eq!(volume::files(&path).unwrap(), [path.clone()]);
-    let options = ReadOptions { grid: Grid::cube(20, 2.0), volume: None };
+    let options = ReadOptions { grid: Grid::cube(20, 2.0), ..ReadOptions::default() };
     let got = volume::read(&path, &options).unwrap();
     let saved = folder.path().join("saved.nii.gz");
     got.save(&saved).unwrap();

@@ -79,7 +79,8 @@ fn expectation(folder: &Path) -> Value {
     let twin =
         Scan { shape: SHAPE, affine, datatype: Datatype::F64, big: true, version: 2, scaling: (0.0, 0.0), values };
     let n = 16;
-    let got = volume::read_bytes(&twin.bytes(), &ReadOptions { grid: Grid::cube(n, 1.5), volume: None }).unwrap();
+    let got =
+        volume::read_bytes(&twin.bytes(), &ReadOptions { grid: Grid::cube(n, 1.5), ..ReadOptions::default() }).unwrap();
     // C order over i, j, k
     let at = |index: usize| got.voxels[index % n * n * n + index / n % n * n + index / n / n];
     let bytes: Vec<u8> = (0..n * n * n).flat_map(|index| at(index).to_le_bytes()).collect();

@@ -67,7 +67,7 @@ fn mutate(bytes: &mut Vec<u8>, rng: &mut StdRng) {
 #[test]
 fn mutated_files_never_panic() {
     let seeds = seeds();
-    let options = ReadOptions { grid: Grid::cube(9, 3.0), volume: None };
+    let options = ReadOptions { grid: Grid::cube(9, 3.0), ..ReadOptions::default() };
     for seed in &seeds {
         let options = ReadOptions { volume: Some(0), ..options };
         volume::read_bytes(seed, &options).expect("the unchanged file");

@@ -1,10 +1,11 @@
 //! Features of scans and reports on disk, so that what was computed once need not be computed again.
 //!
-//! `features/KEY.json` in a folder that the user names. KEY is the SHA-256 of everything that a result depends on: the
-//! content of the scan's files (or the report's text), the volume chosen, the bundle with its preprocessing, the
-//! device, this program's version and ONNX Runtime's build. So nothing ever has to be thrown away for being old. A
-//! file's own hash covers its KEY: one that cannot be read, was changed, or was put under another name is computed
-//! again. Files hold no names, but features are derived from patients' data: folder and files are the owner's alone.
+//! `features/KEY.json` in a folder that the user names. KEY is the SHA-256 of everything that a result depends on:
+//! the content of the scan's files (or the report's text), the volume chosen, the orientation stated, the bundle with
+//! its preprocessing, the device, this program's version and ONNX Runtime's build. So nothing ever has to be thrown
+//! away for being old. A file's own hash covers its KEY: one that cannot be read, was changed, or was put under
+//! another name is computed again. Files hold no names, but features are derived from patients' data: folder and
+//! files are the owner's alone.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ use crate::bundle::sha256_of;
 use crate::error::{Error, Result, Warning};
 use crate::files::{private, replace_private};
 use crate::tensor::{Tensor, hex};
-use crate::volume::Quality;
+use crate::volume::{Quality, ReadOptions};
 
 /// Largest file that is read.
 const MAX_BYTES: u64 = 16 << 20;
@@ -101,8 +102,9 @@ impl Store {
     ///
     /// # Errors
     /// `io` when one cannot be read.
-    pub fn scan_key(&self, files: &[PathBuf], volume: Option<usize>) -> Result<String> {
-        let mut hash = self.hash(&format!("scan, volume {volume:?}"));
+    pub fn scan_key(&self, files: &[PathBuf], options: &ReadOptions) -> Result<String> {
+        let stated = options.orientation.map(|codes| format!(", orientation {codes}")).unwrap_or_default();
+        let mut hash = self.hash(&format!("scan, volume {:?}{stated}", options.volume));
         for path in files {
             // Hashes are all of one length: no two lists of files run together.
             hash.update(sha256_of(path)?);
@@ -250,12 +252,16 @@ mod tests {
         std::fs::write(&a, "12").unwrap();
         std::fs::write(&b, "3").unwrap();
         let [one, two] = ["x", "y"].map(|c| Store::open(dir.path(), &[c]).unwrap());
+        let plain = ReadOptions::default();
+        let stated = |codes: &str| ReadOptions { orientation: Some(codes.parse().unwrap()), ..plain };
         let keys = [
-            one.scan_key(std::slice::from_ref(&a), None).unwrap(),
-            one.scan_key(std::slice::from_ref(&b), None).unwrap(),
-            one.scan_key(std::slice::from_ref(&a), Some(0)).unwrap(),
-            one.scan_key(&[a.clone(), b], None).unwrap(),
-            two.scan_key(&[a], None).unwrap(),
+            one.scan_key(std::slice::from_ref(&a), &plain).unwrap(),
+            one.scan_key(std::slice::from_ref(&b), &plain).unwrap(),
+            one.scan_key(std::slice::from_ref(&a), &ReadOptions { volume: Some(0), ..plain }).unwrap(),
+            one.scan_key(std::slice::from_ref(&a), &stated("LAS")).unwrap(),
+            one.scan_key(std::slice::from_ref(&a), &stated("RAS")).unwrap(),
+            one.scan_key(&[a.clone(), b], &plain).unwrap(),
+            two.scan_key(&[a], &plain).unwrap(),
             one.report_key("12"),
             two.report_key("12"),
         ];

@@ -17,6 +17,7 @@ use crate::tensor::Tensor;
 use crate::text::read_report;
 use crate::train::artifacts::Artifacts;
 use crate::train::staged_model::{Parameters, StagedModel};
+use crate::volume::ReadOptions;
 
 /// Features of reports.
 #[derive(Default)]
@@ -104,7 +105,8 @@ pub(super) fn of_scans(
         if found.contains_key(&name) {
             continue;
         }
-        let key = store.scan_key(&crate::volume::files(path)?, volume)?;
+        let options = ReadOptions { volume, ..ReadOptions::default() };
+        let key = store.scan_key(&crate::volume::files(path)?, &options)?;
         let features = match store.get(&key) {
             Some(features) => features,
             None => {

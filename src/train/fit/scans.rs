@@ -78,7 +78,8 @@ impl Scans {
     /// # Errors
     /// `nifti.*`, `io`; the code of a quality warning, where these are refused.
     pub fn volume(&self, path: &Path, volume: Option<usize>) -> Result<Volume> {
-        let options = ReadOptions { grid: Grid::cube(self.config.size, self.config.voxel_mm), volume };
+        let options =
+            ReadOptions { grid: Grid::cube(self.config.size, self.config.voxel_mm), volume, ..ReadOptions::default() };
         let read = volume::read(path, &options)?.normalize(self.config.clip).map_err(|e| e.at(path))?;
         self.check(path, &read.warnings)?;
         Ok(read)

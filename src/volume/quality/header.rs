@@ -73,7 +73,7 @@ fn is_identity(affine: &Affine) -> bool {
 /// How the qform differs from an sform of this rotation and spacing. Origins do not matter: conforming does not use
 /// them, and realignment changes them.
 fn difference(header: &Header, turn: &Mat3, spacing: &[f64; 3]) -> TransformDifference {
-    let Ok(other) = qform(header) else { return TransformDifference::default() };
+    let Ok(other) = qform(header, &mut Vec::new()) else { return TransformDifference::default() };
     let other = linear(&other);
     let lengths = column_lengths(&other);
     if lengths.iter().any(|mm| !mm.is_finite() || *mm <= 0.0) {

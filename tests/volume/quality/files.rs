@@ -13,7 +13,7 @@ use super::{codes, read};
 /// The template and the scans made from it, on the model's own grid and on the demo's.
 #[test]
 fn templates_are_silent() {
-    let options = |grid| ReadOptions { grid, volume: None };
+    let options = |grid| ReadOptions { grid, ..ReadOptions::default() };
     let template = package("examples/demo/mni152_t1.nii.gz");
     for grid in [Grid::default(), Grid::cube(64, 4.0)] {
         let got = volume::read(&template, &options(grid)).unwrap();

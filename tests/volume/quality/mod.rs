@@ -14,7 +14,7 @@ use support::drafts::{Draft, broken, grid};
 const SCANS: u64 = 500;
 
 fn read(bytes: &[u8], grid: Grid) -> Conformed {
-    volume::read_bytes(bytes, &ReadOptions { grid, volume: None }).expect("a readable scan")
+    volume::read_bytes(bytes, &ReadOptions { grid, ..ReadOptions::default() }).expect("a readable scan")
 }
 
 fn codes(warnings: &[Warning]) -> Vec<&'static str> {
