@@ -160,7 +160,8 @@ fn a_temperature_goes_into_the_bundle() {
     let cache = dir.path().join("cache");
     let with_cache = ["--json", "--bootstrap", "50", "--cache", cache.to_str().unwrap()];
     let fit = eval(dir.path(), bundle.path(), &[with_cache.as_slice(), &["--fit-temperature"]].concat()).ok().json();
-    // The list names no person; all rows have the same scan, a little larger than the grid: one warning, with their number.
+    // The list names no person. All rows have the same scan, a little larger than the grid: one warning with their
+    // number.
     let codes =
         |json: &Value| json["warnings"].as_array().unwrap().iter().map(|w| w["code"].clone()).collect::<Vec<_>>();
     assert_eq!(codes(&fit), ["subject_unknown", "fov_cut"], "{fit}");
