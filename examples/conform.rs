@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let volume = volume::read(scan.as_ref(), &ReadOptions::default())?;
     println!("{:?}", volume.source);
     println!("intensities {} to {}", volume.min, volume.max);
+    println!("{:?}", volume.quality);
     for warning in &volume.warnings {
         println!("{}: {}", warning.code, warning.message);
     }

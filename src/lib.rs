@@ -109,4 +109,4 @@ pub mod threads;
 pub mod train;
 pub mod volume;
 
-pub use error::{Code, Error, Result, Warning, WarningCode};
+pub use error::{Code, Error, Result, Warning, WarningCode, WarningTally};

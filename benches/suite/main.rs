@@ -106,6 +106,7 @@ fn child(arguments: &[String]) -> Result<()> {
     match arguments.as_slice() {
         ["graph", path, rest @ ..] => graphs::child(path.as_ref(), rest),
         ["scan", path] => scan::child(path.as_ref()),
+        ["scan-unmeasured", path] => scan::unmeasured(path.as_ref()),
         ["inflate", path] => scan::inflate(path.as_ref()),
         ["train-step", artifacts, case, activations] => {
             train::steps::child(artifacts.as_ref(), case.as_ref(), activations)

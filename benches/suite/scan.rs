@@ -14,6 +14,8 @@ use super::report::{Floor, Rate};
 use super::suite::{Suite, compare, root};
 
 const OURS: &str = "ours";
+/// Without the quality figures of voxels.
+const UNMEASURED: &str = "ours, no quality figures";
 
 pub fn run(suite: &mut Suite) -> Result<()> {
     let template = root().join("examples/demo/mni152_t1.nii.gz");
@@ -28,6 +30,7 @@ pub fn run(suite: &mut Suite) -> Result<()> {
         let rounds = suite.options.rounds.max(5);
         let contenders = vec![
             Contender::new(OURS, rounds, || suite.child(&["scan", &file])),
+            Contender::new(UNMEASURED, rounds, || suite.child(&["scan-unmeasured", &file])),
             Contender::new("MONAI", rounds, || suite.peer("scan.py", &["monai", &file])),
             Contender::new("nibabel `conform`", rounds, || suite.peer("scan.py", &["nibabel", &file])),
             Contender::new("inflate", rounds, || suite.child(&["inflate", &file])),
@@ -44,6 +47,8 @@ pub fn run(suite: &mut Suite) -> Result<()> {
         let found = ["nibabel `conform`", "MONAI"].map(|peer| suite.report.speedup(&what, OURS, peer));
         suite.report.target(format!("{what}: against nibabel"), found[0], AtLeast(8.0), "times as fast");
         suite.report.target(format!("{what}: against MONAI"), found[1], AtLeast(1.3), "times as fast");
+        let cost = suite.report.speedup(&what, UNMEASURED, OURS);
+        suite.report.target(format!("{what}: with quality figures"), cost, AtMost(1.1), "times the time without");
         let peak = suite.report.peak_mb(&what, OURS);
         suite.report.target(format!("{what}: peak"), peak, AtMost(128.0), "MB");
     }
@@ -59,6 +64,16 @@ pub fn run(suite: &mut Suite) -> Result<()> {
 pub fn child(path: &Path) -> Result<()> {
     let start = Instant::now();
     let volume = volume::read(path, &ReadOptions::default())?.normalize(None)?;
+    let seconds = start.elapsed().as_secs_f64();
+    std::hint::black_box(&volume.voxels);
+    report(seconds, &json!({}));
+    Ok(())
+}
+
+/// The same without the quality figures of voxels.
+pub fn unmeasured(path: &Path) -> Result<()> {
+    let start = Instant::now();
+    let volume = volume::read_unmeasured(path, &ReadOptions::default())?.normalize(None)?;
     let seconds = start.elapsed().as_secs_f64();
     std::hint::black_box(&volume.voxels);
     report(seconds, &json!({}));

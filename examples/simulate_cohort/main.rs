@@ -93,6 +93,8 @@ fn rows(subjects: &[Subject]) -> Vec<Case> {
     let row = |(i, subject): (usize, &Subject)| Case {
         line: i + 2,
         subject: subject.name(),
+        spelled: None,
+        volume: None,
         scan: files::scan(subject).into(),
         report: Some(files::report(subject).into()),
         label: subject.label,

@@ -53,7 +53,7 @@ fn fluid(grey: f64) -> f64 {
 fn ventricles_grow_and_temporal_lobes_shrink_with_severity() {
     let brain = Brain::read(&demo("mni152_t1.nii.gz")).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let options = ReadOptions { grid: Grid::cube(64, 4.0), volume: None };
+    let options = ReadOptions { grid: Grid::cube(64, 4.0), ..ReadOptions::default() };
     let (mut scans, mut seen) = (Vec::new(), Vec::new());
     for step in 0..5 {
         let severity = 0.2 * f64::from(step);

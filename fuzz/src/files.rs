@@ -8,13 +8,33 @@ use brain_adapter::volume::{Grid, ReadOptions, read_bytes};
 pub fn nifti(data: &[u8]) {
     // The grid's oddest shapes come from the data as well: its last byte.
     let side = 1 + usize::from(data.last().copied().unwrap_or(0) % 12);
-    let options = ReadOptions { grid: Grid { shape: [side, 9, 13 - side], voxel_mm: [3.0, 2.0, 5.0] }, volume: None };
+    let grid = Grid { shape: [side, 9, 13 - side], voxel_mm: [3.0, 2.0, 5.0] };
+    let orientation = (side % 3 == 0).then(|| "LSP".parse().expect("three directions"));
+    let options = ReadOptions { grid, orientation, ..ReadOptions::default() };
     if let Ok(conformed) = read_bytes(data, &options) {
         assert!(conformed.voxels.iter().all(|v| v.is_finite()));
         assert!(conformed.min < conformed.max);
         if let Ok(volume) = conformed.normalize(Some([2.0, 98.0])) {
             assert!(volume.voxels.iter().all(|v| (0.0..=1.0).contains(v)));
         }
+    }
+}
+
+/// An MGH file: read or refused within bounds; what is read is finite, and a footer, even a cut one, changes nothing.
+pub fn mgh(data: &[u8]) {
+    let volume = data.last().filter(|_| data.len() % 2 == 1).map(|&n| usize::from(n % 4));
+    let options =
+        ReadOptions { grid: Grid { shape: [7, 9, 8], voxel_mm: [3.0, 2.0, 5.0] }, volume, ..ReadOptions::default() };
+    let Ok(conformed) = read_bytes(data, &options) else { return };
+    if conformed.source.format != "MGH" {
+        return;
+    }
+    assert!(conformed.voxels.iter().all(|v| v.is_finite()));
+    assert!(conformed.min < conformed.max);
+    if !conformed.source.gzip {
+        let footer = &data[data.len() / 2..];
+        let longer = read_bytes(&[data, footer].concat(), &options).expect("the same file with a longer footer");
+        assert!(conformed.voxels == longer.voxels && conformed.warnings == longer.warnings);
     }
 }
 

@@ -21,6 +21,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("checkpoint", checkpoint),
     ("config", config),
     ("list", list),
+    ("mgh", mgh),
     ("nifti", nifti),
     ("onnx", onnx),
     ("report", report),

@@ -24,7 +24,7 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
     let folder = tempfile::tempdir().expect("a folder for results");
     let list = b"scan,report\na,\nb,r\nc,\n";
     fs::write(folder.path().join("l.csv"), list).expect("a list");
-    let rows = parse_list(list, Path::new("l.csv")).expect("a list of ours");
+    let rows = parse_list(list, Path::new("l.csv")).expect("a list of ours").rows;
     Place { folder, rows }
 });
 
@@ -32,7 +32,7 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
 pub fn results(data: &[u8]) {
     let (path, list) = (PLACE.folder.path().join("o.jsonl"), PLACE.folder.path().join("l.csv"));
     fs::write(&path, data).expect("a file");
-    let (lines, _) = (is_results(&path).expect("it can be read"), is_table(&path).expect("it can be read"));
+    let (lines, _) = (is_results(&path).expect("it can be read"), is_table(&path, &[]).expect("it can be read"));
     let open = || {
         let claim = Claim::new(&path, false)?;
         claim.open(&list, "b", &PLACE.rows, &mut |row| Some(format!("key {}", row.scan)))

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use brain_adapter::cohort::{assign_splits, parse_labelled, parse_list};
+use brain_adapter::cohort::{assign_splits, parse_labelled, parse_list, subject_warnings};
 use brain_adapter::config::{Config, LlamaConfig};
 use brain_adapter::text::{ReportFormat, ReportProfile, Tokenizer, Tokens, decode_report_as, report_warnings};
 use brain_adapter::train::artifacts::{FORMAT, Manifest};
@@ -53,19 +53,37 @@ pub fn training(data: &[u8]) {
     assert!(manifest.files.iter().all(|file| !file.name.contains(['/', '\\'])));
 }
 
-/// A list of scans, with and without labels: rows with their lines, subjects that never part, or a refusal.
+/// Whether an error is one line of bounded length.
+fn one_line(e: &brain_adapter::Error) -> bool {
+    let text = e.to_string();
+    text.lines().count() == 1 && text.len() < 4000
+}
+
+/// A list of scans, with and without labels, in any dialect: rows with their lines and all cells, bad rows named in one
+/// line, subjects that never part, or a refusal in one line.
 pub fn list(data: &[u8]) {
     let path = Path::new("folder/list.csv");
-    let lines = data.iter().filter(|byte| **byte == b'\n').count() + 1;
-    if let Ok(rows) = parse_list(data, path) {
-        assert!(rows.iter().all(|row| !row.scan.is_empty() && row.line >= 1 && row.line <= lines as u64));
-        assert!(rows.windows(2).all(|pair| pair[0].line <= pair[1].line));
+    // Of UTF-16, half of the line end; of old Macs, the other character.
+    let lines = data.iter().filter(|byte| matches!(byte, b'\n' | b'\r')).count() + 1;
+    match parse_list(data, path) {
+        Ok(list) => {
+            let rows = &list.rows;
+            assert!(rows.iter().all(|row| !row.scan.is_empty() && row.line >= 1 && row.line <= lines as u64));
+            assert!(rows.windows(2).all(|pair| pair[0].line <= pair[1].line));
+            assert!(rows.iter().all(|row| row.others.len() == list.columns.len()));
+            assert!(rows.is_empty() <= list.bad.is_empty());
+            assert!(list.bad.iter().all(|bad| bad.line <= lines as u64 && one_line(&bad.error)));
+            let names: std::collections::BTreeSet<_> = list.columns.iter().collect();
+            assert_eq!(names.len(), list.columns.len());
+        }
+        Err(e) => assert!(one_line(&e)),
     }
     let labels = ["CN", "MCI", "AD"].map(String::from);
     let Ok(mut cases) = parse_labelled(data, path, &labels) else { return };
     assert!(!cases.is_empty() && cases.iter().all(|case| case.label < labels.len() && case.line <= lines));
     assert!(assign_splits(&mut cases, [0.5, 0.25, 0.25], 7).is_ok());
     let mut splits = std::collections::BTreeMap::new();
+    let _ = subject_warnings(&cases);
     for case in &cases {
         assert!(case.split.is_some() && *splits.entry(&case.subject).or_insert(case.split) == case.split);
     }

@@ -12,6 +12,7 @@ use super::outputs::{self, Kind};
 use super::{Common, finish, library_warnings, parse, print, print_json_line, render, report_error, to_json};
 use crate::bundle::INTENDED_USE;
 use crate::checkpoint::{maker_metadata, write_safetensors};
+use crate::cohort;
 use crate::error::{Code, Error, Result};
 use crate::files::replace;
 use crate::infer::results::error_json;
@@ -19,7 +20,7 @@ use crate::infer::{EncodedReport, Expected, Mode, Options, PendingScan, Predicti
 use crate::runtime::Device;
 use crate::tensor::{LazyTensor, Tensor};
 use crate::text::{ReportFormat, read_report_argument};
-use crate::volume;
+use crate::volume::AxisCodes;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,7 +39,8 @@ fn after_help() -> String {
 #[command(name = "ba-infer", version, after_help = after_help())]
 #[command(group = ArgGroup::new("input").required(true).args(["scans", "list"]))]
 struct Args {
-    /// Scans: NIfTI-1 or NIfTI-2, .nii, .nii.gz or .hdr with its .img
+    /// Scans: NIfTI-1 or NIfTI-2 (.nii, .nii.gz, .nii.zst or .hdr with its .img), MGH (.mgz, .mgh), or Analyze 7.5 with
+    /// --orientation
     #[arg(value_name = "SCAN")]
     scans: Vec<PathBuf>,
     /// The scan's clinical report: plain text (UTF-8 or UTF-16); - reads standard input
@@ -59,9 +61,16 @@ struct Args {
     /// Fail if nodes of a graph fall back to the CPU, or from TensorRT to CUDA [default: allowed; -v names them]
     #[arg(long)]
     strict_device: bool,
-    /// Volume of a 4-D scan, from 0
+    /// Volume of a 4-D scan, from 0; with --list, of rows that name none in a column volume
     #[arg(long, value_name = "N")]
     volume: Option<usize>,
+    /// Directions that the scan's axes run towards, such as LAS (left, anterior, superior), where its file holds none:
+    /// required for Analyze 7.5. A file that holds another orientation is refused
+    #[arg(long, value_name = "LETTERS")]
+    orientation: Option<AxisCodes>,
+    /// Refuse a scan or report with a quality warning (docs/quality.md), with the warning's code as the error's
+    #[arg(long)]
+    strict_quality: bool,
     /// Write the results to a file: JSON lines, or CSV with --list and a name ending in .csv
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -77,8 +86,8 @@ struct Args {
     /// Replace outputs that exist and were not made by this program; its own are always replaced
     #[arg(long)]
     force: bool,
-    /// Cohort: CSV with columns scan and report (others are allowed), paths relative to it
-    #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["report", "volume"])]
+    /// Cohort: table with columns scan and report (others are allowed), paths relative to it
+    #[arg(long, value_name = "FILE.csv", conflicts_with = "report")]
     list: Option<PathBuf>,
     /// Memory limit, such as 4G or 1500M (powers of 1024): graphs that do not fit run in groups of blocks, with the
     /// same result [default: the available memory]
@@ -131,10 +140,13 @@ pub fn main() -> ExitCode {
         Err(code) => return code,
     };
     args.common.catch_bus_errors();
-    let ready = args.common.start_threads().and_then(|()| check_outputs(&args));
-    let outcome = ready.and_then(|()| match &args.list {
-        Some(list) => list::run(&args, list),
-        None => run_scans(&args),
+    let outcome = args.common.start_threads().and_then(|()| match &args.list {
+        Some(path) => {
+            let list = cohort::read_list(path)?;
+            check_outputs(&args, &list.columns)?;
+            list::run(&args, path, &list)
+        }
+        None => check_outputs(&args, &[]).and_then(|()| run_scans(&args)),
     });
     args.common.note_log();
     finish(outcome, args.common.json)
@@ -157,13 +169,14 @@ fn conflicts(args: &Args) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// Outputs are renamed into place: this must not overwrite an input, nor anything but files of ours.
-fn check_outputs(args: &Args) -> Result<()> {
+/// Outputs are renamed into place: this must not overwrite an input, nor anything but files of ours. `columns` are the
+/// list's other ones.
+fn check_outputs(args: &Args, columns: &[String]) -> Result<()> {
     let inputs: Vec<&Path> = args.scans.iter().chain(&args.report).chain(&args.list).map(PathBuf::as_path).collect();
     let results = args.output.as_deref().map(|path| (path, Kind::Results));
     let lines = args.list.as_ref().and(args.output.as_deref()).and_then(lines_of_csv);
     let output = match &lines {
-        Some(lines) => [args.output.as_deref().map(|path| (path, Kind::Table)), Some((lines, Kind::Results))],
+        Some(lines) => [args.output.as_deref().map(|path| (path, Kind::Table(columns))), Some((lines, Kind::Results))],
         None => [results, None],
     };
     let saved = [
@@ -172,7 +185,7 @@ fn check_outputs(args: &Args) -> Result<()> {
         (&args.save_preview, Kind::Preview),
     ];
     let saved = saved.into_iter().filter_map(|(path, kind)| Some((path.as_deref()?, kind)));
-    let all: Vec<(&Path, Kind)> = output.into_iter().flatten().chain(saved).collect();
+    let all: Vec<(&Path, Kind<'_>)> = output.into_iter().flatten().chain(saved).collect();
     outputs::check(&all, &inputs, args.force)
 }
 
@@ -190,6 +203,8 @@ fn open(args: &Args, expected: Expected, report: Option<&str>) -> Result<Predict
         threads: args.common.threads(),
         library: args.common.ort_lib.clone(),
         volume: args.volume,
+        orientation: args.orientation,
+        strict_quality: args.strict_quality,
         expected,
         mode: args.mode,
         max_memory: args.max_memory,
@@ -215,9 +230,6 @@ fn run_scans(args: &Args) -> Result<()> {
     if report.is_none() {
         predictor.require_image_head()?;
     }
-    if let [one] = args.scans.as_slice() {
-        volume::files(one)?;
-    }
     if several && report.is_some() {
         args.common.note([format!("the same report is used for all {} scans", args.scans.len())]);
     }
@@ -225,11 +237,15 @@ fn run_scans(args: &Args) -> Result<()> {
     let json = args.common.json || args.output.is_some();
     let (mut lines, mut failed) = (String::new(), 0);
     let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
+    if let [one] = args.scans.as_slice() {
+        reader.check(one)?;
+    }
     if args.scans.first().is_some_and(|first| !reader.is_cached(first)) {
         predictor.preload()?;
     }
     let mut paths = args.scans.iter();
-    read_ahead(&reader, args.scans.iter().map(PathBuf::as_path), in_background, &mut |reading| {
+    let scans = args.scans.iter().map(|path| (path.as_path(), None));
+    read_ahead(&reader, scans, in_background, &mut |reading| {
         let path = paths.next().map_or(Path::new(""), PathBuf::as_path);
         let outcome = scan(args, &predictor, reading, report.as_deref(), &mut encoded);
         let line = match outcome {

@@ -10,11 +10,11 @@ use crate::volume;
 
 /// What an output will be; each is recognized in its own way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum Kind<'a> {
     /// Results as JSON lines.
     Results,
-    /// Results as CSV.
-    Table,
+    /// Results as CSV, of a list with these other columns.
+    Table(&'a [String]),
     /// Tensors of `--save-tensors` or `--save-adapter`.
     Tensors,
     /// The volume of `--save-conformed`.
@@ -25,12 +25,12 @@ pub(super) enum Kind {
     Plot,
 }
 
-impl Kind {
+impl Kind<'_> {
     /// Whether the file is one that this program wrote.
     fn wrote(self, path: &Path) -> Result<bool> {
         match self {
             Self::Results => results::is_results(path),
-            Self::Table => results::is_table(path),
+            Self::Table(columns) => results::is_table(path, columns),
             Self::Tensors => checkpoint::has_maker(path),
             Self::Volume => volume::is_saved_volume(path),
             Self::Preview => volume::is_saved_preview(path),
@@ -44,7 +44,7 @@ impl Kind {
 ///
 /// # Errors
 /// `output.exists`; `io` when an output's folder is missing or what exists cannot be read.
-pub(super) fn check(outputs: &[(&Path, Kind)], inputs: &[&Path], force: bool) -> Result<()> {
+pub(super) fn check(outputs: &[(&Path, Kind<'_>)], inputs: &[&Path], force: bool) -> Result<()> {
     let inputs: Vec<PathBuf> = inputs.iter().filter_map(|path| path.canonicalize().ok()).collect();
     let exists = |path: &Path, message: &str| Err(Error::new(Code::OUTPUT_EXISTS, message).at(path));
     for (i, (output, kind)) in outputs.iter().enumerate() {
@@ -65,7 +65,7 @@ pub(super) fn check(outputs: &[(&Path, Kind)], inputs: &[&Path], force: bool) ->
 }
 
 /// Checks what there is in an output's place. A link is followed to be judged, and itself replaced.
-fn check_existing(path: &Path, kind: Kind, force: bool) -> Result<()> {
+fn check_existing(path: &Path, kind: Kind<'_>, force: bool) -> Result<()> {
     let exists = |message: &str| Err(Error::new(Code::OUTPUT_EXISTS, message).at(path));
     match std::fs::metadata(path) {
         Ok(meta) if !meta.is_file() => exists("the output exists and is not a file: choose another name"),

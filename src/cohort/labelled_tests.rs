@@ -1,6 +1,8 @@
 //! Tests of labelled lists: what is read, what is refused, how it is split.
 
 use super::*;
+use crate::cohort::subject_warnings;
+use crate::error::Warning;
 
 fn labels() -> Vec<String> {
     ["CN", "MCI", "AD"].map(str::to_owned).to_vec()
@@ -49,7 +51,8 @@ fn what_cannot_be_a_list_is_refused_in_one_line() {
     let cases: Vec<(&[u8], &str)> = vec![
         (b"", "no column `scan`"),
         (b"scan,report\na.nii,r.txt\n", "no column `label`; it has scan, report"),
-        (b"scan;label\na.nii;CN\n", "separated by commas"),
+        (b"scan label\na.nii;CN\n", "no column `scan`; it has scan label (cells are separated by"),
+        (b"scan,label\na.nii,CN\n,AD\nb.nii,X\n,CN\n", "lines 3, 5: names no scan; line 4: the label is `X`"),
         (b"scan,label,scan\na,CN,b\n", "2 columns `scan`"),
         (b"scan,label\n", "no rows"),
         (b"scan,label\na.nii,CN\n,AD\n", "line 3: names no scan"),
@@ -58,8 +61,8 @@ fn what_cannot_be_a_list_is_refused_in_one_line() {
         (b"scan,label,split\na.nii,CN,dev\n", "line 2: the split is `dev`"),
         (b"scan,label\na.nii,CN,more\n", "line 2: has 3 cells and the header 2"),
         (b"scan,label\na\xff.nii,CN\n", "line 2: is not UTF-8"),
-        (b"scan,label\n\"a.nii,CN\nb.nii,AD\n", "line 2: has 1 cells"),
-        (b"PK\x03\x04\x00\x00\n\x00\x01", "no column"),
+        (b"scan,label\n\"a.nii,CN\nb.nii,AD\n", "line 2: a quote is opened and never closed"),
+        (b"PK\x03\x04\x00\x00\n\x00\x01", "workbook"),
         (long.as_bytes(), "line 2: the label is `xxx"),
     ];
     for (bytes, expected) in cases {
@@ -118,94 +121,86 @@ fn a_row_without_a_split_goes_with_its_subject() {
     assert_eq!(subjects.iter().map(|s| s.split).collect::<Vec<_>>(), [Some(Split::Test), Some(Split::Test), None]);
 }
 
-/// `n` subjects of `visits` scans each, the class by `label(i)`.
-fn cohort(n: usize, visits: usize, label: impl Fn(usize) -> usize) -> Vec<Case> {
-    let row = |i: usize, v: usize| Case {
-        line: i,
-        subject: format!("s{i}"),
-        scan: format!("s{i}_{v}.nii").into(),
-        report: None,
-        label: label(i),
-        split: None,
-    };
-    (0..n).flat_map(|i| (0..visits).map(move |v| (i, v))).map(|(i, v)| row(i, v)).collect()
-}
-
-fn count(subjects: &[Case], label: usize) -> [usize; 3] {
-    Split::ALL.map(|split| subjects.iter().filter(|s| s.label == label && s.split == Some(split)).count())
+/// The warnings of a list, and its subjects.
+fn people(text: &str) -> (Vec<Warning>, Vec<String>) {
+    let cases = list(text).unwrap();
+    (subject_warnings(&cases), cases.into_iter().map(|case| case.subject).collect())
 }
 
 #[test]
-fn splits_are_stratified() {
-    // 50, 30 and 20 of a class
-    let mut subjects = cohort(100, 1, |i| if i % 10 < 5 { 0 } else { 1 + usize::from(i % 10 > 7) });
-    assign_splits(&mut subjects, [0.6, 0.2, 0.2], 1).unwrap();
-    assert_eq!([0, 1, 2].map(|l| count(&subjects, l)), [[30, 10, 10], [18, 6, 6], [12, 4, 4]]);
-    let mut few = cohort(5, 1, |i| usize::from(i >= 3));
-    assign_splits(&mut few, [0.9, 0.1, 0.0], 1).unwrap();
-    assert_eq!([0, 1].map(|l| count(&few, l)), [[2, 1, 0], [1, 1, 0]]);
-    let mut one = cohort(1, 1, |_| 2);
-    assign_splits(&mut one, [0.8, 0.2, 0.0], 1).unwrap();
-    assert_eq!(count(&one, 2), [1, 0, 0]);
-}
-
-#[test]
-fn counts_add_up_for_all_sizes() {
-    for fractions in [[0.8, 0.2, 0.0], [0.6, 0.2, 0.2], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.34, 0.33, 0.33]] {
-        for total in 0..200 {
-            let counts = apportion(total, fractions);
-            assert_eq!(counts.iter().sum::<usize>(), total);
-            for (count, fraction) in counts.into_iter().zip(fractions) {
-                assert!((count as f64 - fraction * total as f64).abs() <= 1.0 + 1e-6, "{total} {counts:?}");
-                assert!(fraction > 0.0 || count == 0);
-                assert!(fraction == 0.0 || count > 0 || total < 3, "{total} {counts:?}");
-            }
+fn one_person_in_two_splits_is_refused_however_spelled() {
+    for (a, b) in [
+        ("007", "7"),
+        ("7", "7.0"),
+        ("sub-012", "12.0"),
+        ("adni007", "ADNI007"),
+        ("sub-07_ses-M00", "sub-07_ses-M12"),
+        ("OAS30017_MR_d0129", "OAS30017"),
+        ("ADNI_011_S_0021_MR_MPRAGE", "011_S_0021"),
+    ] {
+        let text = format!("scan,label,split,subject\na.nii,CN,train,{a}\nb.nii,CN,val,{b}\nc.nii,AD,val,other\n");
+        let e = list(text).unwrap_err();
+        assert!(e.code() == Code::LIST_INVALID, "{e}");
+        for part in ["line 3", "line 2", "two people", a.trim_start_matches("sub-"), b.trim_start_matches("sub-")] {
+            assert!(e.message().contains(part), "{part}: {e}");
         }
     }
+    let names = "scan,label,split\nADNI_003_S_1000_MR_x_S0.nii,CN,train\nd/ADNI_003_S_1000_MR_y_S1.nii,CN,test\n";
+    let e = list(names).unwrap_err();
+    assert!(e.message().starts_with("line 3: subject 003_S_1000 is in test, on line 2 in train: "), "{e}");
 }
 
 #[test]
-fn splits_follow_seed_and_content_alone() {
-    let by_scan = |mut subjects: Vec<Case>, seed| {
-        assign_splits(&mut subjects, [0.7, 0.3, 0.0], seed).unwrap();
-        subjects.into_iter().map(|s| (s.scan, s.split)).collect::<BTreeMap<_, _>>()
-    };
-    let subjects = cohort(40, 3, |i| i % 3);
-    let mut shuffled: Vec<_> = subjects.iter().rev().cloned().collect();
-    shuffled.rotate_left(17);
-    let expected = by_scan(subjects.clone(), 7);
-    assert_eq!(by_scan(shuffled, 7), expected);
-    assert_ne!(by_scan(subjects.clone(), 8), expected);
-    // All visits of a subject together.
-    for visits in expected.iter().collect::<Vec<_>>().chunks(3) {
-        assert!(visits.iter().all(|(_, split)| **split == *visits[0].1 && split.is_some()), "{visits:?}");
+fn people_stay_together_and_the_reader_is_told() {
+    let (warnings, subjects) = people("subject,scan,label\n007,a,CN\n7.0,b,CN\nsub-7,c,CN\nS1,d,AD\nS10,e,AD\n");
+    assert_eq!(subjects, ["007", "007", "007", "S1", "S10"]);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].code.as_str() == "subject_alike" && warnings[0].message.contains("007 = 7 = 7.0 (from line 2)")
+    );
+    // One spelling, one name: as it is written.
+    let (warnings, subjects) = people("subject,scan,label\nsub-07_ses-1,a,CN\nsub-07_ses-1,b,CN\n08,c,AD\n");
+    assert!(warnings.is_empty() && subjects == ["07_ses-1", "07_ses-1", "08"], "{warnings:?} {subjects:?}");
+    let (_, subjects) = people("subject,scan,label\nsub-07_ses-1,a,CN\nsub-07_ses-2,b,CN\n");
+    assert_eq!(subjects, ["07"; 2]);
+    // Rows of one person by cell and by name; a split passes on.
+    let cases = list("subject,scan,label,split\n7,a,CN,test\n,sub-07/b,CN,\n").unwrap();
+    assert!(cases.iter().all(|case| case.subject == "07" && case.split == Some(Split::Test)), "{cases:?}");
+}
+
+#[test]
+fn scans_of_nobody_are_counted() {
+    let (warnings, subjects) = people("scan,label\na.nii,CN\nb.nii,AD\n./a.nii,CN\n");
+    assert_eq!(subjects, ["a.nii", "b.nii", "a.nii"]);
+    assert!(warnings[0].code.as_str() == "subject_unknown", "{warnings:?}");
+    assert!(warnings[0].message.starts_with("3 scans taken for 2 people, "), "{warnings:?}");
+    let (warnings, _) = people("scan,label,participant_id\na.nii,CN,\nb.nii,AD,4\n");
+    assert!(warnings[0].message.starts_with("1 scan of 2 taken for 1 person, "), "{warnings:?}");
+    for known in ["sub-1/a.nii", "x/OAS1_0001_MR1_mpr.nii", "AIBL_102_MR_x_S1_I2.nii", "IXI002-Guys-0828-T1.nii"] {
+        let (warnings, subjects) = people(&format!("scan,label\n{known},CN\n"));
+        assert!(warnings.is_empty(), "{known}: {warnings:?} {subjects:?}");
     }
 }
 
 #[test]
-fn assigned_splits_stay() {
-    let mut subjects = cohort(30, 2, |i| i % 3);
-    subjects[0].split = Some(Split::Test);
-    subjects[58].split = Some(Split::Train);
-    let before = subjects.clone();
-    assign_splits(&mut subjects, [0.5, 0.5, 0.0], 3).unwrap();
-    assert_eq!([0, 1, 58, 59].map(|i| subjects[i].split.unwrap().name()), ["test", "test", "train", "train"]);
-    assert!(subjects.iter().filter(|s| s.split == Some(Split::Test)).all(|s| s.subject == before[0].subject));
+fn a_column_that_parts_a_person_of_the_names_is_pointed_out() {
+    let text = "scan,label,subject\nADNI_003_S_1000_MR_a.nii,CN,I1\nADNI_003_S_1000_MR_b.nii,CN,I2\n";
+    let (warnings, subjects) = people(text);
+    assert_eq!(subjects, ["I1", "I2"]);
+    assert!(warnings.len() == 1 && warnings[0].message.contains("I1 on line 2 and I2 on line 3"), "{warnings:?}");
 }
 
 #[test]
-fn a_subject_that_changes_class_stays_whole() {
-    let mut subjects = cohort(20, 2, |_| 0);
-    (0..40).step_by(2).for_each(|i| subjects[i].label = 1);
-    assign_splits(&mut subjects, [0.5, 0.5, 0.0], 3).unwrap();
-    assert!(subjects.chunks(2).all(|pair| pair[0].split == pair[1].split));
-    assert_eq!(count(&subjects, 1), [10, 10, 0]);
-}
-
-#[test]
-fn impossible_fractions_are_refused() {
-    for fractions in [[0.5, 0.5, 0.5], [-0.5, 1.0, 0.5], [f64::NAN, 0.5, 0.5], [0.0, 0.0, 0.0], [2.0, -1.0, 0.0]] {
-        let e = assign_splits(&mut cohort(3, 1, |_| 0), fractions, 0).unwrap_err();
-        assert_eq!(e.code(), Code::CONFIG_VALUE, "{fractions:?}");
+fn nobody_is_called_na() {
+    for cell in ["n/a", "NaN", "NULL", "None"] {
+        let e = list(format!("scan,label,subject\na,CN,{cell}\nb,AD,{cell}\n")).unwrap_err();
+        assert!(e.message().starts_with("lines 2, 3: the subject is `") && e.message().contains("n/a"), "{e}");
+        let row = format!("scan,label,report,split,volume,series\na,CN,{cell},{cell},{cell},{cell}\n");
+        let case = list(row).unwrap().remove(0);
+        assert!(case.report.is_none() && case.split.is_none() && case.volume.is_none());
+        assert!(list(format!("scan,label\n{cell},CN\n")).unwrap_err().message().contains("names no scan"));
+        assert!(list(format!("scan,label\na,{cell}\n")).unwrap_err().message().contains("has no label"));
     }
+    assert_eq!(list("scan;Label;Volume\na;CN;2.0\n").unwrap()[0].volume, Some(2));
+    assert!(list("scan,label,series\na,CN,4\n").unwrap_err().message().contains("series of DICOM"));
 }

@@ -13,11 +13,13 @@
 //! assert_eq!(error.path(), Some("no-such-folder".as_ref()));
 //! ```
 
+mod tally;
 mod warning;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub use tally::WarningTally;
 pub use warning::{Warning, WarningCode};
 
 /// `Result` with this crate's [`Error`].
@@ -28,6 +30,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Code(&'static str);
 
 impl Code {
+    /// Whether an error can have the code of this name: one of [`Self::ALL`], or that of a quality warning which was
+    /// refused ([`WarningCode::QUALITY`]).
+    pub fn is_known(name: &str) -> bool {
+        Self::ALL.iter().any(|(code, _)| code.0 == name) || WarningCode::QUALITY.iter().any(|c| c.as_str() == name)
+    }
+
     /// The dotted name.
     pub const fn as_str(self) -> &'static str {
         self.0
@@ -71,15 +79,16 @@ codes! {
     NIFTI_EMPTY = "nifti.empty", "the scan file holds no bytes";
     NIFTI_NOT_FOUND = "nifti.not_found", "there is no such scan file";
     NIFTI_NOT_A_FILE = "nifti.not_a_file", "the scan path is a folder, device or pipe";
-    NIFTI_NOT_NIFTI = "nifti.not_nifti", "the file is something other than NIfTI-1 or NIfTI-2";
+    NIFTI_NOT_NIFTI = "nifti.not_nifti", "the file is of a format that is not read";
     NIFTI_TRUNCATED = "nifti.truncated", "the scan file ends too early";
-    NIFTI_GZIP = "nifti.gzip", "the gzip container is damaged";
+    NIFTI_GZIP = "nifti.gzip", "the gzip or zstd container is damaged";
     NIFTI_DIMS = "nifti.dims", "the header's dimensions are not those of a 3-D volume";
     NIFTI_VOLUMES = "nifti.volumes", "the file holds several volumes and none (or a missing one) was chosen";
     NIFTI_TOO_LARGE = "nifti.too_large", "the header claims more voxels than are accepted";
     NIFTI_DATATYPE = "nifti.datatype", "the voxel type is not a real number type";
     NIFTI_VOX_OFFSET = "nifti.vox_offset", "the header's data offset is impossible";
     NIFTI_AFFINE = "nifti.affine", "the voxel-to-world transform is unusable";
+    NIFTI_ORIENTATION = "nifti.orientation", "the orientation that was stated is not the file's own";
     NIFTI_SCALING = "nifti.scaling", "the header's intensity scaling gives unusable values";
     NIFTI_CONSTANT = "nifti.constant", "all voxels are equal: there is no image";
     NIFTI_PAIR = "nifti.pair", "the .img file of a .hdr/.img pair is missing";

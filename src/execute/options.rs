@@ -6,6 +6,7 @@ use super::memory_plan::Mode;
 use crate::model::Part;
 use crate::progress::Shared;
 use crate::runtime::Device;
+use crate::volume::AxisCodes;
 
 /// From this many reports a process on, prepacking the language model's weights pays: measured, 7B in int8 takes 5 s
 /// for it and saves 0.5 s a report of 256 tokens.
@@ -30,6 +31,11 @@ pub struct Options {
     pub library: Option<PathBuf>,
     /// The volume of a 4-D scan, from 0.
     pub volume: Option<usize>,
+    /// The orientation of scans whose files hold none.
+    pub orientation: Option<AxisCodes>,
+    /// Whether a scan or report that carries a quality warning is refused, with the warning's code
+    /// ([`WarningCode::QUALITY`](crate::WarningCode::QUALITY)).
+    pub strict_quality: bool,
     /// How many scans and reports are expected, from which the [`Mode`] of each graph follows. Without reports no
     /// memory is planned for the language model.
     pub expected: Expected,
@@ -84,6 +90,8 @@ impl Default for Options {
             threads: None,
             library: None,
             volume: None,
+            orientation: None,
+            strict_quality: false,
             expected: Expected { scans: 1, reports: 1 },
             report_tokens: None,
             mode: None,

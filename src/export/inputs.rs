@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::batch;
 use crate::config::VolumeConfig;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, WarningTally};
 use crate::tensor::Tensor;
 use crate::text::{Tokenizer, read_report};
 use crate::volume::{self, Grid, ReadOptions};
@@ -14,9 +14,18 @@ use crate::volume::{self, Grid, ReadOptions};
 /// # Errors
 /// `calibration.input`, with what is wrong with the scan.
 pub(super) fn scan(config: &VolumeConfig, path: &Path) -> Result<Tensor> {
-    let options = ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: None };
-    let volume = volume::read(path, &options).and_then(|v| v.normalize(config.clip));
-    volume.map(batch::volume).map_err(|e| unusable(path, e))
+    counted_scan(config, path, &mut WarningTally::default())
+}
+
+/// As [`scan`]; its warnings are counted in `tally`.
+///
+/// # Errors
+/// As [`scan`].
+pub(super) fn counted_scan(config: &VolumeConfig, path: &Path, tally: &mut WarningTally) -> Result<Tensor> {
+    let options = ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), ..ReadOptions::default() };
+    let volume = volume::read(path, &options).and_then(|v| v.normalize(config.clip)).map_err(|e| unusable(path, e))?;
+    tally.add(path, &volume.warnings);
+    Ok(batch::volume(volume))
 }
 
 /// The inputs `input_ids` and `attention_mask` of a report, of at most `max_tokens` tokens.

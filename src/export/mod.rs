@@ -303,7 +303,7 @@ fn make(
     let mut made = stage::write(graphs, fp32(graphs), loaded, staging, progress)?;
     if !inputs.is_empty() {
         progress.step("comparing with the plain fp32 graphs", None);
-        parity::check(plan, loaded, models, staging, &inputs, &mut made.parts)?;
+        parity::check(plan, loaded, models, staging, &inputs, &mut made.parts, progress)?;
     }
     Ok(made)
 }

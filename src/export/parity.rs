@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use super::sources::Loaded;
 use super::{CalibrationInput, PartSummary, Plan, inputs};
 use crate::bundle::{Parity, Staging};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, WarningTally};
 use crate::graph::Graph;
 use crate::model::{self, Attention, Models, Part, PartMap, Stages};
 use crate::onnx;
+use crate::progress::Progress;
 use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::{Comparison, Tensor};
 use crate::text::Tokenizer;
@@ -36,10 +37,11 @@ pub(super) fn check(
     staging: &Staging,
     inputs: &[CalibrationInput],
     parts: &mut PartMap<PartSummary>,
+    progress: &mut dyn Progress,
 ) -> Result<()> {
     let checker = Checker { threads: plan.threads, staging, runtime: Runtime::load(plan.library.as_deref())? };
     let config = &loaded.config;
-    let scans = scan_feeds(loaded, inputs)?;
+    let scans = scan_feeds(loaded, inputs, progress)?;
     let adapter = model::adapter::build(config, &models.trained)?;
     let [maps] = checker.part(&mut parts[Part::Adapter], &adapter, scans, ["adapter"])?;
     let plain = model::vit::build(config, &models.vision, Attention::Decomposed, Stages::Output)?;
@@ -64,9 +66,12 @@ pub(super) fn feeds(name: &'static str, tensors: Vec<Tensor>) -> Feeds {
     tensors.into_iter().map(|t| vec![(name, t)]).collect()
 }
 
-fn scan_feeds(loaded: &Loaded, inputs: &[CalibrationInput]) -> Result<Feeds> {
-    let read = |path: &PathBuf| Ok(vec![("volume", inputs::scan(&loaded.config.volume, path)?)]);
-    inputs.iter().filter_map(|i| i.scan.as_ref()).map(read).collect()
+fn scan_feeds(loaded: &Loaded, inputs: &[CalibrationInput], progress: &mut dyn Progress) -> Result<Feeds> {
+    let mut tally = WarningTally::default();
+    let read = |path: &PathBuf| Ok(vec![("volume", inputs::counted_scan(&loaded.config.volume, path, &mut tally)?)]);
+    let feeds = inputs.iter().filter_map(|i| i.scan.as_ref()).map(read).collect::<Result<Feeds>>()?;
+    tally.warnings("calibration scans").iter().for_each(|warning| progress.warn(warning));
+    Ok(feeds)
 }
 
 fn report_feeds(loaded: &Loaded, inputs: &[CalibrationInput]) -> Result<Feeds> {

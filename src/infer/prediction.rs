@@ -11,6 +11,7 @@ use crate::execute::{Run, Timing};
 use crate::files::path_as_text;
 use crate::metrics::{argmax, softmax};
 use crate::tensor::Tensor;
+use crate::volume::Quality;
 
 /// The answer for one scan.
 #[derive(Clone, Debug, Serialize)]
@@ -34,6 +35,8 @@ pub struct Prediction {
     pub similarity: Option<f32>,
     /// What the reader should know.
     pub warnings: Vec<Warning>,
+    /// Figures of the scan, from which its quality warnings were decided; none where its features were cached without.
+    pub quality: Option<Quality>,
     /// Milliseconds a stage.
     pub timing_ms: Timing,
     /// The device that really computed.
@@ -127,6 +130,7 @@ impl Prediction {
             temperature,
             similarity,
             warnings: Vec::new(),
+            quality: None,
             timing_ms: Timing::default(),
             device: device.to_owned(),
             bundle: BundleIdentity::of(bundle),

@@ -12,7 +12,7 @@ use super::results::AnswerContext;
 use super::scan::{Content, Scan, ScanReader};
 use crate::batch;
 use crate::bundle::{Bundle, Tool, unchanged_while};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, Warning};
 use crate::execute::cache::features::{Features, Store};
 use crate::execute::{Pipeline, Timing, milliseconds};
 use crate::model::Part;
@@ -110,7 +110,11 @@ impl Predictor {
     pub fn reader(&self) -> ScanReader {
         let config = &self.bundle().manifest.config.volume;
         ScanReader {
-            options: ReadOptions { grid: Grid::cube(config.size, config.voxel_mm), volume: self.options.volume },
+            options: ReadOptions {
+                grid: Grid::cube(config.size, config.voxel_mm),
+                volume: self.options.volume,
+                orientation: self.options.orientation,
+            },
             store: self.store.clone(),
             keep_voxels: self.options.voxels || self.options.keep_tensors,
             clip: config.clip,
@@ -121,8 +125,11 @@ impl Predictor {
     /// What answers depend on besides scan and report.
     pub fn answer_context(&self) -> AnswerContext {
         let Tool { name, version } = Tool::this();
-        let volume = format!("volume {:?}", self.options.volume);
-        AnswerContext::new([name, version, self.bundle().sha256.clone(), self.device().to_owned(), volume])
+        // In one part with the device, so that keys of answers without it are those of earlier versions.
+        let stated = self.options.orientation.map(|codes| format!(", orientation {codes}")).unwrap_or_default();
+        let strict = self.options.strict_quality.then(|| "strict quality".to_owned());
+        let parts = [name, version, self.bundle().sha256.clone(), format!("{}{stated}", self.device())];
+        AnswerContext::new(parts.into_iter().chain(strict), self.options.volume)
     }
 
     /// Whether scans may be read on another thread while this one computes.
@@ -153,7 +160,8 @@ impl Predictor {
     /// Classifies a scan, with its report or by the image alone.
     ///
     /// # Errors
-    /// `nifti.constant`, `bundle.no_image_head`, `bundle.checksum`, `bundle.replaced`, `runtime.*`.
+    /// `nifti.constant`, the code of a quality warning ([`Options::strict_quality`]), `bundle.no_image_head`,
+    /// `bundle.checksum`, `bundle.replaced`, `runtime.*`.
     pub fn predict(&self, scan: Scan, report: Option<&EncodedReport>) -> Result<Prediction> {
         if report.is_none() {
             self.require_image_head()?;
@@ -180,6 +188,9 @@ impl Predictor {
         let EncodedScan { path, cached, features, mut tensors, mut timing } = scan;
         let mut warnings = features.warnings;
         if let Some(report) = report {
+            if self.options.strict_quality {
+                Warning::refuse_quality(&report.warnings)?;
+            }
             timing.merge(&report.timing);
             warnings.extend(report.warnings.iter().cloned());
         }
@@ -195,6 +206,7 @@ impl Predictor {
             prediction.tensors = tensors;
         }
         prediction.warnings = warnings;
+        prediction.quality = features.quality;
         prediction.timing_ms = timing;
         let from_cache = [(Part::Vision, cached), (Part::Text, report.is_some_and(|r| r.cached))];
         let from_cache = from_cache.into_iter().filter(|(_, cached)| *cached).map(|(part, _)| part.as_str());
@@ -207,18 +219,27 @@ impl Predictor {
         Ok(prediction)
     }
 
+    /// Refuses a scan or report with a quality warning, where [`Options::strict_quality`] asks for it.
+    fn refuse_quality(&self, warnings: &[Warning], path: &Path) -> Result<()> {
+        if self.options.strict_quality { Warning::refuse_quality(warnings).map_err(|e| e.at(path)) } else { Ok(()) }
+    }
+
     /// The vision transformer's features of a scan, and the stages' tensors where they are kept.
     fn scan_features(&self, scan: Scan, timing: &mut Timing) -> Result<(Features, Vec<(String, Tensor)>)> {
         let started = Instant::now();
         let volume = match scan.content {
-            Content::Features(features) => return Ok((features, Vec::new())),
+            Content::Features(features) => {
+                self.refuse_quality(&features.warnings, &scan.path)?;
+                return Ok((*features, Vec::new()));
+            }
             Content::Volume(volume) => *volume,
             Content::Voxels(conformed) => {
                 conformed.normalize(self.bundle().manifest.config.volume.clip).map_err(|e| e.at(&scan.path))?
             }
         };
         timing.add("scan", milliseconds(started));
-        let warnings = volume.warnings.clone();
+        self.refuse_quality(&volume.warnings, &scan.path)?;
+        let (warnings, quality) = (volume.warnings.clone(), Some(volume.quality.clone()));
         let volume = batch::volume(volume);
         let keep = self.options.keep_tensors;
         // Between the graphs the map stays where it is made, unless all tensors are kept.
@@ -233,7 +254,7 @@ impl Predictor {
         let vision = self.pipeline.run_values(Part::Vision, &input, &[("vision", OutputPlacement::Host)], timing)?;
         let vision = only(vision, Part::Vision)?.host().ok_or_else(not_dense)?;
         self.pipeline.verify(&[Part::Adapter, Part::Vision], timing)?;
-        let features = Features { tensor: vision, warnings, tokens: 0 };
+        let features = Features { tensor: vision, warnings, tokens: 0, quality };
         if let (Some(store), Some(key)) = (&self.store, &scan.key) {
             store.put(key, &features)?;
         }

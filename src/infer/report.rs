@@ -95,7 +95,7 @@ impl Predictor {
     fn lookup(&self, report: &str) -> Result<Lookup> {
         let key = self.store().map(|store| store.report_key(report));
         let known = self.store().zip(key.as_ref()).filter(|_| !self.keeps_tensors());
-        if let Some(Features { tensor, warnings, tokens }) = known.and_then(|(store, key)| store.get(key)) {
+        if let Some(Features { tensor, warnings, tokens, .. }) = known.and_then(|(store, key)| store.get(key)) {
             let timing = Timing::default();
             return Ok(Lookup::Hit(EncodedReport {
                 text: tensor,
@@ -130,7 +130,7 @@ impl Predictor {
         let PendingReport { key, tokens, warnings, inputs } = pending;
         self.pipeline().verify(&[Part::Text], &mut timing)?;
         if let (Some(store), Some(key)) = (self.store(), &key) {
-            store.put(key, &Features { tensor: text.clone(), warnings: warnings.clone(), tokens })?;
+            store.put(key, &Features { tensor: text.clone(), warnings: warnings.clone(), tokens, quality: None })?;
         }
         let inputs = self.keeps_tensors().then_some(inputs);
         Ok(EncodedReport { text, inputs, tokens, cached: false, warnings, timing })

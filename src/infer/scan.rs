@@ -39,7 +39,7 @@ pub(super) enum Content {
     /// The same, normalized for the model.
     Volume(Box<Volume>),
     /// Its features from the cache.
-    Features(Features),
+    Features(Box<Features>),
 }
 
 impl Scan {
@@ -69,8 +69,16 @@ impl ScanReader {
     /// Whether the scan's features are in the cache, so that it will not be read. False when the scan cannot be found.
     pub fn is_cached(&self, path: &Path) -> bool {
         let Some(store) = self.store.as_ref().filter(|_| !self.keep_voxels) else { return false };
-        let key = volume::files(path).and_then(|files| store.scan_key(&files, self.options.volume));
+        let key = volume::files(path).and_then(|files| store.scan_key(&files, &self.options));
         key.is_ok_and(|key| store.get(&key).is_some())
+    }
+
+    /// A reader of that volume of 4-D scans; without one it stays as it is.
+    #[must_use]
+    pub fn of_volume(&self, volume: Option<usize>) -> Self {
+        let mut reader = self.clone();
+        reader.options.volume = volume.or(reader.options.volume);
+        reader
     }
 
     /// A reader that hashes the files of each scan too ([`Scan::sha256`]).
@@ -87,6 +95,14 @@ impl ScanReader {
         hash(&volume::files(path)?)
     }
 
+    /// Checks the header of a scan, as reading it does first.
+    ///
+    /// # Errors
+    /// `nifti.*` or `io`.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        volume::check(path, &self.options)
+    }
+
     /// Reads a scan.
     ///
     /// # Errors
@@ -97,13 +113,13 @@ impl ScanReader {
         let (before, opened) = (identities(&files)?, SystemTime::now());
         let hashes = || {
             let sha256 = self.identify.then(|| hash(&files)).transpose()?;
-            let key = self.store.as_ref().map(|store| store.scan_key(&files, self.options.volume)).transpose()?;
+            let key = self.store.as_ref().map(|store| store.scan_key(&files, &self.options)).transpose()?;
             Ok::<_, Error>((sha256, key))
         };
         let (sha256, key) = hashes()?;
         let known = self.store.as_ref().zip(key.as_ref()).filter(|_| !self.keep_voxels);
         let (content, used) = match known.and_then(|(store, key)| store.get(key)) {
-            Some(features) => (Content::Features(features), None),
+            Some(features) => (Content::Features(Box::new(features)), None),
             None => (self.content(path)?, key.clone()),
         };
         // What was hashed and what was read must be the same, whatever others do to the files meanwhile.
@@ -141,28 +157,31 @@ fn identities(files: &[PathBuf]) -> Result<Vec<Identity>> {
     files.iter().map(|path| Identity::at(path).map_err(|e| Error::io(path, "cannot open the scan", e))).collect()
 }
 
-/// Reads the scans at `paths` one after the other on another thread and hands each to `each` on this one. Reading stays
-/// one scan ahead. Without `in_background` each is read when it is its turn, on this thread.
+/// Reads the scans at `paths`, each with its volume if it names one ([`ScanReader::of_volume`]), one after the other on
+/// another thread and hands each to `each` on this one. Reading stays one scan ahead. Without `in_background` each is
+/// read when it is its turn, on this thread.
 ///
 /// # Errors
 /// The first of `each`; what reading fails with is handed to it. `threads.unavailable`.
 pub fn read_ahead<'p>(
     reader: &ScanReader,
-    paths: impl Iterator<Item = &'p Path> + Send,
+    paths: impl Iterator<Item = (&'p Path, Option<usize>)> + Send,
     in_background: bool,
     each: &mut dyn FnMut(PendingScan<'_>) -> Result<()>,
 ) -> Result<()> {
     if !in_background {
         let mut paths = paths;
-        return paths.try_for_each(|path| each(PendingScan { source: Some(Source::Here(reader, path)) }));
+        return paths.try_for_each(|(path, volume)| {
+            each(PendingScan { source: Some(Source::Here(reader.of_volume(volume), path)) })
+        });
     }
     std::thread::scope(|scope| {
         // Nothing is queued: a scan that was read stays with the thread until it is received.
         let (sender, receiver) = mpsc::sync_channel(0);
         let (begin, begun) = mpsc::channel::<()>();
         let thread = threads::spawn_scoped(scope, "read", move || {
-            for path in paths {
-                if begin.send(()).is_err() || sender.send(reader.read(path)).is_err() {
+            for (path, volume) in paths {
+                if begin.send(()).is_err() || sender.send(reader.of_volume(volume).read(path)).is_err() {
                     break;
                 }
             }
@@ -188,7 +207,7 @@ pub struct PendingScan<'a> {
 }
 
 enum Source<'a> {
-    Here(&'a ScanReader, &'a Path),
+    Here(ScanReader, &'a Path),
     Thread(&'a mpsc::Receiver<Result<Scan>>),
 }
 

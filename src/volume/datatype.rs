@@ -62,6 +62,16 @@ impl Datatype {
         })
     }
 
+    /// The type of Analyze's `datatype` code: NIfTI's, which began as Analyze's, and three of SPM's own.
+    pub(super) fn from_analyze(code: i16) -> Result<Self> {
+        match code {
+            130 => Ok(Self::I8),
+            132 => Ok(Self::U16),
+            136 => Ok(Self::U32),
+            code => Self::from_code(code),
+        }
+    }
+
     /// Bytes of one voxel.
     pub(super) fn size(self) -> usize {
         match self {

@@ -1,16 +1,19 @@
 //! From a path (or bytes in memory) to a checked header and a stream that stands at the first wanted voxel.
 //!
 //! Paths are checked before they are opened: opening a named pipe would wait for ever, and a device never ends.
-//! Single files, `.hdr`/`.img` pairs and gzip of either are detected by content. Extensions are never interpreted;
-//! `vox_offset` alone says where the voxels are. Errors carry the path of the file they are about.
+//! Single files, `.hdr`/`.img` pairs (NIfTI and Analyze 7.5, either half given) and gzip or zstd of either are detected by
+//! content. Extensions are never interpreted; `vox_offset` alone says where the voxels are. Errors carry the path of
+//! the file they are about.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use super::header::{self, Header, MAX_OFFSET};
-use super::sniff;
-use super::stream::{Input, Stream, Tail};
+use super::folder::{folder, no_metadata};
+use super::halves::{header_of, image_alone, image_of, is_image};
+use super::header::{self, Header, Layout, MAX_OFFSET};
+use super::peek::Input;
+use super::stream::{Stream, Tail};
+use super::{ReadOptions, mgh, sniff};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::to_u64;
 
@@ -28,34 +31,88 @@ pub(super) struct Scan<'a> {
     pub following: u64,
 }
 
-/// Opens the scan at `path` and moves to its volume `volume` (0-based).
-pub(super) fn open(path: &Path, volume: Option<usize>, warnings: &mut Vec<Warning>) -> Result<Scan<'static>> {
-    let stream = open_stream(path)?;
-    let (header, header_stream) = read_header(stream, warnings).map_err(|e| image_half(path, e).at(path))?;
-    if !header.pair {
-        return position(header, header_stream, volume, Some(path.to_owned())).map_err(|e| e.at(path));
-    }
-    let image = image_of(path)?;
-    finish_header(header_stream, warnings).map_err(|e| e.at(path))?;
-    let stream = open_stream(&image)?;
-    position(header, stream, volume, Some(image.clone())).map_err(|e| e.at(image))
+/// The header of a scan, and where it was.
+struct Opened {
+    header: Header,
+    /// Stands behind the header.
+    stream: Stream<'static>,
+    /// The file of the header.
+    path: PathBuf,
+    /// The file of the voxels, where it was given in place of the header.
+    image: Option<PathBuf>,
 }
 
-/// The files that the scan at `path` consists of: itself, or a `.hdr` and its `.img`.
+/// Opens the scan at `path` and moves to its volume `options.volume`.
+pub(super) fn open(path: &Path, options: &ReadOptions, warnings: &mut Vec<Warning>) -> Result<Scan<'static>> {
+    let Opened { header, stream, path, image } = open_header(path, warnings)?;
+    require_orientation(&header, options).map_err(|e| e.at(&path))?;
+    if !header.pair {
+        return position(header, stream, options.volume, Some(path.clone())).map_err(|e| e.at(path));
+    }
+    let image = image.map_or_else(|| image_of(&path), Ok)?;
+    finish_header(stream, warnings).map_err(|e| e.at(path))?;
+    let stream = open_stream(&image)?;
+    position(header, stream, options.volume, Some(image.clone())).map_err(|e| e.at(image))
+}
+
+/// Checks the header as [`open`] does, and that the chosen volume and the voxels' file exist.
+pub(super) fn check(path: &Path, options: &ReadOptions) -> Result<()> {
+    let Opened { header, path, image, .. } = open_header(path, &mut Vec::new())?;
+    let chosen = require_orientation(&header, options).and_then(|()| choose(&header, options.volume));
+    chosen.map_err(|e| e.at(&path))?;
+    if header.pair && image.is_none() { image_of(&path).map(drop) } else { Ok(()) }
+}
+
+/// The files that the scan at `path` consists of: itself, or a `.hdr` and its `.img`, in this order.
 pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
-    let (header, _) = read_header(open_stream(path)?, &mut Vec::new()).map_err(|e| image_half(path, e).at(path))?;
-    let image = header.pair.then(|| image_of(path)).transpose()?;
-    Ok(std::iter::once(path.to_owned()).chain(image).collect())
+    let Opened { header, path, image, .. } = open_header(path, &mut Vec::new())?;
+    let image = header.pair.then(|| image.map_or_else(|| image_of(&path), Ok)).transpose()?;
+    Ok(std::iter::once(path).chain(image).collect())
 }
 
 /// As [`open`], of a single-file scan in memory.
-pub(super) fn open_bytes<'a>(bytes: &'a [u8], volume: Option<usize>, warnings: &mut Vec<Warning>) -> Result<Scan<'a>> {
+pub(super) fn open_bytes<'a>(bytes: &'a [u8], options: &ReadOptions, warnings: &mut Vec<Warning>) -> Result<Scan<'a>> {
     let stream = Stream::new(Input::Bytes(bytes), to_u64(bytes.len()))?;
-    let (header, stream) = read_header(stream, warnings)?;
+    let (header, stream) = read_header(stream, None, warnings)?;
+    require_orientation(&header, options)?;
     if header.pair {
         return Err(Error::new(Code::NIFTI_PAIR, "the voxels are in a separate .img file: give a path, not bytes"));
     }
-    position(header, stream, volume, None)
+    position(header, stream, options.volume, None)
+}
+
+/// Reads the header of the scan at `path`: from that file, or from the one beside it where `path` is an `.img` that
+/// holds no NIfTI header itself. (Voxels may begin like an Analyze header.)
+fn open_header(path: &Path, warnings: &mut Vec<Warning>) -> Result<Opened> {
+    let stream = open_stream(path)?;
+    let mut own = Vec::new();
+    let read = read_header(stream, Some(path), &mut own).map_err(|e| e.at(path));
+    if is_image(path) && read.as_ref().map_or(true, |(header, _)| header.analyze) {
+        if let Some(beside) = header_of(path) {
+            let (header, stream) =
+                read_header(open_stream(&beside)?, Some(&beside), warnings).map_err(|e| e.at(&beside))?;
+            if !header.pair {
+                let text = "this file next to the .img is a whole scan and not the header of one: give it instead";
+                return Err(Error::new(Code::NIFTI_PAIR, text).at(beside));
+            }
+            return Ok(Opened { header, stream, path: beside, image: Some(path.to_owned()) });
+        }
+        return Err(read.err().filter(|e| e.code() != Code::NIFTI_NOT_NIFTI).unwrap_or_else(|| image_alone(path)));
+    }
+    let (header, stream) = read?;
+    warnings.append(&mut own);
+    Ok(Opened { header, stream, path: path.to_owned(), image: None })
+}
+
+/// Analyze files say nothing of orientation: left and right would be a guess.
+fn require_orientation(header: &Header, options: &ReadOptions) -> Result<()> {
+    if !header.analyze || options.orientation.is_some() {
+        return Ok(());
+    }
+    let text = "not NIfTI but Analyze 7.5 (or NIfTI that lost its magic), which holds no orientation: if you know the \
+                directions that its axes run towards, give ba-infer --orientation, such as LAS (left, anterior, \
+                superior; RAS if left and right are not swapped); else convert the scan again from its DICOM files";
+    Err(Error::new(Code::NIFTI_NOT_NIFTI, text))
 }
 
 fn open_stream(path: &Path) -> Result<Stream<'static>> {
@@ -70,40 +127,16 @@ fn open_stream(path: &Path) -> Result<Stream<'static>> {
     Stream::new(Input::File(file), metadata.len()).map_err(|e| e.at(path))
 }
 
-fn no_metadata(path: &Path, e: std::io::Error) -> Error {
-    // lstat succeeds where a link leads nowhere or in a circle
-    let link = std::fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink());
-    match e.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory if !link => {
-            Error::new(Code::NIFTI_NOT_FOUND, "no such file: check the path").at(path)
-        }
-        ErrorKind::PermissionDenied => Error::io(path, "cannot open the scan", e),
-        _ if link => Error::new(Code::NIFTI_NOT_FOUND, format!("the link leads to no file: {e}")).at(path),
-        _ => Error::io(path, "cannot open the scan", e),
-    }
-}
-
-/// A folder is most often a DICOM series: a few of its files are checked.
-fn folder(path: &Path) -> Error {
-    let dicom = std::fs::read_dir(path).into_iter().flatten().flatten().take(16).any(|entry| {
-        let mut start = Vec::new();
-        entry.file_type().is_ok_and(|t| t.is_file())
-            && File::open(entry.path()).is_ok_and(|f| f.take(132).read_to_end(&mut start).is_ok())
-            && sniff::is_dicom(&start)
-    });
-    if dicom {
-        let text = "a folder of DICOM files, expected NIfTI: convert the series first, for example with dcm2niix";
-        return Error::new(Code::NIFTI_NOT_NIFTI, text).at(path);
-    }
-    Error::new(Code::NIFTI_NOT_A_FILE, "a folder, expected a scan file (.nii or .nii.gz)").at(path)
-}
-
 /// Reads and checks the header, and walks the extensions of a single file.
-fn read_header<'a>(mut stream: Stream<'a>, warnings: &mut Vec<Warning>) -> Result<(Header, Stream<'a>)> {
+fn read_header<'a>(
+    mut stream: Stream<'a>,
+    name: Option<&Path>,
+    warnings: &mut Vec<Warning>,
+) -> Result<(Header, Stream<'a>)> {
     let mut bytes = [0; 540];
-    let count = stream.read(&mut bytes[..sniff::WANTED])?;
+    let mut count = stream.read(&mut bytes[..mgh::SIZE])?;
     if count == 0 {
-        return Err(Error::new(Code::NIFTI_EMPTY, "the gzip file holds no data: copy or export the scan again"));
+        return Err(Error::new(Code::NIFTI_EMPTY, "the packed file holds no data: copy or export the scan again"));
     }
     let truncated = |count: usize, size: usize| {
         Error::new(
@@ -111,14 +144,21 @@ fn read_header<'a>(mut stream: Stream<'a>, warnings: &mut Vec<Warning>) -> Resul
             format!("ends after {count} bytes, within the header of {size}: the file is incomplete"),
         )
     };
-    let start = &bytes[..count];
-    let [a, b, c, d] = match start {
+    if mgh::recognized(&bytes[..count]) && !sniff::is_dicom(&bytes[..count]) {
+        let header = bytes[..count].first_chunk().ok_or_else(|| truncated(count, mgh::SIZE))?;
+        return Ok((mgh::parse(header)?, stream));
+    }
+    // The voxels of a short MGH file begin within what tells other formats apart.
+    if count == mgh::SIZE {
+        count += stream.read(&mut bytes[count..sniff::WANTED])?;
+    }
+    let [a, b, c, d] = match &bytes[..count] {
         [a, b, c, d, ..] => [*a, *b, *c, *d],
         _ => return Err(truncated(count, sniff::WANTED)),
     };
-    let not_nifti =
-        |start: &[u8]| Error::new(Code::NIFTI_NOT_NIFTI, format!("not NIfTI but {}", sniff::describe(start)));
-    let Some((size, big)) = header::kind([a, b, c, d]) else { return Err(not_nifti(start)) };
+    let Some((size, big)) = header::kind([a, b, c, d]) else {
+        return Err(foreign(&bytes[..count], stream, name));
+    };
     let mut have = count;
     if size > have && have == sniff::WANTED {
         have += stream.read(&mut bytes[have..size])?;
@@ -127,21 +167,37 @@ fn read_header<'a>(mut stream: Stream<'a>, warnings: &mut Vec<Warning>) -> Resul
         return Err(truncated(have, size));
     }
     let bytes = &bytes[..size];
-    let Some(pair) = header::is_pair(bytes) else { return Err(not_nifti(bytes)) };
-    let header = Header::parse(bytes, big, pair)?;
+    let Some(layout) = header::layout(bytes) else { return Err(foreign(bytes, stream, name)) };
+    let header = match Header::parse(bytes, big, layout) {
+        Err(e) if layout == Layout::Analyze => {
+            let text = format!("not NIfTI (no magic), nor a sound Analyze 7.5 header: {}", e.message());
+            return Err(Error::new(Code::NIFTI_NOT_NIFTI, text));
+        }
+        parsed => parsed?,
+    };
     let bits = header.datatype.size() * 8;
     if usize::try_from(header.bitpix) != Ok(bits) {
         let text =
             format!("bitpix is {}, but {} has {bits} bits; bitpix is ignored", header.bitpix, header.datatype.name());
         warnings.push(Warning::new(WarningCode::BITPIX, text));
     }
-    if !header.pair && !extensions_are_sound(&mut stream, &header)? {
+    if layout == Layout::Single && !extensions_are_sound(&mut stream, &header)? {
         warnings.push(Warning::new(
             WarningCode::EXTENSION,
             format!("the header's extensions contradict vox_offset {}; they are skipped unread", header.offset),
         ));
     }
     Ok((header, stream))
+}
+
+/// The error for a file of another format, of which `start` was read from `stream`.
+fn foreign(start: &[u8], mut stream: Stream<'_>, name: Option<&Path>) -> Error {
+    let mut bytes = vec![0; sniff::MORE];
+    bytes[..start.len()].copy_from_slice(start);
+    // Damage further on changes nothing of what the file is.
+    let more = stream.read(&mut bytes[start.len()..]).unwrap_or(0);
+    bytes.truncate(start.len() + more);
+    Error::new(Code::NIFTI_NOT_NIFTI, format!("not NIfTI but {}", sniff::describe(&bytes, name)))
 }
 
 /// Follows the chain of extensions by their sizes alone. Whatever it says, the voxels are at `vox_offset`.
@@ -170,18 +226,9 @@ fn extensions_are_sound(stream: &mut Stream<'_>, header: &Header) -> Result<bool
     Ok(true)
 }
 
-/// Explains the refusal of an `.img` file given in place of its `.hdr`.
-fn image_half(path: &Path, e: Error) -> Error {
-    let name = path.as_os_str().to_string_lossy().to_ascii_lowercase();
-    if e.code() == Code::NIFTI_NOT_NIFTI && (name.ends_with(".img") || name.ends_with(".img.gz")) {
-        return Error::new(Code::NIFTI_NOT_NIFTI, "an .img file holds only voxels: give the .hdr file next to it");
-    }
-    e
-}
-
-/// Reads the rest of a `.hdr` file, which holds only extensions, so that a gzip checksum is verified.
+/// Reads the rest of a `.hdr` file, which holds only extensions, so that a checksum is verified.
 fn finish_header(mut stream: Stream<'_>, warnings: &mut Vec<Warning>) -> Result<()> {
-    if stream.is_gzip() {
+    if stream.container().is_some() {
         stream.skip(MAX_OFFSET)?;
         if stream.finish()? != Tail::Clean {
             warnings.push(Warning::new(
@@ -191,29 +238,6 @@ fn finish_header(mut stream: Stream<'_>, warnings: &mut Vec<Warning>) -> Result<
         }
     }
     Ok(())
-}
-
-/// The `.img` that belongs to a `.hdr`.
-fn image_of(path: &Path) -> Result<PathBuf> {
-    let mut stem = PathBuf::from(path.file_name().unwrap_or_default());
-    for ends in [&["gz"][..], &["hdr", "nii"]] {
-        if stem.extension().is_some_and(|e| ends.iter().any(|end| e.eq_ignore_ascii_case(end))) {
-            stem.set_extension("");
-        }
-    }
-    let beside = |end: &str| {
-        let mut name = stem.clone().into_os_string();
-        name.push(end);
-        path.with_file_name(name)
-    };
-    let found = [".img", ".img.gz", ".IMG", ".IMG.GZ"].into_iter().map(beside);
-    let mut found = found.filter(|image| std::fs::metadata(image).is_ok_and(|m| !m.is_dir()));
-    found.next().ok_or_else(|| {
-        let stem = stem.display();
-        let text =
-            format!("the header says that the voxels are in {stem}.img or {stem}.img.gz next to it; neither exists");
-        Error::new(Code::NIFTI_PAIR, text).at(path)
-    })
 }
 
 /// Moves `stream` to the first voxel of the chosen volume.
@@ -233,7 +257,7 @@ fn position<'a>(
         ));
     }
     let start = header.offset + bytes * chosen;
-    if stream.is_gzip() && start > MAX_SKIP {
+    if stream.container().is_some() && start > MAX_SKIP {
         let text =
             format!("volume {chosen} begins after {start} bytes, at most {MAX_SKIP} are unpacked: extract it first");
         return Err(Error::new(Code::NIFTI_TOO_LARGE, text));
@@ -272,10 +296,6 @@ fn choose(header: &Header, volume: Option<usize>) -> Result<u64> {
     };
     if chosen >= count {
         return Err(error(format!("has no volume {chosen}: it holds {count}, numbered from 0")));
-    }
-    if header.shape.iter().any(|&n| n < 2) {
-        let text = format!("each volume has {shape} voxels: a 3-D scan needs at least 2 along each axis");
-        return Err(Error::new(Code::NIFTI_DIMS, text));
     }
     Ok(chosen)
 }

@@ -5,22 +5,30 @@
 //! matrix (mm, RAS+). Conforming permutes, flips and rescales axes; an oblique scan keeps its rotation, as
 //! nibabel's `conform` does. A transform that cannot be used is `nifti.affine`.
 
-use super::header::Header;
+use super::header::{Header, Placement};
+use super::stated::AxisCodes;
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::to_f64;
 
 /// Row-major 4×4 matrix, millimetres.
 pub(super) type Affine = [[f64; 4]; 4];
-type Mat3 = [[f64; 3]; 3];
+pub(super) type Mat3 = [[f64; 3]; 3];
 
 /// The last code nifti1.h defines (`NIFTI_XFORM_TEMPLATE_OTHER`).
 const LAST_XFORM_CODE: i32 = 5;
+
+/// How far below 0 the square of a quaternion's real part may be without a word: stored in f32, a half turn may come
+/// out a little longer than 1.
+const QUATERNION_ROUNDING: f64 = 1e-6;
+
+/// How far it may be at all: programs that compute in f32 leave 1e-5; 1e-3 is a turn by 3.6°, beyond a rounding.
+const QUATERNION_LIMIT: f64 = 1e-3;
 
 /// The transform in use.
 #[derive(Clone, Debug)]
 pub(super) struct Transform {
     pub affine: Affine,
-    /// `"sform"`, `"qform"` or `"none"`.
+    /// `"sform"`, `"qform"`, `"mgh"`, `"stated"` or `"none"`.
     pub kind: &'static str,
 }
 
@@ -35,13 +43,20 @@ pub(super) struct Orientation {
     pub spacing: [f64; 3],
 }
 
-/// Chooses and checks the transform: sform, else qform, else nibabel's base (x flipped, centred).
-pub(super) fn transform(header: &Header, warnings: &mut Vec<Warning>) -> Result<Transform> {
+/// Chooses and checks the transform: sform, else qform, else what the user states, else nibabel's base (x flipped,
+/// centred). What is stated overrules no transform: where the two disagree, it is an error.
+pub(super) fn transform(header: &Header, stated: Option<AxisCodes>, warnings: &mut Vec<Warning>) -> Result<Transform> {
+    if let Some(placement) = &header.mgh {
+        return placed(header, placement, stated, warnings);
+    }
     let (kind, code, affine) = if header.sform_code > 0 {
         let [x, y, z] = header.sform;
         ("sform", header.sform_code, [x, y, z, [0.0, 0.0, 0.0, 1.0]])
     } else if header.qform_code > 0 {
-        ("qform", header.qform_code, qform(header)?)
+        ("qform", header.qform_code, qform(header, warnings)?)
+    } else if let Some(codes) = stated {
+        // Directions are known, so a size's sign says nothing more.
+        ("stated", 0, codes.affine(positive(header.pixdim.map(f64::abs))?, header.shape))
     } else {
         warnings.push(Warning::new(WarningCode::NO_ORIENTATION,
             "the header holds no orientation: axes are taken as left, anterior, superior, so left and right are a guess",
@@ -54,12 +69,55 @@ pub(super) fn transform(header: &Header, warnings: &mut Vec<Warning>) -> Result<
             format!("{kind}_code is {code}, which NIfTI does not define; the {kind} is used all the same"),
         ));
     }
+    header.units.check(kind, column_lengths(&linear(&affine)), header.shape)?;
     check(kind, &affine)?;
+    agree(kind, &affine, stated)?;
     Ok(Transform { affine, kind })
 }
 
-fn spacing_from_pixdim(header: &Header) -> Result<[f64; 3]> {
-    let [_, x, y, z] = header.pixdim;
+/// An error where the file's own orientation is another than the one stated.
+fn agree(kind: &str, affine: &Affine, stated: Option<AxisCodes>) -> Result<()> {
+    let own = orientation(affine).axcodes();
+    match stated.map(|codes| codes.to_string()) {
+        Some(stated) if stated != own => Err(Error::new(
+            Code::NIFTI_ORIENTATION,
+            format!(
+                "the {kind} says that the file's axes run towards {own}, and --orientation says {stated}: leave it out \
+                 for this file, or repair the header if that is what is wrong"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The transform of an MGH file.
+fn placed(
+    header: &Header,
+    placement: &Placement,
+    stated: Option<AxisCodes>,
+    warnings: &mut Vec<Warning>,
+) -> Result<Transform> {
+    const WHAT: &str = "orientation of the MGH header";
+    let affine = placement.affine;
+    check(WHAT, &affine)?;
+    if placement.stated {
+        agree(WHAT, &affine, stated)?;
+        return Ok(Transform { affine, kind: "mgh" });
+    }
+    if let Some(codes) = stated {
+        // Without an orientation the header's voxel sizes do not count either: FreeSurfer assumes 1 mm.
+        return Ok(Transform { affine: codes.affine([1.0; 3], header.shape), kind: "stated" });
+    }
+    warnings.push(Warning::new(
+        WarningCode::NO_ORIENTATION,
+        "the MGH header holds no orientation (goodRASFlag is not set): FreeSurfer's default is assumed, 1 mm voxels with \
+         axes towards left, inferior, anterior (coronal slices), so voxel size and left and right are a guess",
+    ));
+    Ok(Transform { affine, kind: "none" })
+}
+
+fn positive(pixdim: [f64; 4]) -> Result<[f64; 3]> {
+    let [_, x, y, z] = pixdim;
     // A sign here may be a flip and a zero may be anything: nibabel repairs them, we do not guess.
     if [x, y, z].iter().any(|s| s.is_nan() || *s <= 0.0) {
         return Err(Error::new(
@@ -71,16 +129,23 @@ fn spacing_from_pixdim(header: &Header) -> Result<[f64; 3]> {
 }
 
 /// nifti1.h method 2: a unit quaternion (its real part left out), an offset, and qfac for the third axis.
-fn qform(header: &Header) -> Result<Affine> {
+pub(super) fn qform(header: &Header, warnings: &mut Vec<Warning>) -> Result<Affine> {
     let [b, c, d] = header.quaternion;
     let square = 1.0 - b * b - c * c - d * d;
-    // Stored in f32, a half turn may come out a little beyond 1.
-    if square.is_nan() || square < -1e-6 {
+    if square.is_nan() || square < -QUATERNION_LIMIT {
         return Err(Error::new(
             Code::NIFTI_AFFINE,
             format!("the qform's quaternion ({b}, {c}, {d}) is not a rotation: the header is damaged"),
         ));
     }
+    if square < -QUATERNION_ROUNDING {
+        let text = format!(
+            "the qform's quaternion ({b}, {c}, {d}) is longer than 1 by {:.1e}, more than rounding; it is normalised",
+            (1.0 - square).sqrt() - 1.0
+        );
+        warnings.push(Warning::new(WarningCode::QUATERNION, text));
+    }
+    // One that is too long is a half turn: its length goes into `k`.
     let a = square.max(0.0).sqrt();
     let k = 1.0 / (a * a + b * b + c * c + d * d);
     let turn = [
@@ -88,7 +153,7 @@ fn qform(header: &Header) -> Result<Affine> {
         [2.0 * (b * c + a * d), a * a + c * c - b * b - d * d, 2.0 * (c * d - a * b)],
         [2.0 * (b * d - a * c), 2.0 * (c * d + a * b), a * a + d * d - b * b - c * c],
     ];
-    let [x, y, z] = spacing_from_pixdim(header)?;
+    let [x, y, z] = positive(header.pixdim)?;
     let qfac = if header.pixdim[0] == -1.0 { -1.0 } else { 1.0 };
     let scale = [x, y, z * qfac];
     let mut affine = [[0.0, 0.0, 0.0, 1.0]; 4];
@@ -102,7 +167,7 @@ fn qform(header: &Header) -> Result<Affine> {
 }
 
 fn base(header: &Header) -> Result<Affine> {
-    let [x, y, z] = spacing_from_pixdim(header)?;
+    let [x, y, z] = positive(header.pixdim)?;
     let scale = [-x, y, z];
     let mut affine = [[0.0, 0.0, 0.0, 1.0]; 4];
     for r in 0..3 {
@@ -129,19 +194,19 @@ fn check(kind: &str, affine: &Affine) -> Result<()> {
     Ok(())
 }
 
-fn linear(affine: &Affine) -> Mat3 {
+pub(super) fn linear(affine: &Affine) -> Mat3 {
     std::array::from_fn(|r| std::array::from_fn(|c| affine[r][c]))
 }
 
-fn column_lengths(m: &Mat3) -> [f64; 3] {
+pub(super) fn column_lengths(m: &Mat3) -> [f64; 3] {
     std::array::from_fn(|c| m.iter().map(|row| row[c] * row[c]).sum::<f64>().sqrt())
 }
 
-fn unit_columns(m: &Mat3, lengths: &[f64; 3]) -> Mat3 {
+pub(super) fn unit_columns(m: &Mat3, lengths: &[f64; 3]) -> Mat3 {
     std::array::from_fn(|r| std::array::from_fn(|c| m[r][c] / lengths[c]))
 }
 
-fn determinant(m: &Mat3) -> f64 {
+pub(super) fn determinant(m: &Mat3) -> f64 {
     let c = cofactors(m);
     (0..3).map(|i| m[0][i] * c[0][i]).sum()
 }
@@ -157,7 +222,7 @@ fn cofactors(m: &Mat3) -> Mat3 {
 
 /// The orthogonal matrix nearest to `m` (U·Vᵀ of its SVD), by Newton's iteration X ← (X + X⁻ᵀ)/2. It converges
 /// quadratically for every invertible matrix; `check` has bounded the determinant away from 0.
-fn nearest_orthogonal(m: &Mat3) -> Mat3 {
+pub(super) fn nearest_orthogonal(m: &Mat3) -> Mat3 {
     let mut x = *m;
     for _ in 0..60 {
         let (cofactors, det) = (cofactors(&x), determinant(&x));
@@ -199,8 +264,7 @@ pub(super) fn orientation(affine: &Affine) -> Orientation {
 impl Orientation {
     /// Letters of the directions the file's axes run towards, such as `LPS`.
     pub(super) fn axcodes(&self) -> String {
-        const LETTERS: [[char; 2]; 3] = [['R', 'L'], ['A', 'P'], ['S', 'I']];
-        (0..3).map(|axis| LETTERS[self.world[axis]][usize::from(self.flipped[axis])]).collect()
+        AxisCodes::new(self.world, self.flipped).to_string()
     }
 
     /// The matrix of the conformed grid: the reoriented matrix rescaled about the centre voxel.
@@ -226,6 +290,7 @@ impl Orientation {
 mod tests {
     use super::*;
     use crate::volume::datatype::Datatype;
+    use crate::volume::units::Units;
 
     fn affine(rows: [[f64; 3]; 3]) -> Affine {
         let [a, b, c] = rows.map(|r| [r[0], r[1], r[2], 0.0]);
@@ -274,27 +339,43 @@ mod tests {
             version: 1,
             big: false,
             pair: false,
+            analyze: false,
+            units: Units::Millimetre,
             shape: [2; 3],
             volumes: 1,
             datatype: Datatype::U8,
             bitpix: 8,
             offset: 352,
             scaling: None,
+            intent_code: 0,
             sform_code: 0,
             qform_code: 1,
             pixdim: [1.0; 4],
             quaternion,
             quaternion_offset: [0.0; 3],
             sform: [[0.0; 4]; 3],
+            mgh: None,
+            footer: 0,
         }
     }
 
-    /// Rounding to f32 is forgiven, damage is not.
+    /// Rounding to f32 is forgiven, a little more is noted, damage is not.
     #[test]
-    fn a_quaternion_longer_than_one_is_damage() {
-        assert!(qform(&with_quaternion([1.0 + 1e-7, 0.0, 0.0])).is_ok());
-        for b in [1.0 + 1e-6, 1.001] {
-            assert_eq!(qform(&with_quaternion([b, 0.0, 0.0])).unwrap_err().code(), Code::NIFTI_AFFINE, "{b}");
+    fn a_quaternion_longer_than_one_is_normalised_or_damage() {
+        let read = |b: f64| {
+            let mut warnings = Vec::new();
+            qform(&with_quaternion([0.0, b, 0.0]), &mut warnings).map(|affine| (affine, warnings.len()))
+        };
+        for (too_long, noted) in [(1e-8, 0), (4.9e-7, 0), (5.1e-7, 1), (1e-5, 1), (4.9e-4, 1)] {
+            let (got, warnings) = read(1.0 + too_long).unwrap();
+            assert_eq!(warnings, noted, "{too_long}");
+            // A half turn about y, exactly.
+            let expected = affine([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0]]);
+            let worst = (0..16).map(|i| (got[i / 4][i % 4] - expected[i / 4][i % 4]).abs()).fold(0.0, f64::max);
+            assert!(worst < 1e-12, "{too_long}: {got:?}");
+        }
+        for b in [1.0 + 5.1e-4, 1.01, f64::NAN] {
+            assert_eq!(read(b).unwrap_err().code(), Code::NIFTI_AFFINE, "{b}");
         }
     }
 

@@ -1,30 +1,32 @@
-//! The NIfTI-1 (348 bytes) and NIfTI-2 (540 bytes) header: fields that matter here, checked.
+//! The NIfTI-1 (348 bytes) and NIfTI-2 (540 bytes) header, and that of Analyze 7.5: fields that matter here, checked.
 //!
 //! In: the header's bytes, either byte order. Out: a [`Header`] whose sizes are safe to compute with: every spatial
 //! dimension is 2..=32767, a volume has at most 2^28 voxels, the data offset is a whole number of at most 16 MiB.
-//! Transforms are only carried along; `geometry` checks the one that is used. Field offsets are those of `nifti1.h`
-//! and `nifti2.h`.
+//! Lengths come out in millimetres, whatever `xyzt_units` says. Transforms are only carried along; `geometry` checks
+//! the one that is used. Field offsets are those of `nifti1.h` and `nifti2.h`, from which Analyze's differ in meaning
+//! only: it has no transforms and no units, and its scaling is SPM's, as nibabel's `Spm2AnalyzeImage` reads it.
 
 use super::datatype::Datatype;
+use super::dims::{dimensions, refuse_cifti};
+use super::units::Units;
 use crate::error::{Code, Error, Result};
 use crate::tensor::number::{Widen, to_u64, truncate};
 
-/// Voxels of one volume: sixteen 256³ scans, or a head at 0.4 mm.
-const MAX_VOXELS: u64 = 1 << 28;
 /// Header and extensions together.
 pub(super) const MAX_OFFSET: u64 = 16 << 20;
-/// NIfTI-1's own limit per dimension, kept for NIfTI-2: it bounds the row that is held in memory.
-const MAX_DIM: i64 = 0x7fff;
-
 /// What is read from a header.
 #[derive(Debug)]
 pub(super) struct Header {
-    /// 1 or 2.
+    /// 1 or 2; 1 for Analyze too.
     pub version: u8,
     /// Big-endian.
     pub big: bool,
     /// The voxels lie in a separate `.img` file.
     pub pair: bool,
+    /// Analyze 7.5, which holds no orientation.
+    pub analyze: bool,
+    /// What the file's lengths were stored in; here they are millimetres.
+    pub units: Units,
     /// Voxels along the file's axes, the first fastest.
     pub shape: [usize; 3],
     /// Volumes in the file, at least 1.
@@ -35,6 +37,8 @@ pub(super) struct Header {
     pub offset: u64,
     /// `(slope, inter)` where they change anything.
     pub scaling: Option<(f64, f64)>,
+    /// What the values are, by `nifti1.h`; 0: not said.
+    pub intent_code: i32,
     pub sform_code: i32,
     pub qform_code: i32,
     /// `pixdim[0..4]`: qfac, then millimetres.
@@ -43,6 +47,19 @@ pub(super) struct Header {
     pub quaternion: [f64; 3],
     pub quaternion_offset: [f64; 3],
     pub sform: [[f64; 4]; 3],
+    /// In place of sform and qform, in an MGH file.
+    pub mgh: Option<Placement>,
+    /// Bytes after the voxels that are part of the file at most.
+    pub footer: u64,
+}
+
+/// Where the voxels of an MGH file lie in the world.
+#[derive(Clone, Debug)]
+pub(super) struct Placement {
+    /// Voxel index to world, mm, RAS+; unchecked.
+    pub affine: [[f64; 4]; 4],
+    /// From the file; otherwise FreeSurfer's default.
+    pub stated: bool,
 }
 
 /// Header length and byte order, detected from `sizeof_hdr`, the first four bytes.
@@ -56,17 +73,28 @@ pub(super) fn kind(first: [u8; 4]) -> Option<(usize, bool)> {
     })
 }
 
-/// Whether the magic says that the voxels are in another file; `None` when it is not NIfTI's.
-pub(super) fn is_pair(bytes: &[u8]) -> Option<bool> {
+/// What kind of file a header belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Header and voxels in one file.
+    Single,
+    /// The voxels are in another file.
+    Pair,
+    /// Analyze 7.5, or NIfTI-1 that lost its magic; the voxels are in another file.
+    Analyze,
+}
+
+/// What the magic of a header of 348 or 540 bytes says; `None` when it is not NIfTI's.
+pub(super) fn layout(bytes: &[u8]) -> Option<Layout> {
     match bytes.len() {
         348 => match &bytes[344..348] {
-            b"n+1\0" => Some(false),
-            b"ni1\0" => Some(true),
-            _ => None,
+            b"n+1\0" => Some(Layout::Single),
+            b"ni1\0" => Some(Layout::Pair),
+            _ => Some(Layout::Analyze),
         },
         540 => match &bytes[4..12] {
-            b"n+2\0\r\n\x1a\n" => Some(false),
-            b"ni2\0\r\n\x1a\n" => Some(true),
+            b"n+2\0\r\n\x1a\n" => Some(Layout::Single),
+            b"ni2\0\r\n\x1a\n" => Some(Layout::Pair),
             _ => None,
         },
         _ => None,
@@ -113,6 +141,8 @@ struct Raw {
     offset: f64,
     slope: f64,
     inter: f64,
+    intent_code: i32,
+    units: Units,
     qform_code: i32,
     sform_code: i32,
     pixdim: [f64; 4],
@@ -130,6 +160,8 @@ impl Raw {
             offset: f.f32(108),
             slope: f.f32(112),
             inter: f.f32(116),
+            intent_code: i32::from(f.i16(68)),
+            units: Units::from_xyzt(i32::from(f.bytes[123])),
             qform_code: i32::from(f.i16(252)),
             sform_code: i32::from(f.i16(254)),
             quaternion: std::array::from_fn(|i| f.f32(256 + 4 * i)),
@@ -147,6 +179,8 @@ impl Raw {
             offset: f.i64(168).widen(),
             slope: f.f64(176),
             inter: f.f64(184),
+            intent_code: f.i32(504),
+            units: Units::from_xyzt(f.i32(500)),
             qform_code: f.i32(344),
             sform_code: f.i32(348),
             quaternion: std::array::from_fn(|i| f.f64(352 + 8 * i)),
@@ -155,32 +189,76 @@ impl Raw {
     }
 }
 
+impl Raw {
+    /// The fields of an Analyze header, which has other fields where NIfTI's units and transforms are.
+    ///
+    /// SPM keeps a slope and an intercept where NIfTI does; without them the stored range (`glmin`, `glmax`) may stand
+    /// for the calibrated one (`cal_min`, `cal_max`). Both are what nibabel's `Spm2AnalyzeHeader` does.
+    fn of_analyze(mut self, f: &Fields<'_>) -> Self {
+        (self.units, self.intent_code, self.qform_code, self.sform_code) = (Units::Millimetre, 0, 0, 0);
+        if !self.inter.is_finite() {
+            self.inter = 0.0;
+        }
+        if self.slope == 0.0 || !self.slope.is_finite() {
+            let calibrated = f.f32(124) - f.f32(128);
+            let stored = f64::from(f.i32(140)) - f64::from(f.i32(144));
+            let slope = calibrated / stored;
+            if calibrated != 0.0 && slope.is_finite() {
+                (self.slope, self.inter) = (slope, f.f32(128) - slope * f64::from(f.i32(144)));
+            }
+        }
+        self
+    }
+}
+
 impl Header {
-    /// Parses and checks a whole header: `bytes` is 348 or 540 long and [`is_pair`] knows its magic.
-    pub(super) fn parse(bytes: &[u8], big: bool, pair: bool) -> Result<Self> {
+    /// Parses and checks a whole header: `bytes` is 348 or 540 long and `layout` its own.
+    pub(super) fn parse(bytes: &[u8], big: bool, layout: Layout) -> Result<Self> {
         let fields = Fields { bytes, big };
         let version = if bytes.len() == 540 { 2 } else { 1 };
-        let raw = if version == 2 { Raw::version2(&fields) } else { Raw::version1(&fields) };
+        let (analyze, pair) = (layout == Layout::Analyze, layout != Layout::Single);
+        let mut raw = if version == 2 { Raw::version2(&fields) } else { Raw::version1(&fields) };
+        if analyze {
+            raw = raw.of_analyze(&fields);
+        }
+        refuse_cifti(&raw.dim, raw.intent_code)?;
         let (shape, volumes) = dimensions(&raw.dim)?;
-        let datatype = Datatype::from_code(raw.datatype)?;
+        let datatype = if analyze { Datatype::from_analyze(raw.datatype)? } else { Datatype::from_code(raw.datatype)? };
+        let mm = |v: f64| raw.units.to_mm(v, version);
         let [b, c, d, x, y, z] = raw.quaternion;
+        let [qfac, dx, dy, dz] = raw.pixdim;
         Ok(Self {
             version,
             big,
             pair,
+            analyze,
+            units: raw.units,
             shape,
             volumes,
             datatype,
             bitpix: raw.bitpix,
             offset: data_offset(raw.offset, bytes.len(), pair)?,
             scaling: scaling(raw.slope, raw.inter)?,
+            intent_code: raw.intent_code,
             sform_code: raw.sform_code,
             qform_code: raw.qform_code,
-            pixdim: raw.pixdim,
+            pixdim: [qfac, mm(dx), mm(dy), mm(dz)],
             quaternion: [b, c, d],
-            quaternion_offset: [x, y, z],
-            sform: raw.sform,
+            quaternion_offset: [x, y, z].map(mm),
+            sform: raw.sform.map(|row| row.map(mm)),
+            mgh: None,
+            footer: 0,
         })
+    }
+
+    /// The format's name.
+    pub(super) fn format(&self) -> &'static str {
+        match (&self.mgh, self.analyze, self.version) {
+            (Some(_), ..) => "MGH",
+            (None, true, _) => "Analyze 7.5",
+            (None, false, 2) => "NIfTI-2",
+            (None, false, _) => "NIfTI-1",
+        }
     }
 
     /// Bytes of one row along the first axis.
@@ -192,47 +270,6 @@ impl Header {
     pub(super) fn volume_bytes(&self) -> u64 {
         self.shape.iter().map(|&n| to_u64(n)).product::<u64>() * to_u64(self.datatype.size())
     }
-}
-
-/// Checks `dim` and splits it into the spatial shape and the number of volumes.
-fn dimensions(dim: &[i64; 8]) -> Result<([usize; 3], u64)> {
-    let count = match dim[0] {
-        n @ 1..=7 => usize::try_from(n).expect("1 to 7"),
-        n => {
-            return Err(Error::new(Code::NIFTI_DIMS, format!("dim[0] is {n}, expected 1 to 7: the header is damaged")));
-        }
-    };
-    let used = &dim[1..=count];
-    let shown = used.iter().map(i64::to_string).collect::<Vec<_>>().join(" × ");
-    if used.iter().any(|&n| n < 1) {
-        return Err(Error::new(
-            Code::NIFTI_DIMS,
-            format!("the header says {shown} voxels: every size must be positive"),
-        ));
-    }
-    let mut shape = [1; 3];
-    for (axis, &n) in shape.iter_mut().zip(used) {
-        // What does not fit is refused below.
-        *axis = usize::try_from(n).unwrap_or(usize::MAX);
-    }
-    let voxels = used.iter().take(3).try_fold(1u64, |product, &n| product.checked_mul(n.unsigned_abs()));
-    if voxels.is_none_or(|v| v > MAX_VOXELS) || used.iter().take(3).any(|&n| n > MAX_DIM) {
-        return Err(Error::new(
-            Code::NIFTI_TOO_LARGE,
-            format!("the header says {shown} voxels; at most {MAX_VOXELS} per volume and {MAX_DIM} per axis are read"),
-        ));
-    }
-    let volumes = used.iter().skip(3).try_fold(1u64, |product, &n| product.checked_mul(n.unsigned_abs()));
-    let Some(volumes) = volumes.filter(|&n| n <= i64::MAX.unsigned_abs() / (MAX_VOXELS * 8)) else {
-        return Err(Error::new(Code::NIFTI_TOO_LARGE, format!("the header says {shown} voxels: too many volumes")));
-    };
-    if volumes == 1 && shape.iter().any(|&n| n < 2) {
-        return Err(Error::new(
-            Code::NIFTI_DIMS,
-            format!("the header says {shown} voxels: a 3-D scan needs at least 2 along each of its first three axes"),
-        ));
-    }
-    Ok((shape, volumes))
 }
 
 fn data_offset(offset: f64, header: usize, pair: bool) -> Result<u64> {
@@ -265,27 +302,6 @@ fn scaling(slope: f64, inter: f64) -> Result<Option<(f64, f64)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn dims(d: &[i64]) -> Result<([usize; 3], u64), Code> {
-        let mut dim = [1; 8];
-        dim[..d.len()].copy_from_slice(d);
-        dimensions(&dim).map_err(|e| e.code())
-    }
-
-    #[test]
-    fn dimension_rules() {
-        assert_eq!(dims(&[3, 4, 5, 6]), Ok(([4, 5, 6], 1)));
-        assert_eq!(dims(&[3, 4, 5, 6, 0]), Ok(([4, 5, 6], 1)), "dim[4] beyond dim[0] is ignored");
-        assert_eq!(dims(&[5, 4, 5, 6, 2, 3]), Ok(([4, 5, 6], 6)));
-        assert_eq!(dims(&[2, 4, 5]), Err(Code::NIFTI_DIMS));
-        assert_eq!(dims(&[3, 4, 1, 6]), Err(Code::NIFTI_DIMS));
-        assert_eq!(dims(&[0, 4, 4, 6]), Err(Code::NIFTI_DIMS));
-        assert_eq!(dims(&[4, 4, 4, 6, -1]), Err(Code::NIFTI_DIMS));
-        assert_eq!(dims(&[3, 1 << 32, 1 << 31, 2]), Err(Code::NIFTI_TOO_LARGE), "the product wraps to 0");
-        assert_eq!(dims(&[7, 2, 2, 2, i64::MAX, i64::MAX, 1, 1]), Err(Code::NIFTI_TOO_LARGE));
-        assert_eq!(dims(&[3, 1 << 20, 2, 2]), Err(Code::NIFTI_TOO_LARGE));
-        assert!(dims(&[3, 640, 640, 640]).is_ok());
-    }
 
     #[test]
     fn offsets_and_scaling() {

@@ -7,12 +7,13 @@ use crate::error::{Code, Error, Result};
 use crate::tensor::number::{to_f32, to_f64, to_usize, truncate};
 
 /// Maps an f32 to a u32 in the same order (negative values reversed below positive ones).
-fn key(v: f32) -> u32 {
+pub(super) fn key(v: f32) -> u32 {
     let bits = v.to_bits();
     if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
 }
 
-fn value(key: u32) -> f32 {
+/// The inverse of [`key`].
+pub(super) fn value(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 { key & !(1 << 31) } else { !key })
 }
 
@@ -78,8 +79,8 @@ fn check_clip([low, high]: [f64; 2]) -> Result<()> {
     ))
 }
 
-/// Clips to percentiles, if asked, and maps the extremes to 0 and 1.
-pub(super) fn normalize(values: &mut [f32], min: f32, max: f32, clip: Option<[f64; 2]>) -> Result<()> {
+/// Clips to percentiles, if asked, and maps the extremes to 0 and 1. Returns the extremes.
+pub(super) fn normalize(values: &mut [f32], min: f32, max: f32, clip: Option<[f64; 2]>) -> Result<[f32; 2]> {
     let (min, max) = match clip {
         None => (min, max),
         Some(percents) => {
@@ -99,7 +100,7 @@ pub(super) fn normalize(values: &mut [f32], min: f32, max: f32, clip: Option<[f6
     for v in values {
         *v = (v.clamp(min, max) - min) / range;
     }
-    Ok(())
+    Ok([min, max])
 }
 
 #[cfg(test)]

@@ -8,12 +8,14 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use super::axis::AxisMap;
 use super::conform::{Range, Resampler};
-use super::datatype::Decoder;
+use super::datatype::{Datatype, Decoder};
 use super::file::Scan;
 use super::geometry::{Orientation, Transform, orientation, transform};
 use super::header::Header;
-use super::stream::{Stream, TAIL_LIMIT, Tail};
-use super::{Conformed, Grid, SourceInfo};
+use super::peek::TAIL_LIMIT;
+use super::quality::{self, HeaderFigures, Sample};
+use super::stream::{Stream, Tail};
+use super::{Conformed, Grid, ReadOptions, SourceInfo};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::{to_f64, to_u64};
 use crate::threads;
@@ -25,10 +27,16 @@ const DEPTH: usize = 4;
 /// Bytes of later volumes that are read only to verify a checksum.
 const FOLLOWING_LIMIT: u64 = 1 << 30;
 
-/// Conforms a scan to `grid`.
-pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Result<Conformed> {
+/// Conforms a scan to `options.grid`; its voxels are sampled for the quality figures where `measure` asks for it.
+pub(super) fn load(
+    scan: Scan<'_>,
+    options: &ReadOptions,
+    mut warnings: Vec<Warning>,
+    measure: bool,
+) -> Result<Conformed> {
     let Scan { header, mut stream, following, .. } = scan;
-    let transform = transform(&header, &mut warnings)?;
+    let grid = options.grid;
+    let transform = transform(&header, options.orientation, &mut warnings)?;
     let orientation = orientation(&transform.affine);
     let axes = [0, 1, 2].map(|a| {
         let w = orientation.world[a];
@@ -43,10 +51,11 @@ pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Re
         values: Vec::new(),
         source: Range::EMPTY,
         nonfinite: 0,
+        sample: if measure { Sample::new(header.shape) } else { Sample::none(header.shape) },
     };
     warnings.extend(run(&header, &mut stream, following, &mut consumer)?);
 
-    let Consumer { resampler, source, nonfinite, .. } = consumer;
+    let Consumer { resampler, source, nonfinite, sample, .. } = consumer;
     let (voxels, range) = resampler.finish();
     let count = header.shape.iter().product::<usize>();
     if nonfinite > 0 {
@@ -55,6 +64,9 @@ pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Re
     }
     refuse_constant(source, "scan", nonfinite == to_u64(count))?;
     refuse_constant(range, "conformed volume", false)?;
+    let figures = HeaderFigures::new(&header, &transform, &orientation);
+    let quality = sample.figures(&figures, [source.min, source.max], header.datatype == Datatype::I16);
+    warnings.extend(quality::warnings(&figures, &quality, &grid, orientation.world));
     Ok(Conformed {
         voxels,
         grid,
@@ -62,6 +74,7 @@ pub(super) fn load(scan: Scan<'_>, grid: Grid, mut warnings: Vec<Warning>) -> Re
         min: range.min,
         max: range.max,
         nonfinite,
+        quality,
         source: source_info(&header, &transform, &orientation, stream.is_gzip()),
         warnings,
     })
@@ -77,7 +90,7 @@ fn zeroed(count: usize) -> Result<Vec<f32>> {
 
 fn source_info(header: &Header, transform: &Transform, orientation: &Orientation, gzip: bool) -> SourceInfo {
     SourceInfo {
-        format: if header.version == 2 { "NIfTI-2" } else { "NIfTI-1" }.to_owned(),
+        format: header.format().to_owned(),
         gzip,
         shape: header.shape,
         volumes: header.volumes,
@@ -86,6 +99,7 @@ fn source_info(header: &Header, transform: &Transform, orientation: &Orientation
         affine: transform.affine,
         axcodes: orientation.axcodes(),
         spacing_mm: orientation.spacing,
+        units: header.units.name(),
     }
 }
 
@@ -129,12 +143,14 @@ struct Consumer {
     values: Vec<f32>,
     source: Range,
     nonfinite: u64,
+    sample: Sample,
 }
 
 impl Consumer {
     fn take(&mut self, block: &[u8]) -> Result<()> {
         self.nonfinite += self.decoder.decode(block, &mut self.values)?;
         self.source.include(&self.values);
+        self.sample.push(&self.values);
         self.resampler.push(&self.values);
         Ok(())
     }
@@ -144,6 +160,7 @@ impl Consumer {
 fn run(header: &Header, stream: &mut Stream<'_>, following: u64, consumer: &mut Consumer) -> Result<Option<Warning>> {
     let rows = header.shape[1] * header.shape[2];
     let row = header.row_bytes();
+    let footer = header.footer;
     let block_rows = (BLOCK / row).clamp(1, rows);
     let (full_tx, full_rx) = sync_channel(DEPTH);
     let (empty_tx, empty_rx) = channel();
@@ -151,7 +168,7 @@ fn run(header: &Header, stream: &mut Stream<'_>, following: u64, consumer: &mut 
         let unpack = move || {
             unpack(stream, row, rows, block_rows, &full_tx, &empty_rx)?;
             drop(full_tx);
-            finish(stream, following)
+            finish(stream, following, footer)
         };
         let worker = threads::spawn_scoped(scope, "unpack", unpack)?;
         let consumed = consume(&full_rx, &empty_tx, consumer);
@@ -208,15 +225,16 @@ fn consume(full: &Receiver<Vec<u8>>, empty: &Sender<Vec<u8>>, consumer: &mut Con
     result
 }
 
-/// Reads what follows the volume: other volumes, a checksum, surplus.
-fn finish(stream: &mut Stream<'_>, following: u64) -> Result<Option<Warning>> {
+/// Reads what follows the volume: other volumes, a footer of at most `footer` bytes, a checksum, surplus.
+fn finish(stream: &mut Stream<'_>, following: u64, footer: u64) -> Result<Option<Warning>> {
+    let container = stream.container().unwrap_or_default();
     let warning = |text: String| Some(Warning::new(WarningCode::TRAILING_DATA, text));
     if following > 0 {
         let within = stream.length().map_or(FOLLOWING_LIMIT, |_| u64::MAX);
         let skipped = stream.skip(following.min(within))?;
         if following > within && skipped == within {
             return Ok(warning(format!(
-                "{following} bytes of later volumes were not read, so the gzip checksum is unverified"
+                "{following} bytes of later volumes were not read, so the {container} checksum is unverified"
             )));
         }
         if skipped < following {
@@ -226,12 +244,16 @@ fn finish(stream: &mut Stream<'_>, following: u64) -> Result<Option<Warning>> {
             ));
         }
     }
+    let footer = stream.skip(footer)?;
     Ok(match stream.finish()? {
         Tail::Clean => None,
-        Tail::Surplus(count) => warning(format!("{count} bytes follow the voxels; they are ignored")),
-        Tail::Garbage => warning("bytes that are not gzip follow the gzip data; they are ignored".into()),
+        Tail::Surplus(count) => warning(format!("{} bytes follow the voxels; they are ignored", footer + count)),
+        Tail::Garbage => {
+            warning(format!("bytes that are not {container} follow the {container} data; they are ignored"))
+        }
         Tail::Endless => warning(format!(
-            "more than {TAIL_LIMIT} bytes follow the voxels; they are ignored, and the gzip checksum is unverified"
+            "more than {} bytes follow the voxels; they are ignored, and the {container} checksum is unverified",
+            footer + TAIL_LIMIT
         )),
     })
 }

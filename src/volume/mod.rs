@@ -1,8 +1,9 @@
-//! Brain scans in, model volumes out: NIfTI-1 and NIfTI-2 to a conformed, normalised volume.
+//! Brain scans in, model volumes out: NIfTI-1, NIfTI-2, MGH and Analyze 7.5 to a conformed, normalised volume.
 //!
 //! ```text
 //! path ─ file ─ stream ─(blocks of rows)─ datatype ─ conform ─► Conformed ─ intensity ─► Volume
-//!         └ header ─ geometry ─ axis ─────────────────┘              └─ output: .nii.gz, .png
+//!         └ mgh ─ header ─ geometry ─ axis ───────────┘   │          └─ output: .nii.gz, .png
+//!                            └────────── quality ─────────┴─► figures and warnings
 //! ```
 //!
 //! *Conform* is FreeSurfer's word: permute and flip the file's axes to the nearest right–anterior–superior order and
@@ -15,7 +16,8 @@
 //!
 //! Files are untrusted: no allocation follows a claim, no panic follows a byte, and each error is one line
 //! with one of the `nifti.*` codes. What is odd but usable becomes a [`Warning`]: `no_orientation`, `xform_code`,
-//! `bitpix`, `extension`, `trailing_data`, `nonfinite`, `fov_cut`.
+//! `bitpix`, `extension`, `trailing_data`, `nonfinite`, `fov_cut`, `quaternion`. What makes a scan unfit for the model becomes one of
+//! [`WarningCode::QUALITY`](crate::WarningCode::QUALITY), decided by the figures of [`Quality`].
 //!
 //! ```no_run
 //! use brain_adapter::volume::{self, ReadOptions};
@@ -31,20 +33,31 @@
 mod axis;
 mod conform;
 mod datatype;
+mod dims;
 mod file;
+mod folder;
 mod geometry;
+mod halves;
 mod header;
 mod intensity;
 mod load;
+mod mgh;
 mod output;
+mod peek;
+mod quality;
 mod recognize;
 mod sniff;
+mod stated;
 mod stream;
+mod units;
+mod zstd;
 
 use std::path::Path;
 
+pub use quality::{Quality, TransformDifference};
 pub use recognize::{is_saved_preview, is_saved_volume};
 use serde::Serialize;
+pub use stated::AxisCodes;
 
 use crate::error::{Code, Error, Result, Warning};
 
@@ -98,12 +111,15 @@ pub struct ReadOptions {
     pub grid: Grid,
     /// The volume of a 4-D file, from 0. `None` accepts only files with one volume.
     pub volume: Option<usize>,
+    /// The orientation of files that hold none: Analyze 7.5, which is refused without it, and NIfTI without an sform or
+    /// qform. Files that hold another are refused ([`Code::NIFTI_ORIENTATION`]).
+    pub orientation: Option<AxisCodes>,
 }
 
 /// The scan as it was stored.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SourceInfo {
-    /// `"NIfTI-1"` or `"NIfTI-2"`.
+    /// `"NIfTI-1"`, `"NIfTI-2"`, `"MGH"` or `"Analyze 7.5"`.
     pub format: String,
     /// Whether the voxels were gzip-compressed.
     pub gzip: bool,
@@ -113,7 +129,8 @@ pub struct SourceInfo {
     pub volumes: u64,
     /// numpy's name of the stored type, such as `int16`.
     pub datatype: String,
-    /// Where the orientation came from: `"sform"`, `"qform"` or `"none"`.
+    /// Where the orientation came from: `"sform"`, `"qform"`, `"mgh"` (direction cosines, voxel sizes and centre of an
+    /// MGH header), `"stated"` ([`ReadOptions::orientation`]) or `"none"`.
     pub transform: String,
     /// Voxel index to world, mm, RAS+.
     pub affine: [[f64; 4]; 4],
@@ -121,6 +138,10 @@ pub struct SourceInfo {
     pub axcodes: String,
     /// Millimetres between voxels along the file's axes.
     pub spacing_mm: [f64; 3],
+    /// What the file stores lengths in, where that is not the millimetre: `"metre"` or `"micrometre"`. Here they are
+    /// mm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub units: Option<&'static str>,
 }
 
 /// A scan on the model's grid, in its own intensities.
@@ -138,6 +159,8 @@ pub struct Conformed {
     pub max: f32,
     /// Voxels of the scan that were NaN or infinite and became 0.
     pub nonfinite: u64,
+    /// Figures that say whether it is a scan for the model.
+    pub quality: Quality,
     /// What the scan was.
     pub source: SourceInfo,
     /// Oddities of the file.
@@ -153,14 +176,16 @@ pub struct Volume {
     pub shape: [usize; 3],
     /// Index `(i, j, k)` to world, mm, RAS+.
     pub affine: [[f64; 4]; 4],
+    /// Figures that say whether it is a scan for the model.
+    pub quality: Quality,
     /// What the scan was.
     pub source: SourceInfo,
     /// Oddities of the file.
     pub warnings: Vec<Warning>,
 }
 
-/// The files that the scan at `path` consists of: itself, or a `.hdr` and the `.img` that belongs to it. Only the
-/// header is read.
+/// The files that the scan at `path` consists of: itself, or a `.hdr` and the `.img` that belongs to it, whichever of
+/// the two is given. Only the header is read.
 ///
 /// # Errors
 /// One of the `nifti.*` codes, or `io`.
@@ -168,9 +193,18 @@ pub fn files(path: &Path) -> Result<Vec<std::path::PathBuf>> {
     file::files(path)
 }
 
+/// Checks the header of the scan at `path` as [`read`] does, without reading voxels.
+///
+/// # Errors
+/// Those of [`read`] that concern the header, its transform excepted.
+pub fn check(path: &Path, options: &ReadOptions) -> Result<()> {
+    file::check(path, options)
+}
+
 /// Reads the scan at `path` and conforms it to `options.grid`.
 ///
-/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, gzip or not (detected by content), either byte order.
+/// NIfTI-1 and NIfTI-2, single files and `.hdr`/`.img` pairs, either byte order; FreeSurfer's MGH; Analyze 7.5 whose
+/// orientation is stated; gzip, zstd or neither. All is detected by content.
 ///
 /// # Errors
 /// One of the `nifti.*` codes, `io`, or `config.value` for an impossible grid. A volume without contrast is
@@ -178,9 +212,21 @@ pub fn files(path: &Path) -> Result<Vec<std::path::PathBuf>> {
 pub fn read(path: &Path, options: &ReadOptions) -> Result<Conformed> {
     options.grid.check()?;
     let mut warnings = Vec::new();
-    let scan = file::open(path, options.volume, &mut warnings)?;
+    let scan = file::open(path, options, &mut warnings)?;
     let voxels_in = scan.path.clone();
-    load::load(scan, options.grid, warnings).map_err(|e| e.at(voxels_in.as_deref().unwrap_or(path)))
+    load::load(scan, options, warnings, true).map_err(|e| e.at(voxels_in.as_deref().unwrap_or(path)))
+}
+
+/// As [`read`], without the figures of voxels and the warnings from them: what they cost is measured against this.
+///
+/// # Errors
+/// Those of [`read`].
+#[doc(hidden)]
+pub fn read_unmeasured(path: &Path, options: &ReadOptions) -> Result<Conformed> {
+    options.grid.check()?;
+    let mut warnings = Vec::new();
+    let scan = file::open(path, options, &mut warnings)?;
+    load::load(scan, options, warnings, false)
 }
 
 /// Like [`read`], for a single-file scan in memory.
@@ -190,8 +236,8 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Conformed> {
 pub fn read_bytes(bytes: &[u8], options: &ReadOptions) -> Result<Conformed> {
     options.grid.check()?;
     let mut warnings = Vec::new();
-    let scan = file::open_bytes(bytes, options.volume, &mut warnings)?;
-    load::load(scan, options.grid, warnings)
+    let scan = file::open_bytes(bytes, options, &mut warnings)?;
+    load::load(scan, options, warnings, true)
 }
 
 impl Conformed {
@@ -201,12 +247,16 @@ impl Conformed {
     /// # Errors
     /// `nifti.constant` when nothing is left between the percentiles, `config.value` for an impossible `clip`.
     pub fn normalize(mut self, clip: Option<[f64; 2]>) -> Result<Volume> {
-        intensity::normalize(&mut self.voxels, self.min, self.max, clip)?;
+        let range = intensity::normalize(&mut self.voxels, self.min, self.max, clip)?;
+        if clip.is_some() {
+            quality::clipped(&mut self.warnings, &self.quality, range);
+        }
         let [i, j, k] = self.grid.shape;
         Ok(Volume {
             voxels: self.voxels,
             shape: [k, j, i],
             affine: self.affine,
+            quality: self.quality,
             source: self.source,
             warnings: self.warnings,
         })

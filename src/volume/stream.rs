@@ -1,126 +1,23 @@
-//! Bytes of a scan file, plain or gzip, behind one bounded interface.
+//! Bytes of a scan file, plain, gzip or zstd, behind one bounded interface.
 //!
 //! In: a regular file or bytes in memory. Out: decoded bytes in order, and at the end a [`Tail`] that says what
 //! followed them. Nothing here allocates by what a file claims: the buffers have fixed sizes.
 //!
-//! The container is detected from its first two bytes, never from its name. Every gzip member is read to its trailer,
-//! so a wrong CRC or length is an error: `nifti.gzip` for damage, `nifti.truncated` where bytes are missing, `io` where
-//! the operating system failed.
+//! The container is detected from its first bytes, never from its name. Every gzip member is read to its trailer, every
+//! zstd frame to its end, so a wrong checksum or length is an error: `nifti.gzip` for damage, `nifti.truncated` where
+//! bytes are missing, `io` where the operating system failed.
 
-use std::fs::File;
-use std::io::{self, BufRead, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 
 use flate2::bufread::GzDecoder;
 
+use super::peek::{Input, Peek, TAIL_LIMIT};
+use super::zstd::{self, Frames};
 use crate::error::{Code, Error, Result};
 use crate::tensor::number::to_u64;
 
-const BUFFER: usize = 128 * 1024;
-
-/// Surplus bytes that are still read to reach a gzip member's checksum; beyond it the file is a bomb or a mistake.
-pub(super) const TAIL_LIMIT: u64 = 64 * 1024;
-
 /// Empty gzip members accepted in a row. Each costs an inflater, and a file can hold one per 20 bytes.
 const EMPTY_MEMBERS: u32 = 4096;
-
-/// Where bytes come from. Lengths are known beforehand: only regular files are ever opened.
-pub(super) enum Input<'a> {
-    /// An open regular file.
-    File(File),
-    /// A file's content in memory.
-    Bytes(&'a [u8]),
-}
-
-impl Read for Input<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Input::File(file) => file.read(buf),
-            Input::Bytes(bytes) => bytes.read(buf),
-        }
-    }
-}
-
-impl Input<'_> {
-    fn skip(&mut self, count: u64) -> io::Result<()> {
-        match self {
-            Input::File(file) => {
-                let count = i64::try_from(count).map_err(|_| io::ErrorKind::InvalidInput)?;
-                file.seek(SeekFrom::Current(count)).map(drop)
-            }
-            Input::Bytes(bytes) => {
-                let count = usize::try_from(count).unwrap_or(usize::MAX).min(bytes.len());
-                bytes.consume(count);
-                Ok(())
-            }
-        }
-    }
-}
-
-/// A buffered reader that can show the next few bytes without consuming them, also across a buffer's end
-/// (which [`io::BufReader`] cannot).
-struct Peek<'a> {
-    input: Input<'a>,
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
-}
-
-impl<'a> Peek<'a> {
-    fn new(input: Input<'a>) -> Self {
-        Self { input, buffer: vec![0; BUFFER].into_boxed_slice(), start: 0, end: 0 }
-    }
-
-    /// The next `count` bytes, fewer only at the end of the file. `count` is at most the buffer's size.
-    fn peek(&mut self, count: usize) -> io::Result<&[u8]> {
-        if self.end - self.start < count {
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-            while self.end < count {
-                match self.input.read(&mut self.buffer[self.end..]) {
-                    Ok(0) => break,
-                    Ok(n) => self.end += n,
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        let stop = self.end.min(self.start + count);
-        Ok(&self.buffer[self.start..stop])
-    }
-
-    fn skip(&mut self, count: u64) -> io::Result<()> {
-        let held = to_u64(self.end - self.start);
-        let from_buffer = held.min(count);
-        // Never more than the buffer holds.
-        self.consume(usize::try_from(from_buffer).unwrap_or(usize::MAX));
-        if count > from_buffer { self.input.skip(count - from_buffer) } else { Ok(()) }
-    }
-}
-
-impl BufRead for Peek<'_> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.start == self.end {
-            self.peek(1)?;
-        }
-        Ok(&self.buffer[self.start..self.end])
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.start = self.end.min(self.start + count);
-    }
-}
-
-impl Read for Peek<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.start == self.end && buf.len() >= BUFFER {
-            return self.input.read(buf);
-        }
-        let count = self.fill_buf()?.read(buf)?;
-        self.consume(count);
-        Ok(count)
-    }
-}
 
 /// The members of a gzip file, one after the other.
 ///
@@ -164,21 +61,8 @@ impl<'a> Members<'a> {
             self.state = State::Inside { member: Box::new(GzDecoder::new(input)), empty, fresh: true };
             return Ok(());
         }
-        // Zero padding (tapes, block devices) is fine; anything else is not part of the scan.
-        let mut padding = 0;
-        loop {
-            let held = input.fill_buf()?;
-            if held.is_empty() {
-                return Ok(());
-            }
-            padding += to_u64(held.len());
-            if padding > TAIL_LIMIT || held.iter().any(|&b| b != 0) {
-                self.garbage = true;
-                return Ok(());
-            }
-            let count = held.len();
-            input.consume(count);
-        }
+        self.garbage = !input.rest_is_padding()?;
+        Ok(())
     }
 }
 
@@ -191,7 +75,7 @@ pub(super) enum Tail {
     Surplus(u64),
     /// More than [`TAIL_LIMIT`] bytes: reading stopped, the last checksum is unverified.
     Endless,
-    /// Bytes after the gzip members that are neither gzip nor zero padding; checksums are verified.
+    /// Bytes after the container's members that are neither its kind nor zero padding; checksums are verified.
     Garbage,
 }
 
@@ -207,6 +91,7 @@ pub(super) struct Stream<'a> {
 enum Kind<'a> {
     Plain(Peek<'a>),
     Gzip(Members<'a>),
+    Zstd(Frames<'a>),
 }
 
 impl<'a> Stream<'a> {
@@ -216,8 +101,11 @@ impl<'a> Stream<'a> {
             return Err(Error::new(Code::NIFTI_EMPTY, "the file is empty (0 bytes): copy or export the scan again"));
         }
         let mut input = Peek::new(input);
-        let gzip = input.peek(2).map_err(failure)? == [0x1f, 0x8b];
-        let kind = if gzip { Kind::Gzip(Members::new(input)) } else { Kind::Plain(input) };
+        let kind = match input.peek(4).map_err(|e| failure(e, ""))? {
+            [0x1f, 0x8b, ..] => Kind::Gzip(Members::new(input)),
+            start if zstd::is_frame(start) => Kind::Zstd(Frames::new(input)),
+            _ => Kind::Plain(input),
+        };
         Ok(Self { kind, stored, position: 0 })
     }
 
@@ -226,9 +114,18 @@ impl<'a> Stream<'a> {
         matches!(self.kind, Kind::Gzip(_))
     }
 
+    /// The container's name, if there is one.
+    pub(super) fn container(&self) -> Option<&'static str> {
+        match self.kind {
+            Kind::Plain(_) => None,
+            Kind::Gzip(_) => Some("gzip"),
+            Kind::Zstd(_) => Some("zstd"),
+        }
+    }
+
     /// The decoded length, where it is known without reading on: for plain files.
     pub(super) fn length(&self) -> Option<u64> {
-        (!self.is_gzip()).then_some(self.stored)
+        self.container().is_none().then_some(self.stored)
     }
 
     /// Decoded bytes consumed so far.
@@ -244,12 +141,13 @@ impl<'a> Stream<'a> {
             let read = match &mut self.kind {
                 Kind::Plain(input) => input.read(rest),
                 Kind::Gzip(members) => members.read(rest),
+                Kind::Zstd(frames) => frames.read(rest),
             };
             match read {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(failure(e)),
+                Err(e) => return Err(failure(e, self.container().unwrap_or_default())),
             }
         }
         self.position += to_u64(filled);
@@ -260,7 +158,7 @@ impl<'a> Stream<'a> {
     pub(super) fn skip(&mut self, count: u64) -> Result<u64> {
         if let Kind::Plain(input) = &mut self.kind {
             let count = count.min(self.stored.saturating_sub(self.position));
-            input.skip(count).map_err(failure)?;
+            input.skip(count).map_err(|e| failure(e, ""))?;
             self.position += count;
             return Ok(count);
         }
@@ -284,25 +182,32 @@ impl<'a> Stream<'a> {
             None => self.skip(TAIL_LIMIT + 1)?,
         };
         Ok(match &self.kind {
-            Kind::Gzip(_) if surplus > TAIL_LIMIT => Tail::Endless,
-            Kind::Gzip(Members { garbage: true, .. }) => Tail::Garbage,
+            Kind::Gzip(_) | Kind::Zstd(_) if surplus > TAIL_LIMIT => Tail::Endless,
+            Kind::Gzip(Members { garbage: true, .. }) | Kind::Zstd(Frames { garbage: true, .. }) => Tail::Garbage,
             _ if surplus > 0 => Tail::Surplus(surplus),
             _ => Tail::Clean,
         })
     }
 }
 
-/// Sorts a read failure: the operating system's, missing bytes, or a damaged gzip container.
-fn failure(e: io::Error) -> Error {
+/// Sorts a read failure: the operating system's, missing bytes, or a damaged container.
+fn failure(e: io::Error, container: &str) -> Error {
     if e.raw_os_error().is_some() {
         return Error::new(Code::IO, format!("cannot read the file: {e}")).caused_by(e);
     }
     match e.kind() {
         io::ErrorKind::UnexpectedEof => Error::new(
             Code::NIFTI_TRUNCATED,
-            "the gzip data end before their checksum: the file is incomplete, copy or export it again",
+            format!("the {container} data end before their checksum: the file is incomplete, copy or export it again"),
         ),
-        _ => Error::new(Code::NIFTI_GZIP, format!("the gzip data are damaged ({e}): copy or export the scan again")),
+        io::ErrorKind::Unsupported => Error::new(
+            Code::NIFTI_NOT_NIFTI,
+            format!("not NIfTI but a {container} file of which nothing can be unpacked here ({e}): unpack it first"),
+        ),
+        _ => {
+            let text = format!("the {container} data are damaged ({e}): copy or export the scan again");
+            Error::new(Code::NIFTI_GZIP, text)
+        }
     }
     .caused_by(e)
 }
@@ -312,6 +217,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::volume::peek::BUFFER;
 
     fn gz(payload: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());

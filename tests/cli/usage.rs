@@ -26,6 +26,7 @@ fn wrong_usage_exits_with_2() {
         ("ba-infer", &[scan, "--threads", "-1"]),
         ("ba-infer", &[scan, "--threads", "1025"]),
         ("ba-infer", &[scan, "--volume", "-1"]),
+        ("ba-infer", &[scan, "--orientation", "LRS"]),
         ("ba-infer", &[scan, "--list", "a.csv"]),
         ("ba-infer", &["--list", "a.csv", "--report", "r.txt"]),
         ("ba-infer", &["--list", "a.csv", "--save-tensors", "t.safetensors"]),
@@ -95,9 +96,10 @@ fn json_and_text_say_the_same_and_flags_have_no_order() {
     assert_eq!(without_times(one.json()), without_times(two.json()));
     let json = one.json();
     let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
-    let expected = "scan report label probabilities logits temperature similarity warnings timing_ms device bundle run"
-        .split(' ')
-        .collect::<Vec<_>>();
+    let expected =
+        "scan report label probabilities logits temperature similarity warnings quality timing_ms device bundle run"
+            .split(' ')
+            .collect::<Vec<_>>();
     assert_eq!(keys, expected);
     assert_eq!(json["device"], "cpu");
     let text = ba_infer(&[&scan, &"--report", &report, &"--bundle", &bundle]).ok().stdout;

@@ -104,7 +104,7 @@ fn as_csv() {
     assert_eq!(run(dir.path(), &["-o", "out.csv", "-q"]).code, Some(1));
     let mut reader = csv::Reader::from_path(dir.path().join("out.csv")).unwrap();
     let header: Vec<String> = reader.headers().unwrap().iter().map(str::to_owned).collect();
-    assert_eq!(header, ["scan", "report", "label", "p_CN", "p_MCI", "p_AD", "similarity", "warnings", "error"]);
+    assert_eq!(header, ["scan", "report", "label", "p_CN", "p_MCI", "p_AD", "similarity", "warnings", "error", "id"]);
     let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
     assert_eq!(rows.len(), 6);
     let sum: f64 = (3..6).map(|i| rows[0][i].parse::<f64>().unwrap()).sum();

@@ -5,8 +5,11 @@
 mod changed;
 mod cohort;
 mod fixtures;
+mod lists;
 mod memory;
+mod orientation;
 mod outputs;
+mod quality;
 mod report_language;
 mod reports;
 mod results;

@@ -10,6 +10,7 @@ mod fit_parts;
 mod fit_resume;
 mod hostile_versions;
 mod interop;
+mod lists;
 mod metrics;
 mod optimizer;
 mod pictures;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use brain_adapter::WarningCode;
 use brain_adapter::volume::{self, ReadOptions};
 use serde_json::{Value, json};
 use support::nifti_corpus::{compare, corpora, grid, index, strings};
@@ -16,25 +17,29 @@ const FOLDER: &str = "BA_HOSTILE_FOLDER";
 
 #[test]
 fn corpus() {
-    let mut failures = Vec::new();
     for folder in corpora("nifti-hostile") {
-        let index = index(&folder);
-        let scratch = tempfile::tempdir().expect("a temporary folder");
-        let (mut slowest, mut largest, mut ran) = (0.0f64, 0.0f64, 0);
-        for case in index["cases"].as_array().expect("cases") {
-            let name = case["name"].as_str().expect("name");
-            let Some(path) = locate(&folder, case, scratch.path()) else { continue };
-            match run(&folder, &path).and_then(|got| judge(&index, case, &got)) {
-                Ok((seconds, megabytes)) => {
-                    slowest = slowest.max(seconds);
-                    largest = largest.max(megabytes);
-                    ran += 1;
-                }
-                Err(e) => failures.push(format!("{name}: {e}")),
-            }
-        }
-        println!("{}: {ran} cases, slowest {slowest:.2} s, largest {largest:.0} MB", folder.display());
+        hold(&folder);
     }
+}
+
+/// Runs the cases of a corpus.
+pub fn hold(folder: &Path) {
+    let index = index(folder);
+    let scratch = tempfile::tempdir().expect("a temporary folder");
+    let (mut slowest, mut largest, mut ran, mut failures) = (0.0f64, 0.0f64, 0, Vec::new());
+    for case in index["cases"].as_array().expect("cases") {
+        let name = case["name"].as_str().expect("name");
+        let Some(path) = locate(folder, case, scratch.path()) else { continue };
+        match run(folder, &path).and_then(|got| judge(&index, case, &got)) {
+            Ok((seconds, megabytes)) => {
+                slowest = slowest.max(seconds);
+                largest = largest.max(megabytes);
+                ran += 1;
+            }
+            Err(e) => failures.push(format!("{name}: {e}")),
+        }
+    }
+    println!("{}: {ran} cases, slowest {slowest:.2} s, largest {largest:.0} MB", folder.display());
     assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }
 
@@ -118,7 +123,7 @@ fn child_reads_one_scan() {
     let folder = PathBuf::from(std::env::var_os(FOLDER).expect("the corpus"));
     let base = &index(&folder)["base"];
     let start = Instant::now();
-    let result = volume::read(path.as_ref(), &ReadOptions { grid: grid(base), volume: None });
+    let result = volume::read(path.as_ref(), &ReadOptions { grid: grid(base), ..ReadOptions::default() });
     let seconds = start.elapsed().as_secs_f64();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).and_then(|l| l.split_whitespace().next());
@@ -135,6 +140,11 @@ fn child_reads_one_scan() {
     report["seconds"] = json!(seconds);
     report["rss_mb"] = json!(peak_kb * 1024.0 / 1e6);
     println!("@@{report}");
+}
+
+/// Whether a code is of a quality warning; the corpus is about formats, and its volumes are no heads.
+fn is_quality(code: &str) -> bool {
+    WarningCode::QUALITY.iter().any(|quality| quality.as_str() == code)
 }
 
 /// Compares a report with the case; returns seconds and megabytes.
@@ -164,7 +174,7 @@ fn judge(index: &Value, case: &Value, got: &Value) -> Result<(f64, f64), String>
         return Err(format!("refused: {} {}", got["code"], got["message"]));
     }
     let (wanted, found) = (strings(&case["warnings"]), strings(&got["warnings"]));
-    if wanted.iter().any(|w| !found.contains(w)) || found.iter().any(|w| *w != "fov_cut" && !wanted.contains(w)) {
+    if wanted.iter().any(|w| !found.contains(w)) || found.iter().any(|w| !is_quality(w) && !wanted.contains(w)) {
         return Err(format!("warnings {found:?}, expected {wanted:?}"));
     }
     let difference = got["difference"].as_f64().unwrap_or(1e9);

@@ -1,8 +1,9 @@
 //! Valid files with bytes flipped, overwritten, cut out or cut off: read or refused, never a panic, and nothing
-//! non-finite comes out. Seeded, so that a failure can be repeated. The fuzz target `nifti` goes further.
+//! non-finite comes out. Seeded, so that a failure can be repeated. The fuzz targets `nifti` and `mgh` go further.
 
 use brain_adapter::volume::{self, Grid, ReadOptions};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use support::mgh_writer::Mgh;
 use support::nifti_writer::{Datatype, Scan, gzip};
 
 const CASES: u64 = 6000;
@@ -27,6 +28,13 @@ fn seeds() -> Vec<Vec<u8>> {
         let affine = [[-3.0, 0.0, 0.2, 9.0], [0.0, 0.1, 4.0, -7.0], [0.3, 2.5, 0.0, 1.0]];
         let scan = Scan { shape, affine, datatype, big, version, scaling: (1.5, 2.0), values };
         let bytes = scan.bytes();
+        seeds.push(gzip(&bytes, 2));
+        seeds.push(bytes);
+    }
+    for (kind, frames) in [(4, 1), (3, 1), (0, 2)] {
+        let file = Mgh { kind, ..Mgh::coronal([5, 6, 7], 2.5) };
+        let values = file.values.repeat(frames);
+        let bytes = Mgh { frames, values, footer: vec![1; 100], ..file }.bytes();
         seeds.push(gzip(&bytes, 2));
         seeds.push(bytes);
     }
@@ -59,8 +67,9 @@ fn mutate(bytes: &mut Vec<u8>, rng: &mut StdRng) {
 #[test]
 fn mutated_files_never_panic() {
     let seeds = seeds();
-    let options = ReadOptions { grid: Grid::cube(9, 3.0), volume: None };
+    let options = ReadOptions { grid: Grid::cube(9, 3.0), ..ReadOptions::default() };
     for seed in &seeds {
+        let options = ReadOptions { volume: Some(0), ..options };
         volume::read_bytes(seed, &options).expect("the unchanged file");
     }
     let mut accepted = 0;

@@ -126,7 +126,7 @@ proptest! {
     fn streaming_is_the_formula(case in case()) {
         let plain = case.scan.bytes();
         let bytes = if case.members == 0 { plain } else { gzip(&plain, case.members) };
-        let options = ReadOptions { grid: case.grid, volume: None };
+        let options = ReadOptions { grid: case.grid, ..ReadOptions::default() };
         match volume::read_bytes(&bytes, &options) {
             Ok(got) => {
                 let nan = case.scan.values.iter().filter(|v| v.is_nan()).count() as u64;

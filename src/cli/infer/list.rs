@@ -6,15 +6,24 @@ use std::path::{Path, PathBuf};
 use super::{Args, is_fatal, lines_of_csv, note_placement, open};
 use crate::cli::text::{count, escaped, place_and_message};
 use crate::cli::{library_warnings, print, print_json_line};
-use crate::cohort::{self, Row};
+use crate::cohort::{BadRow, List, Row, explain};
 use crate::error::{Code, Error, Result};
 use crate::infer::results::{self, AnswerContext, Claim, CurrentKeys, Results};
 use crate::infer::{Expected, PendingScan, Prediction, Predictor, ScanReader, read_ahead};
 use crate::text::read_report_as;
 
-/// Runs the list.
-pub(super) fn run(args: &Args, list: &Path) -> Result<()> {
-    let rows = cohort::read_list(list)?;
+/// Runs the list at a path: reports its bad rows, then answers the others.
+pub(super) fn run(args: &Args, list: &Path, read: &List) -> Result<()> {
+    let List { rows, bad, notes, .. } = read;
+    args.common.note(notes.iter().cloned());
+    for BadRow { line, error } in bad {
+        let what = error.message().trim_start_matches(&format!("line {line}: "));
+        args.common.note([format!("line {line}: error[{}]: {what}", error.code())]);
+        if args.common.json && args.output.is_none() {
+            let line = serde_json::json!({"scan": null, "report": null, "error": results::error_json(error)});
+            print_json_line(&line.to_string())?;
+        }
+    }
     // A CSV is made at the end from the JSON lines next to it, which also survive an interrupted run.
     let csv = args.output.as_deref().filter(|path| lines_of_csv(path).is_some());
     let lines = args.output.as_ref().map(|path| lines_of_csv(path).unwrap_or_else(|| path.clone()));
@@ -25,18 +34,18 @@ pub(super) fn run(args: &Args, list: &Path) -> Result<()> {
     let reader = if claim.is_some() { predictor.reader().identifying() } else { predictor.reader() };
     let mut keys = CurrentKeys::new(&reader, &context, args.report_format);
     let bundle = &predictor.bundle().sha256;
-    let results = claim.map(|claim| claim.open(list, bundle, &rows, &mut |row| keys.of(row))).transpose()?;
-    let mut run = Run { args, predictor: &predictor, context, rows: &rows, results };
-    let failed = run.pending(&reader)?;
+    let results = claim.map(|claim| claim.open(list, bundle, rows, &mut |row| keys.of(row))).transpose()?;
+    let mut run = Run { args, predictor: &predictor, context, rows, results };
+    let failed = run.pending(&reader)? + bad.len();
     note_placement(args, &predictor);
     if let Some(results) = &run.results {
         if let Some(csv) = csv {
-            results.write_csv(csv, &rows, &predictor.bundle().manifest.labels)?;
+            results.write_csv(csv, rows, &predictor.bundle().manifest.labels)?;
         }
-        results.check_complete(&rows)?;
+        results.check_complete(rows)?;
     }
     if failed > 0 {
-        let message = format!("{failed} of {} rows failed; the others have their results", rows.len());
+        let message = format!("{failed} of {} rows failed; the others have their results", rows.len() + bad.len());
         return Err(Error::new(Code::LIST_PARTIAL, message).at(list));
     }
     Ok(())
@@ -55,15 +64,16 @@ impl Run<'_> {
     fn pending(&mut self, reader: &ScanReader) -> Result<usize> {
         let done = |row: &Row| self.results.as_ref().is_some_and(|results| results.has(row));
         let pending: Vec<&Row> = self.rows.iter().filter(|row| !done(row)).collect();
-        let paths: Vec<PathBuf> = pending.iter().map(|row| row.scan_path()).collect();
-        if paths.first().is_some_and(|first| !reader.is_cached(first)) {
+        let scans: Vec<(PathBuf, Option<usize>)> = pending.iter().map(|row| (row.scan_path(), row.volume)).collect();
+        if scans.first().is_some_and(|(first, volume)| !reader.of_volume(*volume).is_cached(first)) {
             self.predictor.preload()?;
         }
         let (mut failed, mut next) = (0, pending.iter());
         let in_background = self.predictor.reads_in_background();
-        read_ahead(reader, paths.iter().map(PathBuf::as_path), in_background, &mut |reading| {
+        let scans = scans.iter().map(|(path, volume)| (path.as_path(), *volume));
+        read_ahead(reader, scans, in_background, &mut |reading| {
             let Some(row) = next.next() else { return Ok(()) };
-            let outcome = self.row(row, reading);
+            let outcome = self.row(row, reading).map_err(explain);
             failed += usize::from(outcome.is_err());
             self.tell(row, outcome, self.rows.len() - next.len())
         })?;
@@ -94,7 +104,7 @@ impl Run<'_> {
             }
         };
         prediction.warnings.extend(library_warnings());
-        let key = sha256.map(|scan| self.context.key(&scan, report.as_deref()));
+        let key = sha256.map(|scan| self.context.of_volume(row.volume).key(&scan, report.as_deref()));
         Ok((prediction, key))
     }
 

@@ -23,7 +23,8 @@ const EMBEDDING: &str = "embedding.svg";
 /// Flags of `ba-train eval`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Cohort: CSV with columns scan and label, and optionally report, split and subject; paths relative to it
+    /// Cohort: table with columns scan and label, and optionally report, split, subject and volume; paths relative
+    /// to it
     #[arg(long, value_name = "FILE.csv")]
     data: PathBuf,
     /// Bundle to evaluate
@@ -53,6 +54,9 @@ pub(super) struct Args {
     /// Replace pictures that exist and were not made by this program; its own are always replaced
     #[arg(long, requires = "picture")]
     force: bool,
+    /// Refuse rows whose scan or report has a quality warning: they count as failed
+    #[arg(long)]
+    strict_quality: bool,
     /// Device: auto, cpu, cuda, tensorrt or tensorrt-rtx
     #[arg(long, default_value = "auto")]
     device: Device,
@@ -86,7 +90,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot create the folder", e))?;
         let names = [RELIABILITY, CONFUSION].into_iter().chain(args.embedding.then_some(EMBEDDING));
         let files: Vec<PathBuf> = names.map(|name| folder.join(name)).collect();
-        let files: Vec<(&Path, Kind)> = files.iter().map(|path| (path.as_path(), Kind::Plot)).collect();
+        let files: Vec<(&Path, Kind<'_>)> = files.iter().map(|path| (path.as_path(), Kind::Plot)).collect();
         outputs::check(&files, &[&args.data], args.force)?;
     }
     let plan = Plan {
@@ -101,6 +105,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
             threads: common.threads(),
             library: common.ort_lib.clone(),
             max_memory: args.max_memory,
+            strict_quality: args.strict_quality,
             cache: args.cache.clone(),
             progress: common.shared_notes(),
             ..Options::default()

@@ -9,6 +9,7 @@ use crate::bundle::INTENDED_USE;
 use crate::cli::Common;
 use crate::cli::progress::Bar;
 use crate::cli::text::{count, provider, quoted, shown, table};
+use crate::cohort::explain;
 use crate::config::AdamW;
 use crate::error::Result;
 use crate::model::Mode;
@@ -18,7 +19,7 @@ use crate::train::fit::{self, Balance, Plan, Schedule, Summary};
 /// Flags of `ba-train fit`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Cohort: CSV with columns scan, report, label and optionally split; paths relative to it
+    /// Cohort: table with columns scan, report, label and optionally split, subject and volume; paths relative to it
     #[arg(long, value_name = "FILE.csv")]
     data: PathBuf,
     /// Training artifacts made by ba-train prepare
@@ -84,6 +85,10 @@ pub(super) struct Args {
     /// Cache folder for features of reports and scans [default: cache inside the output]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// Stop at a scan or report with a quality warning, with the warning's code as the error's [default: they are
+    /// counted]
+    #[arg(long)]
+    strict_quality: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -119,7 +124,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
     let outcome = fit::run(&plan, &mut bar);
     let warnings = bar.finish();
     common.note_log();
-    let summary = outcome?;
+    let summary = outcome.map_err(explain)?;
     common.print_result(&summary, &warnings, || render(&summary, args))
 }
 
@@ -127,6 +132,7 @@ fn plan(args: &Args, common: &Common) -> Plan {
     Plan {
         data: args.data.clone(),
         artifacts: args.artifacts.clone(),
+        strict_quality: args.strict_quality,
         bundle: args.bundle.clone(),
         output: args.output.clone(),
         epochs: args.epochs,

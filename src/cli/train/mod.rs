@@ -20,8 +20,8 @@ Examples:
   ba-train eval --data cohort.csv --bundle onnx        metrics of a bundle on a cohort
   ba-train apply --checkpoint training/run/best        put the trained adapter and heads into a bundle
 
-cohort.csv has the columns scan, report and label, and optionally split (train, validation, test); paths are relative
-to it.";
+cohort.csv has the columns scan, report and label, and optionally split (train, validation, test), subject and volume;
+paths are relative to it.";
 
 /// Fine-tunes the adapter and heads with ONNX Runtime.
 #[derive(Parser, Debug)]

@@ -1,10 +1,11 @@
 //! Features of scans and reports on disk, so that what was computed once need not be computed again.
 //!
-//! `features/KEY.json` in a folder that the user names. KEY is the SHA-256 of everything that a result depends on: the
-//! content of the scan's files (or the report's text), the volume chosen, the bundle with its preprocessing, the
-//! device, this program's version and ONNX Runtime's build. So nothing ever has to be thrown away for being old. A
-//! file's own hash covers its KEY: one that cannot be read, was changed, or was put under another name is computed
-//! again. Files hold no names, but features are derived from patients' data: folder and files are the owner's alone.
+//! `features/KEY.json` in a folder that the user names. KEY is the SHA-256 of everything that a result depends on:
+//! the content of the scan's files (or the report's text), the volume chosen, the orientation stated, the bundle with
+//! its preprocessing, the device, this program's version and ONNX Runtime's build. So nothing ever has to be thrown
+//! away for being old. A file's own hash covers its KEY: one that cannot be read, was changed, or was put under
+//! another name is computed again. Files hold no names, but features are derived from patients' data: folder and
+//! files are the owner's alone.
 
 use std::path::{Path, PathBuf};
 
@@ -15,12 +16,13 @@ use crate::bundle::sha256_of;
 use crate::error::{Error, Result, Warning};
 use crate::files::{private, replace_private};
 use crate::tensor::{Tensor, hex};
+use crate::volume::{Quality, ReadOptions};
 
 /// Largest file that is read.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// Goes into every key: another meaning of the files needs another.
-const VERSION: &str = "brain-adapter features 2";
+const VERSION: &str = "brain-adapter features 3";
 
 /// The folder of features in a cache.
 const FOLDER: &str = "features";
@@ -42,6 +44,8 @@ pub(crate) struct Features {
     pub warnings: Vec<Warning>,
     /// Tokens of a report.
     pub tokens: usize,
+    /// Figures of a scan; none of a report.
+    pub quality: Option<Quality>,
 }
 
 /// [`Features`] on disk.
@@ -54,13 +58,15 @@ struct Stored {
     sha256: String,
     warnings: Vec<Warning>,
     tokens: usize,
+    quality: Option<Quality>,
 }
 
 impl Stored {
     /// What `sha256` is under this key. The key stands for what the features were computed from and how.
     fn hash(&self, key: &str) -> String {
         let warnings = self.warnings.iter().map(|w| format!("{} {}", w.code, w.message));
-        let texts = [VERSION.to_owned(), key.to_owned(), format!("{:?} {}", self.shape, self.tokens)];
+        let quality = serde_json::to_string(&self.quality).unwrap_or_default();
+        let texts = [VERSION.to_owned(), key.to_owned(), format!("{:?} {}", self.shape, self.tokens), quality];
         let mut hash = Sha256::new();
         for text in texts.into_iter().chain(warnings) {
             hash.update((text.len() as u64).to_le_bytes());
@@ -78,7 +84,7 @@ pub(crate) fn parse(bytes: &[u8], key: &str) -> Option<Features> {
         return None;
     }
     let tensor = Tensor::f32(&stored.shape, stored.values)?;
-    Some(Features { tensor, warnings: stored.warnings, tokens: stored.tokens })
+    Some(Features { tensor, warnings: stored.warnings, tokens: stored.tokens, quality: stored.quality })
 }
 
 impl Store {
@@ -96,8 +102,9 @@ impl Store {
     ///
     /// # Errors
     /// `io` when one cannot be read.
-    pub fn scan_key(&self, files: &[PathBuf], volume: Option<usize>) -> Result<String> {
-        let mut hash = self.hash(&format!("scan, volume {volume:?}"));
+    pub fn scan_key(&self, files: &[PathBuf], options: &ReadOptions) -> Result<String> {
+        let stated = options.orientation.map(|codes| format!(", orientation {codes}")).unwrap_or_default();
+        let mut hash = self.hash(&format!("scan, volume {:?}{stated}", options.volume));
         for path in files {
             // Hashes are all of one length: no two lists of files run together.
             hash.update(sha256_of(path)?);
@@ -139,6 +146,7 @@ impl Store {
             sha256: String::new(),
             warnings: features.warnings.clone(),
             tokens: features.tokens,
+            quality: features.quality.clone(),
         };
         stored.sha256 = stored.hash(key);
         let path = self.path(key);
@@ -162,6 +170,7 @@ mod tests {
             tensor: Tensor::f32(&[1, 5], values).unwrap(),
             warnings: vec![Warning::new(WarningCode::FOV_CUT, "cut")],
             tokens: 7,
+            quality: Some(Quality { min: -0.1, border_median: 1.0 / 3.0, ..Quality::default() }),
         }
     }
 
@@ -176,6 +185,7 @@ mod tests {
         let bits = |f: &Features| f.tensor.as_f32().unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&found), bits(&features()));
         assert_eq!((found.warnings, found.tokens), (features().warnings, 7));
+        assert_eq!(found.quality, features().quality);
     }
 
     #[test]
@@ -207,7 +217,12 @@ mod tests {
         assert!(store.get(&one).is_none() && store.get(&two).is_none());
         // Every field is covered.
         let text = String::from_utf8(a).unwrap();
-        for (old, new) in [("\"tokens\":7", "\"tokens\":8"), ("\"cut\"", "\"\""), ("fov_cut", "xform_code")] {
+        for (old, new) in [
+            ("\"tokens\":7", "\"tokens\":8"),
+            ("\"cut\"", "\"\""),
+            ("fov_cut", "xform_code"),
+            ("\"min\":-0.1", "\"min\":0.1"),
+        ] {
             std::fs::write(&files[0], text.replacen(old, new, 1)).unwrap();
             assert!(text.contains(old) && store.get(&one).is_none(), "{old} -> {new}");
         }
@@ -237,12 +252,16 @@ mod tests {
         std::fs::write(&a, "12").unwrap();
         std::fs::write(&b, "3").unwrap();
         let [one, two] = ["x", "y"].map(|c| Store::open(dir.path(), &[c]).unwrap());
+        let plain = ReadOptions::default();
+        let stated = |codes: &str| ReadOptions { orientation: Some(codes.parse().unwrap()), ..plain };
         let keys = [
-            one.scan_key(std::slice::from_ref(&a), None).unwrap(),
-            one.scan_key(std::slice::from_ref(&b), None).unwrap(),
-            one.scan_key(std::slice::from_ref(&a), Some(0)).unwrap(),
-            one.scan_key(&[a.clone(), b], None).unwrap(),
-            two.scan_key(&[a], None).unwrap(),
+            one.scan_key(std::slice::from_ref(&a), &plain).unwrap(),
+            one.scan_key(std::slice::from_ref(&b), &plain).unwrap(),
+            one.scan_key(std::slice::from_ref(&a), &ReadOptions { volume: Some(0), ..plain }).unwrap(),
+            one.scan_key(std::slice::from_ref(&a), &stated("LAS")).unwrap(),
+            one.scan_key(std::slice::from_ref(&a), &stated("RAS")).unwrap(),
+            one.scan_key(&[a.clone(), b], &plain).unwrap(),
+            two.scan_key(&[a], &plain).unwrap(),
             one.report_key("12"),
             two.report_key("12"),
         ];

@@ -10,7 +10,7 @@ use super::references::{self, ScanReference};
 use crate::bundle::{FirstTry, LayerRecord, Precision};
 use crate::calibrate::{Feed, Fidelity, Inputs, Ranges, Role, Runner, Walk, fidelity_of};
 use crate::config::VolumeConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, WarningTally};
 use crate::export::numeric_format::NumericFormat;
 use crate::export::{CalibrationInput, inputs};
 use crate::graph::Graph;
@@ -64,15 +64,16 @@ pub(in crate::export) fn calibrated(
     runner: &Runner<'_>,
     progress: &mut dyn Progress,
 ) -> Result<(Vec<ScanReference>, Option<Adapter>)> {
-    let (mut ranges, mut scans) = (Ranges::new(), Vec::new());
+    let (mut ranges, mut scans, mut tally) = (Ranges::new(), Vec::new(), WarningTally::default());
     for (name, path, role) in references::scans(all) {
         progress.step(&format!("adapter: {}", path.display()), None);
-        let scan = inputs::scan(volume, &path)?;
+        let scan = inputs::counted_scan(volume, &path, &mut tally)?;
         let mut unused = Ranges::new();
         let widened = if role.calibrates() { &mut ranges } else { &mut unused };
         let adapter = observe(graph, scan, widened, runner)?;
         scans.push(ScanReference { name, path, role, adapter, vision: references::empty() });
     }
+    tally.warnings("calibration scans").iter().for_each(|warning| progress.warn(warning));
     if scans.is_empty() {
         return Ok((scans, None));
     }

@@ -18,12 +18,19 @@ const FORMAT: &str = "brain-adapter answer 1";
 #[derive(Clone, Debug)]
 pub struct AnswerContext {
     parts: Vec<String>,
+    volume: Option<usize>,
 }
 
 impl AnswerContext {
-    /// A context of these parts, in this order.
-    pub(in crate::infer) fn new(parts: impl IntoIterator<Item = String>) -> Self {
-        Self { parts: parts.into_iter().collect() }
+    /// A context of these parts, in this order, and a volume.
+    pub(in crate::infer) fn new(parts: impl IntoIterator<Item = String>, volume: Option<usize>) -> Self {
+        Self { parts: parts.into_iter().collect(), volume }
+    }
+
+    /// The same for a row that names its volume; without one it stays as it is.
+    #[must_use]
+    pub fn of_volume(&self, volume: Option<usize>) -> Self {
+        Self { parts: self.parts.clone(), volume: volume.or(self.volume) }
     }
 
     /// The key of an answer: SHA-256 in lower-case hexadecimal. `scan` is [`Scan::sha256`](crate::infer::Scan::sha256),
@@ -31,8 +38,8 @@ impl AnswerContext {
     pub fn key(&self, scan: &str, report: Option<&str>) -> String {
         let mut hash = Sha256::new();
         let report = report.map_or_else(|| "none".to_owned(), |text| hex(&Sha256::digest(text)));
-        let parts = self.parts.iter().map(String::as_str);
-        for part in [FORMAT].into_iter().chain(parts).chain([scan, &report]) {
+        let (parts, volume) = (self.parts.iter().map(String::as_str), format!("volume {:?}", self.volume));
+        for part in [FORMAT].into_iter().chain(parts).chain([&volume, scan, &report]) {
             // With its length: no two lists of parts run together.
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
@@ -60,7 +67,7 @@ impl<'a> CurrentKeys<'a> {
         let report = row.report_path().map(|path| read_report_as(&path, self.format)).transpose().ok()?;
         let reader = self.reader;
         let scan = self.scans.entry(row.scan_path()).or_insert_with_key(|path| reader.sha256_of(path).ok());
-        Some(self.context.key(scan.as_deref()?, report.as_deref()))
+        Some(self.context.of_volume(row.volume).key(scan.as_deref()?, report.as_deref()))
     }
 }
 
@@ -70,7 +77,7 @@ mod tests {
 
     #[test]
     fn keys_depend_on_everything() {
-        let context = |parts: &[&str]| AnswerContext::new(parts.iter().map(|p| (*p).to_owned()));
+        let context = |parts: &[&str]| AnswerContext::new(parts.iter().map(|p| (*p).to_owned()), None);
         let [a, b, c] = [&["ab", "c"][..], &["a", "bc"], &["abc"]].map(context);
         let keys = [
             a.key("s", None),
@@ -79,9 +86,13 @@ mod tests {
             a.key("t", None),
             b.key("s", None),
             c.key("s", None),
+            a.of_volume(Some(0)).key("s", None),
+            a.of_volume(Some(1)).key("s", None),
         ];
         let distinct: std::collections::BTreeSet<&String> = keys.iter().collect();
         assert_eq!(distinct.len(), keys.len());
         assert!(keys.iter().all(|key| key.len() == 64) && a.key("s", None) == keys[0]);
+        assert!(a.of_volume(None).key("s", None) == keys[0]);
+        assert!(a.of_volume(Some(1)).of_volume(None).key("s", None) == keys[7]);
     }
 }

@@ -14,14 +14,19 @@ const MAX_LINE: u64 = 4 << 20;
 /// How every line of ours begins.
 const START: &[u8] = b"{\"scan\":";
 
-/// What identifies a row within its list: scan and report as the list names them.
-pub(super) type Names = (String, Option<String>);
+/// What identifies a row within its list: scan, report and volume as the list names them.
+pub(super) type Names = (String, Option<String>, Option<usize>);
 
 /// What is read of a line; other fields are skipped.
 #[derive(Debug, Deserialize)]
 pub(super) struct Line {
     scan: String,
     report: Option<String>,
+    /// The volume of a 4-D scan, where the list names one.
+    volume: Option<usize>,
+    /// The other columns of the list: names and cells.
+    #[serde(default)]
+    pub columns: serde_json::Map<String, serde_json::Value>,
     pub label: Option<String>,
     pub key: Option<String>,
     /// Canonical path of the list that named the scan; none in files of version 0.1.0, and outside lists.
@@ -45,14 +50,14 @@ impl Line {
     fn parse(bytes: &[u8]) -> Option<Self> {
         // A struct may come as an array in JSON too; ours never does.
         let line: Self = bytes.starts_with(b"{").then(|| serde_json::from_slice(bytes).ok())??;
-        let known = |error: &OfError| Code::ALL.iter().any(|(code, _)| code.as_str() == error.code);
+        let known = |error: &OfError| Code::is_known(&error.code);
         let answer = line.label.is_some() && line.bundle.is_some();
         (answer || line.error.as_ref().is_some_and(known)).then_some(line)
     }
 
-    /// Scan and report as the list names them.
+    /// Scan, report and volume as the list names them.
     pub fn names(&self) -> Names {
-        (self.scan.clone(), self.report.clone())
+        (self.scan.clone(), self.report.clone(), self.volume)
     }
 
     /// SHA-256 of the bundle that answered.

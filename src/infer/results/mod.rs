@@ -30,7 +30,7 @@ use super::Prediction;
 use crate::cohort::Row;
 use crate::error::{Error, Result};
 
-/// One line of results: the prediction under the names of the list, or the error.
+/// One line of results: the prediction under the names of the list, or the error, and the list's other columns.
 pub fn line(row: &Row, outcome: &Result<Prediction>) -> Value {
     let mut value = match outcome {
         Ok(prediction) => serde_json::to_value(prediction).unwrap_or_default(),
@@ -38,7 +38,19 @@ pub fn line(row: &Row, outcome: &Result<Prediction>) -> Value {
     };
     value["scan"] = row.scan.clone().into();
     value["report"] = row.report.clone().into();
+    if let Some(volume) = row.volume {
+        value["volume"] = volume.into();
+    }
+    if let Some(columns) = columns(row) {
+        value["columns"] = columns.into();
+    }
     value
+}
+
+/// The other columns of a row's list, as its results have them; none where the list has none.
+fn columns(row: &Row) -> Option<serde_json::Map<String, Value>> {
+    let columns: serde_json::Map<_, _> = row.others().map(|(name, cell)| (name.to_owned(), cell.into())).collect();
+    (!columns.is_empty()).then_some(columns)
 }
 
 /// `{"code", "message", "path"}`.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::columns;
 use super::line::{Found, Line, Lines, Names, is_results};
 use crate::cohort::Row;
 use crate::error::{Code, Error, Result};
@@ -123,6 +124,7 @@ fn keep(path: &Path, list: &str, rows: &[Row], keys: &HashMap<Names, String>, to
         }
     }
     let mut own: HashMap<Names, bool> = rows.iter().map(|row| (row.names(), false)).collect();
+    let now: HashMap<Names, &Row> = rows.iter().map(|row| (row.names(), row)).collect();
     let mut out = BufWriter::new(to);
     let failed = |e| Error::io(path, "cannot write the results", e);
     let mut lines = Lines::open(path)?;
@@ -134,7 +136,7 @@ fn keep(path: &Path, list: &str, rows: &[Row], keys: &HashMap<Names, String>, to
                 out.write_all(bytes).map_err(failed)?;
             }
             if taken {
-                out.write_all(&of_list(bytes, list)?).map_err(failed)?;
+                out.write_all(&of_list(bytes, list, now.get(&line.names()).copied())?).map_err(failed)?;
             }
         } else {
             let wanted = match own.get_mut(&line.names()) {
@@ -142,18 +144,26 @@ fn keep(path: &Path, list: &str, rows: &[Row], keys: &HashMap<Names, String>, to
                 // A row that is no longer in the list.
                 None => line.label.is_some(),
             };
-            if wanted {
-                out.write_all(bytes).map_err(failed)?;
+            // Of the other columns the list's are the right ones, whatever they were.
+            match now.get(&line.names()).filter(|row| columns(row).unwrap_or_default() != line.columns) {
+                _ if !wanted => {}
+                Some(row) => out.write_all(&of_list(bytes, list, Some(row))?).map_err(failed)?,
+                None => out.write_all(bytes).map_err(failed)?,
             }
         }
     }
     out.flush().map_err(failed)
 }
 
-/// A line as one of `list`.
-fn of_list(bytes: &[u8], list: &str) -> Result<Vec<u8>> {
+/// A line as one of `list`, with the other columns of its row.
+fn of_list(bytes: &[u8], list: &str, row: Option<&Row>) -> Result<Vec<u8>> {
     let value: serde_json::Result<Value> = serde_json::from_slice(bytes);
     let mut value = value.map_err(|e| Error::internal(format!("a line of results was read before, and now: {e}")))?;
+    match (row.and_then(columns), value.as_object_mut()) {
+        (Some(columns), _) => value["columns"] = columns.into(),
+        (None, Some(line)) => drop(line.shift_remove("columns")),
+        (None, None) => {}
+    }
     value["list"] = list.into();
     Ok(format!("{value}\n").into_bytes())
 }

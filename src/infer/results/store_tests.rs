@@ -46,7 +46,7 @@ impl Case {
 }
 
 fn row(scan: &str) -> Row {
-    Row { line: 2, scan: scan.into(), report: None, folder: PathBuf::new() }
+    Row { line: 2, scan: scan.into(), ..Row::default() }
 }
 
 #[test]

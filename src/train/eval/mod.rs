@@ -33,7 +33,7 @@ pub use splits::{EvalSplit, EvaluatedRows};
 pub use temperatures::{Decided, Fitted};
 
 use crate::bundle::{Bundle, Temperature};
-use crate::cohort::read_labelled;
+use crate::cohort::{read_labelled, subject_warnings};
 use crate::error::{Code, Error, Result};
 use crate::infer::{BundleIdentity, Options};
 use crate::metrics::{Confusion, LabelledPrediction, Layout, Reliability, Scores, tsne};
@@ -144,6 +144,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Evaluation> {
     if plan.fit_temperature {
         temperatures::check(&cases, labels.len()).map_err(|e| e.at(&plan.data))?;
     }
+    subject_warnings(&cases).iter().for_each(|warning| progress.warn(warning));
     let predictions = rows::predict(plan, &selection.needed(&cases), &labels, progress)?;
     let (evaluated, held_out): (Vec<_>, Vec<_>) =
         predictions.rows.into_iter().partition(|row| selection.evaluates(row.split));

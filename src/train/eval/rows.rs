@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::Plan;
 use crate::bundle::Temperature;
-use crate::cohort::{Case, Split};
-use crate::error::{Code, Error, Result, Warning, WarningCode};
+use crate::cohort::{Case, Split, explain};
+use crate::error::{Code, Error, Result, Warning, WarningCode, WarningTally};
 use crate::infer::results::error_json;
 use crate::infer::{BundleIdentity, Expected, Options, PendingScan, Prediction, Predictor, read_ahead};
 use crate::progress::Progress;
@@ -24,6 +24,9 @@ pub struct RowResult {
     pub subject: String,
     /// The scan's path.
     pub scan: String,
+    /// The volume of a 4-D scan, where the list names one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<usize>,
     /// The report's path; without one the image-only classifier predicts.
     pub report: Option<String>,
     /// The split.
@@ -71,6 +74,7 @@ impl RowResult {
             row: case.line,
             subject: case.subject.clone(),
             scan: text(&case.scan),
+            volume: case.volume,
             report: case.report.as_ref().map(text),
             split: case.split,
             truth: case.label,
@@ -120,22 +124,26 @@ pub(super) fn predict(
     }
     let (bundle, temperature) = (BundleIdentity::of(predictor.bundle()), manifest.temperature);
     let (reader, in_background) = (predictor.reader(), predictor.reads_in_background());
-    if cases.first().is_some_and(|first| !reader.is_cached(&first.scan)) {
+    if cases.first().is_some_and(|first| !reader.of_volume(first.volume).is_cached(&first.scan)) {
         predictor.preload()?;
     }
-    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    let (mut rows, mut failures, mut tally) = (Vec::new(), Vec::new(), WarningTally::default());
     let mut next = cases.iter().enumerate();
-    read_ahead(&reader, cases.iter().map(|case| case.scan.as_path()), in_background, &mut |reading| {
+    let scans = cases.iter().map(|case| (case.scan.as_path(), case.volume));
+    read_ahead(&reader, scans, in_background, &mut |reading| {
         let Some((i, case)) = next.next() else { return Ok(()) };
         progress.item("predicting", i, cases.len());
         match predict_row(&predictor, case, reading) {
             Ok(prediction) => {
-                let exceeded = prediction.warnings.iter().filter(|w| w.code == WarningCode::MEMORY_EXCEEDED);
-                exceeded.for_each(|warning| progress.warn(warning));
+                let of_row = |w: &&Warning| w.code != WarningCode::MEMORY_EXCEEDED;
+                prediction.warnings.iter().filter(|w| !of_row(w)).for_each(|warning| progress.warn(warning));
+                let warnings: Vec<Warning> = prediction.warnings.iter().filter(of_row).cloned().collect();
+                tally.add(&case.scan, &warnings);
                 rows.push(RowResult::new(case, labels, prediction));
             }
             Err(e) if [Code::BUNDLE_CHECKSUM, Code::THREADS_UNAVAILABLE].contains(&e.code()) => return Err(e),
             Err(e) => {
+                let e = explain(e);
                 progress.line(&format!("line {}: error[{}]: {e}", case.line, e.code()));
                 let scan = case.scan.display().to_string();
                 failures.push(Failure { row: case.line, scan, error: error_json(&e) });
@@ -143,6 +151,7 @@ pub(super) fn predict(
         }
         Ok(())
     })?;
+    tally.warnings("rows").iter().for_each(|warning| progress.warn(warning));
     let fallbacks = predictor.placements().filter_map(|(part, placement)| placement.describe(part.as_str(), false));
     fallbacks.for_each(|line| progress.line(&line));
     Ok(Predictions { rows, failures, bundle, temperature, device: predictor.device().to_owned() })

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::Plan;
-use crate::cohort::{Case, Split, assign_splits, read_labelled};
+use crate::cohort::{Case, Split, assign_splits, read_labelled, subject_warnings};
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::model::Mode;
@@ -21,6 +21,8 @@ pub(super) struct Cases {
     pub train: Vec<Case>,
     /// Select the best epoch.
     pub validation: Vec<Case>,
+    /// What is to be known of their people.
+    pub warnings: Vec<Warning>,
     /// The folder of the list: its paths are relative to it.
     folder: PathBuf,
 }
@@ -51,6 +53,9 @@ impl Cases {
                 case.report.as_ref().map(listed),
             );
             hash.update(format!("{line:?}\n").as_bytes());
+            if let Some(volume) = case.volume {
+                hash.update(format!("volume {volume}\n").as_bytes());
+            }
         }
         hex(&hash.finalize())
     }
@@ -60,6 +65,7 @@ impl Cases {
 pub(super) fn read(plan: &Plan, config: &Config, mode: Mode, progress: &mut dyn Progress) -> Result<Cases> {
     let fail = |message: String| Err(Error::new(Code::TRAINING_DATA, message).at(&plan.data));
     let mut all = read_labelled(&plan.data, &config.labels.0)?;
+    let warnings = subject_warnings(&all);
     let unassigned = all.iter().filter(|c| c.split.is_none()).count();
     if unassigned > 0 {
         assign_splits(&mut all, FRACTIONS, plan.seed)?;
@@ -81,7 +87,7 @@ pub(super) fn read(plan: &Plan, config: &Config, mode: Mode, progress: &mut dyn 
     }
     let of = |split: Split| all.iter().filter(|c| c.split == Some(split)).cloned().collect::<Vec<_>>();
     let folder = plan.data.parent().unwrap_or(Path::new("")).to_owned();
-    let cases = Cases { train: of(Split::Train), validation: of(Split::Validation), folder };
+    let cases = Cases { train: of(Split::Train), validation: of(Split::Validation), warnings, folder };
     for (class, label) in config.labels.0.iter().enumerate() {
         if !cases.train.iter().any(|c| c.label == class) {
             return fail(format!("no training case has the label {label}: the model cannot learn it"));

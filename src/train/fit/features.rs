@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::cases::Cases;
-use super::scans::Scans;
+use super::scans::{ScanName, Scans};
 use super::{Plan, threads};
+use crate::batch;
 use crate::config::Config;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, Warning, WarningTally};
 use crate::execute::cache::features::{Features, Store};
 use crate::infer::{Expected, Options, Predictor};
 use crate::progress::Progress;
@@ -16,7 +17,7 @@ use crate::tensor::Tensor;
 use crate::text::read_report;
 use crate::train::artifacts::Artifacts;
 use crate::train::staged_model::{Parameters, StagedModel};
-use crate::volume;
+use crate::volume::ReadOptions;
 
 /// Features of reports.
 #[derive(Default)]
@@ -59,15 +60,17 @@ pub(super) fn of_reports(
         return Err(Error::new(Code::CONFIG_CONTRADICTION, message).at(&plan.bundle));
     }
     let bundle = theirs.model_sha256()?;
-    let mut by_path = BTreeMap::new();
+    let (mut by_path, mut tally) = (BTreeMap::new(), WarningTally::default());
     for (i, path) in paths.iter().enumerate() {
         progress.item("report", i, paths.len());
         let encoded = predictor.encode_report(&read_report(path)?).map_err(|e| e.at(*path))?;
-        for warning in encoded.warnings() {
-            progress.warn(&warning.at(path));
+        if plan.strict_quality {
+            Warning::refuse_quality(encoded.warnings()).map_err(|e| e.at(*path))?;
         }
+        tally.add(path, encoded.warnings());
         by_path.insert((*path).clone(), encoded.features().clone());
     }
+    tally.warnings("reports").iter().for_each(|warning| progress.warn(warning));
     Ok(ReportFeatures { by_path, bundle })
 }
 
@@ -87,34 +90,38 @@ pub(super) fn store(plan: &Plan, artifacts: &Artifacts, runtime: &Runtime) -> Re
 /// stored.
 pub(super) fn of_scans(
     store: &Store,
-    artifacts: &Artifacts,
+    scans: &Scans,
     cases: &Cases,
     model: &mut StagedModel,
     parameters: &Parameters,
     progress: &mut dyn Progress,
-) -> Result<BTreeMap<PathBuf, Tensor>> {
-    let scans = Scans::new(&artifacts.manifest.config);
-    let all: Vec<&Path> = cases.all().map(|s| s.scan.as_path()).collect();
+) -> Result<BTreeMap<ScanName, Tensor>> {
+    let all: Vec<(&Path, Option<usize>)> = cases.all().map(|s| (s.scan.as_path(), s.volume)).collect();
     progress.step("vision features", None);
-    let mut found = BTreeMap::new();
-    for (i, path) in all.iter().enumerate() {
+    let (mut found, mut tally) = (BTreeMap::new(), WarningTally::default());
+    for (i, (path, volume)) in all.iter().copied().enumerate() {
         progress.item("scan", i, all.len());
-        if found.contains_key(*path) {
+        let name = (path.to_path_buf(), volume);
+        if found.contains_key(&name) {
             continue;
         }
-        let key = store.scan_key(&volume::files(path)?, None)?;
+        let options = ReadOptions { volume, ..ReadOptions::default() };
+        let key = store.scan_key(&crate::volume::files(path)?, &options)?;
         let features = match store.get(&key) {
             Some(features) => features,
             None => {
-                let tensor = model.features(parameters, &scans.read(path)?)?;
-                let warnings = scans.take_warnings().into_iter().map(|(_, warning)| warning).collect();
-                let features = Features { tensor, warnings, tokens: 0 };
+                let scan = scans.volume(path, volume)?;
+                let (warnings, quality) = (scan.warnings.clone(), Some(scan.quality.clone()));
+                let tensor = model.features(parameters, &batch::volume(scan))?;
+                let features = Features { tensor, warnings, tokens: 0, quality };
                 store.put(&key, &features)?;
                 features
             }
         };
-        features.warnings.iter().for_each(|warning| progress.warn(&warning.at(path)));
-        found.insert(path.to_path_buf(), features.tensor);
+        scans.check(path, &features.warnings)?;
+        tally.add(path, &features.warnings);
+        found.insert(name, features.tensor);
     }
+    tally.warnings("scans").iter().for_each(|warning| progress.warn(warning));
     Ok(found)
 }

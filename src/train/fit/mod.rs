@@ -96,6 +96,8 @@ pub struct Plan {
     pub embed: Vec<u32>,
     /// The folder of cached features; by default `cache` inside the output.
     pub cache: Option<PathBuf>,
+    /// Whether a scan that carries a quality warning is an error, with the warning's code.
+    pub strict_quality: bool,
     /// Threads within an operator; by default one a core.
     pub threads: Option<usize>,
     /// Path of the ONNX Runtime library; by default it is searched for.
@@ -125,6 +127,7 @@ impl Plan {
             save_every: 60.0,
             embed: Vec::new(),
             cache: None,
+            strict_quality: false,
             threads: None,
             library: None,
         }
@@ -202,6 +205,8 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         Some(path) => State::resume(&path, &prepared, settings, &trained)?,
         None => State::new(&prepared, settings, &trained)?,
     };
+    // After all refusals, whose line is to stand alone.
+    cases.warnings.iter().for_each(|warning| progress.warn(warning));
     let mut trainer =
         Trainer { plan, artifacts: &artifacts, cases: &cases, text: &text, model, runtime, session, output };
     let mut summary = trainer.run(state, progress)?;

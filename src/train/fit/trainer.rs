@@ -52,6 +52,8 @@ impl Trainer<'_> {
                 // An epoch is over only when all its files are written.
                 outcome.inspect_err(|_| state.position = before)
             });
+            // All scans were read once in the first epoch: one warning a class, not one a scan.
+            images.report_warnings(progress);
             if let Err(error) = outcome {
                 // The steps so far are worth more than the message of a second failure.
                 let _ = state.write(&self.output.join(LAST));
@@ -77,11 +79,12 @@ impl Trainer<'_> {
     /// With a frozen adapter, the vision features of all scans, computed now or cached; else the scans.
     fn images(&mut self, parameters: &Parameters, progress: &mut dyn Progress) -> Result<ImageSource> {
         let Self { plan, artifacts, cases, model, runtime, .. } = self;
+        let scans = Scans::new(&artifacts.manifest.config, plan.strict_quality);
         if !plan.frozen_adapter {
-            return Ok(ImageSource::Scans(Scans::new(&artifacts.manifest.config)));
+            return Ok(ImageSource::Scans(scans));
         }
         let store = features::store(plan, artifacts, runtime)?;
-        features::of_scans(&store, artifacts, cases, model, parameters, progress).map(ImageSource::Features)
+        features::of_scans(&store, &scans, cases, model, parameters, progress).map(ImageSource::Features)
     }
 
     /// The remaining steps of the current epoch.
@@ -120,7 +123,6 @@ impl Trainer<'_> {
                 progress.item(&what, state.position.next_batch, batches.len());
                 let rate = plan.schedule.at(state.step + 1, total);
                 self.optimizer_step(state, optimizer, group, &receiver, rate)?;
-                images.report_warnings(progress);
                 if saved.elapsed().as_secs_f64() >= plan.save_every {
                     state.write(&self.output.join(LAST))?;
                     saved = Instant::now();
@@ -203,7 +205,6 @@ impl Trainer<'_> {
         for (i, batch) in cases.chunks(self.plan.batch).enumerate() {
             progress.item("validation", i, batches);
             let of_batch = images.batch(batch)?;
-            images.report_warnings(progress);
             let vision = match images {
                 ImageSource::Features(_) => of_batch,
                 ImageSource::Scans(_) => self.model.features(&state.parameters, &of_batch)?,

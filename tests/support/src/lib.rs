@@ -6,13 +6,16 @@
 pub mod commands;
 pub mod common;
 pub mod devices;
+pub mod drafts;
 pub mod fitting;
 pub mod forms;
 pub mod large;
+pub mod mgh_writer;
 pub mod nifti_corpus;
 pub mod nifti_writer;
 pub mod oracle;
 pub mod ort_training;
+pub mod phantom;
 pub mod process;
 pub mod reduced;
 pub mod reference;

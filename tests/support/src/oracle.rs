@@ -19,7 +19,7 @@ const SKIPPED: &str = "BA_SKIPPED";
 /// What tests hold results against, and which some machines lack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Oracle {
-    /// Python with the packages of `scripts/test-requirements.txt`: onnx, flatbuffers, NumPy.
+    /// Python with the packages of `scripts/test-requirements.txt`: onnx, flatbuffers, nibabel, NumPy.
     Python,
     /// Python with Microsoft's training runtime, onnxruntime-training 1.19.2.
     Ort119,
