@@ -141,7 +141,7 @@ fn one_file_that_is_saved_as_nifti() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("T1.img");
     std::fs::write(&path, gzip(&Mgh::coronal([12, 10, 8], 3.0).bytes(), 1)).unwrap();
-    assert_eq!(volume::files(&path).unwrap(), [path.clone()]);
+    assert_eq!(volume::files(&path).unwrap(), std::slice::from_ref(&path));
     let options = ReadOptions { grid: Grid::cube(20, 2.0), ..ReadOptions::default() };
     let got = volume::read(&path, &options).unwrap();
     let saved = folder.path().join("saved.nii.gz");
