@@ -61,7 +61,7 @@ pub(super) fn parse(bytes: &[u8; SIZE]) -> Result<Header> {
         bitpix: 0,
         offset: to_u64(SIZE),
         scaling: None,
-        intent_code: 0,
+        intent_code: intent_code(i32::from_be_bytes(field(bytes, 0)) >> 8),
         sform_code: 0,
         qform_code: 0,
         pixdim: [1.0; 4],
@@ -71,6 +71,16 @@ pub(super) fn parse(bytes: &[u8; SIZE]) -> Result<Header> {
         mgh: Some(Placement { affine, stated }),
         footer: footer(volumes),
     })
+}
+
+/// NIfTI's code of FreeSurfer's intent (`MGZ_INTENT_*`), where it is no image.
+fn intent_code(intent: i32) -> i32 {
+    match intent {
+        1 => 1002,
+        2 => 2005,
+        3 | 4 => 1006,
+        _ => 0,
+    }
 }
 
 /// The shape and the number of frames, by NIfTI's rules.
@@ -189,6 +199,13 @@ mod tests {
             let e = parse(&header(words)).unwrap_err();
             assert_eq!(e.code(), code, "{e}");
             assert!(e.message().contains("MGH") && e.message().contains(word), "{e}");
+        }
+    }
+
+    #[test]
+    fn intents_that_are_no_image_are_nifti_intents() {
+        for (version, code) in [(1, 0), (0x101, 1002), (0x201, 2005), (0x301, 1006), (0x401, 1006), (0xff_ff01, 0)] {
+            assert_eq!(parse(&header([version, 4, 5, 6, 1, 3])).unwrap().intent_code, code, "{version:#x}");
         }
     }
 
