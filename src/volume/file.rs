@@ -1,8 +1,8 @@
 //! From a path (or bytes in memory) to a checked header and a stream that stands at the first wanted voxel.
 //!
 //! Paths are checked before they are opened: opening a named pipe would wait for ever, and a device never ends.
-//! Single files, `.hdr`/`.img` pairs (NIfTI and Analyze 7.5, either half given) and gzip or zstd of either are detected by
-//! content. Extensions are never interpreted; `vox_offset` alone says where the voxels are. Errors carry the path of
+//! Single files, `.hdr`/`.img` pairs (NIfTI and Analyze 7.5, either half given) and gzip or zstd of either are detected
+//! by content. Extensions are never interpreted; `vox_offset` alone says where the voxels are. Errors carry the path of
 //! the file they are about.
 
 use std::fs::File;
@@ -138,12 +138,6 @@ fn read_header<'a>(
     if count == 0 {
         return Err(Error::new(Code::NIFTI_EMPTY, "the packed file holds no data: copy or export the scan again"));
     }
-    let truncated = |count: usize, size: usize| {
-        Error::new(
-            Code::NIFTI_TRUNCATED,
-            format!("ends after {count} bytes, within the header of {size}: the file is incomplete"),
-        )
-    };
     if mgh::recognized(&bytes[..count]) && !sniff::is_dicom(&bytes[..count]) {
         let header = bytes[..count].first_chunk().ok_or_else(|| truncated(count, mgh::SIZE))?;
         return Ok((mgh::parse(header)?, stream));
@@ -188,6 +182,11 @@ fn read_header<'a>(
         ));
     }
     Ok((header, stream))
+}
+
+fn truncated(count: usize, size: usize) -> Error {
+    let text = format!("ends after {count} bytes, within the header of {size}: the file is incomplete");
+    Error::new(Code::NIFTI_TRUNCATED, text)
 }
 
 /// The error for a file of another format, of which `start` was read from `stream`.

@@ -16,8 +16,8 @@
 //!
 //! Files are untrusted: no allocation follows a claim, no panic follows a byte, and each error is one line
 //! with one of the `nifti.*` codes. What is odd but usable becomes a [`Warning`]: `no_orientation`, `xform_code`,
-//! `bitpix`, `extension`, `trailing_data`, `nonfinite`, `fov_cut`, `quaternion`. What makes a scan unfit for the model becomes one of
-//! [`WarningCode::QUALITY`](crate::WarningCode::QUALITY), decided by the figures of [`Quality`].
+//! `bitpix`, `extension`, `trailing_data`, `nonfinite`, `fov_cut`, `quaternion`. What makes a scan unfit for the model
+//! becomes one of [`WarningCode::QUALITY`](crate::WarningCode::QUALITY), decided by the figures of [`Quality`].
 //!
 //! ```no_run
 //! use brain_adapter::volume::{self, ReadOptions};

@@ -220,13 +220,18 @@ mod tests {
 
     #[test]
     fn the_sample_is_bounded_and_evenly_spread() {
-        for shape in [[256, 256, 256], [256, 256, 300], [64, 64, 64], [512, 512, 40], [30_000, 3, 3], [3, 3, 30_000]] {
+        // Of the nine rows of the last one some are kept: bounded, but nothing can be spread.
+        let shapes = [[256, 256, 256], [256, 256, 300], [64, 64, 64], [512, 512, 40], [3, 3, 30_000], [30_000, 3, 3]];
+        for shape in shapes {
             let mut sample = Sample::new(shape);
             let rows = shape[1] * shape[2];
             let zeros = vec![0.0; shape[0] * 64];
             (0..rows).step_by(64).for_each(|r| sample.push(&zeros[..shape[0] * 64.min(rows - r)]));
             let kept = sample.rows.len();
             assert!(kept <= SAMPLE + shape[0] && kept >= (SAMPLE / 2).min(rows * shape[0] / 2), "{shape:?}: {kept}");
+            if rows < 64 {
+                continue;
+            }
             let border = to_f64(sample.border.len()) / to_f64(kept);
             let inner: f64 = shape.iter().map(|&n| 1.0 - 2.0 * to_f64(margin(n)) / to_f64(n)).product();
             assert!((border - (1.0 - inner)).abs() < 0.06, "{shape:?}: {border}, in all {}", 1.0 - inner);
