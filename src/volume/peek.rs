@@ -1,7 +1,7 @@
 //! Bytes of a file as stored, which can be looked at before they are consumed.
 //!
-//! In: an open regular file or bytes in memory. Out: bytes in order. The buffer has a fixed size. Errors are the operating
-//! system's.
+//! In: an open regular file or bytes in memory. Out: bytes in order. The buffer has a fixed size. Errors are the
+//! operating system's.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};

@@ -1,11 +1,11 @@
 //! The frames of a zstd file, one after the other.
 //!
-//! In: a file's bytes. Out: the decoded bytes in order. Frames of content and skippable ones (pzstd writes both) follow each
-//! other in any number; each frame's checksum and content size, where it has them, are checked. Memory is bounded by
-//! [`WINDOW`], whatever window a frame asks for.
+//! In: a file's bytes. Out: the decoded bytes in order. Frames of content and skippable ones (pzstd writes both) follow
+//! each other in any number; each frame's checksum and content size, where it has them, are checked. Memory is bounded
+//! by [`WINDOW`], whatever window a frame asks for.
 //!
-//! Errors are I/O errors by kind: `UnexpectedEof` where bytes are missing, `InvalidData` for damage, `Unsupported` where
-//! nothing can be unpacked at all, and the operating system's own.
+//! Errors are I/O errors by kind: `UnexpectedEof` where bytes are missing, `InvalidData` for damage, `Unsupported`
+//! where nothing can be unpacked at all, and the operating system's own.
 
 use std::io::{self, Read};
 

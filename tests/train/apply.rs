@@ -154,7 +154,7 @@ fn an_adapter_beyond_the_limit_is_more_exact() {
     assert!(fallback["missed"].as_str().unwrap().contains("allowed are 1.0e-4"), "{fallback}");
     let bytes = |of: &serde_json::Value| of["parts"]["adapter"]["bytes"].clone();
     assert_eq!((&fallback["bytes"], &fallback["bytes_before"]), (&bytes(&manifest(&bundle)), &bytes(&strict)));
-    let message = json["warnings"][0]["message"].as_str().unwrap();
+    let message = json["warnings"][1]["message"].as_str().unwrap();
     assert!(message.contains("as int8 it missed a limit: a relative error of") && message.contains("× the bytes"));
     let new = manifest(&bundle);
     let row = &new["quantization"]["layers"][0];
