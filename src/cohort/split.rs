@@ -19,7 +19,7 @@ pub enum Split {
 }
 
 impl Split {
-    /// All splits, in the order of the fractions of [`assign_splits`].
+    /// All splits, in the order of the fractions of [`super::assign_splits`].
     pub const ALL: [Self; 3] = [Self::Train, Self::Validation, Self::Test];
 
     /// `train`, `validation` or `test`.

@@ -1,7 +1,7 @@
 //! The inputs on which a bundle is compared with the plain graphs: `calibration/`.
 //!
-//! A folder of scans (`NAME.nii`, `NAME.nii.gz`, `NAME.hdr`, `NAME.mgz`, `NAME.mgh`) and reports (`NAME.txt`). A scan
-//! and a report of one name belong together; either may stand alone.
+//! A folder of scans (`NAME.nii`, `NAME.nii.gz`, `NAME.nii.zst`, `NAME.hdr`, `NAME.mgz`, `NAME.mgh`) and reports
+//! (`NAME.txt`). A scan and a report of one name belong together; either may stand alone.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub const MAX_CALIBRATION_INPUTS: usize = 32;
 pub const MAX_CALIBRATION_SCANS: usize = 8;
 
 /// Endings of the names of scans.
-const SCAN_ENDINGS: [&str; 7] = [".nii.gz", ".nii", ".hdr", ".hdr.gz", ".mgz", ".mgh", ".mgh.gz"];
+const SCAN_ENDINGS: [&str; 8] = [".nii.gz", ".nii.zst", ".nii", ".hdr", ".hdr.gz", ".mgz", ".mgh", ".mgh.gz"];
 
 /// A scan, a report, or both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,14 +66,25 @@ mod tests {
     #[test]
     fn scans_of_every_format_are_found() {
         let folder = tempfile::tempdir().unwrap();
-        let files =
-            ["a.nii.gz", "a.txt", "b.hdr", "b.img", "c.mgz", "d.mgh", "e.mgh.gz", "e.txt", "f.png", "README.txt"];
+        let files = [
+            "a.nii.gz",
+            "a.txt",
+            "b.hdr",
+            "b.img",
+            "c.mgz",
+            "d.mgh",
+            "e.mgh.gz",
+            "e.txt",
+            "f.png",
+            "g.nii.zst",
+            "README.txt",
+        ];
         for file in files {
             std::fs::write(folder.path().join(file), "").unwrap();
         }
         let inputs = calibration_inputs(folder.path()).unwrap();
         let found: Vec<_> = inputs.iter().map(|i| (i.name.as_str(), i.scan.is_some(), i.report.is_some())).collect();
         let scan = |name| (name, true, false);
-        assert_eq!(found, [("a", true, true), scan("b"), scan("c"), scan("d"), ("e", true, true)]);
+        assert_eq!(found, [("a", true, true), scan("b"), scan("c"), scan("d"), ("e", true, true), scan("g")]);
     }
 }
