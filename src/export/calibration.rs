@@ -7,15 +7,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::volume::SCAN_ENDINGS;
 
 /// Maximum number of inputs; the first in the order of their names are used.
 pub const MAX_CALIBRATION_INPUTS: usize = 32;
 
 /// Maximum number of scans among them: one takes many times as long as a report.
 pub const MAX_CALIBRATION_SCANS: usize = 8;
-
-/// Endings of the names of scans.
-const SCAN_ENDINGS: [&str; 8] = [".nii.gz", ".nii.zst", ".nii", ".hdr", ".hdr.gz", ".mgz", ".mgh", ".mgh.gz"];
 
 /// A scan, a report, or both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -32,7 +32,7 @@ use tokenizers::ModelWrapper;
 
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 
-pub use profile::{REPORT_WARNINGS, ReportProfile, report_warnings};
+pub use profile::{ReportProfile, report_warnings};
 pub use report::{
     MAX_REPORT_BYTES, ReportFormat, decode_report, decode_report_as, read_report, read_report_argument, read_report_as,
 };

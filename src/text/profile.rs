@@ -11,9 +11,6 @@ use serde::{Deserialize, Serialize};
 use super::{Tokens, language, share};
 use crate::error::{Warning, WarningCode};
 
-/// Codes of the warnings about a report's content.
-pub const REPORT_WARNINGS: &[WarningCode] = &[WarningCode::REPORT_LANGUAGE, WarningCode::REPORT_UNKNOWN_TOKENS];
-
 /// Fewest unknown tokens, and least share of all, that are warned of. With LLaMA 2's tokenizer English reports have
 /// none, Chinese ones 55 % and Japanese ones 44 % (medians of `tests/infer/report_language.rs`).
 const UNKNOWN: (usize, f64) = (10, 1.0 / 3.0);

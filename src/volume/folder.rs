@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use super::sniff;
+use super::{SCAN_ENDINGS, sniff};
 use crate::error::{Code, Error};
 use crate::tensor::number::to_u64;
 
@@ -75,7 +75,7 @@ impl Found {
 
     fn look_at(&mut self, file: &Path) {
         let name = file.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-        let readable = [".nii", ".nii.gz", ".mgz", ".mgh", ".hdr"].iter().any(|end| name.ends_with(end));
+        let readable = SCAN_ENDINGS.iter().any(|end| name.ends_with(end));
         if readable && self.scan.is_none() {
             self.scan = Some(file.to_owned());
         }

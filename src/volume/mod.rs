@@ -61,6 +61,10 @@ pub use stated::AxisCodes;
 
 use crate::error::{Code, Error, Result, Warning};
 
+/// How the names of scans end that are looked for in folders, in small letters. A scan that is named may have any name.
+pub(crate) const SCAN_ENDINGS: [&str; 8] =
+    [".nii.gz", ".nii.zst", ".nii", ".hdr", ".hdr.gz", ".mgz", ".mgh", ".mgh.gz"];
+
 /// Voxels accepted in an output grid.
 const MAX_GRID: usize = 1 << 28;
 
@@ -210,11 +214,7 @@ pub fn check(path: &Path, options: &ReadOptions) -> Result<()> {
 /// One of the `nifti.*` codes, `io`, or `config.value` for an impossible grid. A volume without contrast is
 /// `nifti.constant`.
 pub fn read(path: &Path, options: &ReadOptions) -> Result<Conformed> {
-    options.grid.check()?;
-    let mut warnings = Vec::new();
-    let scan = file::open(path, options, &mut warnings)?;
-    let voxels_in = scan.path.clone();
-    load::load(scan, options, warnings, true).map_err(|e| e.at(voxels_in.as_deref().unwrap_or(path)))
+    read_and_measure(path, options, true)
 }
 
 /// As [`read`], without the figures of voxels and the warnings from them: what they cost is measured against this.
@@ -223,10 +223,15 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Conformed> {
 /// Those of [`read`].
 #[doc(hidden)]
 pub fn read_unmeasured(path: &Path, options: &ReadOptions) -> Result<Conformed> {
+    read_and_measure(path, options, false)
+}
+
+fn read_and_measure(path: &Path, options: &ReadOptions, measure: bool) -> Result<Conformed> {
     options.grid.check()?;
     let mut warnings = Vec::new();
     let scan = file::open(path, options, &mut warnings)?;
-    load::load(scan, options, warnings, false)
+    let voxels_in = scan.path.clone();
+    load::load(scan, options, warnings, measure).map_err(|e| e.at(voxels_in.as_deref().unwrap_or(path)))
 }
 
 /// Like [`read`], for a single-file scan in memory.
