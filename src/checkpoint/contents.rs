@@ -9,7 +9,7 @@ use super::pickle::{Element, Pickle, Storage, TensorNode};
 use super::state_dict::{Found, strip};
 use super::strided::View;
 use super::{Format, MetaParams, Skipped, SourceFile};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, Warning};
 use crate::tensor::LazyTensor;
 
 /// Names and tensors of one file, or of several that belong together.
@@ -19,6 +19,8 @@ pub(super) struct Contents {
     pub tensors: BTreeMap<String, LazyTensor>,
     pub skipped: Vec<Skipped>,
     pub metadata: BTreeMap<String, String>,
+    /// What whoever opens the checkpoint should know of it.
+    pub warnings: Vec<Warning>,
 }
 
 /// [`Contents`] and where they came from.
@@ -33,7 +35,7 @@ pub(super) type Locate<'a> = dyn Fn(&Storage) -> Result<Range<usize>> + 'a;
 
 impl Contents {
     pub fn new(format: Format) -> Self {
-        Self { format, tensors: BTreeMap::new(), skipped: Vec::new(), metadata: BTreeMap::new() }
+        Self { format, tensors: BTreeMap::new(), skipped: Vec::new(), metadata: BTreeMap::new(), warnings: Vec::new() }
     }
 
     /// Adds the tensors that a pickle describes.

@@ -66,7 +66,7 @@ pub use write::{has_maker, maker_metadata, write_safetensors};
 use contents::{Contents, Opened};
 use mapping::Mapping;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, Warning};
 use crate::files::Identity;
 use crate::tensor::LazyTensor;
 use crate::tensor::number::to_u64;
@@ -244,6 +244,11 @@ impl Checkpoint {
     /// Entries that are not among the tensors: other values, other dtypes, other prefixes.
     pub fn skipped(&self) -> &[Skipped] {
         &self.contents.skipped
+    }
+
+    /// What to know of the checkpoint: which of several sets of weights it is, what was merged or made floats.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.contents.warnings
     }
 
     /// Number of tensors.

@@ -97,6 +97,7 @@ codes! {
     CONFIG_SYNTAX = "config.syntax", "a configuration file cannot be parsed or has an unknown field";
     CONFIG_VALUE = "config.value", "a configuration value is impossible";
     CONFIG_CONTRADICTION = "config.contradiction", "two sources of the same setting disagree";
+    CONFIG_UNSUPPORTED = "config.unsupported", "the language model's configuration asks for what the graph does not compute";
 
     CHECKPOINT_NOT_FOUND = "checkpoint.not_found", "a checkpoint file or folder is missing";
     CHECKPOINT_FORMAT = "checkpoint.format", "the file is not a checkpoint format this tool reads";
@@ -107,6 +108,9 @@ codes! {
     CHECKPOINT_TENSORS = "checkpoint.tensors", "tensors are missing, unexpected or of the wrong shape";
     CHECKPOINT_NONFINITE = "checkpoint.nonfinite", "a weight is NaN or infinite";
     CHECKPOINT_VALUE = "checkpoint.value", "a weight has an impossible value";
+    CHECKPOINT_DTYPE = "checkpoint.dtype", "integers or booleans are where weights are wanted";
+    CHECKPOINT_QUANTIZED = "checkpoint.quantized", "the weights are quantized in a way that is not read";
+    CHECKPOINT_LORA = "checkpoint.lora", "LoRA weights that cannot be merged: their base or settings are missing, or the kind is another";
 
     TOKENIZER_MISSING = "tokenizer.missing", "no tokenizer lies next to the text model";
     TOKENIZER_INVALID = "tokenizer.invalid", "the tokenizer cannot be read or does not fit the text model";

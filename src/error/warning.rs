@@ -64,6 +64,15 @@ warning_codes! {
     TRAILING_DATA = "trailing_data", "bytes follow the voxels; they are ignored";
     NONFINITE = "nonfinite", "voxels that are NaN or infinite were set to 0; the message counts them";
     FOV_CUT = "fov_cut", "part of the scan lies outside the model's field of view";
+    CHECKPOINT_CHOICE = "checkpoint_choice", "there are several sets of weights; the message says which one was taken";
+    CHECKPOINT_UNKNOWN = "checkpoint_unknown", "the checkpoint has tensors of modules that the model does not have; the message names them";
+    CHECKPOINT_MERGED = "checkpoint_merged", "LoRA weights were merged into the model; the message counts them";
+    CHECKPOINT_DEQUANTIZED = "checkpoint_dequantized", "quantized weights were made floats; the message says of which kind";
+    CONFIG_CHOICE = "config_choice", "the language model's configuration leaves open how it attends; the message says what was taken";
+    TOKENIZER_TEMPLATE = "tokenizer_template", "the tokenizer's own template puts other special tokens around a text than the model gets; the message names them";
+    TOKENIZER_BOS = "tokenizer_bos", "the configuration's BOS token is not the tokenizer's; the message has both";
+    TOKENIZER_VOCABULARY = "tokenizer_vocabulary", "the tokenizer has far fewer pieces than the embedding table has rows";
+    CALIBRATION_UNUSED = "calibration_unused", "files of the calibration folder are not used; the message names them and says why";
     CALIBRATION_NONE = "calibration_none", "there are no calibration inputs: static quantization is off and accuracy is not checked";
     CALIBRATION_FEW = "calibration_few", "there are few calibration inputs; the message counts them";
     WEIGHTS_FLUSHED = "weights_flushed", "non-zero weights underflow to 0 in fp16; the message counts them";

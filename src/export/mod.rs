@@ -205,7 +205,7 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
     progress.step("reading checkpoints", None);
     let loaded = plan.sources.load()?;
     *watched = loaded.watched();
-    let models = Models::find(&loaded.config, &loaded.llama, &loaded.adapter, &loaded.vision, &loaded.text)?;
+    let models = models(&loaded, progress)?;
     let graphs = stage::build(&loaded, &models)?;
     let staging = Staging::new(&plan.output, plan.force)?;
     // A full disk is better found now than after an hour of calibration.
@@ -258,6 +258,13 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
         skipped: models.skipped,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// The weights of all parts. Tells what to know of where they come from.
+fn models(loaded: &sources::Loaded, progress: &mut dyn Progress) -> Result<Models> {
+    let models = Models::find(&loaded.config, &loaded.llama, &loaded.adapter, &loaded.vision, &loaded.text)?;
+    loaded.warnings.iter().chain(&models.warnings).for_each(|warning| progress.warn(warning));
+    Ok(models)
 }
 
 /// The largest resident memory of the process, in bytes; a warning where that is more than the plan allows.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, SourceFile};
 use crate::config::{Config, LlamaConfig, read_small};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, Warning};
 use crate::model::Part;
 
 /// Names of the trained checkpoint inside a model folder.
@@ -98,6 +98,7 @@ impl Sources {
             bos,
             text_config,
             tokenizer,
+            warnings: Vec::new(),
             others,
         })
     }
@@ -118,6 +119,8 @@ pub(super) struct Loaded {
     pub bos: u32,
     pub text_config: Option<PathBuf>,
     pub tokenizer: PathBuf,
+    /// What to know of the folder, the configuration and the tokenizer; the checkpoints have theirs.
+    pub warnings: Vec<Warning>,
     /// Configuration and tokenizer, as they were before they were read.
     others: Vec<SourceFile>,
 }

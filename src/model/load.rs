@@ -6,7 +6,7 @@
 use super::{Weights, keys};
 use crate::checkpoint::{Checkpoint, Requirements};
 use crate::config::{Config, LlamaConfig, Norm};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, Warning};
 
 /// First parts of the names that belong to the trained checkpoint.
 const TRAINED: [&str; 6] =
@@ -29,6 +29,8 @@ pub struct Models {
     pub image_head: bool,
     /// Names of the tensors that no model uses, each once, sorted.
     pub skipped: Vec<String>,
+    /// What to know of the checkpoints.
+    pub warnings: Vec<Warning>,
 }
 
 /// The trained part of a model: adapter and heads.
@@ -40,6 +42,8 @@ pub struct Trained {
     pub image_head: bool,
     /// Names of the checkpoint's other tensors, each once, sorted.
     pub skipped: Vec<String>,
+    /// What to know of the checkpoint.
+    pub warnings: Vec<Warning>,
 }
 
 /// Finds adapter and heads in a checkpoint, by the shapes that `config` gives them.
@@ -51,7 +55,8 @@ pub fn trained(config: &Config, checkpoint: &Checkpoint) -> Result<Trained> {
     let weights = pick(checkpoint, &TRAINED, trained_requirements(config, checkpoint), &mut skipped)?;
     skipped.sort();
     skipped.dedup();
-    Ok(Trained { image_head: has_image_head(config, &weights), weights, skipped })
+    let warnings = warnings(checkpoint);
+    Ok(Trained { image_head: has_image_head(config, &weights), weights, skipped, warnings })
 }
 
 /// Finds the vision transformer in a checkpoint, under whichever known prefix; also names the checkpoint's other
@@ -72,6 +77,11 @@ pub fn is_trained(name: &str) -> bool {
     TRAINED.iter().any(|prefix| name.starts_with(prefix))
 }
 
+/// A checkpoint's warnings, naming it.
+fn warnings(checkpoint: &Checkpoint) -> Vec<Warning> {
+    checkpoint.warnings().iter().map(|warning| warning.at(checkpoint.path())).collect()
+}
+
 fn has_image_head(config: &Config, weights: &Weights) -> bool {
     keys::image_classifier(config).iter().all(|(name, _)| weights.contains(name))
 }
@@ -88,6 +98,7 @@ impl Models {
         vision: &Checkpoint,
         text: &Checkpoint,
     ) -> Result<Self> {
+        let warnings = [trained, vision, text].into_iter().flat_map(warnings).collect();
         check_layers("vision.layers", config.vision.layers, vision)?;
         check_layers("the language model's number of layers", llama.layers, text)?;
         let mut skipped = Vec::new();
@@ -110,7 +121,7 @@ impl Models {
         skipped.sort();
         skipped.dedup();
         let image_head = has_image_head(config, &trained_weights);
-        Ok(Self { trained: trained_weights, vision, text, image_head, skipped })
+        Ok(Self { trained: trained_weights, vision, text, image_head, skipped, warnings })
     }
 }
 

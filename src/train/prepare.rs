@@ -78,7 +78,8 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     foreign_files(&target, plan.force)?;
     let config = Config::load(&plan.sources.config)?;
     plan.sources.check_positions(&config)?;
-    let (adapter, vision) = (Checkpoint::open(&plan.sources.adapter)?, Checkpoint::open(&plan.sources.vision)?);
+    let adapter = open(&plan.sources.adapter, progress)?;
+    let vision = open(&plan.sources.vision, progress)?;
     let (state, mut skipped) = state(&config, plan.mode, &adapter)?;
     let (weights, others) = model::vision(&config, &vision)?;
     skipped.extend(others);
@@ -131,6 +132,13 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         files: manifest.files,
         skipped: manifest.skipped,
     })
+}
+
+/// Opens a checkpoint and tells what to know of it.
+fn open(path: &Path, progress: &mut dyn Progress) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(path)?;
+    checkpoint.warnings().iter().for_each(|warning| progress.warn(&warning.at(path)));
+    Ok(checkpoint)
 }
 
 /// The absolute path of the output. A link to a folder stays a link: its target is replaced.

@@ -108,6 +108,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let old = Arc::new(Bundle::open_quickly(&plan.bundle)?);
     let checkpoint = Checkpoint::open(&plan.checkpoint)?;
     let trained = trained(&old, &checkpoint)?;
+    trained.warnings.iter().for_each(|warning| progress.warn(warning));
     let inputs = plan.calibration.as_deref().map(calibration_inputs).transpose()?.unwrap_or_default();
     let versions = Versions::lock(&plan.bundle)?;
     let parent = in_use(&versions, &old)?;
