@@ -1,8 +1,8 @@
 //! A matrix plus a product of two thin ones: W + s·B·A, as LoRA has it.
 //!
-//! Flows in: `W [rows, cols]`, `B [rows, r]`, `A [r, cols]` and the factor s. Flows out: a [`LazyTensor`] of W's shape
-//! and float type. W streams through in bands of rows, some of which are made side by side; A and B are held in
-//! float32 while it does. Sums are float32, and are rounded to W's type once.
+//! Flows in: `W [rows, cols]`, `B [rows, r]`, `A [r, cols]` and the factor s. Flows out: a float32 [`LazyTensor`] of
+//! W's shape. W streams through in bands of rows, some of which are made side by side; A and B are held in float32
+//! while it does. Sums are float32 and not rounded to W's type: rounded, they are what is had in that type.
 
 use std::sync::Arc;
 
@@ -19,25 +19,18 @@ use crate::error::{Error, Result};
 const BANDS: usize = 16;
 
 impl LazyTensor {
-    /// The matrix `[rows, cols]` plus `scale` times `left [rows, r]` times `right [r, cols]`, in this tensor's type
-    /// (float32 for a type that is not float16, bfloat16 or float32). With `round_first` the product is rounded to that
-    /// type before it is added.
+    /// The matrix `[rows, cols]` plus `scale` times `left [rows, r]` times `right [r, cols]`, in float32.
     ///
     /// # Panics
     /// When the shapes do not fit, or `r` is 0: a mistake of the caller.
     #[must_use]
-    pub fn plus_low_rank(&self, left: &Self, right: &Self, scale: f32, round_first: bool) -> Self {
+    pub fn plus_low_rank(&self, left: &Self, right: &Self, scale: f32) -> Self {
         let (&[rows, cols], &[m, r], &[k, n]) = (self.shape(), left.shape(), right.shape()) else {
             panic!("three matrices, not {self:?}, {left:?}, {right:?}")
         };
         assert!(r > 0 && (m, k, n) == (rows, r, cols), "{self:?} plus {left:?} times {right:?}");
-        let dtype = match self.dtype() {
-            own @ (DType::F16 | DType::BF16) => own,
-            _ => DType::F32,
-        };
-        let sum =
-            LowRank { base: self.cast(dtype), left: left.clone(), right: right.clone(), rank: r, scale, round_first };
-        Self::new(dtype, vec![rows, cols], Arc::new(sum))
+        let sum = LowRank { base: self.clone(), left: left.clone(), right: right.clone(), rank: r, scale };
+        Self::new(DType::F32, vec![rows, cols], Arc::new(sum))
     }
 }
 
@@ -47,7 +40,6 @@ struct LowRank {
     right: LazyTensor,
     rank: usize,
     scale: f32,
-    round_first: bool,
 }
 
 impl Source for LowRank {
@@ -66,11 +58,9 @@ impl Source for LowRank {
         let mut pass = |held: &[u8], sink: &mut Sink<'_>| {
             let bands = held.chunks(band).collect::<Vec<_>>();
             let rows_of_band = band / cols / self.base.dtype().size();
-            made.par_iter_mut().zip(&bands).enumerate().for_each_init(
-                Scratch::default,
-                |scratch, (i, (out, bytes))| {
+            made.par_iter_mut().zip(&bands).enumerate().for_each_init(Vec::new, |values, (i, (out, bytes))| {
                     let start = first + i * rows_of_band;
-                    self.add(bytes, left.slice(s![start.., ..]), right, scratch, out);
+                    self.add(bytes, left.slice(s![start.., ..]), right, values, out);
                 },
             );
             first += held.len() / cols / self.base.dtype().size();
@@ -94,19 +84,12 @@ impl Source for LowRank {
     /// The transpose of the sum is the sum of the transposes: W's may be at hand without moving elements.
     fn transposed(&self) -> Option<LazyTensor> {
         let (left, right) = (self.right.transposed(), self.left.transposed());
-        Some(self.base.transposed().plus_low_rank(&left, &right, self.scale, self.round_first))
+        Some(self.base.transposed().plus_low_rank(&left, &right, self.scale))
     }
 
     fn release(&self) {
         self.base.release();
     }
-}
-
-/// A band in float32, and its part of the product where that is rounded first.
-#[derive(Default)]
-struct Scratch {
-    values: Vec<f32>,
-    product: Vec<f32>,
 }
 
 impl LowRank {
@@ -116,33 +99,16 @@ impl LowRank {
         bytes: &[u8],
         left: ArrayView2<'_, f32>,
         right: ArrayView2<'_, f32>,
-        scratch: &mut Scratch,
+        values: &mut Vec<f32>,
         out: &mut Vec<u8>,
     ) {
-        let (dtype, cols) = (self.base.dtype(), right.ncols());
-        let Scratch { values, product } = scratch;
-        decode_f32(bytes, dtype, values);
-        let rows = values.len() / cols;
-        let left = left.slice(s![..rows, ..]);
-        if self.round_first {
-            product.clear();
-            product.resize(values.len(), 0.0);
-            multiply(self.scale, left, right, 0.0, product);
-            encode_f32(product, dtype, out);
-            decode_f32(out, dtype, product);
-            values.iter_mut().zip(product.iter()).for_each(|(w, p)| *w += p);
-        } else {
-            multiply(self.scale, left, right, 1.0, values);
-        }
-        encode_f32(values, dtype, out);
+        decode_f32(bytes, self.base.dtype(), values);
+        let shape = (values.len() / right.ncols(), right.ncols());
+        let left = left.slice(s![..shape.0, ..]);
+        let mut sum = ArrayViewMut2::from_shape(shape, values).expect("a band has whole rows");
+        general_mat_mul(self.scale, &left, &right, 1.0, &mut sum);
+        encode_f32(values, DType::F32, out);
     }
-}
-
-/// `out = keep * out + scale * left @ right`.
-fn multiply(scale: f32, left: ArrayView2<'_, f32>, right: ArrayView2<'_, f32>, keep: f32, out: &mut [f32]) {
-    let shape = (left.nrows(), right.ncols());
-    let mut out = ArrayViewMut2::from_shape(shape, out).expect("a band has whole rows");
-    general_mat_mul(scale, &left, &right, keep, &mut out);
 }
 
 #[cfg(test)]
@@ -167,29 +133,14 @@ mod tests {
             let [base, left, right] = [(rows, cols, &w), (rows, r, &b), (r, cols, &a)]
                 .map(|(m, n, values)| LazyTensor::from_f32(&[m, n], values));
             let want = expected(&w, &b, &a, [rows, cols, r], 0.5);
-            for dtype in [DType::F32, DType::F16, DType::BF16] {
-                let sum = base.cast(dtype).plus_low_rank(&left, &right.cast(DType::F16), 0.5, false);
-                assert_eq!((sum.dtype(), sum.shape()), (dtype, &[rows, cols][..]));
-                let rounded = LazyTensor::from_f32(&[rows, cols], &want).cast(dtype).to_f32().unwrap();
-                assert_eq!(sum.to_f32().unwrap(), rounded, "{rows} {cols} {r} {dtype}");
-                assert_eq!(sum.transposed().transposed().to_f32().unwrap(), rounded);
+            for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64] {
+                let sum = base.cast(dtype).plus_low_rank(&left, &right.cast(DType::F16), 0.5);
+                assert_eq!((sum.dtype(), sum.shape()), (DType::F32, &[rows, cols][..]));
+                assert_eq!(sum.to_f32().unwrap(), want, "{rows} {cols} {r} {dtype}");
+                assert_eq!(sum.transposed().transposed().to_f32().unwrap(), want);
             }
-            let turned = base.plus_low_rank(&left, &right, 0.5, false).transposed().to_f32().unwrap();
+            let turned = base.plus_low_rank(&left, &right, 0.5).transposed().to_f32().unwrap();
             assert_eq!(turned, LazyTensor::from_f32(&[rows, cols], &want).transposed().to_f32().unwrap());
         }
-    }
-
-    /// 1 + 2⁻⁹ in bfloat16: a product that is rounded first is lost, or counts twice.
-    #[test]
-    fn a_product_may_be_rounded_before_it_is_added() {
-        let one = |v: f32| LazyTensor::from_f32(&[1, 1], &[v]);
-        let sum = |w: f32, p: f32, first| {
-            one(w).cast(DType::BF16).plus_low_rank(&one(p), &one(1.0), 1.0, first).to_f32().unwrap()[0]
-        };
-        let product = 1.0 + 1.0 / 256.0;
-        assert_eq!((sum(256.0, product, true), sum(256.0, product, false)), (256.0, 258.0));
-        let wide =
-            LazyTensor::from_f32(&[1, 1], &[2.0]).cast(DType::F64).plus_low_rank(&one(1.0), &one(1.0), 1.0, true);
-        assert_eq!((wide.dtype(), wide.to_f32().unwrap()), (DType::F32, vec![3.0]));
     }
 }

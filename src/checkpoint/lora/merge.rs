@@ -1,8 +1,8 @@
 //! The update of each module, added to the weight that it is for.
 //!
 //! Flows in: a model's tensors and an adapter's, by names without PEFT's prefix. Flows out: the tensors with
-//! `W + s·B·A` for each module, and trained copies in place of the originals. As in PEFT, products are float32, added
-//! to the weight in float32 and rounded to its dtype; an embedding's update is rounded to that dtype first.
+//! `W + s·B·A` for each module, and trained copies in place of the originals. Sums are float32, whatever the weight's
+//! dtype: PEFT's for a model that is loaded in float32. For one in half precision PEFT rounds them to that.
 //!
 //! The names of both may differ by what stands in front (`model.`, `language_model.`): the one change that finds all
 //! modules is taken. A module that the model does not have is an error; heads of the language model, which nothing
@@ -169,9 +169,9 @@ fn one(tensors: &mut Tensors, own: &str, module: &str, mut update: Update, confi
     }
     let (a, b) = (a.checked_finite(&cut(&name_a)), b.checked_finite(&cut(&name_b)));
     let sum = if embedding {
-        weight.plus_low_rank(&a.transposed(), &b.transposed(), scale, true)
+        weight.plus_low_rank(&a.transposed(), &b.transposed(), scale)
     } else {
-        weight.plus_low_rank(&b, &a, scale, false)
+        weight.plus_low_rank(&b, &a, scale)
     };
     tensors.insert(key, sum);
     match update.factors.remove(&Factor::Bias) {
@@ -188,7 +188,7 @@ fn add_bias(tensors: &mut Tensors, own: &str, name: &str, bias: &LazyTensor, sca
     };
     let (n, one) = (old.len(), LazyTensor::from_f32(&[1, 1], &[1.0]));
     let column = bias.checked_finite(&cut(name)).reshaped(&[n, 1]);
-    let sum = old.reshaped(&[n, 1]).plus_low_rank(&column, &one, scale, false).reshaped(&[n]);
+    let sum = old.reshaped(&[n, 1]).plus_low_rank(&column, &one, scale).reshaped(&[n]);
     tensors.insert(key, sum);
     Ok(())
 }

@@ -74,7 +74,7 @@ pub(in super::super) fn merge(slices: &mut [&mut Tensors], extras: &Extras) -> R
             return Err(refuse(&what));
         }
         let (a, b) = (a.checked_finite(&cut(&name)), b.checked_finite(&cut(&key_b)));
-        let sum = weight.plus_low_rank(&b, &a, scale, false);
+        let sum = weight.plus_low_rank(&b, &a, scale);
         tensors.insert(key, sum);
         merged += 1;
     }

@@ -1,7 +1,7 @@
 //! LoRA: an update s·B·A beside a model's weights becomes part of them, or is refused. It is never left out in silence.
 //!
 //! Flows in: a checkpoint's tensors, and the folder that they come from. Flows out: the same tensors, merged: lazily,
-//! in their own dtype, as PEFT's `merge_and_unload` makes them. An adapter is
+//! in float32, as PEFT's `merge_and_unload` makes them. An adapter is
 //!
 //! - `adapter_config.json` with `adapter_model.safetensors` (or `.bin`) in the folder of the weights or the one above;
 //! - LoRA tensors among the weights themselves (the state dict of a PEFT model), with `adapter_config.json` beside;
