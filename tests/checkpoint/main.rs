@@ -5,5 +5,6 @@
 mod fixtures;
 mod hostile;
 mod mutations;
+mod restored;
 mod roundtrip;
 mod training;
