@@ -114,31 +114,6 @@ impl LowRank {
 mod tests {
     use super::*;
 
-    /// Merging against reading, on the sizes of a 7B model: `cargo test --release --lib merging_takes -- --ignored
-    /// --nocapture`.
-    #[test]
-    #[ignore = "measures time"]
-    #[allow(clippy::print_stderr)]
-    fn merging_takes_little_more_time_than_a_cast() {
-        for [rows, cols] in [[4096, 4096], [11008, 4096], [4096, 11008]] {
-            let base = LazyTensor::from_f32(&[rows, cols], &vec![0.5; rows * cols]).cast(DType::F16);
-            let base = LazyTensor::new(DType::F16, vec![rows, cols], Arc::new(base.bytes().unwrap().into_owned()));
-            let [left, right] = [[rows, 16], [16, cols]].map(|s| LazyTensor::from_f32(&s, &vec![0.25; s[0] * s[1]]));
-            let seconds = |tensor: &LazyTensor| {
-                let run = |_| {
-                    let started = std::time::Instant::now();
-                    tensor.stream(&mut |chunk| Ok(drop(std::hint::black_box(chunk.len())))).unwrap();
-                    started.elapsed().as_secs_f64()
-                };
-                (0..5).map(run).fold(f64::INFINITY, f64::min)
-            };
-            let sum = base.plus_low_rank(&left, &right, 2.0);
-            let plain = [seconds(&base.cast(DType::F32)), seconds(&base.transposed().cast(DType::F32))];
-            let merged = [seconds(&sum), seconds(&sum.transposed())];
-            eprintln!("[{rows}, {cols}] r 16: read {plain:.3?} s, merged {merged:.3?} s (as it is, transposed)");
-        }
-    }
-
     /// Numbers with few bits, whose sums are exact: any order of addition gives the same.
     fn small(n: usize, step: usize) -> Vec<f32> {
         (0..n).map(|i| ((i * step) % 17) as f32 - 8.0).collect()

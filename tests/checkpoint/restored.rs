@@ -288,13 +288,16 @@ fn quantized(config: Value, all: &[(&str, LazyTensor)]) -> brain_adapter::error:
     Checkpoint::open(folder.path())
 }
 
-#[test]
-fn quantized_weights_of_other_kinds_are_refused_by_name() {
-    let gptq = |change: &dyn Fn(&mut Value)| {
-        let mut config = json!({"quant_method": "gptq", "bits": 4, "group_size": 8});
-        change(&mut config);
-        config
-    };
+type Damaged = Vec<(Value, Vec<(&'static str, LazyTensor)>, &'static str)>;
+
+fn gptq(change: &dyn Fn(&mut Value)) -> Value {
+    let mut config = json!({"quant_method": "gptq", "bits": 4, "group_size": 8});
+    change(&mut config);
+    config
+}
+
+/// Layers of packed integers that do not fit, or whose layout is another.
+fn damaged_packed() -> Damaged {
     let words = of(DType::I32, &[2, 8]);
     let good = [("l.qweight", words.clone()), ("l.qzeros", of(DType::I32, &[2, 1])), ("l.scales", ramp(&[2, 8]))];
     assert!(quantized(gptq(&|_| ()), &good).is_ok());
@@ -308,9 +311,7 @@ fn quantized_weights_of_other_kinds_are_refused_by_name() {
         }
         all
     };
-    let f8 = of(DType::F8E4M3, &[8, 8]);
-    let scaled = |scale: &'static str, shape: &[usize]| vec![("l.weight", f8.clone()), (scale, ramp(shape))];
-    let cases: Vec<(Value, Vec<(&str, LazyTensor)>, &str)> = vec![
+    vec![
         (Value::Null, good.to_vec(), "says how"),
         (gptq(&|c| c["bits"] = json!(5)), good.to_vec(), "5 bits"),
         (gptq(&|c| c["bits"] = json!(null)), good.to_vec(), "its bits"),
@@ -328,6 +329,14 @@ fn quantized_weights_of_other_kinds_are_refused_by_name() {
             good.to_vec(),
             "gemv",
         ),
+    ]
+}
+
+/// 8-bit weights whose scales are missing or do not fit, and tensors of other methods.
+fn damaged_scaled() -> Damaged {
+    let f8 = of(DType::F8E4M3, &[8, 8]);
+    let scaled = |scale: &'static str, shape: &[usize]| vec![("l.weight", f8.clone()), (scale, ramp(shape))];
+    vec![
         (json!({"quant_method": "fp8"}), scaled("l.weight_scale_inv", &[1, 1]), "weight_block_size"),
         (json!({"quant_method": "fp8"}), scaled("l.weight_scale", &[]), "activation_scheme"),
         (json!({"quant_method": "fp8", "weight_block_size": [4, 4]}), scaled("l.weight_scale_inv", &[2, 1]), "[2, 2]"),
@@ -354,8 +363,12 @@ fn quantized_weights_of_other_kinds_are_refused_by_name() {
         (Value::Null, vec![("l.W_q", of(DType::U8, &[8, 8]))], "HQQ"),
         (Value::Null, vec![("l.weight", of(DType::I8, &[8, 8])), ("l.weight_scales", ramp(&[8]))], "EETQ"),
         (json!({"quant_method": "torchao"}), vec![("l.weight_qdata", of(DType::I8, &[8, 8]))], "torchao"),
-    ];
-    for (config, all, words) in cases {
+    ]
+}
+
+#[test]
+fn quantized_weights_of_other_kinds_are_refused_by_name() {
+    for (config, all, words) in damaged_packed().into_iter().chain(damaged_scaled()) {
         let error = quantized(config, &all).map(|_| ()).unwrap_err();
         assert_eq!(error.code(), Code::CHECKPOINT_QUANTIZED, "{words}: {error}");
         assert!(error.message().contains(words) && !error.message().contains('\n'), "{words}: {error}");
@@ -374,4 +387,37 @@ fn healthy_checkpoints_stay_as_they_are() {
     let found = quantized(Value::Null, &[("l.weight", of(DType::F8E5M2, &[2, 2]))]).unwrap();
     assert_eq!(found.warnings()[0].code, WarningCode::CHECKPOINT_DEQUANTIZED);
     assert_eq!(merged(&found, "l.weight"), [1.0 / 65536.0; 4]);
+}
+
+/// Merging against reading, on the sizes of a 7B model: `cargo test --release --test checkpoint merging_takes --
+/// --ignored --nocapture`.
+#[test]
+#[ignore = "measures time"]
+fn merging_takes_little_more_time_than_a_cast() {
+    for [rows, cols] in [[4096, 4096], [11008, 4096], [4096, 11008]] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let plain = LazyTensor::from_f32(&[rows, cols], &vec![0.5; rows * cols]).cast(DType::F16);
+        save(&path, tensors(&[("w", plain)]));
+        let base = Checkpoint::open(&path).unwrap().get("w").unwrap().clone();
+        let [left, right] = [[rows, 16], [16, cols]].map(|s| ramp(&s));
+        let seconds = |tensor: &LazyTensor| {
+            let run = |_| {
+                let started = std::time::Instant::now();
+                let mut seen = 0;
+                let mut sink = |chunk: &[u8]| {
+                    seen += chunk.len();
+                    Ok(())
+                };
+                tensor.stream(&mut sink).unwrap();
+                assert_eq!(seen, 4 * rows * cols);
+                started.elapsed().as_secs_f64()
+            };
+            (0..5).map(run).fold(f64::INFINITY, f64::min)
+        };
+        let sum = base.plus_low_rank(&left, &right, 2.0);
+        let read = [seconds(&base.cast(DType::F32)), seconds(&base.cast(DType::F32).transposed())];
+        let merged = [seconds(&sum), seconds(&sum.transposed())];
+        eprintln!("[{rows}, {cols}] r 16: read {read:.3?} s, merged {merged:.3?} s (as it is, transposed)");
+    }
 }

@@ -8,7 +8,8 @@
 //! modules the update has, its tensors say (`target_modules`, `layers_to_transform` and their kin do not).
 //!
 //! # Errors
-//! `checkpoint.lora`: another method, a setting that makes the update something else than s·B·A, or one that is missing.
+//! `checkpoint.lora`: another method, a setting that makes the update something else than s·B·A, or one that is
+//! missing.
 
 use regex::{Regex, RegexBuilder};
 use serde_json::Value;

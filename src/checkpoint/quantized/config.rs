@@ -1,8 +1,8 @@
 //! How a checkpoint says that it is quantized: `quantization_config` in the `config.json` beside the weights.
 //!
-//! Flows in: the folder of the weights. Flows out: the method's name and its settings, as JSON. Older tools wrote files
-//! of their own: AutoGPTQ `quantize_config.json`, AutoAWQ `quant_config.json`. A file that is no JSON says nothing here:
-//! whoever reads the model's configuration refuses it.
+//! Flows in: the folder of the weights. Flows out: the method's name and its settings, as JSON. Older tools wrote
+//! files of their own: AutoGPTQ `quantize_config.json`, AutoAWQ `quant_config.json`. A file that is no JSON says
+//! nothing here: whoever reads the model's configuration refuses it.
 
 use std::path::Path;
 
