@@ -4,6 +4,7 @@
 
 mod fixtures;
 mod hostile;
+mod merging;
 mod mutations;
 mod restored;
 mod roundtrip;
