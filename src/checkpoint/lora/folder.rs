@@ -20,6 +20,9 @@ const OTHERS: &str = "non_lora_trainables.bin";
 /// Longest configuration, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
 
+/// Tensors in no order.
+type Named = Vec<(String, LazyTensor)>;
+
 /// Whether a file of that name belongs to an adapter, and is no model's checkpoint.
 pub(in super::super) fn is_adapter(name: &str) -> bool {
     WEIGHTS.contains(&name) || name == OTHERS
@@ -43,7 +46,7 @@ impl Found {
     }
 
     /// The tensors of LLaVA's file, by their plain names, and the file.
-    pub fn others(&self) -> Result<(Vec<(String, LazyTensor)>, Option<SourceFile>)> {
+    pub fn others(&self) -> Result<(Named, Option<SourceFile>)> {
         let path = self.folder().join(OTHERS);
         if !path.is_file() {
             return Ok((Vec::new(), None));
