@@ -15,7 +15,7 @@
 
 use std::path::Path;
 
-use super::{Opened, listed, meta};
+use super::{Opened, listed, lora, meta};
 use crate::error::{Code, Error, Result};
 
 const KNOWN: &[&str] = &[
@@ -43,7 +43,11 @@ pub(super) fn open(folder: &Path) -> Result<(Opened, String)> {
     }
     let indices: Vec<&str> = names.iter().map(String::as_str).filter(|n| n.ends_with(".index.json")).collect();
     let weights = |n: &&str| ENDINGS.iter().any(|e| n.ends_with(e)) && !is_leftover(n);
-    let files: Vec<&str> = names.iter().map(String::as_str).filter(weights).collect();
+    let mut files: Vec<&str> = names.iter().map(String::as_str).filter(weights).collect();
+    // A LoRA adapter is no candidate beside the model that it is for.
+    if files.iter().any(|name| !lora::is_adapter(name)) {
+        files.retain(|name| !lora::is_adapter(name));
+    }
     let candidates = if indices.is_empty() { files } else { indices };
     match candidates.as_slice() {
         [] => {

@@ -18,7 +18,7 @@ use std::path::Path;
 
 use super::mapping::Mapping;
 use super::meta_params::MetaParams;
-use super::{Contents, Format, Opened, Skipped, SourceFile, detect};
+use super::{Contents, Format, Opened, Skipped, SourceFile, detect, lora};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{LazyTensor, show};
 
@@ -58,6 +58,8 @@ pub(super) fn read(folder: &Path, names: &[String]) -> Result<Opened> {
     let params: MetaParams = serde_json::from_slice(json.bytes())
         .map_err(|e| Error::new(Code::CHECKPOINT_CORRUPT, format!("is not Meta's params.json: {e}")).at(&at))?;
     params.check().map_err(|e| e.at(&at))?;
+    let extras: lora::meta::Extras = serde_json::from_slice(json.bytes())
+        .map_err(|e| Error::new(Code::CHECKPOINT_LORA, format!("its lora_args are no rank and scale: {e}")).at(&at))?;
     let mut files = vec![SourceFile::of(&json)];
     let mut slices = Vec::new();
     for (i, name) in slice_names(names).map_err(|e| e.at(folder))?.iter().enumerate() {
@@ -72,6 +74,8 @@ pub(super) fn read(folder: &Path, names: &[String]) -> Result<Opened> {
         }
     }
     let mut contents = Contents::new(Format::Meta);
+    let mut all: Vec<_> = slices.iter_mut().map(|slice| &mut slice.tensors).collect();
+    contents.warnings.extend(lora::meta::merge(&mut all, &extras).map_err(|e| e.at(folder))?);
     let first: Vec<String> = slices.first().map(|s| s.tensors.keys().cloned().collect()).unwrap_or_default();
     for name in first {
         let parts: Vec<LazyTensor> = slices.iter().filter_map(|s| s.tensors.get(&name).cloned()).collect();

@@ -38,13 +38,16 @@ mod contents;
 mod detect;
 mod folder;
 mod index;
+mod lora;
 mod mapping;
 mod meta;
 mod meta_params;
 mod ort_training;
 mod pickle;
 mod pt2;
+mod quantized;
 mod requirements;
+mod restore;
 mod safetensors;
 mod state_dict;
 mod strided;
@@ -169,7 +172,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `checkpoint.not_found`, `.format` (not a checkpoint, or a folder with several), `.truncated`, `.corrupt`,
-    /// `.unsafe-pickle`; `io`.
+    /// `.unsafe-pickle`, `.quantized`, `.lora`; `io`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let (opened, chosen) = if path.is_dir() {
@@ -178,7 +181,8 @@ impl Checkpoint {
         } else {
             (open_file(path)?, None)
         };
-        Self::finish(path, opened, chosen)
+        let folder = if chosen.is_some() { Some(path) } else { path.parent() };
+        Self::finish(path, opened, chosen, folder)
     }
 
     /// Reads a single-file checkpoint from memory; `name` stands in for its path.
@@ -191,14 +195,15 @@ impl Checkpoint {
             return Err(Error::new(Code::CHECKPOINT_TRUNCATED, "is empty (0 bytes)").at(path));
         }
         let contents = detect::read(&Mapping::owned(bytes, path)).map_err(|e| e.at(path))?;
-        Self::finish(path, Opened { contents, files: Vec::new(), params: None }, None)
+        Self::finish(path, Opened { contents, files: Vec::new(), params: None }, None, None)
     }
 
-    fn finish(path: &Path, opened: Opened, chosen: Option<String>) -> Result<Self> {
+    fn finish(path: &Path, opened: Opened, chosen: Option<String>, folder: Option<&Path>) -> Result<Self> {
         // Its tensors are converted on all cores.
         crate::threads::start_pool(None)?;
-        let Opened { contents, files, params } = opened;
+        let Opened { contents, mut files, params } = opened;
         let contents = contents.stripped().map_err(|e| e.at(path))?;
+        let contents = restore::weights(contents, folder, &mut files).map_err(|e| e.at(path))?;
         Ok(Self { path: path.to_owned(), chosen, files, params, contents })
     }
 

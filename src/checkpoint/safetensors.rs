@@ -26,7 +26,7 @@ use crate::tensor::{DType, LazyTensor};
 pub(super) const MAX_HEADER: usize = 100_000_000;
 
 /// Our types and theirs.
-pub(super) const DTYPES: [(DType, Dtype); 13] = [
+pub(super) const DTYPES: [(DType, Dtype); 15] = [
     (DType::Bool, Dtype::BOOL),
     (DType::U8, Dtype::U8),
     (DType::I8, Dtype::I8),
@@ -36,6 +36,8 @@ pub(super) const DTYPES: [(DType, Dtype); 13] = [
     (DType::I32, Dtype::I32),
     (DType::U64, Dtype::U64),
     (DType::I64, Dtype::I64),
+    (DType::F8E4M3, Dtype::F8_E4M3),
+    (DType::F8E5M2, Dtype::F8_E5M2),
     (DType::F16, Dtype::F16),
     (DType::BF16, Dtype::BF16),
     (DType::F32, Dtype::F32),

@@ -23,6 +23,10 @@ pub enum DType {
     U64,
     /// Signed 64-bit integer.
     I64,
+    /// 8-bit float with 4 bits of exponent and 3 of fraction, without infinities (OCP OFP8 E4M3; `float8_e4m3fn`).
+    F8E4M3,
+    /// 8-bit float with 5 bits of exponent and 2 of fraction: the upper half of an `F16` (OCP OFP8 E5M2).
+    F8E5M2,
     /// IEEE 754 half precision.
     F16,
     /// bfloat16: the upper half of an `f32`.
@@ -34,7 +38,8 @@ pub enum DType {
 }
 
 impl DType {
-    const ALL: [Self; 13] = [
+    /// The types that values of our graphs may have.
+    const IN_GRAPHS: [Self; 13] = [
         Self::Bool,
         Self::U8,
         Self::I8,
@@ -53,7 +58,7 @@ impl DType {
     /// Bytes of one element.
     pub const fn size(self) -> usize {
         match self {
-            Self::Bool | Self::U8 | Self::I8 => 1,
+            Self::Bool | Self::U8 | Self::I8 | Self::F8E4M3 | Self::F8E5M2 => 1,
             Self::U16 | Self::I16 | Self::F16 | Self::BF16 => 2,
             Self::U32 | Self::I32 | Self::F32 => 4,
             Self::U64 | Self::I64 | Self::F64 => 8,
@@ -72,6 +77,8 @@ impl DType {
             Self::I32 => "int32",
             Self::U64 => "uint64",
             Self::I64 => "int64",
+            Self::F8E4M3 => "float8_e4m3fn",
+            Self::F8E5M2 => "float8_e5m2",
             Self::F16 => "float16",
             Self::BF16 => "bfloat16",
             Self::F32 => "float32",
@@ -95,17 +102,19 @@ impl DType {
             Self::U32 => 12,
             Self::U64 => 13,
             Self::BF16 => 16,
+            Self::F8E4M3 => 17,
+            Self::F8E5M2 => 19,
         }
     }
 
-    /// The type of that number of ONNX's, if it is one of these.
+    /// The type of that number of ONNX's, if values of our graphs may have it.
     pub fn from_onnx(number: i32) -> Option<Self> {
-        Self::ALL.into_iter().find(|t| t.onnx() == number)
+        Self::IN_GRAPHS.into_iter().find(|t| t.onnx() == number)
     }
 
     /// Whether values of this type can be NaN or infinite.
     pub const fn is_float(self) -> bool {
-        matches!(self, Self::F16 | Self::BF16 | Self::F32 | Self::F64)
+        matches!(self, Self::F8E4M3 | Self::F8E5M2 | Self::F16 | Self::BF16 | Self::F32 | Self::F64)
     }
 }
 

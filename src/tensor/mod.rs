@@ -13,14 +13,18 @@
 //! # Ok::<(), brain_adapter::Error>(())
 //! ```
 
+mod computed;
 mod decode;
 mod dense;
 mod dtype;
 mod lazy;
+mod low_rank;
 pub(crate) mod number;
 mod views;
 
+pub(crate) use computed::{Fill, Formula, computed};
 pub use decode::Band;
+pub(crate) use decode::float8;
 pub use dense::{Comparison, Tensor, TensorView, cosine, least};
 pub use dtype::DType;
 pub use lazy::{CHUNK_BYTES, LazyTensor, Sink, Source};

@@ -262,6 +262,9 @@ impl FiniteCheck {
 /// Index of the first element whose exponent is all ones. Works on the bits: no conversion.
 fn first_nonfinite(bytes: &[u8], dtype: DType) -> Option<usize> {
     match dtype {
+        // The one NaN of each sign: there is no infinity.
+        DType::F8E4M3 => first(bytes, |b| b & 0x7f == 0x7f),
+        DType::F8E5M2 => first(bytes, |b| b & 0x7c == 0x7c),
         DType::F16 => first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
         DType::BF16 => first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
         DType::F32 => first(bytes.as_chunks::<4>().0, |b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),

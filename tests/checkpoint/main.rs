@@ -4,6 +4,8 @@
 
 mod fixtures;
 mod hostile;
+mod merging;
 mod mutations;
+mod restored;
 mod roundtrip;
 mod training;

@@ -24,10 +24,11 @@ fn models() -> &'static Path {
     let make = || {
         let dir = support::lasting();
         let all = tensors();
-        for layout in ["safetensors", "bin", "meta"] {
+        for layout in ["safetensors", "bin", "meta", "lora"] {
             large::write_model(&dir.path().join(layout), &|llama| match layout {
                 "safetensors" => save(&llama.join("model.safetensors"), all.clone()),
                 "bin" => write_bin(llama, &all),
+                "lora" => write_lora(llama, &all),
                 _ => write_meta(llama, &all),
             });
         }
@@ -45,6 +46,23 @@ fn write_bin(folder: &Path, tensors: &[(String, LazyTensor)]) {
     }
     let index = json!({"metadata": {}, "weight_map": map});
     fs::write(folder.join("pytorch_model.bin.index.json"), index.to_string()).unwrap();
+}
+
+/// The model with a LoRA adapter of every layer beside it.
+fn write_lora(folder: &Path, tensors: &[(String, LazyTensor)]) {
+    const RANK: usize = 16;
+    save(&folder.join("model.safetensors"), tensors.to_vec());
+    let mut adapter = Vec::new();
+    for (name, tensor) in tensors.iter().filter(|(name, _)| name.contains("_proj")) {
+        let module = format!("base_model.model.{}", name.strip_suffix(".weight").unwrap());
+        for (part, shape) in [("A", [RANK, tensor.shape()[1]]), ("B", [tensor.shape()[0], RANK])] {
+            let values: Vec<f32> = (0..shape[0] * shape[1]).map(|i| (i % 251) as f32 / 2510.0 - 0.05).collect();
+            adapter.push((format!("{module}.lora_{part}.weight"), LazyTensor::from_f32(&shape, &values)));
+        }
+    }
+    save(&folder.join("adapter_model.safetensors"), adapter);
+    let settings = json!({"peft_type": "LORA", "r": RANK, "lora_alpha": 32, "target_modules": "all-linear"});
+    fs::write(folder.join("adapter_config.json"), settings.to_string()).unwrap();
 }
 
 /// Two slices: rows of the layers that spread out, columns of those that join, rotary pairs side by side.
@@ -153,6 +171,18 @@ fn a_model_is_exported_in_less_memory_than_it_has_weights() {
         }
         // The same weights, however they lie in their files.
         assert!(data.iter().all(|file| *file == data[0]), "{precision}: {data:#?}");
+    }
+}
+
+#[test]
+fn a_lora_is_merged_in_the_memory_of_an_export_without_one() {
+    for precision in ["none", "int8", "fp16"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = limited(&bare("ba-export"));
+        run.current_dir(dir.path()).args(["--quantize", precision, "--model"]).arg(models().join("lora"));
+        let done = finish(run.arg("-o").arg(dir.path().join("onnx"))).ok();
+        let layers = 7 * L.layers;
+        assert!(done.stderr.contains(&format!("merged into {layers} tensors (r 16, alpha 32)")), "{}", done.stderr);
     }
 }
 

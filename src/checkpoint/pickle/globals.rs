@@ -73,8 +73,8 @@ const ELEMENTS: &[(&str, &[&str], Element)] = &[
     ("QUInt8Storage", &["quint8"], Element::Other("quint8", 1)),
     ("QInt32Storage", &["qint32"], Element::Other("qint32", 4)),
     ("", &["complex32"], Element::Other("complex32", 4)),
-    ("", &["float8_e4m3fn"], Element::Other("float8_e4m3fn", 1)),
-    ("", &["float8_e5m2"], Element::Other("float8_e5m2", 1)),
+    ("", &["float8_e4m3fn"], Element::Known(DType::F8E4M3)),
+    ("", &["float8_e5m2"], Element::Known(DType::F8E5M2)),
     ("", &["float8_e4m3fnuz"], Element::Other("float8_e4m3fnuz", 1)),
     ("", &["float8_e5m2fnuz"], Element::Other("float8_e5m2fnuz", 1)),
 ];
