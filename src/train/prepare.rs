@@ -78,6 +78,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     foreign_files(&target, plan.force)?;
     let config = Config::load(&plan.sources.config)?;
     plan.sources.check_positions(&config)?;
+    plan.sources.choices_in_use().for_each(|warning| progress.warn(warning));
     let adapter = open(&plan.sources.adapter, progress)?;
     let vision = open(&plan.sources.vision, progress)?;
     let (state, mut skipped) = state(&config, plan.mode, &adapter)?;
