@@ -118,7 +118,9 @@ impl Requirements {
         let empty = self.wanted.iter().filter(empty).count();
         (empty > 0).then(|| {
             format!(
-                "; {empty} tensors are empty placeholders ([0]): under DeepSpeed ZeRO-3 the weights lie in shards                  (*_optim_states.pt), not in this file. Name the folder of the DeepSpeed checkpoint, convert it with its                  zero_to_fp32.py, or gather the weights when saving (stage3_gather_16bit_weights_on_model_save)"
+                "; {empty} tensors are empty placeholders ([0]): under DeepSpeed ZeRO-3 the weights lie in shards \
+                 (*_optim_states.pt), not in this file. Name the folder of the DeepSpeed checkpoint, convert it with its \
+                 zero_to_fp32.py, or gather the weights when saving (stage3_gather_16bit_weights_on_model_save)"
             )
         })
     }

@@ -138,10 +138,15 @@ impl Sources {
     }
 }
 
-/// The files of a folder that are checkpoints by their content, sorted.
+/// The files of a folder that are checkpoints with tensors of an adapter and heads, under any prefix, sorted; and those
+/// that could not be read, whose error says more than that they are not there.
 fn checkpoints(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| looks_like_checkpoint(path)).collect();
+    let trained = |path: &PathBuf| {
+        let own = |name: &str| ["adapter.", "vision_projection.", "classifier."].iter().any(|own| name.contains(own));
+        looks_like_checkpoint(path) && Checkpoint::open(path).map_or(true, |found| found.names().any(own))
+    };
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(trained).collect();
     found.sort_unstable();
     found
 }
