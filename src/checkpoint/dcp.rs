@@ -258,7 +258,8 @@ impl<'a> Reader<'a> {
         let (have, from) = (map.bytes().len(), place.offset);
         let end = from.checked_add(place.length).filter(|&end| end <= have).ok_or_else(|| {
             let length = place.length;
-            let message = format!("has {have} bytes, its metadata expects a chunk of {length} at {from}: copy it again");
+            let message =
+                format!("has {have} bytes, its metadata expects a chunk of {length} at {from}: copy it again");
             Error::new(Code::CHECKPOINT_TRUNCATED, message)
         })?;
         self.bytes = self.bytes.saturating_add(place.length);
@@ -266,7 +267,8 @@ impl<'a> Reader<'a> {
             return Err(corrupt("its chunks lie on each other: they claim more bytes than the files have"));
         }
         let archive = Archive::open(map, from..end, Dialect::StateDict)?;
-        let tensor = archive.tensor(archive.pickle.root)?.map_err(|name| corrupt(format!("a chunk is of type {name}")))?;
+        let tensor =
+            archive.tensor(archive.pickle.root)?.map_err(|name| corrupt(format!("a chunk is of type {name}")))?;
         // What is saved is never expanded (stride 0): the bytes of a chunk are in its archive.
         if tensor.shape() != sizes || tensor.dtype() != dtype || tensor.byte_len() > place.length {
             let expected = format!("{dtype}{}", show(sizes));

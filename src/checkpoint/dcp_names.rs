@@ -46,11 +46,8 @@ pub(super) fn described(pickle: &Pickle, at: Ref) -> Result<Option<Described<'_>
 /// The nested dicts of `tensors` (an entry of the metadata each) by `paths`, where a name has one.
 pub(super) fn nested(pickle: &Pickle, tensors: Ref, paths: Option<Ref>) -> Result<Pickle> {
     let entries = |at: Ref| if let Node::Dict(entries) = pickle.get(at) { entries.as_slice() } else { &[] };
-    let paths: HashMap<&str, Ref> = paths
-        .into_iter()
-        .flat_map(entries)
-        .filter_map(|&(name, path)| Some((pickle.text(name)?, path)))
-        .collect();
+    let paths: HashMap<&str, Ref> =
+        paths.into_iter().flat_map(entries).filter_map(|&(name, path)| Some((pickle.text(name)?, path))).collect();
     let mut tree = Tree { made: Pickle::of_dict(), dicts: HashMap::new() };
     for &(name, at) in entries(tensors) {
         let name = pickle.text(name).filter(|name| name.len() <= MAX_NAME);

@@ -57,6 +57,7 @@ mod torch_legacy;
 mod torch_zip;
 mod write;
 mod zero;
+mod zero_lines;
 mod zip_records;
 
 use std::collections::BTreeMap;

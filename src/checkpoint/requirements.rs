@@ -112,9 +112,8 @@ impl Requirements {
 impl Requirements {
     /// What to say when tensors of no elements are where weights are wanted.
     fn placeholders(&self, checkpoint: &Checkpoint) -> Option<String> {
-        let empty = |want: &&Wanted| {
-            checkpoint.get(&want.name).is_some_and(|t| t.shape() == [0] && !want.shape.contains(&0))
-        };
+        let empty =
+            |want: &&Wanted| checkpoint.get(&want.name).is_some_and(|t| t.shape() == [0] && !want.shape.contains(&0));
         let empty = self.wanted.iter().filter(empty).count();
         (empty > 0).then(|| {
             format!(

@@ -96,11 +96,10 @@ fn header(bytes: &[u8]) -> Result<(usize, Metadata)> {
     let Some(text) = bytes.get(8..start) else {
         return Err(truncated(format!("ends after {have} bytes, inside its safetensors header of {len}")));
     };
-    let header: Metadata = serde_json::from_slice(text)
-        .map_err(|e| match wrong_metadata(text) {
-            Some(message) => corrupt(message),
-            None => corrupt(format!("is a damaged safetensors file: {e}")).caused_by(e),
-        })?;
+    let header: Metadata = serde_json::from_slice(text).map_err(|e| match wrong_metadata(text) {
+        Some(message) => corrupt(message),
+        None => corrupt(format!("is a damaged safetensors file: {e}")).caused_by(e),
+    })?;
     match header.data_len().checked_add(start) {
         Some(want) if want == have => Ok((start, header)),
         Some(want) if want < have => {

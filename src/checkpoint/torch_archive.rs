@@ -69,6 +69,10 @@ impl Archive {
             return Err(corrupt("a flat group is no tensor of one axis of a known type".into()));
         };
         let storage = record(&self.records, &self.folder, &self.pickle, &node.storage)?;
+        // Stride 0 would let a few bytes claim to be many.
+        if len.checked_mul(dtype.size()).is_none_or(|bytes| bytes > storage.len()) {
+            return Err(corrupt(format!("a flat group of {len} elements has {} bytes", storage.len())));
+        }
         let line = Line { map: Arc::clone(&self.map), storage, dtype, offset: node.offset, stride, len };
         line.part(0..len)?;
         Ok(line)

@@ -23,6 +23,7 @@ use super::contents::{Contents, Opened};
 use super::mapping::Mapping;
 use super::pickle::{Dialect, Node, Pickle, Ref};
 use super::torch_archive::{Archive, Line};
+use super::zero_lines::{Lines, whole};
 use super::{Format, Skipped, SourceFile};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::{DType, LazyTensor, numel, show};
@@ -122,7 +123,10 @@ impl<'a> Ranks<'a> {
         };
         let ranks = match value(&first.pickle, state, "partition_count")? {
             &Node::Int(n) => usize::try_from(n).ok(),
-            Node::List(_) => first.pickle.entry_ref(state, "partition_count").and_then(|at| sizes(&first.pickle, at)?.into_iter().max()),
+            Node::List(_) => first
+                .pickle
+                .entry_ref(state, "partition_count")
+                .and_then(|at| sizes(&first.pickle, at)?.into_iter().max()),
             _ => None,
         };
         if ranks != Some(optimizers.len()) {
@@ -204,7 +208,8 @@ impl<'a> Ranks<'a> {
             let elements = elements(&name, &shape)?;
             let mut lines: Vec<Line> = Vec::new();
             for (rank, pieces) in ranks.iter().zip(&pieces) {
-                let piece = pieces.get(name.as_str()).ok_or_else(|| corrupt(format!("`{name}` has no piece of a rank")))?;
+                let piece =
+                    pieces.get(name.as_str()).ok_or_else(|| corrupt(format!("`{name}` has no piece of a rank")))?;
                 if self.stage != 3 {
                     match rank.tensor(*piece)? {
                         Ok(tensor) => drop(contents.tensors.insert(name.clone(), tensor)),
@@ -249,7 +254,9 @@ impl<'a> Ranks<'a> {
         }
         for (rank, held) in lines.iter().map(|lines| lines.len).enumerate() {
             if held != at {
-                return Err(corrupt(format!("rank {rank} holds {held} elements, the shapes of the parameters need {at}")));
+                return Err(corrupt(format!(
+                    "rank {rank} holds {held} elements, the shapes of the parameters need {at}"
+                )));
             }
         }
         Ok(tensors)
@@ -300,7 +307,9 @@ fn optimizer(archive: &Archive) -> Result<Ref> {
 /// `frozen_param_fragments` of a rank by name.
 fn fragments(archive: &Archive) -> std::collections::HashMap<&str, Ref> {
     let pickle = &archive.pickle;
-    let Some(Node::Dict(entries)) = pickle.entry(pickle.root, "frozen_param_fragments") else { return Default::default() };
+    let Some(Node::Dict(entries)) = pickle.entry(pickle.root, "frozen_param_fragments") else {
+        return Default::default();
+    };
     entries.iter().filter_map(|&(name, at)| Some((pickle.text(name)?, at))).collect()
 }
 
@@ -342,58 +351,6 @@ fn named_shapes(pickle: &Pickle, dict: &Node) -> Result<Vec<(String, Vec<usize>)
 fn elements(name: &str, shape: &[usize]) -> Result<usize> {
     let fits = numel(shape).filter(|n| n.checked_mul(8).is_some());
     fits.ok_or_else(|| corrupt(format!("the shape {} of `{name}` overflows", show(shape))))
-}
-
-/// Lines that follow each other, and where each begins.
-struct Lines<'a> {
-    lines: Vec<&'a Line>,
-    starts: Vec<usize>,
-    len: usize,
-}
-
-impl<'a> Lines<'a> {
-    fn new(lines: impl IntoIterator<Item = &'a Line>) -> Self {
-        let mut all = Self { lines: Vec::new(), starts: Vec::new(), len: 0 };
-        for line in lines {
-            all.lines.push(line);
-            all.starts.push(all.len);
-            all.len = all.len.saturating_add(line.len);
-        }
-        all
-    }
-
-    /// `count` elements from `at` on.
-    fn take(&self, at: usize, count: usize) -> Result<Vec<LazyTensor>> {
-        let end = at.checked_add(count).filter(|&end| end <= self.len);
-        let end = end.ok_or_else(|| {
-            let held = self.len;
-            corrupt(format!("its {count} elements from {at} on are past the {held} that the ranks hold"))
-        })?;
-        let (mut at, mut parts) = (at, Vec::new());
-        // The last line that begins at or before `at`: empty ones lie before it.
-        let mut number = self.starts.partition_point(|&start| start <= at).saturating_sub(1);
-        while at < end {
-            let (line, start) = (self.lines[number], self.starts[number]);
-            let stop = end.min(start + line.len);
-            if at < stop {
-                parts.push(line.part(at - start..stop - start)?);
-            }
-            (at, number) = (stop, number + 1);
-        }
-        Ok(parts)
-    }
-}
-
-/// Parts of one type as a tensor of this shape.
-fn whole(parts: Vec<LazyTensor>, shape: &[usize]) -> Result<LazyTensor> {
-    let Some(first) = parts.first() else {
-        return Ok(LazyTensor::new(DType::F32, shape.to_vec(), Arc::new(Vec::new())));
-    };
-    if parts.iter().any(|part| part.dtype() != first.dtype()) {
-        return Err(corrupt("its parts differ in type"));
-    }
-    let joined = if let [only] = parts.as_slice() { only.clone() } else { LazyTensor::concat(&parts) };
-    Ok(joined.reshaped(shape))
 }
 
 fn about(name: &str, error: Error) -> Error {

@@ -202,7 +202,8 @@ fn a_model_folder_with_one_other_checkpoint_has_an_adapter() {
 fn names_in_the_metadata_are_restored() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
-    let two = [("kept.w".to_owned(), LazyTensor::from_f32(&[2], &[1.0, 2.0])), ("own".to_owned(), LazyTensor::zeros(&[1]))];
+    let two =
+        [("kept.w".to_owned(), LazyTensor::from_f32(&[2], &[1.0, 2.0])), ("own".to_owned(), LazyTensor::zeros(&[1]))];
     let map = [("dropped.w", "kept.w"), ("own", "kept.w"), ("format", "pt"), ("lost", "gone")];
     let map = map.map(|(a, b)| (a.to_owned(), b.to_owned())).into();
     write_safetensors(&path, two, &map).unwrap();

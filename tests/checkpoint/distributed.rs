@@ -112,9 +112,17 @@ fn parts_of_a_distributed_checkpoint_are_named() {
 #[test]
 fn ranks_that_are_gone_are_named() {
     for (name, gone, words) in [
-        ("zero3/global_step2", "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "holds 2 files *_optim_states.pt, its 3"),
+        (
+            "zero3/global_step2",
+            "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+            "holds 2 files *_optim_states.pt, its 3",
+        ),
         ("zero3/global_step2", "zero_pp_rank_2_mp_rank_00_model_states.pt", "holds 2 files *_model_states.pt, its 3"),
-        ("zero2/global_step2", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "holds 1 files *_optim_states.pt, its 2"),
+        (
+            "zero2/global_step2",
+            "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+            "holds 1 files *_optim_states.pt, its 2",
+        ),
         ("zero2/global_step2", "mp_rank_00_model_states.pt", "holds no *_model_states.pt"),
     ] {
         let mut some = files(name);
@@ -253,7 +261,7 @@ fn hostile_metadata_is_refused() {
         ((&[2, 0], &[2, 3], ("e", n, n)), Code::CHECKPOINT_NOT_FOUND, "1 of the 2 files"),
         ((&[3, 0], &[2, 3], ("d", n, n)), Code::CHECKPOINT_CORRUPT, "outside"),
         ((&[1, 0], &[2, 3], ("d", n, n)), Code::CHECKPOINT_CORRUPT, "overlap"),
-        ((&[2, 0], &[1, 3], ("d", n, n)), Code::CHECKPOINT_CORRUPT, "expects F32 [1, 3]"),
+        ((&[2, 0], &[1, 3], ("d", n, n)), Code::CHECKPOINT_CORRUPT, "expects float32[1, 3]"),
         ((&[2], &[2], ("d", n, n)), Code::CHECKPOINT_CORRUPT, "as many as the tensor has axes"),
         ((&[2, 0], &[2, 3], ("d", 1, n)), Code::CHECKPOINT_TRUNCATED, "zip"),
         ((&[2, -1], &[2, 3], ("d", n, n)), Code::CHECKPOINT_CORRUPT, "chunk"),

@@ -25,8 +25,13 @@ fn distributed(module: &str, name: &str) -> Option<Global> {
     match (module, name) {
         (
             "torch.distributed.checkpoint.metadata",
-            "Metadata" | "TensorStorageMetadata" | "BytesStorageMetadata" | "ChunkStorageMetadata" | "MetadataIndex"
-            | "TensorProperties" | "StorageMeta",
+            "Metadata"
+            | "TensorStorageMetadata"
+            | "BytesStorageMetadata"
+            | "ChunkStorageMetadata"
+            | "MetadataIndex"
+            | "TensorProperties"
+            | "StorageMeta",
         )
         | ("torch.distributed.checkpoint.filesystem", "_StorageInfo")
         | ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties") => Some(Global::Record),
