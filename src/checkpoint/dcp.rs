@@ -115,6 +115,9 @@ fn read_metadata(map: &Arc<Mapping>) -> Result<Metadata> {
     Ok(Metadata { tensors, paths, storage, pickle })
 }
 
+/// A chunk's offsets and sizes on each axis, and where it lies.
+type Chunk<'a> = (Vec<usize>, Vec<usize>, Place<'a>);
+
 /// Where a chunk lies.
 #[derive(Clone, Copy)]
 struct Place<'a> {
@@ -174,7 +177,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The offsets, sizes and places of a tensor's chunks.
-    fn chunks(&mut self, name: &'a str, tensor: &Described<'a>) -> Result<Vec<(Vec<usize>, Vec<usize>, Place<'a>)>> {
+    fn chunks(&mut self, name: &'a str, tensor: &Described<'a>) -> Result<Vec<Chunk<'a>>> {
         self.left = self.left.checked_sub(tensor.chunks.len()).ok_or_else(|| corrupt("names its chunks too often"))?;
         let axes = |chunk: Ref, name: &str| {
             let sizes = self.pickle.attribute(chunk, name).and_then(|at| self.pickle.sizes(at));

@@ -102,6 +102,9 @@ fn of_ranks<'a>(names: &'a [String], ending: &str) -> Vec<&'a String> {
     found
 }
 
+/// Names and shapes of the parameters of a group, in order.
+type Shapes = Vec<(String, Vec<usize>)>;
+
 /// The states of all ranks.
 struct Ranks<'a> {
     models: &'a [Archive],
@@ -228,7 +231,7 @@ impl<'a> Ranks<'a> {
     }
 
     /// Names and shapes of the trained parameters, by group.
-    fn shapes(&self) -> Result<Vec<Vec<(String, Vec<usize>)>>> {
+    fn shapes(&self) -> Result<Vec<Shapes>> {
         let pickle = &self.models[0].pickle;
         let Node::List(groups) = value(pickle, pickle.root, "param_shapes")? else {
             return Err(corrupt("its `param_shapes` is no list"));
@@ -237,7 +240,7 @@ impl<'a> Ranks<'a> {
     }
 
     /// Stage 3: a piece of each rank, and padding at the end of the last.
-    fn partitioned(&self, shapes: Vec<Vec<(String, Vec<usize>)>>) -> Result<Vec<(String, LazyTensor)>> {
+    fn partitioned(&self, shapes: Vec<Shapes>) -> Result<Vec<(String, LazyTensor)>> {
         let lines: Vec<Lines<'_>> = self.groups.iter().map(Lines::new).collect();
         let (ranks, mut at, mut tensors) = (lines.len(), 0usize, Vec::new());
         for (name, shape) in shapes.into_iter().flatten() {
@@ -263,7 +266,7 @@ impl<'a> Ranks<'a> {
     }
 
     /// Stages 1 and 2: the ranks' parts of a group in one line.
-    fn joined(&self, shapes: Vec<Vec<(String, Vec<usize>)>>) -> Result<Vec<(String, LazyTensor)>> {
+    fn joined(&self, shapes: Vec<Shapes>) -> Result<Vec<(String, LazyTensor)>> {
         let mut tensors = Vec::new();
         let mut ranks: Vec<_> = self.groups.iter().map(|groups| groups.iter()).collect();
         if self.groups.iter().any(|groups| groups.len() != shapes.len()) {
@@ -338,7 +341,7 @@ fn lists(pickle: &Pickle, at: Ref) -> Result<Vec<Vec<usize>>> {
 }
 
 /// Names and shapes of a dict.
-fn named_shapes(pickle: &Pickle, dict: &Node) -> Result<Vec<(String, Vec<usize>)>> {
+fn named_shapes(pickle: &Pickle, dict: &Node) -> Result<Shapes> {
     let bad = || corrupt("its shapes are no dict of names and sizes");
     let Node::Dict(entries) = dict else { return Err(bad()) };
     let shape = |&(name, at): &(Ref, Ref)| {
