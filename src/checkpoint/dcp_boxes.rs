@@ -8,8 +8,8 @@
 //!
 //! # Safety
 //! No `unsafe`. That boxes fill the shape is proved before a source is made: their elements are as many as the shape's,
-//! and no cell between their cuts is taken twice. Cells are bounded by the number of boxes: shardings over a mesh have one
-//! cell a box.
+//! and no cell between their cuts is taken twice. Cells are bounded by the number of boxes: shardings over a mesh have
+//! one cell a box.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,13 +1,14 @@
 //! Which checkpoint a folder holds.
 //!
-//! Flows in: a folder. Flows out: one checkpoint and a sentence that says which, and warnings of those that are not read.
+//! Flows in: a folder. Flows out: one checkpoint and a sentence that says which, and warnings of those that are not
+//! read.
 //!
 //! Known names come first, in the order of transformers' `from_pretrained`: `model.safetensors`,
 //! `model.safetensors.index.json`, `pytorch_model.bin`, `pytorch_model.bin.index.json`; then `pretrained_ViT.bin`,
-//! `consolidated.00.pth` with `params.json`, `.metadata` with `*.distcp`, DeepSpeed's `*_optim_states.pt` (or the folder
-//! that its `latest` names). Without any of them the folder must hold exactly one `*.index.json`, or else exactly one
-//! file that ends in `.safetensors`, `.bin`, `.pt`, `.pth` or `.pt2`, or else exactly one whose content is a checkpoint.
-//! Names only propose; what a file is, its content decides.
+//! `consolidated.00.pth` with `params.json`, `.metadata` with `*.distcp`, DeepSpeed's `*_optim_states.pt` (or the
+//! folder that its `latest` names). Without any of them the folder must hold exactly one `*.index.json`, or else
+//! exactly one file that ends in `.safetensors`, `.bin`, `.pt`, `.pth` or `.pt2`, or else exactly one whose content is
+//! a checkpoint. Names only propose; what a file is, its content decides.
 //!
 //! # Errors
 //! `checkpoint.not_found` when there is none, or a link in its place leads nowhere; `checkpoint.format` lists the

@@ -1,20 +1,22 @@
 //! DeepSpeed's checkpoints of ZeRO: a folder of `*_model_states.pt` and `*_optim_states.pt`, one of each for a rank.
 //!
 //! Flows in: the folder's names and a way to open its files. Flows out: the float32 weights that the optimizer keeps,
-//! put together as DeepSpeed's own `deepspeed/utils/zero_to_fp32.py` does, with the buffers and the frozen parameters of
-//! the model states and the names of shared parameters.
+//! put together as DeepSpeed's own `deepspeed/utils/zero_to_fp32.py` does, with the buffers and the frozen parameters
+//! of the model states and the names of shared parameters.
 //!
 //! - Stage 3: each parameter of `n` elements is cut into `ceil(n / ranks)` elements a rank; a rank's cuts lie one after
 //!   the other in its `fp32_flat_groups`, padding included. Frozen parameters are cut alike, in the model states.
-//! - Stages 1 and 2: the ranks' `single_partition_of_fp32_groups`, joined, hold a group's parameters one after the other.
+//! - Stages 1 and 2: the ranks' `single_partition_of_fp32_groups`, joined, hold a group's parameters one after the
+//!   other.
 //!
 //! # Errors
-//! `checkpoint.not_found` and `.corrupt` for files of other ranks that are gone; `checkpoint.format` for tensor or expert
-//! parallelism; `checkpoint.corrupt` for shapes and groups that disagree; those of the pickle. The way out is the script.
+//! `checkpoint.not_found` and `.corrupt` for files of other ranks that are gone; `checkpoint.format` for tensor or
+//! expert parallelism; `checkpoint.corrupt` for shapes and groups that disagree; those of the pickle. The way out is
+//! the script.
 //!
 //! # Safety
-//! No `unsafe`. Pickles are read symbolically, with three of DeepSpeed's classes on the list. A parameter's elements are
-//! counted against the groups before a view is made.
+//! No `unsafe`. Pickles are read symbolically, with three of DeepSpeed's classes on the list. A parameter's elements
+//! are counted against the groups before a view is made.
 
 use std::path::Path;
 use std::sync::Arc;

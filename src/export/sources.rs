@@ -81,7 +81,7 @@ impl Sources {
     }
 
     /// The warnings of the choices whose path is still among the sources.
-    pub(crate) fn choices_in_use(&self) -> impl Iterator<Item = &Warning> {
+    pub(super) fn choices_in_use(&self) -> impl Iterator<Item = &Warning> {
         let used = [&self.adapter, &self.vision, &self.text];
         self.choices.iter().filter(move |(path, _)| used.contains(&path)).map(|(_, warning)| warning)
     }

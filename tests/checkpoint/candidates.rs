@@ -156,7 +156,8 @@ fn the_hugging_face_cache_and_its_links() {
         std::fs::write(repository.join("refs/main"), outside).unwrap();
         assert_eq!(refusal(&repository).code(), Code::CHECKPOINT_NOT_FOUND, "{outside}");
     }
-    // The weights' link leads nowhere: another file is not taken in its place, one behind it in the order may be broken.
+    // The weights' link leads nowhere: another file is not taken in its place, one behind it in the order may be
+    // broken.
     std::fs::remove_file(repository.join("blobs/0a")).unwrap();
     put(&snapshot("aaa").join("pytorch_model.bin"), 9.0);
     for path in [snapshot("aaa"), snapshot("aaa").join("model.safetensors")] {

@@ -161,18 +161,20 @@ fn other_classes_are_refused_with_the_converter() {
 /// A tensor's whole size, and for each chunk its offsets, sizes, and where it is said to lie.
 type Chunk<'a> = (&'a [i64], &'a [i64], (&'a str, i64, i64));
 
+fn text(out: &mut Vec<u8>, text: &str) {
+    out.push(b'X');
+    out.extend_from_slice(&u32::try_from(text.len()).unwrap().to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn int(out: &mut Vec<u8>, n: i64) {
+    out.extend_from_slice(b"\x8a\x08");
+    out.extend_from_slice(&n.to_le_bytes());
+}
+
 /// The pickle of a `Metadata` with one float32 tensor `w`, by hand.
 fn metadata(size: &[i64], chunks: &[Chunk<'_>]) -> Vec<u8> {
     let mut out = b"\x80\x02".to_vec();
-    let text = |out: &mut Vec<u8>, text: &str| {
-        out.push(b'X');
-        out.extend_from_slice(&u32::try_from(text.len()).unwrap().to_le_bytes());
-        out.extend_from_slice(text.as_bytes());
-    };
-    let int = |out: &mut Vec<u8>, n: i64| {
-        out.extend_from_slice(b"\x8a\x08");
-        out.extend_from_slice(&n.to_le_bytes());
-    };
     let sizes = |out: &mut Vec<u8>, sizes: &[i64]| {
         out.extend_from_slice(b"ctorch\nSize\n((");
         sizes.iter().for_each(|&n| int(out, n));
