@@ -180,7 +180,11 @@ mod tests {
         let mut index = vec![0; shape.len()];
         if shape.iter().all(|&n| n > 0) {
             loop {
-                let at = index.iter().zip(offsets).zip(whole).fold(0, |at, ((i, o), n)| at * n + i + o);
+                let at = index
+                    .iter()
+                    .zip(offsets)
+                    .zip(whole)
+                    .fold(0usize, |at, ((i, o), n)| at.wrapping_mul(*n).wrapping_add(i.wrapping_add(*o)));
                 values.push(at as f32);
                 if !advance(&mut index, shape) {
                     break;
