@@ -177,7 +177,7 @@ mod tests {
 
     fn part(offsets: &[usize], shape: &[usize], whole: &[usize]) -> Boxed {
         let mut values = Vec::new();
-        let mut index = vec![0; shape.len()];
+        let mut index = vec![0usize; shape.len()];
         if shape.iter().all(|&n| n > 0) {
             loop {
                 let at = index
