@@ -1,7 +1,9 @@
 //! Scans and files of tensors.
 
+use std::collections::BTreeMap;
+
 use brain_adapter::calibrate::Statistics;
-use brain_adapter::checkpoint::{Checkpoint, TrainingState};
+use brain_adapter::checkpoint::{Checkpoint, Format, TrainingState};
 use brain_adapter::volume::{Grid, ReadOptions, read_bytes};
 
 /// A scan: read or refused within bounds, and what is read is finite.
@@ -44,6 +46,40 @@ pub fn checkpoint(data: &[u8]) {
     for (name, tensor) in file.iter() {
         assert!(tensor.byte_len() <= data.len().max(16 << 20), "{name}");
         // Expanded views may stream 16 MB from a few bytes: not from every one of a thousand names.
+        if tensor.byte_len() <= 1 << 16 {
+            tensor.stream(&mut |_| Ok(())).expect("a loaded tensor streams");
+        }
+    }
+}
+
+/// The files of a checkpoint of several processes; in an input each is the number of its name, its length (4 bytes) and
+/// its bytes.
+pub const DCP_FILES: [&str; 11] = [
+    ".metadata",
+    "__0_0.distcp",
+    "__1_0.distcp",
+    "__2_0.distcp",
+    "mp_rank_00_model_states.pt",
+    "zero_pp_rank_0_mp_rank_00_model_states.pt",
+    "zero_pp_rank_1_mp_rank_00_model_states.pt",
+    "zero_pp_rank_2_mp_rank_00_model_states.pt",
+    "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+    "bf16_zero_pp_rank_2_mp_rank_00_optim_states.pt",
+];
+
+/// A distributed checkpoint: whatever loads streams, and a tensor of DCP has no more bytes than the files.
+pub fn dcp(data: &[u8]) {
+    let (mut files, mut rest) = (BTreeMap::new(), data);
+    while let Some((&[number, a, b, c, d], after)) = rest.split_first_chunk::<5>() {
+        let len = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX).min(after.len());
+        let name = DCP_FILES[usize::from(number) % DCP_FILES.len()];
+        files.insert(name.to_owned(), after[..len].to_vec());
+        rest = &after[len..];
+    }
+    let Ok(found) = Checkpoint::from_files(files, "fuzz") else { return };
+    for (name, tensor) in found.iter() {
+        assert!(found.format() == Format::Zero || tensor.byte_len() <= data.len(), "{name}");
         if tensor.byte_len() <= 1 << 16 {
             tensor.stream(&mut |_| Ok(())).expect("a loaded tensor streams");
         }

@@ -20,6 +20,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("cache", cache),
     ("checkpoint", checkpoint),
     ("config", config),
+    ("dcp", dcp),
     ("list", list),
     ("mgh", mgh),
     ("nifti", nifti),

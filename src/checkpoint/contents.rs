@@ -68,7 +68,7 @@ impl Contents {
 }
 
 /// A described tensor over its storage; the inner error is the name of a dtype that is not read.
-fn tensor(
+pub(super) fn tensor(
     map: &Arc<Mapping>,
     pickle: &Pickle,
     node: &TensorNode,

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use super::mapping::Mapping;
+use super::zip_records::records;
 use super::{Contents, ort_training, safetensors, torch_legacy, torch_zip};
 use crate::error::{Code, Error, Result};
 
@@ -48,6 +49,15 @@ pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
         return Err(torch_legacy::refuse_bare_pickle(bytes));
     }
     Err(refuse(bytes))
+}
+
+/// Whether the file is of a format that holds weights, by its first bytes and, of a zip archive, its directory.
+pub(super) fn holds_weights(map: &Arc<Mapping>) -> bool {
+    let bytes = map.bytes();
+    if bytes.starts_with(b"PK\x03\x04") {
+        return records(map).is_ok_and(|all| all.keys().any(|name| name.ends_with("/data.pkl")));
+    }
+    torch_legacy::is_legacy(bytes) || safetensors::is_whole(bytes)
 }
 
 /// Whether the file begins with a JSON object.

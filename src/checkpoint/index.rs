@@ -7,7 +7,7 @@
 //! shard does not hold; `checkpoint.not_found` names a missing shard and how many are missing.
 //!
 //! # Safety
-//! No `unsafe`. A shard is named by a plain file name: an index cannot reach outside its own folder.
+//! No `unsafe`. A shard is named by a path inside the folder: an index cannot reach outside it.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -50,7 +50,9 @@ pub(super) fn read(path: &Path) -> Result<Opened> {
     let missing: Vec<&str> = shards.keys().copied().filter(|s| !folder.join(s).exists()).collect();
     if !missing.is_empty() {
         let (n, of, names) = (missing.len(), shards.len(), super::listed(&missing));
-        let message = format!("{n} of its {of} shards are missing: {names}");
+        let dangling = missing.iter().find(|s| folder.join(s).is_symlink());
+        let link = dangling.map_or_else(String::new, |s| format!(" ({s} is a link that leads nowhere)"));
+        let message = format!("{n} of its {of} shards are missing: {names}{link}");
         return Err(Error::new(Code::CHECKPOINT_NOT_FOUND, message).at(path));
     }
     let mut all = Contents::new(Format::Safetensors);
@@ -87,14 +89,15 @@ fn merge(all: &mut Contents, mut part: Contents, shard: &str, names: &[&str]) ->
     Ok(())
 }
 
-/// Makes sure that a shard's name is that of a file in the same folder.
-fn confined(shard: &str) -> Result<()> {
-    let mut parts = Path::new(shard).components();
-    let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
-    if plain && !shard.contains(['/', '\\', '\0']) {
+/// Makes sure that a name is that of a file in the same folder or in a folder below it.
+pub(super) fn confined(shard: &str) -> Result<()> {
+    let parts: Vec<Component<'_>> = Path::new(shard).components().collect();
+    let plain = (1..=8).contains(&parts.len()) && parts.iter().all(|part| matches!(part, Component::Normal(_)));
+    // `components` drops what it can do without, such as a `.` in the middle.
+    if plain && !shard.contains(['\\', '\0']) && !shard.split('/').any(|part| part.is_empty() || part == ".") {
         return Ok(());
     }
     let shown: String = shard.chars().take(120).collect();
-    let message = format!("names the shard `{shown}`, expected a file in the same folder");
+    let message = format!("names the file `{shown}`, expected one in the same folder or below it");
     Err(Error::new(Code::CHECKPOINT_CORRUPT, message))
 }

@@ -52,9 +52,7 @@ impl Mapping {
     pub fn open(path: &Path) -> Result<Arc<Self>> {
         // Before opening: opening a pipe would wait for a writer.
         let about = std::fs::metadata(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => {
-                Error::new(Code::CHECKPOINT_NOT_FOUND, "there is no such file or folder").at(path).caused_by(e)
-            }
+            std::io::ErrorKind::NotFound => not_found(path).caused_by(e),
             _ => Error::io(path, "cannot open the checkpoint", e),
         })?;
         if !about.is_file() {
@@ -136,6 +134,16 @@ impl Mapping {
         #[cfg(not(unix))]
         let _ = range;
     }
+}
+
+/// The error for a path where nothing is, or a link whose target is gone.
+pub(super) fn not_found(path: &Path) -> Error {
+    let Ok(target) = std::fs::read_link(path) else {
+        return Error::new(Code::CHECKPOINT_NOT_FOUND, "there is no such file or folder").at(path);
+    };
+    let target = target.display();
+    let message = format!("is a link that leads nowhere (to {target}): download or copy the file itself again");
+    Error::new(Code::CHECKPOINT_NOT_FOUND, message).at(path)
 }
 
 /// Makes sure that the file at `path` is as it was when it had this identity.

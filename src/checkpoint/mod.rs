@@ -34,7 +34,11 @@
 
 #![cfg_attr(not(test), deny(clippy::as_conversions))]
 
+mod alias;
 mod contents;
+mod dcp;
+mod dcp_boxes;
+mod dcp_names;
 mod detect;
 mod folder;
 mod index;
@@ -51,9 +55,12 @@ mod restore;
 mod safetensors;
 mod state_dict;
 mod strided;
+mod torch_archive;
 mod torch_legacy;
 mod torch_zip;
 mod write;
+mod zero;
+mod zero_lines;
 mod zip_records;
 
 use std::collections::BTreeMap;
@@ -65,6 +72,8 @@ pub use ort_training::{Moments, OptimizerState, Properties, TrainingState};
 pub use requirements::{Picked, Requirements};
 pub use safetensors::safetensors_offsets;
 pub use write::{has_maker, maker_metadata, write_safetensors};
+
+pub(crate) use folder::{looks_like_checkpoint, snapshot};
 
 use contents::{Contents, Opened};
 use mapping::Mapping;
@@ -85,6 +94,10 @@ pub enum Format {
     TorchLegacy,
     /// `torch.export.save`: a `.pt2` archive.
     TorchExport,
+    /// torch.distributed.checkpoint: a folder of `.metadata` and `*.distcp`.
+    Distributed,
+    /// DeepSpeed's ZeRO: a folder of `*_model_states.pt` and `*_optim_states.pt`.
+    Zero,
     /// Meta's LLaMA layout: `consolidated.NN.pth` and `params.json`.
     Meta,
     /// ONNX Runtime's training checkpoint; see [`TrainingState`].
@@ -98,6 +111,8 @@ impl fmt::Display for Format {
             Self::TorchZip => "PyTorch archive",
             Self::TorchLegacy => "PyTorch file of before 1.6",
             Self::TorchExport => "PyTorch export archive",
+            Self::Distributed => "PyTorch distributed checkpoint",
+            Self::Zero => "DeepSpeed ZeRO checkpoint",
             Self::Meta => "Meta LLaMA slices",
             Self::OrtTraining => "ONNX Runtime training checkpoint",
         })
@@ -174,15 +189,15 @@ impl Checkpoint {
     /// `checkpoint.not_found`, `.format` (not a checkpoint, or a folder with several), `.truncated`, `.corrupt`,
     /// `.unsafe-pickle`, `.quantized`, `.lora`; `io`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+        let path = folder::snapshot(path.as_ref())?;
         let (opened, chosen) = if path.is_dir() {
-            let (opened, chosen) = folder::open(path)?;
+            let (opened, chosen) = folder::open(&path)?;
             (opened, Some(chosen))
         } else {
-            (open_file(path)?, None)
+            (open_file(&path)?, None)
         };
-        let folder = if chosen.is_some() { Some(path) } else { path.parent() };
-        Self::finish(path, opened, chosen, folder)
+        let folder = if chosen.is_some() { Some(path.as_path()) } else { path.parent() };
+        Self::finish(&path, opened, chosen, folder)
     }
 
     /// Reads a single-file checkpoint from memory; `name` stands in for its path.
@@ -198,6 +213,27 @@ impl Checkpoint {
         Self::finish(path, Opened { contents, files: Vec::new(), params: None }, None, None)
     }
 
+    /// Reads a checkpoint of several files from memory (DCP or ZeRO); `name` stands in for its folder.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_files(files: BTreeMap<String, Vec<u8>>, name: &str) -> Result<Self> {
+        let folder = Path::new(name);
+        let names: Vec<String> = files.keys().cloned().collect();
+        let mapped = |(name, bytes): (String, Vec<u8>)| (name.clone(), Mapping::owned(bytes, &folder.join(name)));
+        let maps: BTreeMap<String, _> = files.into_iter().map(mapped).collect();
+        let open = |name: &str| {
+            let missing = || Error::new(Code::CHECKPOINT_NOT_FOUND, "there is no such file").at(folder.join(name));
+            maps.get(name).cloned().ok_or_else(missing)
+        };
+        let opened = if maps.contains_key(dcp::METADATA) {
+            dcp::read(folder, &open)?
+        } else {
+            zero::read(folder, &names, &open)?
+        };
+        Self::finish(folder, Opened { files: Vec::new(), ..opened }, None, None)
+    }
+
     fn finish(path: &Path, opened: Opened, chosen: Option<String>, folder: Option<&Path>) -> Result<Self> {
         // Its tensors are converted on all cores.
         crate::threads::start_pool(None)?;
@@ -207,7 +243,7 @@ impl Checkpoint {
         Ok(Self { path: path.to_owned(), chosen, files, params, contents })
     }
 
-    /// The path that was opened.
+    /// The path that was opened; of a repository in the Hugging Face cache, its snapshot.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -322,6 +358,7 @@ impl Checkpoint {
 
 /// Opens a single file: a checkpoint, or the index of a sharded one.
 fn open_file(path: &Path) -> Result<Opened> {
+    folder::refuse_part(path)?;
     let map = Mapping::open(path)?;
     if detect::is_json(map.bytes()) {
         return index::read(path);

@@ -99,12 +99,29 @@ impl Requirements {
             }
         }
         let groups = [("missing", missing), ("of the wrong shape", wrong), ("unexpected", unexpected)];
-        if let Some(message) = complaint(&groups) {
+        if let Some(mut message) = complaint(&groups) {
+            message.push_str(&self.placeholders(checkpoint).unwrap_or_default());
             return Err(Error::new(Code::CHECKPOINT_TENSORS, message).at(checkpoint.path()));
         }
         picked.skipped.extend(checkpoint.skipped().iter().map(|s| s.name.clone()));
         picked.skipped.sort_unstable();
         Ok(picked)
+    }
+}
+
+impl Requirements {
+    /// What to say when tensors of no elements are where weights are wanted.
+    fn placeholders(&self, checkpoint: &Checkpoint) -> Option<String> {
+        let empty =
+            |want: &&Wanted| checkpoint.get(&want.name).is_some_and(|t| t.shape() == [0] && !want.shape.contains(&0));
+        let empty = self.wanted.iter().filter(empty).count();
+        (empty > 0).then(|| {
+            format!(
+                "; {empty} tensors are empty placeholders ([0]): under DeepSpeed ZeRO-3 the weights lie in shards \
+                 (*_optim_states.pt), not in this file. Name the folder of the DeepSpeed checkpoint, convert it with its \
+                 zero_to_fp32.py, or gather the weights when saving (stage3_gather_16bit_weights_on_model_save)"
+            )
+        })
     }
 }
 

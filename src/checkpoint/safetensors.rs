@@ -17,7 +17,7 @@ use std::sync::Arc;
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::mapping::{Mapped, Mapping};
-use super::{Contents, Format, Skipped};
+use super::{Contents, Format, Skipped, alias};
 use crate::error::{Code, Error, Result};
 use crate::tensor::number::to_u64;
 use crate::tensor::{DType, LazyTensor};
@@ -49,6 +49,11 @@ pub(super) fn is_safetensors(bytes: &[u8]) -> bool {
     bytes.get(8) == Some(&b'{')
 }
 
+/// Whether the bytes are a safetensors file, its header valid and its tensors there.
+pub(super) fn is_whole(bytes: &[u8]) -> bool {
+    is_safetensors(bytes) && header(bytes).is_ok()
+}
+
 /// Reads a safetensors file.
 pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
     let (start, header) = header(map.bytes())?;
@@ -65,6 +70,7 @@ pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
             .ok_or_else(|| corrupt(format!("tensor `{name}` lies outside the file")))?;
         contents.tensors.insert(name, LazyTensor::new(dtype, info.shape.clone(), Arc::new(range)));
     }
+    alias::restore(&mut contents);
     Ok(contents)
 }
 
@@ -92,8 +98,10 @@ fn header(bytes: &[u8]) -> Result<(usize, Metadata)> {
     let Some(text) = bytes.get(8..start) else {
         return Err(truncated(format!("ends after {have} bytes, inside its safetensors header of {len}")));
     };
-    let header: Metadata = serde_json::from_slice(text)
-        .map_err(|e| corrupt(format!("is a damaged safetensors file: {e}")).caused_by(e))?;
+    let header: Metadata = serde_json::from_slice(text).map_err(|e| match wrong_metadata(text) {
+        Some(message) => corrupt(message),
+        None => corrupt(format!("is a damaged safetensors file: {e}")).caused_by(e),
+    })?;
     match header.data_len().checked_add(start) {
         Some(want) if want == have => Ok((start, header)),
         Some(want) if want < have => {
@@ -104,6 +112,24 @@ fn header(bytes: &[u8]) -> Result<(usize, Metadata)> {
             Err(truncated(format!("ends after {have} bytes, expected {want}: copy or download it again")))
         }
     }
+}
+
+/// What is wrong with the header's `__metadata__`, if that is what is wrong: it maps names to texts.
+fn wrong_metadata(header: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Header {
+        #[serde(rename = "__metadata__")]
+        metadata: serde_json::Value,
+    }
+    let Header { metadata } = serde_json::from_slice(header).ok()?;
+    let Some(entries) = metadata.as_object() else {
+        return Some("its __metadata__ is no object of texts: save it again with the safetensors library".to_owned());
+    };
+    let (name, value) = entries.iter().find(|(_, value)| !value.is_string())?;
+    let (name, value): (String, String) =
+        (name.chars().take(80).collect(), value.to_string().chars().take(80).collect());
+    let remedy = "write it as a text, as the safetensors library demands";
+    Some(format!("its __metadata__ has {value} under `{name}`, expected a string: {remedy}"))
 }
 
 fn corrupt(message: String) -> Error {

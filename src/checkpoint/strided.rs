@@ -136,7 +136,7 @@ impl Source for Strided {
 }
 
 /// Increments `index`, a number in mixed radix `sizes`; `false` after the last.
-fn advance(index: &mut [usize], sizes: &[usize]) -> bool {
+pub(super) fn advance(index: &mut [usize], sizes: &[usize]) -> bool {
     for (i, &size) in index.iter_mut().zip(sizes).rev() {
         *i += 1;
         if *i < size {

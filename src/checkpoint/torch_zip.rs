@@ -57,7 +57,7 @@ fn read_state_dict(map: &Arc<Mapping>, records: &Records, folder: &str) -> Resul
 }
 
 /// The byte range of a storage's record.
-fn record(records: &Records, folder: &str, pickle: &Pickle, storage: &Storage) -> Result<Range<usize>> {
+pub(super) fn record(records: &Records, folder: &str, pickle: &Pickle, storage: &Storage) -> Result<Range<usize>> {
     let key = pickle.text(storage.key).unwrap_or_default();
     let shown: String = key.chars().take(80).collect();
     let found = records.get(&format!("{folder}/data/{key}"));

@@ -30,7 +30,13 @@ pub(super) fn check_byte_order(map: &Arc<Mapping>, records: &Records, folder: &s
 
 /// The archive's directory. Only stored records are kept; `.data/` bookkeeping and folders are passed over.
 pub(super) fn records(map: &Arc<Mapping>) -> Result<Records> {
-    let mut archive = ZipArchive::new(Cursor::new(map.bytes())).map_err(|e| {
+    records_in(map, 0..map.bytes().len())
+}
+
+/// As [`records`], of the archive that takes up the range `within` of the file.
+pub(super) fn records_in(map: &Arc<Mapping>, within: Range<usize>) -> Result<Records> {
+    let bytes = map.bytes().get(within.clone()).ok_or_else(|| corrupt("an archive lies outside the file"))?;
+    let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|e| {
         let message =
             format!("is a zip archive whose directory is missing or damaged ({e}): copy or download it again");
         Error::new(Code::CHECKPOINT_TRUNCATED, message)
@@ -46,11 +52,12 @@ pub(super) fn records(map: &Arc<Mapping>) -> Result<Records> {
         if name.ends_with('/') {
             continue;
         }
-        let range = stored(&file, map.bytes().len()).map_err(|why| {
+        let range = stored(&file, bytes.len()).map_err(|why| {
             let shown: String = name.chars().take(80).collect();
             corrupt(format!("its record `{shown}` {why}"))
         })?;
-        records.insert(name, range);
+        // No overflow: both lie inside the file.
+        records.insert(name, within.start + range.start..within.start + range.end);
     }
     Ok(records)
 }

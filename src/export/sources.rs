@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::checkpoint::{Checkpoint, SourceFile};
+use crate::checkpoint::{Checkpoint, SourceFile, looks_like_checkpoint, snapshot};
 use crate::config::{Config, LlamaConfig, read_small};
-use crate::error::{Code, Error, Result, Warning};
+use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::model::Part;
 
 /// Names of the trained checkpoint inside a model folder.
@@ -26,14 +26,17 @@ pub struct Sources {
     pub vision: PathBuf,
     /// The language model: a file or a folder.
     pub text: PathBuf,
+    /// What was chosen among several, each with the path that was taken; of use while that path is.
+    pub choices: Vec<(PathBuf, Warning)>,
 }
 
 impl Sources {
     /// The parts of a model folder: `config.json`, `adapter.{pt,safetensors,pt2}`, `m3d/` (or
-    /// `m3d-clip/`), `llama/`. Each may be replaced before [`super::run`].
+    /// `m3d-clip/`), `llama/`. Each may be replaced before [`super::run`]. Without an adapter of these names the only
+    /// other file of the folder that is a checkpoint is taken.
     ///
     /// # Errors
-    /// `checkpoint.format` when there are two adapters.
+    /// `checkpoint.format` when there are two adapters, `checkpoint.not_found` when a link in its place leads nowhere.
     pub fn in_folder(folder: &Path) -> Result<Self> {
         let adapters: Vec<PathBuf> = ADAPTER_FILES.map(|f| folder.join(f)).into_iter().filter(|p| p.exists()).collect();
         if adapters.len() > 1 {
@@ -41,19 +44,46 @@ impl Sources {
             let message = format!("there are several adapters: {}; choose one with --adapter", names.join(", "));
             return Err(Error::new(Code::CHECKPOINT_FORMAT, message).at(folder));
         }
-        let adapter = adapters.into_iter().next().unwrap_or_else(|| folder.join(ADAPTER_FILES[0]));
-        Ok(Self::with_adapter(folder, adapter))
+        if let Some(adapter) = adapters.into_iter().next() {
+            return Ok(Self::with_adapter(folder, adapter));
+        }
+        let broken = ADAPTER_FILES.map(|f| folder.join(f)).into_iter().find(|path| path.is_symlink());
+        let mut others = if broken.is_some() { Vec::new() } else { checkpoints(folder) };
+        if others.len() > 1 {
+            let names: Vec<String> = others.iter().map(|p| p.display().to_string()).collect();
+            let expected = ADAPTER_FILES.join(", ");
+            let names = names.join(", ");
+            let message =
+                format!("holds none of {expected}, and several other checkpoints: {names}; choose one with --adapter");
+            return Err(Error::new(Code::CHECKPOINT_FORMAT, message).at(folder));
+        }
+        let Some(adapter) = others.pop() else {
+            return Ok(Self::with_adapter(folder, broken.unwrap_or_else(|| folder.join(ADAPTER_FILES[0]))));
+        };
+        let name = adapter.file_name().unwrap_or_default().display();
+        let message = format!("{name} is read as the adapter: it is the only checkpoint in the model folder");
+        let warning = Warning::new(WarningCode::CHECKPOINT_CHOICE, message).at(folder);
+        let mut found = Self::with_adapter(folder, adapter.clone());
+        found.choices.push((adapter, warning));
+        Ok(found)
     }
 
     /// As [`Self::in_folder`], with the adapter from elsewhere.
     pub fn with_adapter(folder: &Path, adapter: PathBuf) -> Self {
-        let vision = VISION_FOLDERS.map(|f| folder.join(f)).into_iter().find(|p| p.is_dir());
-        Self {
-            config: folder.join("config.json"),
-            adapter,
-            vision: vision.unwrap_or_else(|| folder.join(VISION_FOLDERS[0])),
-            text: folder.join("llama"),
+        let visions: Vec<&str> = VISION_FOLDERS.into_iter().filter(|f| folder.join(f).is_dir()).collect();
+        let vision = folder.join(visions.first().unwrap_or(&VISION_FOLDERS[0]));
+        let mut choices = Vec::new();
+        if let [first, other] = visions.as_slice() {
+            let message = format!("holds two vision folders: {first}/ is read, {other}/ is not; --vision chooses");
+            choices.push((vision.clone(), Warning::new(WarningCode::CHECKPOINT_CHOICE, message).at(folder)));
         }
+        Self { config: folder.join("config.json"), adapter, vision, text: folder.join("llama"), choices }
+    }
+
+    /// The warnings of the choices whose path is still among the sources.
+    pub(super) fn choices_in_use(&self) -> impl Iterator<Item = &Warning> {
+        let used = [&self.adapter, &self.vision, &self.text];
+        self.choices.iter().filter(move |(path, _)| used.contains(&path)).map(|(_, warning)| warning)
     }
 
     /// Checks that reports have no more tokens than the language model has positions, where its configuration is there
@@ -63,7 +93,8 @@ impl Sources {
     /// `config.value`; `config.*` of the language model's configuration.
     #[cfg(feature = "runtime")]
     pub(crate) fn check_positions(&self, config: &Config) -> Result<()> {
-        let folder = if self.text.is_dir() { self.text.clone() } else { parent(&self.text) };
+        let text = snapshot(&self.text)?;
+        let folder = if text.is_dir() { text } else { parent(&text) };
         let path = folder.join("config.json");
         if !path.is_file() {
             return Ok(());
@@ -76,9 +107,12 @@ impl Sources {
     pub(super) fn load(&self) -> Result<Loaded> {
         let mut others = vec![SourceFile::at(&self.config)?];
         let config = Config::load(&self.config)?;
-        let text = Checkpoint::open(&self.text)?;
-        let text_folder = if self.text.is_dir() { self.text.clone() } else { parent(&self.text) };
+        let mut text = Checkpoint::open(&self.text)?;
+        let text_folder = if text.path().is_dir() { text.path().to_owned() } else { parent(text.path()) };
         let (llama, bos, text_config) = llama_config(&text, &text_folder)?;
+        if text_config.as_deref().is_some_and(is_tied) {
+            text = text.with_tied_table();
+        }
         if config.text.hidden != llama.hidden {
             let (ours, theirs) = (config.text.hidden, llama.hidden);
             let message =
@@ -98,10 +132,30 @@ impl Sources {
             bos,
             text_config,
             tokenizer,
-            warnings: Vec::new(),
+            warnings: self.choices_in_use().cloned().collect(),
             others,
         })
     }
+}
+
+/// The files of a folder that are checkpoints with tensors of an adapter and heads, under any prefix, sorted; and those
+/// that could not be read, whose error says more than that they are not there.
+fn checkpoints(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let trained = |path: &PathBuf| {
+        let own = |name: &str| ["adapter.", "vision_projection.", "classifier."].iter().any(|own| name.contains(own));
+        looks_like_checkpoint(path) && Checkpoint::open(path).map_or(true, |found| found.names().any(own))
+    };
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(trained).collect();
+    found.sort_unstable();
+    found
+}
+
+/// Whether a configuration says that the embedding table is also the output layer.
+fn is_tied(config: &Path) -> bool {
+    let json = read_small(config).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    let tied = |json: &Value| json.get("tie_word_embeddings").and_then(Value::as_bool);
+    json.is_some_and(|json| tied(&json).or_else(|| json.get("text_config").and_then(tied)).unwrap_or(false))
 }
 
 fn parent(path: &Path) -> PathBuf {

@@ -78,8 +78,8 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     foreign_files(&target, plan.force)?;
     let config = Config::load(&plan.sources.config)?;
     plan.sources.check_positions(&config)?;
-    let adapter = open(&plan.sources.adapter, progress)?;
-    let vision = open(&plan.sources.vision, progress)?;
+    let adapter = open(plan, &plan.sources.adapter, progress)?;
+    let vision = open(plan, &plan.sources.vision, progress)?;
     let (state, mut skipped) = state(&config, plan.mode, &adapter)?;
     let (weights, others) = model::vision(&config, &vision)?;
     skipped.extend(others);
@@ -134,8 +134,9 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     })
 }
 
-/// Opens a checkpoint and tells what to know of it.
-fn open(path: &Path, progress: &mut dyn Progress) -> Result<Checkpoint> {
+/// Opens a checkpoint and tells what to know of it, and whether it was chosen among several.
+fn open(plan: &Plan, path: &Path, progress: &mut dyn Progress) -> Result<Checkpoint> {
+    plan.sources.choices.iter().filter(|(taken, _)| taken == path).for_each(|(_, warning)| progress.warn(warning));
     let checkpoint = Checkpoint::open(path)?;
     checkpoint.warnings().iter().for_each(|warning| progress.warn(&warning.at(path)));
     Ok(checkpoint)

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod candidates;
+mod distributed;
 mod fixtures;
 mod hostile;
 mod merging;

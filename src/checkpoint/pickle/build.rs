@@ -40,6 +40,11 @@ impl Machine<'_> {
             Global::Sequence => Node::List(self.initial_items(args)?),
             Global::Bytes => Node::Scalar("bytes"),
             Global::Inert => Node::Object,
+            Global::Record => Node::Record(None),
+            Global::Value => {
+                let value = args.first().copied().ok_or_else(|| corrupt("an enumeration is made from no value"))?;
+                return self.push_ref(value);
+            }
             Global::Element(_) => return Err(corrupt("the pickle calls a storage class or dtype")),
         };
         self.push(node)

@@ -3,9 +3,54 @@
 //! A pair that is not in the table is refused where it is mentioned. Nothing in the table can do anything: each entry
 //! is evaluated by [`super::build`] to plain values.
 
-use super::{Element, Global};
+use super::{Dialect, Element, Global};
 use crate::error::{Code, Error, Result};
 use crate::tensor::DType;
+
+/// Looks a global up among those of `dialect`, then among all others.
+///
+/// # Errors
+/// `checkpoint.unsafe-pickle`, naming it.
+pub(super) fn find_in(dialect: Dialect, module: &str, name: &str) -> Result<Global> {
+    let own = match dialect {
+        Dialect::StateDict => None,
+        Dialect::Distributed => distributed(module, name),
+        Dialect::Zero => zero(module, name),
+    };
+    own.map_or_else(|| find(module, name), Ok)
+}
+
+/// What the `.metadata` of torch.distributed.checkpoint names; before PyTorch 2.3 some of it was in `_shard`.
+fn distributed(module: &str, name: &str) -> Option<Global> {
+    match (module, name) {
+        (
+            "torch.distributed.checkpoint.metadata",
+            "Metadata"
+            | "TensorStorageMetadata"
+            | "BytesStorageMetadata"
+            | "ChunkStorageMetadata"
+            | "MetadataIndex"
+            | "TensorProperties"
+            | "StorageMeta",
+        )
+        | ("torch.distributed.checkpoint.filesystem", "_StorageInfo")
+        | ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties") => Some(Global::Record),
+        ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING")
+        | ("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING")
+        | ("torch.serialization", "_get_layout") => Some(Global::Inert),
+        _ => None,
+    }
+}
+
+/// What DeepSpeed's optimizer states name: only the stage matters.
+fn zero(module: &str, name: &str) -> Option<Global> {
+    match (module, name) {
+        ("deepspeed.runtime.zero.config", "ZeroStageEnum") => Some(Global::Value),
+        ("deepspeed.runtime.fp16.loss_scaler", "LossScaler" | "DynamicLossScaler")
+        | ("deepspeed.utils.tensor_fragment", "fragment_address") => Some(Global::Inert),
+        _ => None,
+    }
+}
 
 /// Looks a global up.
 ///

@@ -5,9 +5,9 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 
-use super::globals::{find, refused};
+use super::globals::{find_in, refused};
 use super::reader::{Reader, long, quoted, unescape};
-use super::{MAX_NODES, Node, Pickle, Ref, corrupt};
+use super::{Dialect, MAX_NODES, Node, Pickle, Ref, corrupt};
 use crate::error::Result;
 use crate::tensor::number::to_usize;
 
@@ -16,7 +16,16 @@ use crate::tensor::number::to_usize;
 /// # Errors
 /// As the module says.
 pub(in crate::checkpoint) fn read(bytes: &[u8]) -> Result<Pickle> {
+    read_as(Dialect::StateDict, bytes)
+}
+
+/// As [`read`], for a pickle that may also mention the classes of `dialect`.
+///
+/// # Errors
+/// As the module says.
+pub(in crate::checkpoint) fn read_as(dialect: Dialect, bytes: &[u8]) -> Result<Pickle> {
     let mut machine = Machine {
+        dialect,
         reader: Reader::new(bytes),
         nodes: Vec::new(),
         stack: Vec::new(),
@@ -36,6 +45,7 @@ pub(in crate::checkpoint) fn read(bytes: &[u8]) -> Result<Pickle> {
 
 /// The state of the interpreter.
 pub(super) struct Machine<'a> {
+    dialect: Dialect,
     reader: Reader<'a>,
     pub(super) nodes: Vec<Node>,
     stack: Vec<Ref>,
@@ -226,14 +236,14 @@ impl Machine<'_> {
         match op {
             b'c' => {
                 let (module, name) = (self.reader.line()?, self.reader.line()?);
-                self.push(Node::Global(find(module, name)?))?;
+                self.push(Node::Global(find_in(self.dialect, module, name)?))?;
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let (Node::Str(module), Node::Str(name)) = (self.get(module), self.get(name)) else {
                     return Err(corrupt("a STACK_GLOBAL is not named by strings"));
                 };
-                let global = find(module, name)?;
+                let global = find_in(self.dialect, module, name)?;
                 self.push(Node::Global(global))?;
             }
             b'R' | 0x81 => {
@@ -245,8 +255,12 @@ impl Machine<'_> {
                 self.reduce(callable, args)?;
             }
             b'b' => {
-                let _state = self.pop()?;
+                let state = self.pop()?;
                 let object = self.top()?;
+                if let Node::Record(slot) = &mut self.nodes[to_usize(object.0)] {
+                    *slot = Some(state);
+                    return Ok(true);
+                }
                 if !matches!(self.get(object), Node::Dict(_) | Node::Object) {
                     let kind = self.get(object).kind();
                     return Err(corrupt(format!("the pickle sets the state of {kind}")));
@@ -259,7 +273,7 @@ impl Machine<'_> {
             }
             b'i' => {
                 let (module, name) = (self.reader.line()?, self.reader.line()?);
-                find(module, name)?;
+                find_in(self.dialect, module, name)?;
                 return Err(corrupt("an INST opcode, which PyTorch never writes"));
             }
             b'o' => return Err(corrupt("an OBJ opcode, which PyTorch never writes")),

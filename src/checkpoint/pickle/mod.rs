@@ -17,7 +17,7 @@ mod globals;
 mod machine;
 mod reader;
 
-pub(super) use machine::read;
+pub(super) use machine::{read, read_as};
 
 use crate::error::{Code, Error};
 use crate::tensor::DType;
@@ -27,6 +27,17 @@ use crate::tensor::number::to_usize;
 pub(super) const MAX_BYTES: usize = 64 << 20;
 /// Most objects in one pickle.
 const MAX_NODES: usize = 4 << 20;
+
+/// Whose pickle it is, and so which classes it may mention besides those of a state dict.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Dialect {
+    /// A state dict, or what training scripts save with one.
+    StateDict,
+    /// The `.metadata` of torch.distributed.checkpoint.
+    Distributed,
+    /// DeepSpeed's states of a model and of its optimizer.
+    Zero,
+}
 
 /// A node's place in [`Pickle`]'s arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,6 +110,10 @@ pub(super) enum Global {
     Element(Option<Element>),
     /// A class whose instances are kept as inert objects.
     Inert,
+    /// A class whose instances are kept with their state.
+    Record,
+    /// An enumeration: its instances are their values.
+    Value,
 }
 
 /// A value in the arena.
@@ -120,6 +135,8 @@ pub(super) enum Node {
     Tensor(Box<TensorNode>),
     /// An instance of an inert class.
     Object,
+    /// An instance with its state, once that is set.
+    Record(Option<Ref>),
 }
 
 impl Node {
@@ -138,7 +155,7 @@ impl Node {
             Self::Global(_) => "a function or class",
             Self::Storage(_) => "a storage",
             Self::Tensor(_) => "a tensor",
-            Self::Object => "an object",
+            Self::Object | Self::Record(_) => "an object",
         }
     }
 }
@@ -154,6 +171,25 @@ pub(super) struct Pickle {
 }
 
 impl Pickle {
+    /// An empty dict, to be filled with what was not pickled as it is read.
+    pub fn of_dict() -> Self {
+        Self { nodes: vec![Node::Dict(Vec::new())], root: Ref(0), len: 0 }
+    }
+
+    /// Adds a node; `None` when there are too many.
+    pub fn store(&mut self, node: Node) -> Option<Ref> {
+        let at = u32::try_from(self.nodes.len()).ok().map(Ref)?;
+        self.nodes.push(node);
+        Some(at)
+    }
+
+    /// Adds an entry to a dict; nothing where `dict` is none.
+    pub fn insert(&mut self, dict: Ref, key: Ref, value: Ref) {
+        if let Node::Dict(entries) = &mut self.nodes[to_usize(dict.0)] {
+            entries.push((key, value));
+        }
+    }
+
     /// The node at `at`.
     pub fn get(&self, at: Ref) -> &Node {
         &self.nodes[to_usize(at.0)]
@@ -176,9 +212,22 @@ impl Pickle {
 
     /// The value of a dict's string key, the last one where it is repeated.
     pub fn entry(&self, dict: Ref, key: &str) -> Option<&Node> {
+        self.entry_ref(dict, key).map(|value| self.get(value))
+    }
+
+    /// As [`Self::entry`], where the value is.
+    pub fn entry_ref(&self, dict: Ref, key: &str) -> Option<Ref> {
         let Node::Dict(entries) = self.get(dict) else { return None };
         let found = entries.iter().rev().find(|(k, _)| matches!(self.get(*k), Node::Str(s) if &**s == key));
-        found.map(|&(_, value)| self.get(value))
+        found.map(|&(_, value)| value)
+    }
+
+    /// The value of an attribute of a [`Node::Record`]. Classes have few: a long state is not searched.
+    pub fn attribute(&self, record: Ref, name: &str) -> Option<Ref> {
+        let &Node::Record(Some(state)) = self.get(record) else { return None };
+        let Node::Dict(entries) = self.get(state) else { return None };
+        let found = entries.iter().take(MAX_AXES).rev().find(|&&(key, _)| self.text(key) == Some(name));
+        found.map(|&(_, value)| value)
     }
 }
 
