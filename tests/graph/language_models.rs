@@ -1,5 +1,6 @@
-//! Every language model of the allow-list against transformers' own class: recorded hidden states, and live ones of other
-//! sizes and weights. Weights are made from a seed by the same formula on both sides (`tests/scripts/language_models.py`).
+//! Every language model of the allow-list against transformers' own class: recorded hidden states, and live ones of
+//! other sizes and weights. Weights are made from a seed by the same formula on both sides
+//! (`tests/scripts/language_models.py`).
 
 use brain_adapter::config::{LlamaConfig, TextPool};
 use brain_adapter::model::{self, Stages, Weights, keys};

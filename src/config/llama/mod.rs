@@ -1,5 +1,5 @@
-//! The language model's own configuration: Hugging Face's `config.json` or Meta's `params.json`, and what the graph makes
-//! of it.
+//! The language model's own configuration, Hugging Face's `config.json` or Meta's `params.json`: what the graph
+//! computes.
 //!
 //! Every field that changes hidden states is read or refused by name; nothing is left out silently. What a
 //! `model_type` computes, and its defaults, are those of transformers' own classes (`kinds`). What differs from LLaMA 2
