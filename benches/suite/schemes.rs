@@ -1,7 +1,7 @@
 //! All number formats of the text, side by side.
 
 use anyhow::Result;
-use brain_adapter::config::{LlamaConfig, TextPool};
+use brain_adapter::config::{LlamaConfig, TextPool, Variant};
 use brain_adapter::model::{self, Stages};
 use brain_adapter::passes::quantize::{Plan, Scheme, quantize};
 use brain_adapter::passes::{linears, to_fp16};
@@ -41,6 +41,7 @@ fn config(layers: usize) -> LlamaConfig {
         rms_eps: 1e-5,
         rope_theta: 1e4,
         max_positions: None,
+        variant: Variant::PLAIN,
     }
 }
 

@@ -27,6 +27,9 @@ pub struct MetaParams {
     /// LLaMA 3.1's scaling of these frequencies.
     #[serde(default)]
     pub use_scaled_rope: bool,
+    /// Every other field: whoever reads the configuration reads or refuses it.
+    #[serde(flatten)]
+    pub others: serde_json::Map<String, serde_json::Value>,
 }
 
 impl MetaParams {

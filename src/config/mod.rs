@@ -13,6 +13,7 @@
 //! ```
 
 mod adamw;
+mod lenient;
 mod limits;
 #[cfg(test)]
 mod limits_tests;
@@ -23,7 +24,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use adamw::AdamW;
-pub use llama::LlamaConfig;
+pub(crate) use lenient::json as lenient_json;
+pub(crate) use llama::language_model;
+pub use llama::{Activation, LlamaConfig, RopeScaling, Variant, Window};
 
 use limits::{
     MAX_HEADS, MAX_LABEL_BYTES, MAX_LABELS, MAX_LAYERS, MAX_MLP, MAX_PATCHES, MAX_POSITIONS, MAX_SIDE, MAX_TOKENS,
@@ -372,7 +375,7 @@ fn value<T>(message: String) -> Result<T> {
     Err(Error::new(Code::CONFIG_VALUE, message))
 }
 
-/// Reads a configuration file of bounded size.
+/// Reads a configuration file of bounded size: UTF-8, or what an editor of Windows makes of it.
 pub(crate) fn read_small(path: &Path) -> Result<String> {
     let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::new(Code::CHECKPOINT_NOT_FOUND, "no such file").at(path),
@@ -382,7 +385,9 @@ pub(crate) fn read_small(path: &Path) -> Result<String> {
         let message = format!("expected a JSON file of at most {MAX_CONFIG_BYTES} bytes");
         return Err(Error::new(Code::CONFIG_SYNTAX, message).at(path));
     }
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read the file", e))
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))?;
+    lenient::decode(bytes)
+        .ok_or_else(|| Error::new(Code::CONFIG_SYNTAX, "the file is not UTF-8: save it as UTF-8").at(path))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::config::{Config, LlamaConfig};
+use crate::config::{Config, LlamaConfig, Variant};
 use crate::execute::host_memory::LimitedBy;
 use crate::model::{Attention, Part, Stages, Weights, adapter, keys, llama, vit};
 use crate::onnx::{SegmentedModel, without_data};
@@ -29,6 +29,7 @@ impl Full {
             rms_eps: 1e-5,
             rope_theta: 1e4,
             max_positions: None,
+            variant: Variant::PLAIN,
         };
         let adapter = adapter::build(&config, &Weights::placeholders(keys::adapter(&config))).unwrap();
         let weights = Weights::placeholders(keys::vision(&config));

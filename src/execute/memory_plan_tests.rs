@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::config::{Config, LlamaConfig, TextPool};
+use crate::config::{Config, LlamaConfig, TextPool, Variant};
 use crate::graph::{Builder, Dim, Graph};
 use crate::model::{Attention, Stages, Weights, keys, llama, vit};
 use crate::onnx::{SegmentedModel, without_data};
@@ -26,6 +26,7 @@ const SEVEN_B: LlamaConfig = LlamaConfig {
     rms_eps: 1e-5,
     rope_theta: 1e4,
     max_positions: None,
+    variant: Variant::PLAIN,
 };
 
 fn seven_b(pool: TextPool) -> Graph {

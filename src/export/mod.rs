@@ -32,9 +32,11 @@ mod reduced;
 mod retrained;
 mod sources;
 mod stage;
+mod text_model;
 mod tokenizer;
 #[cfg(feature = "runtime")]
 mod verify;
+mod vision_config;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use crate::checkpoint::{Checkpoint, SourceFile, looks_like_checkpoint, snapshot};
-use crate::config::{Config, LlamaConfig, read_small};
+use crate::config::{Config, LlamaConfig};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::model::Part;
+
+use super::{text_model, vision_config};
 
 /// Names of the trained checkpoint inside a model folder.
 const ADAPTER_FILES: [&str; 3] = ["adapter.pt", "adapter.safetensors", "adapter.pt2"];
@@ -99,7 +99,7 @@ impl Sources {
         if !path.is_file() {
             return Ok(());
         }
-        let (llama, _) = hf_config(&path)?;
+        let (llama, ..) = text_model::hf_config(&path, config.text.max_tokens)?;
         llama.check_tokens(config.text.max_tokens).map_err(|e| e.at(&self.config))
     }
 
@@ -109,8 +109,9 @@ impl Sources {
         let config = Config::load(&self.config)?;
         let mut text = Checkpoint::open(&self.text)?;
         let text_folder = if text.path().is_dir() { text.path().to_owned() } else { parent(text.path()) };
-        let (llama, bos, text_config) = llama_config(&text, &text_folder)?;
-        if text_config.as_deref().is_some_and(is_tied) {
+        let model = text_model::read(&text, &text_folder, config.text.max_tokens)?;
+        let llama = model.llama;
+        if model.path.as_deref().is_some_and(text_model::is_tied) {
             text = text.with_tied_table();
         }
         if config.text.hidden != llama.hidden {
@@ -120,6 +121,7 @@ impl Sources {
             return Err(Error::new(Code::CONFIG_CONTRADICTION, message).at(&self.config));
         }
         llama.check_tokens(config.text.max_tokens).map_err(|e| e.at(&self.config))?;
+        vision_config::check(&config, &self.config, &self.vision)?;
         let tokenizer = tokenizer_file(&text_folder)?;
         others.push(SourceFile::at(&tokenizer)?);
         Ok(Loaded {
@@ -129,10 +131,10 @@ impl Sources {
             vision: Checkpoint::open(&self.vision)?,
             text,
             llama,
-            bos,
-            text_config,
+            bos: model.bos,
+            text_config: model.path,
             tokenizer,
-            warnings: self.choices_in_use().cloned().collect(),
+            warnings: self.choices_in_use().cloned().chain(model.warnings).collect(),
             others,
         })
     }
@@ -149,13 +151,6 @@ fn checkpoints(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(trained).collect();
     found.sort_unstable();
     found
-}
-
-/// Whether a configuration says that the embedding table is also the output layer.
-fn is_tied(config: &Path) -> bool {
-    let json = read_small(config).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
-    let tied = |json: &Value| json.get("tie_word_embeddings").and_then(Value::as_bool);
-    json.is_some_and(|json| tied(&json).or_else(|| json.get("text_config").and_then(tied)).unwrap_or(false))
 }
 
 fn parent(path: &Path) -> PathBuf {
@@ -209,39 +204,6 @@ impl Loaded {
         all.retain(|(_, path)| seen.insert(path.clone()));
         all
     }
-}
-
-/// Hugging Face's configuration of a language model, and the JSON that it was read from.
-fn hf_config(path: &Path) -> Result<(LlamaConfig, Value)> {
-    let json: Value = serde_json::from_str(&read_small(path)?)
-        .map_err(|e| Error::new(Code::CONFIG_SYNTAX, e.to_string()).at(path).caused_by(e))?;
-    Ok((LlamaConfig::from_hf(&json).map_err(|e| e.at(path))?, json))
-}
-
-/// The language model's sizes, its BOS token, and the file that they come from, unless it is the checkpoint itself.
-fn llama_config(text: &Checkpoint, folder: &Path) -> Result<(LlamaConfig, u32, Option<PathBuf>)> {
-    if let Some(params) = text.meta_params() {
-        let rows = |name: &str| {
-            let tensor = text.get(name).filter(|t| t.shape().len() == 2);
-            let missing =
-                || Error::new(Code::CHECKPOINT_TENSORS, format!("tensor `{name}` is missing")).at(text.path());
-            tensor.map(|t| t.shape()[0]).ok_or_else(missing)
-        };
-        let (mlp, vocab) = (rows("model.layers.0.mlp.gate_proj.weight")?, rows("model.embed_tokens.weight")?);
-        let json =
-            serde_json::to_value(params).map_err(|e| Error::new(Code::CONFIG_SYNTAX, e.to_string()).at(text.path()))?;
-        let config = LlamaConfig::from_meta(&json, mlp, vocab).map_err(|e| e.at(text.path()))?;
-        return Ok((config, 1, None));
-    }
-    let path = folder.join("config.json");
-    let (config, json) = hf_config(&path)?;
-    let bos = match json.get("bos_token_id").filter(|v| !v.is_null()) {
-        None => 1,
-        Some(id) => id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
-            Error::new(Code::CONFIG_VALUE, format!("bos_token_id is {id}, expected a token's number")).at(&path)
-        })?,
-    };
-    Ok((config, bos, Some(path)))
 }
 
 /// `tokenizer.json` or `tokenizer.model` next to the language model, or (as Meta's download has it) one folder above.

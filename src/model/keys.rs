@@ -100,7 +100,8 @@ pub fn text(config: &LlamaConfig) -> Vec<Key> {
     let (h, q, kv) = (config.hidden, config.heads * config.head_dim, config.kv_heads * config.head_dim);
     let mut keys: Vec<Key> =
         vec![("embed_tokens.weight".into(), vec![config.vocab, h]), ("norm.weight".into(), vec![h])];
-    let layer: [(&str, Vec<usize>); 9] = [
+    let v = &config.variant;
+    let mut layer: Vec<(&str, Vec<usize>)> = vec![
         ("input_layernorm.weight", vec![h]),
         ("post_attention_layernorm.weight", vec![h]),
         ("self_attn.q_proj.weight", vec![q, h]),
@@ -111,6 +112,18 @@ pub fn text(config: &LlamaConfig) -> Vec<Key> {
         ("mlp.up_proj.weight", vec![config.mlp, h]),
         ("mlp.down_proj.weight", vec![h, config.mlp]),
     ];
+    let qkv = [("self_attn.q_proj.bias", q), ("self_attn.k_proj.bias", kv), ("self_attn.v_proj.bias", kv)];
+    let mlp = [("mlp.gate_proj.bias", config.mlp), ("mlp.up_proj.bias", config.mlp), ("mlp.down_proj.bias", h)];
+    let norms = [("self_attn.q_norm.weight", config.head_dim), ("self_attn.k_norm.weight", config.head_dim)];
+    let mut vectors: Vec<(&str, usize)> = Vec::new();
+    vectors.extend(qkv.into_iter().filter(|_| v.qkv_bias));
+    vectors.extend(v.out_bias.then_some(("self_attn.o_proj.bias", h)));
+    vectors.extend(mlp.into_iter().filter(|_| v.mlp_bias));
+    vectors.extend(norms.into_iter().filter(|_| v.qk_norm));
+    layer.extend(vectors.into_iter().map(|(name, size)| (name, vec![size])));
+    if v.ungated {
+        layer.retain(|(name, _)| !name.starts_with("mlp.gate_proj"));
+    }
     for n in 0..config.layers {
         keys.extend(layer.iter().map(|(name, shape)| (format!("layers.{n}.{name}"), shape.clone())));
     }

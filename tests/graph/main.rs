@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod language_models;
 mod models;
 mod onnx_checker;
 mod reference_cases;
