@@ -146,7 +146,73 @@ fn delimiter(text: &[u8]) -> Result<u8, String> {
 
 /// The header by a delimiter: the first record that is not blank.
 fn header(text: &[u8], delimiter: u8) -> Header {
-    let records = reader(text, delimiter).into_byte_records().map_while(Result::ok);
-    let first = records.into_iter().find(|record| !is_blank(record)).unwrap_or_default();
+    let mut rest = text;
+    let mut first = ByteRecord::new();
+    while is_blank(&first) && !rest.is_empty() {
+        first = ByteRecord::new();
+        rest = first_record(rest, delimiter, &mut first);
+    }
     Header::new(&StringRecord::from_byte_record_lossy(first))
+}
+
+/// Adds the cells of the first record to `record`, as [`reader`] reads it, and returns what follows it. A reader builds
+/// tables before it reads a byte: for one line by four delimiters, more work than a list of a hundred rows.
+fn first_record<'a>(text: &'a [u8], delimiter: u8, record: &mut ByteRecord) -> &'a [u8] {
+    let begin = text.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(text.len());
+    let mut bytes = text.get(begin..).unwrap_or_default();
+    let mut cell = Vec::new();
+    // A quote is one at the start of a cell alone; within quotes, two of them are one.
+    let (mut start, mut quoted) = (true, false);
+    while let Some((byte, rest)) = bytes.split_first() {
+        bytes = rest;
+        match byte {
+            b'"' if start => quoted = true,
+            b'"' if quoted && rest.first() == Some(&b'"') => {
+                cell.push(b'"');
+                bytes = rest.get(1..).unwrap_or_default();
+            }
+            b'"' if quoted => quoted = false,
+            byte if quoted => cell.push(*byte),
+            byte if *byte == delimiter => {
+                record.push_field(&cell);
+                cell.clear();
+                start = true;
+                continue;
+            }
+            b'\r' | b'\n' => break,
+            byte => cell.push(*byte),
+        }
+        start = false;
+    }
+    if begin < text.len() {
+        record.push_field(&cell);
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The same cells as the reader's, of every text of five such bytes.
+    #[test]
+    fn the_first_record_is_the_readers() {
+        let alphabet = b"a,;\"\r\n ";
+        let (mut text, mut tried) = ([0usize; 5], 0);
+        loop {
+            let bytes = text.map(|i| alphabet[i]);
+            for delimiter in [b',', b';'] {
+                let mut ours = ByteRecord::new();
+                first_record(&bytes, delimiter, &mut ours);
+                let theirs = reader(&bytes, delimiter).into_byte_records().next();
+                let theirs = theirs.map(Result::unwrap).unwrap_or_default();
+                assert_eq!(ours, theirs, "{:?}", String::from_utf8_lossy(&bytes));
+            }
+            tried += 1;
+            let Some(place) = text.iter().position(|i| i + 1 < alphabet.len()) else { break };
+            text[..place].fill(0);
+            text[place] += 1;
+        }
+        assert_eq!(tried, alphabet.len().pow(5));
+    }
 }
