@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::tokenizer;
 use crate::checkpoint::{Checkpoint, SourceFile};
 use crate::config::{Config, LlamaConfig, read_small};
 use crate::error::{Code, Error, Result, Warning};
@@ -86,8 +87,10 @@ impl Sources {
             return Err(Error::new(Code::CONFIG_CONTRADICTION, message).at(&self.config));
         }
         llama.check_tokens(config.text.max_tokens).map_err(|e| e.at(&self.config))?;
-        let tokenizer = tokenizer_file(&text_folder)?;
-        others.push(SourceFile::at(&tokenizer)?);
+        let tokenizer = tokenizer::find(&text_folder, text_config.as_deref(), bos, llama.vocab)?;
+        for file in std::iter::once(&tokenizer.path).chain(&tokenizer.adding) {
+            others.push(SourceFile::at(file)?);
+        }
         Ok(Loaded {
             config_path: self.config.clone(),
             config,
@@ -95,10 +98,9 @@ impl Sources {
             vision: Checkpoint::open(&self.vision)?,
             text,
             llama,
-            bos,
             text_config,
+            warnings: tokenizer.warnings.clone(),
             tokenizer,
-            warnings: Vec::new(),
             others,
         })
     }
@@ -116,9 +118,8 @@ pub(super) struct Loaded {
     pub vision: Checkpoint,
     pub text: Checkpoint,
     pub llama: LlamaConfig,
-    pub bos: u32,
     pub text_config: Option<PathBuf>,
-    pub tokenizer: PathBuf,
+    pub tokenizer: tokenizer::Found,
     /// What to know of the folder, the configuration and the tokenizer; the checkpoints have theirs.
     pub warnings: Vec<Warning>,
     /// Configuration and tokenizer, as they were before they were read.
@@ -150,7 +151,8 @@ impl Loaded {
         let mut all = vec![("config", self.config_path.clone())];
         all.extend(weights);
         all.extend(self.text_config.clone().map(|path| (Part::Text.as_str(), path)));
-        all.push(("tokenizer", self.tokenizer.clone()));
+        let tokenizer = std::iter::once(&self.tokenizer.path).chain(&self.tokenizer.adding);
+        all.extend(tokenizer.map(|path| ("tokenizer", path.clone())));
         let mut seen = std::collections::HashSet::new();
         all.retain(|(_, path)| seen.insert(path.clone()));
         all
@@ -188,14 +190,4 @@ fn llama_config(text: &Checkpoint, folder: &Path) -> Result<(LlamaConfig, u32, O
         })?,
     };
     Ok((config, bos, Some(path)))
-}
-
-/// `tokenizer.json` or `tokenizer.model` next to the language model, or (as Meta's download has it) one folder above.
-fn tokenizer_file(folder: &Path) -> Result<PathBuf> {
-    let above = folder.join("..");
-    let places = [folder, &above].into_iter().flat_map(|f| ["tokenizer.json", "tokenizer.model"].map(|n| f.join(n)));
-    places.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        let message = "neither tokenizer.json nor tokenizer.model lies here or one folder above";
-        Error::new(Code::TOKENIZER_MISSING, message).at(folder)
-    })
 }

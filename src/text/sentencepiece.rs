@@ -2,11 +2,15 @@
 //!
 //! The file is a protobuf, `sentencepiece_model.proto`: pieces with scores, and the normaliser's settings. A
 //! SentencePiece BPE joins the neighbours whose union has the best score; the merge list that says the same is
-//! every pair of pieces whose union is a piece, ordered by that piece's score.
+//! every pair of pieces whose union is a piece, ordered by that piece's score. User-defined symbols, and tokens that
+//! files next to it add ([`super::added`]), are taken whole ([`super::whole`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use super::added::AddedTokens;
+use super::components::brief;
 use super::tokenizer_check::{self, Checked};
+use super::whole;
 use crate::error::{Code, Error, Result};
 use prost::Message;
 use serde_json::{Value, json};
@@ -47,6 +51,7 @@ mod kind {
     pub const NORMAL: i32 = 1;
     pub const UNKNOWN: i32 = 2;
     pub const CONTROL: i32 = 3;
+    pub const USER_DEFINED: i32 = 4;
     pub const BYTE: i32 = 6;
 }
 
@@ -67,30 +72,51 @@ struct NormalizerSpec {
 }
 
 /// The tokenizer of a `tokenizer.model`, by way of the `tokenizer.json` that says the same.
-pub(super) fn convert(bytes: &[u8]) -> Result<Checked> {
+pub(super) fn convert(bytes: &[u8], added: &AddedTokens) -> Result<Checked> {
+    if is_tiktoken(bytes) {
+        return Err(invalid(
+            "a vocabulary of tiktoken, as Llama 3's tokenizer.model is, which lacks the special tokens and the rules for \
+             words: put the tokenizer.json of the same model (Hugging Face's download has it) next to it"
+                .into(),
+        ));
+    }
     let model =
         ModelProto::decode(bytes).map_err(|e| invalid(format!("neither tokenizer.json nor SentencePiece: {e}")))?;
     check(&model)?;
-    let vocab: HashMap<&str, usize> = model.pieces.iter().map(Piece::piece).zip(0..).collect();
-    let of_kind = |kinds: &'static [i32]| {
-        model.pieces.iter().enumerate().filter(move |(_, p)| kinds.contains(&p.kind.unwrap_or(kind::NORMAL)))
-    };
+    let mut vocab: HashMap<&str, usize> = model.pieces.iter().map(Piece::piece).zip(0..).collect();
+    let merges = merges(&model.pieces, &vocab)
+        .ok_or_else(|| invalid(format!("its pieces can be joined in more than {MAX_MERGES} ways")))?;
+    add(&mut vocab, &model.pieces, added)?;
+    let of_kind = |kinds: &'static [i32]| model.pieces.iter().enumerate().filter(move |(_, p)| kinds.contains(&p.role()));
     let unknown = of_kind(&[kind::UNKNOWN]).next().map(|(_, p)| p.piece());
-    let special: Vec<Value> = of_kind(&[kind::UNKNOWN, kind::CONTROL])
-        .map(|(id, p)| {
-            json!({"id": id, "content": p.piece(), "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": true})
-        })
-        .collect();
+    let listed = |id: usize, content: &str, [lstrip, rstrip, single_word]: [bool; 3], special: bool| {
+        json!({"id": id, "content": content, "single_word": single_word, "lstrip": lstrip, "rstrip": rstrip,
+               "normalized": false, "special": special})
+    };
+    let mut tokens: Vec<Value> =
+        of_kind(&[kind::UNKNOWN, kind::CONTROL]).map(|(id, p)| listed(id, p.piece(), [false; 3], true)).collect();
+    let new = |content: &str| !of_kind(&[kind::UNKNOWN, kind::CONTROL]).any(|(_, p)| p.piece() == content);
+    let (mut symbols, mut special) = (Vec::new(), Vec::new());
+    for token in added.tokens.iter().filter(|token| new(&token.content)) {
+        if token.special {
+            special.push(token.content.as_str());
+        } else if !added.legacy {
+            whole::check(token).map_err(invalid)?;
+            symbols.push(token.content.as_str());
+            continue;
+        }
+        tokens.push(listed(usize::try_from(token.id).unwrap_or(usize::MAX), &token.content, token.settings, token.special));
+    }
+    let user_defined = of_kind(&[kind::USER_DEFINED]).map(|(_, p)| p.piece());
+    symbols.extend(user_defined.filter(|p| !p.is_empty() && !special.contains(p)));
+    let reserved = of_kind(&[kind::UNKNOWN, kind::CONTROL, kind::BYTE]).map(|(_, p)| p.piece()).chain(special);
     let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
     if model.normalizer.as_ref().is_none_or(|n| n.add_dummy_prefix.unwrap_or(true)) {
         normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
     }
-    let merges = merges(&model.pieces, &vocab)
-        .ok_or_else(|| invalid(format!("its pieces can be joined in more than {MAX_MERGES} ways")))?;
-    let json = json!({
+    let mut json = json!({
         "version": "1.0",
-        "added_tokens": special,
+        "added_tokens": tokens,
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "model": {
             "type": "BPE",
@@ -101,7 +127,46 @@ pub(super) fn convert(bytes: &[u8]) -> Result<Checked> {
             "vocab": vocab,
         },
     });
-    tokenizer_check::read(json.to_string().as_bytes())
+    if !symbols.is_empty() {
+        json["pre_tokenizer"] = whole::pre_tokenizer(symbols, reserved.collect()).map_err(invalid)?;
+        json["model"]["ignore_merges"] = Value::Bool(true);
+    }
+    let checked = tokenizer_check::read(json.to_string().as_bytes())?;
+    whole::check_pieces(&checked.tokenizer, of_kind(&[kind::NORMAL]).map(|(_, p)| p.piece())).map_err(invalid)?;
+    Ok(checked)
+}
+
+impl Piece {
+    fn role(&self) -> i32 {
+        self.kind.unwrap_or(kind::NORMAL)
+    }
+}
+
+/// Whether the file is tiktoken's: lines of a piece in base64 and its number.
+fn is_tiktoken(bytes: &[u8]) -> bool {
+    let line = bytes.split(|b| *b == b'\n').next().unwrap_or_default().trim_ascii_end();
+    let base64 = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
+    let mut words = line.split(|b| *b == b' ');
+    let (piece, number) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    line.len() < 1024
+        && words.next().is_none()
+        && (piece.len() >= 4 && piece.len().is_multiple_of(4) && piece.iter().all(base64))
+        && (!number.is_empty() && number.iter().all(u8::is_ascii_digit))
+}
+
+/// Adds the tokens to the vocabulary; one that is a piece already must have its id.
+fn add<'a>(vocab: &mut HashMap<&'a str, usize>, pieces: &[Piece], added: &'a AddedTokens) -> Result<()> {
+    for token in &added.tokens {
+        let (id, shown) = (usize::try_from(token.id).unwrap_or(usize::MAX), brief(&token.content));
+        let wrong = |what: String| Err(invalid(format!("the added token `{shown}` has the id {id}, {what}")));
+        match (vocab.get(token.content.as_str()), pieces.get(id)) {
+            (Some(known), _) if *known == id => {}
+            (Some(known), _) => return wrong(format!("and tokenizer.model has it as its piece {known}")),
+            (None, Some(piece)) => return wrong(format!("which is the piece `{}` of tokenizer.model", brief(piece.piece()))),
+            (None, None) => drop(vocab.insert(&token.content, id)),
+        }
+    }
+    Ok(())
 }
 
 fn invalid(message: String) -> Error {
@@ -133,11 +198,14 @@ fn check(model: &ModelProto) -> Result<()> {
 /// longest left part first. None where there are more than [`MAX_MERGES`].
 fn merges<'a>(pieces: &'a [Piece], vocab: &HashMap<&str, usize>) -> Option<Vec<(&'a str, &'a str)>> {
     let mut scored: Vec<(f32, usize, (&str, &str))> = Vec::new();
-    for piece in pieces.iter().filter(|p| p.kind.unwrap_or(kind::NORMAL) == kind::NORMAL) {
+    // Those are taken whole, and never a part of another.
+    let whole: HashSet<&str> = pieces.iter().filter(|p| p.role() == kind::USER_DEFINED).map(Piece::piece).collect();
+    for piece in pieces.iter().filter(|p| p.role() == kind::NORMAL) {
         let text = piece.piece();
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
-            if vocab.contains_key(left) && vocab.contains_key(right) {
+            let known = |part: &str| vocab.contains_key(part) && !whole.contains(part);
+            if known(left) && known(right) {
                 scored.push((piece.score(), at, (left, right)));
             }
         }
@@ -186,12 +254,12 @@ mod tests {
             }),
         };
         let tokens = |prefix| {
-            let tokenizer = convert(&model(prefix, Some(false)).encode_to_vec()).unwrap().tokenizer;
+            let tokenizer = convert(&model(prefix, Some(false)).encode_to_vec(), &AddedTokens::default()).unwrap().tokenizer;
             tokenizer.encode("a", false).unwrap().get_tokens().to_vec()
         };
         assert_eq!([tokens(None), tokens(Some(true)), tokens(Some(false))], [["\u{2581}a"], ["\u{2581}a"], ["a"]]);
         for spaces in [None, Some(true)] {
-            let error = convert(&model(None, spaces).encode_to_vec()).err().unwrap();
+            let error = convert(&model(None, spaces).encode_to_vec(), &AddedTokens::default()).err().unwrap();
             assert!(error.message().contains("normaliser"), "{error}");
         }
     }
