@@ -195,11 +195,12 @@ fn refuse_place(target: &Path) -> Result<()> {
     }
     let here = std::env::current_dir().and_then(fs::canonicalize);
     if fs::canonicalize(target).is_ok_and(|target| here.is_ok_and(|here| here.starts_with(target))) {
-        return refuse("the output is the current folder, or one above, which is replaced as a whole: name a folder in it");
+        return refuse(
+            "the output is the current folder, or one above, which is replaced as a whole: name a folder in it",
+        );
     }
     Ok(())
 }
-
 
 /// The files in `target` that do not belong to an old bundle there.
 fn foreign_files(target: &Path, force: bool) -> Result<Vec<OsString>> {

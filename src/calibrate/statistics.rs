@@ -132,7 +132,8 @@ impl Statistics {
             return Err(wrong("the file holds no calibration statistics of this version".into()));
         }
         let count = |name: &str| fact(name).and_then(|n| n.parse().ok()).unwrap_or(0);
-        let models = metadata.iter().filter_map(|(key, value)| Some((key.strip_suffix(MODEL)?.to_owned(), value.clone())));
+        let models =
+            metadata.iter().filter_map(|(key, value)| Some((key.strip_suffix(MODEL)?.to_owned(), value.clone())));
         let (models, activations) = (models.collect(), BTreeMap::new());
         let mut all = Self { activations, scans: count("scans"), reports: count("reports"), models };
         let names: Vec<String> = file.names().filter_map(|n| n.strip_suffix(".largest")).map(str::to_owned).collect();

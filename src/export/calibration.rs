@@ -28,17 +28,25 @@ const SHOWN: usize = 3;
 
 /// First words of the names of files about a data set or a program; none is a report.
 const DOCUMENTS: [&str; 12] = [
-    "readme", "license", "licence", "copying", "notice", "changes", "changelog", "authors", "citation", "contributing",
-    "requirements", "dataset_description",
+    "readme",
+    "license",
+    "licence",
+    "copying",
+    "notice",
+    "changes",
+    "changelog",
+    "authors",
+    "citation",
+    "contributing",
+    "requirements",
+    "dataset_description",
 ];
 /// Endings of tables, settings and programs next to scans.
-const SIDE_FILES: [&str; 16] = [
-    "json", "tsv", "bval", "bvec", "md", "rst", "ini", "db", "log", "lnk", "py", "sh", "m", "yml", "yaml", "toml",
-];
+const SIDE_FILES: [&str; 16] =
+    ["json", "tsv", "bval", "bvec", "md", "rst", "ini", "db", "log", "lnk", "py", "sh", "m", "yml", "yaml", "toml"];
 /// BIDS: folders of other data than anatomical scans below a participant's, and folders of what is no raw data.
-const OTHER_DATA: [&str; 14] = [
-    "func", "dwi", "fmap", "perf", "pet", "eeg", "meg", "ieeg", "beh", "nirs", "micr", "motion", "mrs", "emg",
-];
+const OTHER_DATA: [&str; 14] =
+    ["func", "dwi", "fmap", "perf", "pet", "eeg", "meg", "ieeg", "beh", "nirs", "micr", "motion", "mrs", "emg"];
 const NO_RAW_DATA: [&str; 4] = ["derivatives", "sourcedata", "code", "stimuli"];
 
 /// A scan, a report, or both.
@@ -156,9 +164,8 @@ fn kind(name: &str) -> Kind<'_> {
 /// (`Thumbs.db`) leave, and texts about a data set (`README.txt`, `LICENSE`, `requirements.txt`), tables and settings.
 fn is_litter(name: &str) -> bool {
     let lower = name.to_lowercase();
-    let begins = |word: &&str| {
-        lower.strip_prefix(*word).is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric()))
-    };
+    let begins =
+        |word: &&str| lower.strip_prefix(*word).is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric()));
     let ending = lower.rsplit_once('.').map_or("", |(_, end)| end);
     name.starts_with("._") || DOCUMENTS.iter().any(|word| begins(word)) || SIDE_FILES.contains(&ending)
 }
@@ -181,7 +188,8 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn folder(&mut self, folder: &Path, depth: usize) -> Result<()> {
         let failed = |e| Error::io(folder, "cannot read the calibration folder", e);
-        let entries = std::fs::read_dir(folder).map_err(failed)?.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
+        let entries =
+            std::fs::read_dir(folder).map_err(failed)?.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
         let mut names: Vec<String> = entries.iter().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
         names.sort_unstable();
         for name in &names {

@@ -234,7 +234,8 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
     let (made, sources) = std::thread::scope(|scope| {
         let hashing = threads::spawn_scoped(scope, "hash", || stage::source_records(loaded.files(), &stop))?;
         let origin = Origin::new(hashing);
-        let job = Job { plan, loaded: &loaded, models: &models, graphs: &graphs, inputs: &folder.inputs, staging: &staging };
+        let job =
+            Job { plan, loaded: &loaded, models: &models, graphs: &graphs, inputs: &folder.inputs, staging: &staging };
         let made = make(&job, &origin, progress);
         stop.store(made.is_err(), Ordering::Relaxed);
         Ok((made, origin.into_records()))

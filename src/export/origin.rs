@@ -68,7 +68,8 @@ mod statistics {
             let hashes = |role: &str| -> Vec<&str> {
                 let of = records.iter().filter(|record| record.role == role);
                 // Of Hugging Face's folder, the configuration is among the text's files.
-                let weights = of.filter(|r| role != Part::Text.as_str() || config_file.is_none_or(|name| *name != *r.name));
+                let weights =
+                    of.filter(|r| role != Part::Text.as_str() || config_file.is_none_or(|name| *name != *r.name));
                 weights.map(|record| record.sha256.as_str()).collect()
             };
             let config = &loaded.config;
@@ -92,7 +93,8 @@ mod statistics {
         pub fn check(&self, loaded: &Loaded, given: &Statistics) -> Result<()> {
             let wrong = |message: String| Err(Error::new(Code::CALIBRATION_INPUT, message));
             for (part, ours) in self.models(loaded)? {
-                let has = given.activations.keys().any(|name| name.strip_prefix(&part).is_some_and(|r| r.starts_with('/')));
+                let has =
+                    given.activations.keys().any(|name| name.strip_prefix(&part).is_some_and(|r| r.starts_with('/')));
                 let short = |hash: &str| hash.chars().take(8).collect::<String>();
                 match given.models.get(&part) {
                     _ if !has => {}

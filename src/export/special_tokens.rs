@@ -71,7 +71,8 @@ impl Sayings {
 
     /// `add_bos_token` and `add_eos_token`, where one is stated.
     fn flags(&self) -> Option<[bool; 2]> {
-        let flags = ["add_bos_token", "add_eos_token"].map(|name| self.tokenizer_config.get(name).and_then(Value::as_bool));
+        let flags =
+            ["add_bos_token", "add_eos_token"].map(|name| self.tokenizer_config.get(name).and_then(Value::as_bool));
         flags.iter().any(Option::is_some).then(|| flags.map(|flag| flag.unwrap_or(false)))
     }
 
@@ -121,7 +122,12 @@ pub(super) fn names_bos(config: &Path) -> bool {
 ///
 /// # Errors
 /// `tokenizer.invalid` when that is an ordinary piece.
-pub(super) fn bos(tokenizer: &Tokenizer, says: &Sayings, configured: u32, named: bool) -> Result<(u32, Option<Warning>)> {
+pub(super) fn bos(
+    tokenizer: &Tokenizer,
+    says: &Sayings,
+    configured: u32,
+    named: bool,
+) -> Result<(u32, Option<Warning>)> {
     let shown = |id: u32| format!("`{}` ({id})", tokenizer.token(id).unwrap_or_else(|| "no token".into()));
     let stated = says.bos(tokenizer);
     let known = tokenizer.token(configured);

@@ -68,7 +68,8 @@ pub(super) fn find(folder: &Path, config: Option<&Path>, bos: u32, rows: usize) 
     let told = if json { left_out(&tokenizer, &beside) } else { read_with(&added) };
     let template = special_tokens::template(&tokenizer, &says, bos, json);
     let warnings = [disagrees, template, few_pieces(&tokenizer, rows), told].into_iter().flatten().collect();
-    let adding = ADDING.map(|name| place.join(name)).into_iter().filter(|file| !added.tokens.is_empty() && file.is_file());
+    let adding =
+        ADDING.map(|name| place.join(name)).into_iter().filter(|file| !added.tokens.is_empty() && file.is_file());
     Ok(Found { adding: adding.collect(), path, added, bos, warnings })
 }
 
@@ -76,7 +77,9 @@ pub(super) fn find(folder: &Path, config: Option<&Path>, bos: u32, rows: usize) 
 fn check_rows(tokenizer: &Tokenizer, rows: usize) -> Result<(), String> {
     let bos = tokenizer.bos();
     if usize::try_from(bos).is_ok_and(|bos| bos >= rows) {
-        return Err(format!("its BOS token is {bos}, and the embedding table has {rows} rows: they are of different models"));
+        return Err(format!(
+            "its BOS token is {bos}, and the embedding table has {rows} rows: they are of different models"
+        ));
     }
     match tokenizer.beyond(rows) {
         None => Ok(()),
@@ -108,7 +111,9 @@ fn few_pieces(tokenizer: &Tokenizer, rows: usize) -> Option<Warning> {
 /// How added tokens of a `tokenizer.model` are read.
 fn read_with(added: &AddedTokens) -> Option<Warning> {
     let how = match added.legacy {
-        true => "(legacy) what follows one is a text of its own, with a space in front, as in transformers' slow tokenizer",
+        true => {
+            "(legacy) what follows one is a text of its own, with a space in front, as in transformers' slow tokenizer"
+        }
         false => "the space in front of the report stays the only one",
     };
     let words = added.tokens.iter().filter(|token| !token.special).map(|token| token.content.as_str());

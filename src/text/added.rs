@@ -127,7 +127,8 @@ mod tests {
         let added = json!({"<pad>": 8, "CDR": 9, "MoCA": 10, "<map>": 11});
         let found = AddedTokens::of(&added, &config, &json!({"sep_token": "<map>"})).unwrap();
         let found_tokens: Vec<_> = found.tokens.iter().map(|t| (t.id, t.content.as_str(), t.special)).collect();
-        let expected = [(7, "<x>", true), (8, "<pad>", true), (9, "CDR", false), (10, "MoCA", false), (11, "<map>", true)];
+        let expected =
+            [(7, "<x>", true), (8, "<pad>", true), (9, "CDR", false), (10, "MoCA", false), (11, "<map>", true)];
         assert_eq!((found_tokens.as_slice(), found.legacy), (expected.as_slice(), false));
         assert_eq!(found.tokens[2].settings, [false, true, false]);
         assert_eq!(AddedTokens::of(&Value::Null, &Value::Null, &Value::Null).unwrap(), AddedTokens::default());

@@ -87,7 +87,8 @@ pub(super) fn convert(bytes: &[u8], added: &AddedTokens) -> Result<Checked> {
     let merges = merges(&model.pieces, &vocab)
         .ok_or_else(|| invalid(format!("its pieces can be joined in more than {MAX_MERGES} ways")))?;
     add(&mut vocab, &model.pieces, added)?;
-    let of_kind = |kinds: &'static [i32]| model.pieces.iter().enumerate().filter(move |(_, p)| kinds.contains(&p.role()));
+    let of_kind =
+        |kinds: &'static [i32]| model.pieces.iter().enumerate().filter(move |(_, p)| kinds.contains(&p.role()));
     let unknown = of_kind(&[kind::UNKNOWN]).next().map(|(_, p)| p.piece());
     let listed = |id: usize, content: &str, [lstrip, rstrip, single_word]: [bool; 3], special: bool| {
         json!({"id": id, "content": content, "single_word": single_word, "lstrip": lstrip, "rstrip": rstrip,
@@ -105,7 +106,12 @@ pub(super) fn convert(bytes: &[u8], added: &AddedTokens) -> Result<Checked> {
             symbols.push(token.content.as_str());
             continue;
         }
-        tokens.push(listed(usize::try_from(token.id).unwrap_or(usize::MAX), &token.content, token.settings, token.special));
+        tokens.push(listed(
+            usize::try_from(token.id).unwrap_or(usize::MAX),
+            &token.content,
+            token.settings,
+            token.special,
+        ));
     }
     let user_defined = of_kind(&[kind::USER_DEFINED]).map(|(_, p)| p.piece());
     symbols.extend(user_defined.filter(|p| !p.is_empty() && !special.contains(p)));
@@ -162,7 +168,9 @@ fn add<'a>(vocab: &mut HashMap<&'a str, usize>, pieces: &[Piece], added: &'a Add
         match (vocab.get(token.content.as_str()), pieces.get(id)) {
             (Some(known), _) if *known == id => {}
             (Some(known), _) => return wrong(format!("and tokenizer.model has it as its piece {known}")),
-            (None, Some(piece)) => return wrong(format!("which is the piece `{}` of tokenizer.model", brief(piece.piece()))),
+            (None, Some(piece)) => {
+                return wrong(format!("which is the piece `{}` of tokenizer.model", brief(piece.piece())));
+            }
             (None, None) => drop(vocab.insert(&token.content, id)),
         }
     }
@@ -254,7 +262,8 @@ mod tests {
             }),
         };
         let tokens = |prefix| {
-            let tokenizer = convert(&model(prefix, Some(false)).encode_to_vec(), &AddedTokens::default()).unwrap().tokenizer;
+            let tokenizer =
+                convert(&model(prefix, Some(false)).encode_to_vec(), &AddedTokens::default()).unwrap().tokenizer;
             tokenizer.encode("a", false).unwrap().get_tokens().to_vec()
         };
         assert_eq!([tokens(None), tokens(Some(true)), tokens(Some(false))], [["\u{2581}a"], ["\u{2581}a"], ["a"]]);

@@ -18,7 +18,9 @@ use super::components::{MAX_PATTERN, brief};
 /// Refuses an added token that is read as a symbol but has settings of its own.
 pub(super) fn check(token: &AddedToken) -> Result<(), String> {
     match token.settings.contains(&true) {
-        true => Err(format!("the added token `{}` depends on its surroundings, which is not read", brief(&token.content))),
+        true => {
+            Err(format!("the added token `{}` depends on its surroundings, which is not read", brief(&token.content)))
+        }
         false => Ok(()),
     }
 }
@@ -34,7 +36,10 @@ pub(super) fn pre_tokenizer(mut words: Vec<&str>, reserved: Vec<&str>) -> Result
     for name in reserved.iter().filter(|name| !is_byte(name) && !name.is_empty()) {
         let (first, rest) = name.split_at(name.chars().next().map_or(0, char::len_utf8));
         if rest.is_empty() {
-            return Err(format!("its control piece `{}` is one character, and it has user-defined symbols", brief(name)));
+            return Err(format!(
+                "its control piece `{}` is one character, and it has user-defined symbols",
+                brief(name)
+            ));
         }
         guard.entry(first).or_default().insert(escaped(rest));
     }
@@ -49,7 +54,8 @@ pub(super) fn pre_tokenizer(mut words: Vec<&str>, reserved: Vec<&str>) -> Result
              tokenizer.json (transformers' save_pretrained) and put that next to the language model"
         ));
     }
-    let split = |pattern| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let split =
+        |pattern| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
     Ok(json!({"type": "Sequence", "pretokenizers": [split(pattern), split(guard)]}))
 }
 
@@ -63,7 +69,8 @@ pub(super) fn check_pieces<'a>(tokenizer: &Tokenizer, pieces: impl Iterator<Item
     let mut merging = model.clone();
     merging.ignore_merges = false;
     for piece in pieces {
-        let tokens = merging.tokenize(piece).map_err(|e| format!("its piece `{}` cannot be read: {e}", brief(piece)))?;
+        let tokens =
+            merging.tokenize(piece).map_err(|e| format!("its piece `{}` cannot be read: {e}", brief(piece)))?;
         if tokens.len() != 1 {
             return Err(format!(
                 "no merge of its pieces makes `{}`, and it has user-defined symbols: which texts are that piece is not \
