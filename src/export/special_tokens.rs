@@ -9,9 +9,9 @@
 //! `bos_token`. The `bos_token_id` of `config.json` serves generation alone, and LLaMA 1's names `<unk>`. One that names
 //! an ordinary piece is refused: something belongs to another model.
 //!
-//! **Template.** As transformers 5 has it (`TokenizersBackend`): `add_bos_token` and `add_eos_token` decide where one of
-//! them is stated, else the template of `tokenizer.json`. BOS stands in front of a report always, whatever they say: a
-//! difference is a warning.
+//! **Template.** What transformers puts around a text depends on its version: with 4 (`LlamaTokenizerFast`)
+//! `add_bos_token` and `add_eos_token` decide, with 5 (`TokenizersBackend`) the template of `tokenizer.json`, if there is
+//! one. BOS and nothing else stands around a report always: where one of the two differs, that is a warning.
 
 use std::path::Path;
 
@@ -69,26 +69,29 @@ impl Sayings {
         tokens.filter_map(|token| token.get("content").unwrap_or(token).as_str()).next()
     }
 
-    /// `add_bos_token` and `add_eos_token`, where one is stated.
-    fn flags(&self) -> Option<[bool; 2]> {
+    /// What puts tokens around a text: the tokenizer's own template, and `add_bos_token` and `add_eos_token` where one of
+    /// them is stated. By a `tokenizer.json` (`json`) that has neither, nothing is put there.
+    fn templates(&self, tokenizer: &Tokenizer, json: bool) -> Vec<Template> {
+        let own = tokenizer.template();
         let flags =
             ["add_bos_token", "add_eos_token"].map(|name| self.tokenizer_config.get(name).and_then(Value::as_bool));
-        flags.iter().any(Option::is_some).then(|| flags.map(|flag| flag.unwrap_or(false)))
-    }
-
-    /// What transformers puts around a text; none where nothing says so.
-    fn template(&self, tokenizer: &Tokenizer) -> Option<Template> {
-        let Some([bos, eos]) = self.flags() else { return tokenizer.template() };
         let one = |wanted: bool, role: &str| match (wanted, self.named(role)) {
             (false, _) => Vec::new(),
             (true, name) => vec![name.unwrap_or(role).to_owned()],
         };
-        Some(Template { before: one(bos, "bos_token"), after: one(eos, "eos_token") })
+        let stated = flags.iter().any(Option::is_some).then(|| {
+            // The default of transformers 4; 5 has BOS by a template alone.
+            let [bos, eos] = [flags[0].unwrap_or(own.is_some() || !json), flags[1].unwrap_or(false)];
+            Template { before: one(bos, "bos_token"), after: one(eos, "eos_token") }
+        });
+        let none = (json && own.is_none() && stated.is_none()).then(Template::default);
+        own.into_iter().chain(stated).chain(none).collect()
     }
 
     /// The BOS of the tokenizer's own files, and who says so.
     fn bos(&self, tokenizer: &Tokenizer) -> Option<(u32, &'static str)> {
-        let template = self.template(tokenizer).and_then(|template| template.before.into_iter().next());
+        let template =
+            self.templates(tokenizer, false).into_iter().find_map(|template| template.before.into_iter().next());
         let named = self.named("bos_token");
         let of = |name: Option<&str>, who| name.and_then(|name| tokenizer.id(name)).map(|id| (id, who));
         of(template.as_deref(), "the tokenizer's template").or_else(|| of(named, "the tokenizer's bos_token"))
@@ -183,13 +186,11 @@ pub(super) fn bos(
 /// The warning of a template that puts something else around a text than `bos` in front; `json` is whether the file is
 /// a `tokenizer.json`, which has a template if anything is put around a text.
 pub(super) fn template(tokenizer: &Tokenizer, says: &Sayings, bos: u32, json: bool) -> Option<Warning> {
-    let found = says.template(tokenizer).or_else(|| json.then(Template::default))?;
     let ours = tokenizer.token(bos).unwrap_or_default();
     // `bos_token` without a name is what it is here.
     let is_bos = |name: &String| *name == ours || name == "bos_token";
-    if found.after.is_empty() && found.before.len() == 1 && found.before.iter().all(is_bos) {
-        return None;
-    }
+    let is_ours = |t: &Template| t.after.is_empty() && t.before.len() == 1 && t.before.iter().all(is_bos);
+    let found = says.templates(tokenizer, json).into_iter().find(|template| !is_ours(template))?;
     let around = |before: &[String], after: &[String]| {
         let text = ["REPORT".to_owned()];
         before.iter().chain(&text).chain(after).map(String::as_str).collect::<Vec<_>>().join(" ")

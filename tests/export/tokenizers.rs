@@ -166,10 +166,13 @@ fn another_template_is_told() {
             json!({"add_bos_token": true, "add_eos_token": true, "eos_token": "</s>"}),
             "REPORT </s>",
         ),
+        (single(&["<s>", "A", "</s>"]), json!({"add_bos_token": true, "add_eos_token": false}), "REPORT </s>"),
+        (Value::Null, json!({"add_eos_token": false}), "no BOS"),
         // Controls.
         (single(&["<s>", "A"]), json!({}), ""),
         (sequence(json!([byte_level, single(&["<s>", "A"])])), json!({"clean_up_tokenization_spaces": false}), ""),
-        (single(&["<s>", "A", "</s>"]), json!({"add_bos_token": true, "add_eos_token": false, "bos_token": "<s>"}), ""),
+        (single(&["<s>", "A"]), json!({"add_eos_token": false}), ""),
+        (Value::Null, json!({"add_bos_token": true, "bos_token": "<s>"}), ""),
     ] {
         let export = Export::of(|folder| {
             tokenizer(folder, |json| json["post_processor"] = processor.clone());
