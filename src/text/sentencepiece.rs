@@ -83,63 +83,92 @@ pub(super) fn convert(bytes: &[u8], added: &AddedTokens) -> Result<Checked> {
     let model =
         ModelProto::decode(bytes).map_err(|e| invalid(format!("neither tokenizer.json nor SentencePiece: {e}")))?;
     check(&model)?;
+    let added = if added.legacy { added.clone() } else { as_normalized(added) };
     let mut vocab: HashMap<&str, usize> = model.pieces.iter().map(Piece::piece).zip(0..).collect();
     let merges = merges(&model.pieces, &vocab)
         .ok_or_else(|| invalid(format!("its pieces can be joined in more than {MAX_MERGES} ways")))?;
-    add(&mut vocab, &model.pieces, added)?;
-    let of_kind =
-        |kinds: &'static [i32]| model.pieces.iter().enumerate().filter(move |(_, p)| kinds.contains(&p.role()));
-    let unknown = of_kind(&[kind::UNKNOWN]).next().map(|(_, p)| p.piece());
-    let listed = |id: usize, content: &str, [lstrip, rstrip, single_word]: [bool; 3], special: bool| {
-        json!({"id": id, "content": content, "single_word": single_word, "lstrip": lstrip, "rstrip": rstrip,
-               "normalized": false, "special": special})
-    };
-    let mut tokens: Vec<Value> =
-        of_kind(&[kind::UNKNOWN, kind::CONTROL]).map(|(id, p)| listed(id, p.piece(), [false; 3], true)).collect();
-    let new = |content: &str| !of_kind(&[kind::UNKNOWN, kind::CONTROL]).any(|(_, p)| p.piece() == content);
-    let (mut symbols, mut special) = (Vec::new(), Vec::new());
-    for token in added.tokens.iter().filter(|token| new(&token.content)) {
-        if token.special {
-            special.push(token.content.as_str());
-        } else if !added.legacy {
-            whole::check(token).map_err(invalid)?;
-            symbols.push(token.content.as_str());
-            continue;
-        }
-        tokens.push(listed(
-            usize::try_from(token.id).unwrap_or(usize::MAX),
-            &token.content,
-            token.settings,
-            token.special,
-        ));
-    }
-    let user_defined = of_kind(&[kind::USER_DEFINED]).map(|(_, p)| p.piece());
-    symbols.extend(user_defined.filter(|p| !p.is_empty() && !special.contains(p)));
-    let reserved = of_kind(&[kind::UNKNOWN, kind::CONTROL, kind::BYTE]).map(|(_, p)| p.piece()).chain(special);
+    add(&mut vocab, &model.pieces, &added)?;
+    let names = Names::of(&model.pieces, &added)?;
     let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
     if model.normalizer.as_ref().is_none_or(|n| n.add_dummy_prefix.unwrap_or(true)) {
         normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
     }
     let mut json = json!({
         "version": "1.0",
-        "added_tokens": tokens,
+        "added_tokens": names.listed,
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "model": {
             "type": "BPE",
-            "unk_token": unknown,
+            "unk_token": of_kind(&model.pieces, &[kind::UNKNOWN]).next().map(|(_, piece)| piece),
             "fuse_unk": true,
-            "byte_fallback": of_kind(&[kind::BYTE]).next().is_some(),
+            "byte_fallback": of_kind(&model.pieces, &[kind::BYTE]).next().is_some(),
             "merges": merges,
             "vocab": vocab,
         },
     });
-    if !symbols.is_empty() {
-        json["pre_tokenizer"] = whole::pre_tokenizer(symbols, reserved.collect()).map_err(invalid)?;
+    if !names.words.iter().all(Vec::is_empty) {
+        json["pre_tokenizer"] = whole::pre_tokenizer(names.words, &names.reserved).map_err(invalid)?;
         json["model"]["ignore_merges"] = Value::Bool(true);
     }
     let checked = tokenizer_check::read(json.to_string().as_bytes())?;
-    whole::check_pieces(&checked.tokenizer, of_kind(&[kind::NORMAL]).map(|(_, p)| p.piece())).map_err(invalid)?;
+    let normal = of_kind(&model.pieces, &[kind::NORMAL]).map(|(_, piece)| piece);
+    whole::check_pieces(&checked.tokenizer, normal).map_err(invalid)?;
     Ok(checked)
+}
+
+/// The pieces of these kinds, with their ids.
+fn of_kind<'a>(pieces: &'a [Piece], kinds: &'static [i32]) -> impl Iterator<Item = (usize, &'a str)> {
+    let of = pieces.iter().enumerate().filter(|(_, piece)| kinds.contains(&piece.role()));
+    of.map(|(id, piece)| (id, piece.piece()))
+}
+
+/// Added tokens that are found in the normalized report, where spaces are marks.
+fn as_normalized(added: &AddedTokens) -> AddedTokens {
+    let mut added = added.clone();
+    for token in added.tokens.iter_mut().filter(|token| !token.special) {
+        token.content = token.content.replace(' ', SPACE);
+    }
+    added
+}
+
+/// What is no ordinary piece.
+struct Names<'a> {
+    /// The entries of `added_tokens`.
+    listed: Vec<Value>,
+    /// What is taken whole after normalization: added tokens, and user-defined symbols.
+    words: [Vec<&'a str>; 2],
+    /// Names of special tokens and bytes.
+    reserved: Vec<&'a str>,
+}
+
+impl<'a> Names<'a> {
+    fn of(pieces: &'a [Piece], added: &'a AddedTokens) -> Result<Self> {
+        let listed = |id: usize, content: &str, [lstrip, rstrip, single_word]: [bool; 3], special: bool| {
+            json!({"id": id, "content": content, "single_word": single_word, "lstrip": lstrip, "rstrip": rstrip,
+                   "normalized": false, "special": special})
+        };
+        let control: Vec<(usize, &str)> = of_kind(pieces, &[kind::UNKNOWN, kind::CONTROL]).collect();
+        let mut names = Self {
+            listed: control.iter().map(|(id, piece)| listed(*id, piece, [false; 3], true)).collect(),
+            words: [Vec::new(), Vec::new()],
+            reserved: of_kind(pieces, &[kind::UNKNOWN, kind::CONTROL, kind::BYTE]).map(|(_, piece)| piece).collect(),
+        };
+        let new = |content: &str| !control.iter().any(|(_, piece)| *piece == content);
+        for token in added.tokens.iter().filter(|token| new(&token.content)) {
+            if token.special {
+                names.reserved.push(&token.content);
+            } else if !added.legacy {
+                whole::check(token).map_err(invalid)?;
+                names.words[0].push(&token.content);
+                continue;
+            }
+            let id = usize::try_from(token.id).unwrap_or(usize::MAX);
+            names.listed.push(listed(id, &token.content, token.settings, token.special));
+        }
+        let defined = of_kind(pieces, &[kind::USER_DEFINED]).map(|(_, piece)| piece);
+        names.words[1] = defined.filter(|piece| !piece.is_empty() && !names.reserved.contains(piece)).collect();
+        Ok(names)
+    }
 }
 
 impl Piece {

@@ -7,6 +7,7 @@
 //! (`build_tokenizer_from_spm_proto`). A part between two words may spell a special token or a byte, `<s>` or `<0x41>`:
 //! such a part is cut behind its first character, so that a report's text stays text.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
@@ -25,13 +26,15 @@ pub(super) fn check(token: &AddedToken) -> Result<(), String> {
     }
 }
 
-/// The pre-tokenizer that cuts out `words`, and cuts parts that spell one of `reserved`.
-pub(super) fn pre_tokenizer(mut words: Vec<&str>, reserved: Vec<&str>) -> Result<Value, String> {
-    let count = words.len();
+/// The pre-tokenizer that cuts out `words`, those of the first list before those of the second, and cuts parts that
+/// spell one of `reserved`.
+pub(super) fn pre_tokenizer(words: [Vec<&str>; 2], reserved: &[&str]) -> Result<Value, String> {
+    let mut words = words.map(|list| list.into_iter().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
     // Of alternatives, the first that fits is taken: the longest must come first.
-    words.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
-    words.dedup();
-    let pattern = words.iter().map(|word| escaped(word)).collect::<Vec<_>>().join("|");
+    words.iter_mut().for_each(|list| list.sort_by_key(|word| Reverse(word.len())));
+    let words = words.concat();
+    let count = words.len();
+    let pattern = words.into_iter().map(escaped).collect::<Vec<_>>().join("|");
     let mut guard: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for name in reserved.iter().filter(|name| !is_byte(name) && !name.is_empty()) {
         let (first, rest) = name.split_at(name.chars().next().map_or(0, char::len_utf8));
