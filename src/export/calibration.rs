@@ -1,8 +1,8 @@
 //! The inputs on which a bundle is compared with the plain graphs: `calibration/`.
 //!
 //! In: a folder, and those below it, such as a BIDS tree. Out: its scans (`NAME.nii`, `NAME.nii.gz`, `NAME.nii.zst`,
-//! `NAME.hdr`, `NAME.mgz`, `NAME.mgh`) and reports (`NAME.txt`), endings in any case, by folder and name; and what was not
-//! used, with the reason. A scan and a report of one name in one folder belong together; either may stand alone.
+//! `NAME.hdr`, `NAME.mgz`, `NAME.mgh`) and reports (`NAME.txt`), endings in any case, by folder and name; and what was
+//! not used, with the reason. A scan and a report of one name in one folder belong together; either may stand alone.
 //!
 //! What operating systems, shares and data sets leave behind ([`is_litter`]) is passed over in silence. Links to files
 //! are followed (DataLad's scans are links), links to folders are not, so that no walk goes round in circles.

@@ -223,24 +223,14 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
     let loaded = plan.sources.load()?;
     *watched = loaded.watched();
     let models = models(&loaded, progress)?;
-    let folder = plan.calibration.as_deref().map(calibration_folder).transpose()?.unwrap_or_default();
-    folder.warning().iter().for_each(|warning| progress.warn(warning));
+    let folder = calibration_of(plan, progress)?;
     let graphs = stage::build(&loaded, &models)?;
     let staging = Staging::new(&plan.output, plan.force)?;
     // A full disk is better found now than after an hour of calibration.
     disk_space::check(staging.path(), disk_space::at_least(graphs.values(), plan.precision))?;
-    // The sources are hashed while the graphs are made: both need the bytes from the disk.
-    let stop = AtomicBool::new(false);
-    let (made, sources) = std::thread::scope(|scope| {
-        let hashing = threads::spawn_scoped(scope, "hash", || stage::source_records(loaded.files(), &stop))?;
-        let origin = Origin::new(hashing);
-        let job =
-            Job { plan, loaded: &loaded, models: &models, graphs: &graphs, inputs: &folder.inputs, staging: &staging };
-        let made = make(&job, &origin, progress);
-        stop.store(made.is_err(), Ordering::Relaxed);
-        Ok((made, origin.into_records()))
-    })?;
-    let (made, sources) = (made?, sources?);
+    let job =
+        Job { plan, loaded: &loaded, models: &models, graphs: &graphs, inputs: &folder.inputs, staging: &staging };
+    let (made, sources) = make_and_hash(&job, progress)?;
     let mut files = made.files;
     let tokenizer = tokenizer::install(&loaded, &folder.inputs, staging.path(), &mut files)?;
     let verified = verify(plan, &staging, progress)?;
@@ -281,6 +271,26 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
         skipped: models.skipped,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// The calibration inputs. Tells what is not used.
+fn calibration_of(plan: &Plan, progress: &mut dyn Progress) -> Result<CalibrationFolder> {
+    let folder = plan.calibration.as_deref().map(calibration_folder).transpose()?.unwrap_or_default();
+    folder.warning().iter().for_each(|warning| progress.warn(warning));
+    Ok(folder)
+}
+
+/// Writes the graphs, and hashes the sources meanwhile: both need the bytes from the disk.
+fn make_and_hash(job: &Job<'_>, progress: &mut dyn Progress) -> Result<(stage::Made, Vec<SourceRecord>)> {
+    let stop = AtomicBool::new(false);
+    let (made, sources) = std::thread::scope(|scope| {
+        let hashing = threads::spawn_scoped(scope, "hash", || stage::source_records(job.loaded.files(), &stop))?;
+        let origin = Origin::new(hashing);
+        let made = make(job, &origin, progress);
+        stop.store(made.is_err(), Ordering::Relaxed);
+        Ok((made, origin.into_records()))
+    })?;
+    Ok((made?, sources?))
 }
 
 /// The weights of all parts. Tells what to know of where they come from.

@@ -1,7 +1,7 @@
 //! What an export is made from: the hashes of its sources, and what calibration statistics were gathered with.
 //!
-//! In: the thread that hashes the checkpoints while the graphs are made. Out: the records of `bundle.json`, and for each
-//! trunk the SHA-256 of all that its activations depend on: the weights' files, and the configuration as it is used
+//! In: the thread that hashes the checkpoints while the graphs are made. Out: the records of `bundle.json`, and for
+//! each trunk the SHA-256 of all that its activations depend on: the weights' files, and the configuration as it is used
 //! (not its file: another layout of the same values changes nothing).
 
 use std::cell::{Cell, OnceCell};

@@ -6,12 +6,12 @@
 //! they disagree.
 //!
 //! **BOS.** The tokenizer's word counts, for the model learned from its texts: the first token of its template, else
-//! `bos_token`. The `bos_token_id` of `config.json` serves generation alone, and LLaMA 1's names `<unk>`. One that names
-//! an ordinary piece is refused: something belongs to another model.
+//! `bos_token`. The `bos_token_id` of `config.json` serves generation alone, and LLaMA 1's names `<unk>`. One that
+//! names an ordinary piece is refused: something belongs to another model.
 //!
 //! **Template.** What transformers puts around a text depends on its version: with 4 (`LlamaTokenizerFast`)
-//! `add_bos_token` and `add_eos_token` decide, with 5 (`TokenizersBackend`) the template of `tokenizer.json`, if there is
-//! one. BOS and nothing else stands around a report always: where one of the two differs, that is a warning.
+//! `add_bos_token` and `add_eos_token` decide, with 5 (`TokenizersBackend`) the template of `tokenizer.json`, if there
+//! is one. BOS and nothing else stands around a report always: where one of the two differs, that is a warning.
 
 use std::path::Path;
 
@@ -69,8 +69,8 @@ impl Sayings {
         tokens.filter_map(|token| token.get("content").unwrap_or(token).as_str()).next()
     }
 
-    /// What puts tokens around a text: the tokenizer's own template, and `add_bos_token` and `add_eos_token` where one of
-    /// them is stated. By a `tokenizer.json` (`json`) that has neither, nothing is put there.
+    /// What puts tokens around a text: the tokenizer's own template, and `add_bos_token` and `add_eos_token` where one
+    /// of them is stated. By a `tokenizer.json` (`json`) that has neither, nothing is put there.
     fn templates(&self, tokenizer: &Tokenizer, json: bool) -> Vec<Template> {
         let own = tokenizer.template();
         let flags =

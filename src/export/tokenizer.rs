@@ -1,5 +1,5 @@
-//! The language model's tokenizer: found, held against the model, and written into the bundle as a `tokenizer.json`; and
-//! what the calibration reports are like.
+//! The language model's tokenizer: found, held against the model, and written into the bundle as a `tokenizer.json`;
+//! and what the calibration reports are like.
 
 use std::path::{Path, PathBuf};
 
@@ -16,9 +16,9 @@ use crate::text::{AddedTokens, Beyond, ReportProfile, Tokenizer, read_report};
 /// The file's name in a bundle.
 const FILE: &str = "tokenizer.json";
 
-/// Share of the embedding table's rows below which a tokenizer is another model's. Tables are padded by less: Phi-2's by
-/// 1.8 %, DeepSeek's by 2.3 %, Qwen 2's by 0.2 %. The vocabularies of two families differ by more: 32,000, 64,000, 100,000,
-/// 128,256, 151,936 pieces.
+/// Share of the embedding table's rows below which a tokenizer is another model's. Tables are padded by less: Phi-2's
+/// by 1.8 %, DeepSeek's by 2.3 %, Qwen 2's by 0.2 %. The vocabularies of two families mostly differ by more: 32,000,
+/// 64,000, 100,000, 128,256, 151,936 pieces.
 const FEW_PIECES: f64 = 0.7;
 
 /// Added tokens that a message names.

@@ -71,8 +71,8 @@ impl Tokenizer {
         Some(Template { before: names(before), after: names(after) })
     }
 
-    /// The first token that a report can become and that a table of so many rows does not have. Special tokens are none:
-    /// padding is often beyond.
+    /// The first token that a report can become and that a table of so many rows does not have. Special tokens are none
+    /// of these: padding is often beyond.
     pub fn beyond(&self, rows: usize) -> Option<Beyond> {
         let outside = |id: u32| usize::try_from(id).is_ok_and(|id| id >= rows);
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
