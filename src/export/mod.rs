@@ -61,8 +61,8 @@ use numeric_format::NumericFormat;
 use origin::Origin;
 
 use crate::bundle::{
-    FORMAT, INTENDED_USE, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Target,
-    Temperature, Tool,
+    FORMAT, FileRecord, INTENDED_USE, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord,
+    Staging, Target, Temperature, TokenizerRecord, Tool,
 };
 use crate::checkpoint::SourceFile;
 use crate::error::{Code, Error, Result};
@@ -232,7 +232,7 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
         Job { plan, loaded: &loaded, models: &models, graphs: &graphs, inputs: &folder.inputs, staging: &staging };
     let (made, sources) = make_and_hash(&job, progress)?;
     let mut files = made.files;
-    let tokenizer = tokenizer::install(&loaded, &folder.inputs, staging.path(), &mut files)?;
+    let tokenizer = tokenizer(&loaded, &folder, &staging, &mut files)?;
     let verified = verify(plan, &staging, progress)?;
     let manifest = Manifest {
         format: FORMAT,
@@ -271,6 +271,17 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
         skipped: models.skipped,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Writes the tokenizer.
+fn tokenizer(
+    loaded: &sources::Loaded,
+    folder: &CalibrationFolder,
+    staging: &Staging,
+    files: &mut Vec<FileRecord>,
+) -> Result<TokenizerRecord> {
+    let max_tokens = loaded.config.text.max_tokens;
+    tokenizer::install(&loaded.tokenizer, max_tokens, &folder.inputs, staging.path(), files)
 }
 
 /// The calibration inputs. Tells what is not used.

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::CalibrationInput;
-use super::sources::Loaded;
 use super::special_tokens::{self, ADDING, Sayings};
 use crate::bundle::{FileRecord, TokenizerRecord};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
@@ -146,20 +145,20 @@ fn tokenizer_file(folder: &Path) -> Result<PathBuf> {
 }
 
 /// Writes the tokenizer into `folder` and lists it in `files`. The record has the profile of the reports among the
-/// calibration `inputs`.
+/// calibration `inputs`, each cut to `max_tokens`.
 pub(super) fn install(
-    loaded: &Loaded,
+    found: &Found,
+    max_tokens: usize,
     inputs: &[CalibrationInput],
     folder: &Path,
     files: &mut Vec<FileRecord>,
 ) -> Result<TokenizerRecord> {
-    let tokenizer = loaded.tokenizer.load()?;
-    let json = tokenizer.to_json().map_err(|e| e.at(&loaded.tokenizer.path))?;
+    let tokenizer = found.load()?;
+    let json = tokenizer.to_json().map_err(|e| e.at(&found.path))?;
     let path = folder.join(FILE);
     std::fs::write(&path, &json).map_err(|e| Error::io(&path, "cannot write", e))?;
     let sha256 = hex(&Sha256::digest(json.as_bytes()));
     files.push(FileRecord { name: FILE.into(), bytes: json.len() as u64, sha256 });
-    let max_tokens = loaded.config.text.max_tokens;
     let reports = profile(&tokenizer, max_tokens, inputs)?;
     Ok(TokenizerRecord { file: FILE.into(), bos: tokenizer.bos(), max_tokens, reports })
 }
