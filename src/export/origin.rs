@@ -1,12 +1,14 @@
 //! What an export is made from: the hashes of its sources, and what calibration statistics were gathered with.
 //!
 //! In: the thread that hashes the checkpoints while the graphs are made. Out: the records of `bundle.json`, and for
-//! each trunk the SHA-256 of all that its activations depend on: the weights' files, and the configuration as it is used
-//! (not its file: another layout of the same values changes nothing).
+//! each trunk the SHA-256 of all that its activations depend on: the weights' files, and the configuration as it is
+//! used (not its file: another layout of the same values changes nothing).
 
 use std::cell::{Cell, OnceCell};
 use std::thread::ScopedJoinHandle;
 
+#[cfg(feature = "runtime")]
+use super::sources::Loaded;
 use super::stage;
 use crate::bundle::SourceRecord;
 use crate::error::{Error, Result};
@@ -50,8 +52,7 @@ mod statistics {
     use serde_json::{Value, json};
     use sha2::{Digest, Sha256};
 
-    use super::super::sources::Loaded;
-    use super::Origin;
+    use super::{Loaded, Origin};
     use crate::calibrate::Statistics;
     use crate::error::{Code, Error, Result};
     use crate::model::Part;
