@@ -25,6 +25,7 @@ impl Staging {
     /// `output.exists`, or `io` when the folder cannot be made.
     pub fn new(target: &Path, force: bool) -> Result<Self> {
         let kept = foreign_files(target, force)?;
+        refuse_place(target)?;
         // A link to a folder stays a link: its target is replaced.
         let absolute = if target.exists() { fs::canonicalize(target) } else { std::path::absolute(target) };
         let absolute = absolute.map_err(|e| Error::io(target, "cannot find the folder", e))?;
@@ -182,6 +183,22 @@ fn readable_by_all(folder: &Path) -> Result<()> {
     }
     #[cfg(not(unix))]
     let _ = folder;
+    Ok(())
+}
+
+/// Refuses places that installing would take away under somebody: the folder that the program was started in, or one
+/// above, and a link that leads nowhere.
+fn refuse_place(target: &Path) -> Result<()> {
+    let refuse = |message: &str| Err(Error::new(Code::OUTPUT_EXISTS, message).at(target));
+    if !target.exists() && target.symlink_metadata().is_ok() {
+        return refuse("the output is a link that leads to no folder: remove the link, or choose another -o");
+    }
+    let here = std::env::current_dir().and_then(fs::canonicalize);
+    if fs::canonicalize(target).is_ok_and(|target| here.is_ok_and(|here| here.starts_with(target))) {
+        return refuse(
+            "the output is the current folder, or one above, which is replaced as a whole: name a folder in it",
+        );
+    }
     Ok(())
 }
 

@@ -81,10 +81,14 @@ pub struct Statistics {
     pub scans: usize,
     /// Number of reports that they were computed from.
     pub reports: usize,
+    /// By part, the SHA-256 of what they were computed with: weights and configuration. Empty in files of versions that
+    /// did not record it.
+    pub models: BTreeMap<String, String>,
 }
 
 impl Statistics {
-    /// Writes the file: safetensors with `NAME.largest`, `NAME.moment` (float32 `[k]`), `NAME.steps` and `NAME.tokens`.
+    /// Writes the file: safetensors with `NAME.largest`, `NAME.moment` (float32 `[k]`), `NAME.steps` and `NAME.tokens`,
+    /// and in its metadata `PART.model_sha256`.
     /// It contains no name of an input.
     ///
     /// # Errors
@@ -102,7 +106,8 @@ impl Statistics {
         });
         let facts =
             [("format", FORMAT.to_owned()), ("scans", self.scans.to_string()), ("reports", self.reports.to_string())];
-        let facts = facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        let models = self.models.iter().map(|(part, sha256)| (format!("{part}{MODEL}"), sha256.clone()));
+        let facts = facts.into_iter().map(|(k, v)| (k.to_owned(), v)).chain(models).collect();
         write_safetensors(path, tensors.collect::<Vec<_>>(), &facts).map(drop)
     }
 
@@ -127,7 +132,10 @@ impl Statistics {
             return Err(wrong("the file holds no calibration statistics of this version".into()));
         }
         let count = |name: &str| fact(name).and_then(|n| n.parse().ok()).unwrap_or(0);
-        let mut all = Self { activations: BTreeMap::new(), scans: count("scans"), reports: count("reports") };
+        let models =
+            metadata.iter().filter_map(|(key, value)| Some((key.strip_suffix(MODEL)?.to_owned(), value.clone())));
+        let (models, activations) = (models.collect(), BTreeMap::new());
+        let mut all = Self { activations, scans: count("scans"), reports: count("reports"), models };
         let names: Vec<String> = file.names().filter_map(|n| n.strip_suffix(".largest")).map(str::to_owned).collect();
         for name in names {
             let vector = |part: &str| {
@@ -157,6 +165,9 @@ impl Statistics {
 
 /// The value of the file's metadata key `format`.
 const FORMAT: &str = "brain-adapter calibration 1";
+
+/// The end of the metadata keys of [`Statistics::models`].
+const MODEL: &str = ".model_sha256";
 
 #[cfg(test)]
 mod tests {

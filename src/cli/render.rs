@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::layers;
 use super::text::{
-    FAILED, OK, duration, error, escaped, precision, provider, quoted, short, shown, size, table, thousands,
+    FAILED, OK, count, duration, error, escaped, precision, provider, quoted, short, shown, size, table, thousands,
 };
 use crate::bundle::{INTENDED_USE, Parity, SourceRecord, Target};
 use crate::export::{PartSummary, Raised, StageCheck, StageLimit, Summary};
@@ -63,6 +63,10 @@ pub(super) fn export(summary: &Summary, verbose: bool) -> String {
     };
     let _ = writeln!(text, "max error, cosine: {against}");
     text += &unchecked(&summary.parts);
+    if summary.quantization.is_none() && summary.calibration.scans + summary.calibration.reports > 0 {
+        let used = summary.calibration;
+        let _ = writeln!(text, "calibration: {}, {}", count(used.scans, "scan"), count(used.reports, "report"));
+    }
     if let Some(quantization) = &summary.quantization {
         let _ = write!(text, "\n{}", layers::quantization(quantization, &summary.slowdowns, verbose));
     }

@@ -71,6 +71,7 @@ warning_codes! {
     CONFIG_CHOICE = "config_choice", "the language model's configuration leaves open how it attends; the message says what was taken";
     TOKENIZER_TEMPLATE = "tokenizer_template", "the tokenizer's own template puts other special tokens around a text than the model gets; the message names them";
     TOKENIZER_BOS = "tokenizer_bos", "the configuration's BOS token is not the tokenizer's; the message has both";
+    TOKENIZER_ADDED = "tokenizer_added", "tokens were added to the tokenizer in files next to it; the message names them and says how they are read";
     TOKENIZER_VOCABULARY = "tokenizer_vocabulary", "the tokenizer has far fewer pieces than the embedding table has rows";
     CALIBRATION_UNUSED = "calibration_unused", "files of the calibration folder are not used; the message names them and says why";
     CALIBRATION_NONE = "calibration_none", "there are no calibration inputs: static quantization is off and accuracy is not checked";

@@ -20,6 +20,7 @@ mod gate;
 #[cfg(feature = "runtime")]
 mod inputs;
 mod numeric_format;
+mod origin;
 #[cfg(feature = "runtime")]
 mod parity;
 #[cfg(feature = "runtime")]
@@ -31,6 +32,7 @@ mod reduced;
 #[cfg(feature = "runtime")]
 mod retrained;
 mod sources;
+mod special_tokens;
 mod stage;
 mod text_model;
 mod tokenizer;
@@ -45,7 +47,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-pub use calibration::{CalibrationInput, MAX_CALIBRATION_INPUTS, MAX_CALIBRATION_SCANS, calibration_inputs};
+pub use calibration::{
+    CalibrationFolder, CalibrationInput, MAX_CALIBRATION_INPUTS, MAX_CALIBRATION_SCANS, calibration_folder,
+    calibration_inputs,
+};
 #[cfg(feature = "runtime")]
 pub use raised::Raised;
 #[cfg(feature = "runtime")]
@@ -55,10 +60,11 @@ pub(crate) use retrained::{Bundled, Retrained, is_remade, retrained, sources_of}
 pub use sources::Sources;
 
 use numeric_format::NumericFormat;
+use origin::Origin;
 
 use crate::bundle::{
-    FORMAT, INTENDED_USE, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord, Staging, Target,
-    Temperature, Tool,
+    FORMAT, FileRecord, INTENDED_USE, Manifest, PartRecord, Precision, Preprocessing, Quantization, SourceRecord,
+    Staging, Target, Temperature, TokenizerRecord, Tool,
 };
 use crate::checkpoint::SourceFile;
 use crate::error::{Code, Error, Result};
@@ -140,12 +146,23 @@ pub struct Summary {
     pub slowdowns: BTreeMap<String, f64>,
     /// The comparison with recorded PyTorch outputs, where it was asked for.
     pub verified: Vec<StageCheck>,
+    /// How many calibration inputs were used.
+    pub calibration: CalibrationUse,
     /// The checkpoint files that were read.
     pub sources: Vec<SourceRecord>,
     /// Tensors of the checkpoints that no graph uses.
     pub skipped: Vec<String>,
     /// Seconds in all.
     pub seconds: f64,
+}
+
+/// Numbers of inputs that a calibration folder gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct CalibrationUse {
+    /// Scans.
+    pub scans: usize,
+    /// Reports.
+    pub reports: usize,
 }
 
 /// One graph of the bundle.
@@ -208,21 +225,16 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
     let loaded = plan.sources.load()?;
     *watched = loaded.watched();
     let models = models(&loaded, progress)?;
+    let folder = calibration_of(plan, progress)?;
     let graphs = stage::build(&loaded, &models)?;
     let staging = Staging::new(&plan.output, plan.force)?;
     // A full disk is better found now than after an hour of calibration.
     disk_space::check(staging.path(), disk_space::at_least(graphs.values(), plan.precision))?;
-    // The sources are hashed while the graphs are made: both need the bytes from the disk.
-    let stop = AtomicBool::new(false);
-    let (made, sources) = std::thread::scope(|scope| {
-        let hashing = threads::spawn_scoped(scope, "hash", || stage::source_records(loaded.files(), &stop))?;
-        let made = make(plan, &loaded, &models, &graphs, &staging, progress);
-        stop.store(made.is_err(), Ordering::Relaxed);
-        Ok((made, hashing.join()))
-    })?;
-    let (made, sources) = (made?, stage::joined(sources)?);
+    let job =
+        Job { plan, loaded: &loaded, models: &models, graphs: &graphs, inputs: &folder.inputs, staging: &staging };
+    let (made, sources) = make_and_hash(&job, progress)?;
     let mut files = made.files;
-    let tokenizer = tokenizer::install(&loaded, plan.calibration.as_deref(), staging.path(), &mut files)?;
+    let tokenizer = tokenizer(&loaded, &folder, &staging, &mut files)?;
     let verified = verify(plan, &staging, progress)?;
     let manifest = Manifest {
         format: FORMAT,
@@ -257,9 +269,41 @@ fn export(plan: &Plan, watched: &mut Vec<SourceFile>, progress: &mut dyn Progres
         slowdowns: made.slowdowns,
         verified,
         sources,
+        calibration: CalibrationUse { scans: folder.scans(), reports: folder.reports() },
         skipped: models.skipped,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Writes the tokenizer.
+fn tokenizer(
+    loaded: &sources::Loaded,
+    folder: &CalibrationFolder,
+    staging: &Staging,
+    files: &mut Vec<FileRecord>,
+) -> Result<TokenizerRecord> {
+    let max_tokens = loaded.config.text.max_tokens;
+    tokenizer::install(&loaded.tokenizer, max_tokens, &folder.inputs, staging.path(), files)
+}
+
+/// The calibration inputs. Tells what is not used.
+fn calibration_of(plan: &Plan, progress: &mut dyn Progress) -> Result<CalibrationFolder> {
+    let folder = plan.calibration.as_deref().map(calibration_folder).transpose()?.unwrap_or_default();
+    folder.warning().iter().for_each(|warning| progress.warn(warning));
+    Ok(folder)
+}
+
+/// Writes the graphs, and hashes the sources meanwhile: both need the bytes from the disk.
+fn make_and_hash(job: &Job<'_>, progress: &mut dyn Progress) -> Result<(stage::Made, Vec<SourceRecord>)> {
+    let stop = AtomicBool::new(false);
+    let (made, sources) = std::thread::scope(|scope| {
+        let hashing = threads::spawn_scoped(scope, "hash", || stage::source_records(job.loaded.files(), &stop))?;
+        let origin = Origin::new(hashing);
+        let made = make(job, &origin, progress);
+        stop.store(made.is_err(), Ordering::Relaxed);
+        Ok((made, origin.into_records()))
+    })?;
+    Ok((made?, sources?))
 }
 
 /// The weights of all parts. Tells what to know of where they come from.
@@ -295,39 +339,37 @@ fn fp32(graphs: &PartMap<Graph>) -> PartMap<stage::Format> {
     PartMap::from_fn(|part| stage::Format { precision: Precision::Fp32, parameters: graphs[part].parameters() })
 }
 
+/// What the graphs of a bundle are made of.
+#[cfg_attr(not(feature = "runtime"), allow(dead_code, reason = "without ONNX Runtime nothing is compared"))]
+struct Job<'a> {
+    plan: &'a Plan,
+    loaded: &'a sources::Loaded,
+    models: &'a Models,
+    graphs: &'a PartMap<Graph>,
+    inputs: &'a [CalibrationInput],
+    staging: &'a Staging,
+}
+
 /// Writes the graphs and compares them with fp32.
 #[cfg(feature = "runtime")]
-fn make(
-    plan: &Plan,
-    loaded: &sources::Loaded,
-    models: &Models,
-    graphs: &PartMap<Graph>,
-    staging: &Staging,
-    progress: &mut dyn Progress,
-) -> Result<stage::Made> {
-    let inputs = plan.calibration.as_deref().map(calibration_inputs).transpose()?.unwrap_or_default();
+fn make(job: &Job<'_>, origin: &Origin<'_>, progress: &mut dyn Progress) -> Result<stage::Made> {
+    let Job { plan, loaded, models, graphs, inputs, staging } = *job;
     if plan.precision != Precision::Fp32 {
-        return reduced::make(plan, loaded, graphs, &inputs, staging, progress);
+        return reduced::make(plan, loaded, graphs, inputs, staging, origin, progress);
     }
     let mut made = stage::write(graphs, fp32(graphs), loaded, staging, progress)?;
     if !inputs.is_empty() {
         progress.step("comparing with the plain fp32 graphs", None);
-        parity::check(plan, loaded, models, staging, &inputs, &mut made.parts, progress)?;
+        parity::check(plan, loaded, models, staging, inputs, &mut made.parts, progress)?;
     }
     Ok(made)
 }
 
 /// Without ONNX Runtime nothing can be compared: the records say so, and nothing is quantized.
 #[cfg(not(feature = "runtime"))]
-fn make(
-    plan: &Plan,
-    loaded: &sources::Loaded,
-    _: &Models,
-    graphs: &PartMap<Graph>,
-    staging: &Staging,
-    progress: &mut dyn Progress,
-) -> Result<stage::Made> {
+fn make(job: &Job<'_>, _: &Origin<'_>, progress: &mut dyn Progress) -> Result<stage::Made> {
     use crate::bundle::Parity;
+    let Job { plan, loaded, graphs, staging, .. } = *job;
     if plan.precision != Precision::Fp32 {
         let message = "this build has no ONNX Runtime to check a quantized model with: it exports fp32 only";
         return Err(Error::new(Code::RUNTIME_MISSING, message));

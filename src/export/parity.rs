@@ -15,7 +15,6 @@ use crate::onnx;
 use crate::progress::Progress;
 use crate::runtime::{Runtime, Session, SessionOptions};
 use crate::tensor::{Comparison, Tensor};
-use crate::text::Tokenizer;
 
 /// Largest `max_rel` of an fp32 graph against the plain one: far above rounding, far below any real mistake.
 const MAX_RELATIVE: f64 = 1e-3;
@@ -75,7 +74,7 @@ fn scan_feeds(loaded: &Loaded, inputs: &[CalibrationInput], progress: &mut dyn P
 }
 
 fn report_feeds(loaded: &Loaded, inputs: &[CalibrationInput]) -> Result<Feeds> {
-    let tokenizer = Tokenizer::load(&loaded.tokenizer, loaded.bos)?;
+    let tokenizer = loaded.tokenizer.load()?;
     let read = |path: &PathBuf| {
         let [ids, mask] = inputs::report(loaded.config.text.max_tokens, &tokenizer, path)?;
         Ok(vec![("input_ids", ids), ("attention_mask", mask)])

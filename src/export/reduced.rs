@@ -6,13 +6,14 @@ use std::path::Path;
 use super::disk_space::weight_bytes;
 use super::gate::{Gate, Verdict};
 use super::numeric_format::NumericFormat;
+use super::origin::Origin;
 use super::quantize::Quantizer;
 use super::quantize::limits::Limits;
 use super::sources::Loaded;
 use super::stage::{self, Format, Made};
 use super::{CalibrationInput, Plan};
 use crate::bundle::{FileRecord, Parity, Staging, sha256_of};
-use crate::calibrate::Runner;
+use crate::calibrate::{Runner, Statistics};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::model::{Part, PartMap};
@@ -39,8 +40,12 @@ pub(super) fn make(
     graphs: &PartMap<Graph>,
     inputs: &[CalibrationInput],
     staging: &Staging,
+    origin: &Origin<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Made> {
+    if let Some(path) = &plan.statistics {
+        origin.check(loaded, &Statistics::load(path)?).map_err(|e| e.at(path))?;
+    }
     let runner = match inputs {
         [] => None,
         _ => Some(Runner {
@@ -63,7 +68,7 @@ pub(super) fn make(
             };
         }
     }
-    export.write_reports(probabilities)?;
+    export.write_reports(probabilities, origin)?;
     Ok(export.made)
 }
 
@@ -182,9 +187,10 @@ impl<'a> ReducedExport<'a> {
     }
 
     /// Writes the statistics and the plot of errors, and fills in the record.
-    fn write_reports(&mut self, probabilities: Option<f64>) -> Result<()> {
+    fn write_reports(&mut self, probabilities: Option<f64>, origin: &Origin<'_>) -> Result<()> {
         let mut statistics = None;
-        if let Some(gathered) = self.quantizer.statistics() {
+        if let Some(mut gathered) = self.quantizer.statistics() {
+            gathered.models = origin.models(self.loaded)?;
             let path = self.staging.path().join(STATISTICS);
             gathered.save(&path)?;
             self.made.files.push(listed(&path, STATISTICS)?);

@@ -7,7 +7,7 @@ use crate::config::{Config, LlamaConfig};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::model::Part;
 
-use super::{text_model, vision_config};
+use super::{text_model, tokenizer, vision_config};
 
 /// Names of the trained checkpoint inside a model folder.
 const ADAPTER_FILES: [&str; 3] = ["adapter.pt", "adapter.safetensors", "adapter.pt2"];
@@ -122,8 +122,11 @@ impl Sources {
         }
         llama.check_tokens(config.text.max_tokens).map_err(|e| e.at(&self.config))?;
         vision_config::check(&config, &self.config, &self.vision)?;
-        let tokenizer = tokenizer_file(&text_folder)?;
-        others.push(SourceFile::at(&tokenizer)?);
+        let tokenizer = tokenizer::find(&text_folder, model.path.as_deref(), model.bos, llama.vocab)?;
+        for file in std::iter::once(&tokenizer.path).chain(&tokenizer.adding) {
+            others.push(SourceFile::at(file)?);
+        }
+        let choices = self.choices_in_use().cloned();
         Ok(Loaded {
             config_path: self.config.clone(),
             config,
@@ -131,10 +134,9 @@ impl Sources {
             vision: Checkpoint::open(&self.vision)?,
             text,
             llama,
-            bos: model.bos,
             text_config: model.path,
+            warnings: choices.chain(model.warnings).chain(tokenizer.warnings.iter().cloned()).collect(),
             tokenizer,
-            warnings: self.choices_in_use().cloned().chain(model.warnings).collect(),
             others,
         })
     }
@@ -165,9 +167,8 @@ pub(super) struct Loaded {
     pub vision: Checkpoint,
     pub text: Checkpoint,
     pub llama: LlamaConfig,
-    pub bos: u32,
     pub text_config: Option<PathBuf>,
-    pub tokenizer: PathBuf,
+    pub tokenizer: tokenizer::Found,
     /// What to know of the folder, the configuration and the tokenizer; the checkpoints have theirs.
     pub warnings: Vec<Warning>,
     /// Configuration and tokenizer, as they were before they were read.
@@ -199,19 +200,10 @@ impl Loaded {
         let mut all = vec![("config", self.config_path.clone())];
         all.extend(weights);
         all.extend(self.text_config.clone().map(|path| (Part::Text.as_str(), path)));
-        all.push(("tokenizer", self.tokenizer.clone()));
+        let tokenizer = std::iter::once(&self.tokenizer.path).chain(&self.tokenizer.adding);
+        all.extend(tokenizer.map(|path| ("tokenizer", path.clone())));
         let mut seen = std::collections::HashSet::new();
         all.retain(|(_, path)| seen.insert(path.clone()));
         all
     }
-}
-
-/// `tokenizer.json` or `tokenizer.model` next to the language model, or (as Meta's download has it) one folder above.
-fn tokenizer_file(folder: &Path) -> Result<PathBuf> {
-    let above = folder.join("..");
-    let places = [folder, &above].into_iter().flat_map(|f| ["tokenizer.json", "tokenizer.model"].map(|n| f.join(n)));
-    places.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        let message = "neither tokenizer.json nor tokenizer.model lies here or one folder above";
-        Error::new(Code::TOKENIZER_MISSING, message).at(folder)
-    })
 }

@@ -12,7 +12,7 @@ const MAX_PARTS: usize = 16;
 /// Maximum length of a text in a setting, in bytes.
 const MAX_TEXT: usize = 64;
 /// Maximum length of a regular expression, in bytes. DeepSeek's, which spells alphabets out, has 1 kB.
-const MAX_PATTERN: usize = 4096;
+pub(super) const MAX_PATTERN: usize = 4096;
 /// Maximum of a repetition in a regular expression, as in `\p{N}{1,3}`.
 const MAX_REPETITION: u32 = 16;
 /// Maximum number of groups in a regular expression: each may become a program of its own.
@@ -216,7 +216,7 @@ fn is_simple(pattern: &str) -> bool {
                         return false;
                     }
                 }
-                Some(c) if "sSwWdDrntbBpP".contains(c) || !c.is_ascii_alphanumeric() => {}
+                Some(c) if "sSwWdDrntbBpPAz".contains(c) || !c.is_ascii_alphanumeric() => {}
                 _ => return false,
             },
             '[' => in_class = true,

@@ -18,12 +18,15 @@
 
 #![cfg_attr(not(test), deny(clippy::as_conversions))]
 
+mod added;
 mod components;
+mod inspect;
 mod language;
 mod profile;
 mod report;
 mod sentencepiece;
 mod tokenizer_check;
+mod whole;
 
 use std::path::Path;
 
@@ -32,6 +35,8 @@ use tokenizers::ModelWrapper;
 
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 
+pub use added::{AddedToken, AddedTokens};
+pub use inspect::{Beyond, Template};
 pub use profile::{ReportProfile, report_warnings};
 pub use report::{
     MAX_REPORT_BYTES, ReportFormat, decode_report, decode_report_as, read_report, read_report_argument, read_report_as,
@@ -81,6 +86,20 @@ impl Tokenizer {
     /// # Errors
     /// `tokenizer.missing` or `tokenizer.invalid`.
     pub fn load(path: &Path, bos: u32) -> Result<Self> {
+        Self::load_with(path, &AddedTokens::default(), bos)
+    }
+
+    /// As [`Self::load`], with the tokens that files next to a `tokenizer.model` add to it; a `tokenizer.json` has its
+    /// own.
+    ///
+    /// # Errors
+    /// `tokenizer.missing` or `tokenizer.invalid`.
+    pub fn load_with(path: &Path, added: &AddedTokens, bos: u32) -> Result<Self> {
+        Self::open(path, added)?.with_bos(bos).map_err(|e| e.at(path))
+    }
+
+    /// As [`Self::load_with`], without BOS yet.
+    pub(crate) fn open(path: &Path, added: &AddedTokens) -> Result<Self> {
         let invalid = |message: String| Error::new(Code::TOKENIZER_INVALID, message).at(path);
         let meta = std::fs::metadata(path)
             .map_err(|e| Error::new(Code::TOKENIZER_MISSING, format!("cannot find the tokenizer: {e}")).at(path))?;
@@ -88,7 +107,7 @@ impl Tokenizer {
             return Err(invalid(format!("expected a file of at most {MAX_TOKENIZER_BYTES} bytes")));
         }
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the tokenizer", e))?;
-        Self::from_bytes(&bytes, bos).map_err(|e| e.at(path))
+        Self::parse(&bytes, added).map_err(|e| e.at(path))
     }
 
     /// As [`Self::load`], from the file's bytes.
@@ -96,10 +115,31 @@ impl Tokenizer {
     /// # Errors
     /// `tokenizer.invalid`.
     pub fn from_bytes(bytes: &[u8], bos: u32) -> Result<Self> {
+        Self::from_bytes_with(bytes, &AddedTokens::default(), bos)
+    }
+
+    /// As [`Self::load_with`], from the file's bytes.
+    ///
+    /// # Errors
+    /// `tokenizer.invalid`.
+    pub fn from_bytes_with(bytes: &[u8], added: &AddedTokens, bos: u32) -> Result<Self> {
+        Self::parse(bytes, added)?.with_bos(bos)
+    }
+
+    /// The tokenizer with another BOS.
+    pub(crate) fn with_bos(self, bos: u32) -> Result<Self> {
+        if self.inner.id_to_token(bos).is_none() {
+            let message = format!("the tokenizer has no token {bos}, which the model's configuration names as BOS");
+            return Err(Error::new(Code::TOKENIZER_INVALID, message));
+        }
+        Ok(Self { bos, ..self })
+    }
+
+    fn parse(bytes: &[u8], added: &AddedTokens) -> Result<Self> {
         let invalid = |message: String| Error::new(Code::TOKENIZER_INVALID, message);
         let json = bytes.trim_ascii_start().starts_with(b"{");
         let Checked { tokenizer: mut inner, growth } =
-            if json { tokenizer_check::read(bytes)? } else { sentencepiece::convert(bytes)? };
+            if json { tokenizer_check::read(bytes)? } else { sentencepiece::convert(bytes, added)? };
         let no_change = |e| invalid(format!("{e}"));
         inner.with_truncation(None).map_err(no_change)?;
         inner.with_padding(None);
@@ -109,13 +149,8 @@ impl Tokenizer {
         let mut model = inner.get_model().clone();
         model.resize_cache(0);
         inner.with_model(model);
-        if inner.id_to_token(bos).is_none() {
-            return Err(invalid(format!(
-                "the tokenizer has no token {bos}, which the model's configuration names as BOS"
-            )));
-        }
         let unknown = unknown_ids(&inner);
-        Ok(Self { inner, bos, growth, unknown })
+        Ok(Self { inner, bos: 0, growth, unknown })
     }
 
     /// Number of token ids, special ones included.

@@ -2,11 +2,15 @@
 //!
 //! The file is a protobuf, `sentencepiece_model.proto`: pieces with scores, and the normaliser's settings. A
 //! SentencePiece BPE joins the neighbours whose union has the best score; the merge list that says the same is
-//! every pair of pieces whose union is a piece, ordered by that piece's score.
+//! every pair of pieces whose union is a piece, ordered by that piece's score. User-defined symbols, and tokens that
+//! files next to it add ([`super::added`]), are taken whole ([`super::whole`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use super::added::AddedTokens;
+use super::components::brief;
 use super::tokenizer_check::{self, Checked};
+use super::whole;
 use crate::error::{Code, Error, Result};
 use prost::Message;
 use serde_json::{Value, json};
@@ -47,6 +51,7 @@ mod kind {
     pub const NORMAL: i32 = 1;
     pub const UNKNOWN: i32 = 2;
     pub const CONTROL: i32 = 3;
+    pub const USER_DEFINED: i32 = 4;
     pub const BYTE: i32 = 6;
 }
 
@@ -67,41 +72,138 @@ struct NormalizerSpec {
 }
 
 /// The tokenizer of a `tokenizer.model`, by way of the `tokenizer.json` that says the same.
-pub(super) fn convert(bytes: &[u8]) -> Result<Checked> {
+pub(super) fn convert(bytes: &[u8], added: &AddedTokens) -> Result<Checked> {
+    if is_tiktoken(bytes) {
+        return Err(invalid(
+            "a vocabulary of tiktoken, as Llama 3's tokenizer.model is, which lacks the special tokens and the rules for \
+             words: put the tokenizer.json of the same model (Hugging Face's download has it) next to it"
+                .into(),
+        ));
+    }
     let model =
         ModelProto::decode(bytes).map_err(|e| invalid(format!("neither tokenizer.json nor SentencePiece: {e}")))?;
     check(&model)?;
-    let vocab: HashMap<&str, usize> = model.pieces.iter().map(Piece::piece).zip(0..).collect();
-    let of_kind = |kinds: &'static [i32]| {
-        model.pieces.iter().enumerate().filter(move |(_, p)| kinds.contains(&p.kind.unwrap_or(kind::NORMAL)))
-    };
-    let unknown = of_kind(&[kind::UNKNOWN]).next().map(|(_, p)| p.piece());
-    let special: Vec<Value> = of_kind(&[kind::UNKNOWN, kind::CONTROL])
-        .map(|(id, p)| {
-            json!({"id": id, "content": p.piece(), "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": true})
-        })
-        .collect();
+    let added = if added.legacy { added.clone() } else { as_normalized(added) };
+    let mut vocab: HashMap<&str, usize> = model.pieces.iter().map(Piece::piece).zip(0..).collect();
+    let merges = merges(&model.pieces, &vocab)
+        .ok_or_else(|| invalid(format!("its pieces can be joined in more than {MAX_MERGES} ways")))?;
+    add(&mut vocab, &model.pieces, &added)?;
+    let names = Names::of(&model.pieces, &added)?;
     let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
     if model.normalizer.as_ref().is_none_or(|n| n.add_dummy_prefix.unwrap_or(true)) {
         normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
     }
-    let merges = merges(&model.pieces, &vocab)
-        .ok_or_else(|| invalid(format!("its pieces can be joined in more than {MAX_MERGES} ways")))?;
-    let json = json!({
+    let mut json = json!({
         "version": "1.0",
-        "added_tokens": special,
+        "added_tokens": names.listed,
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "model": {
             "type": "BPE",
-            "unk_token": unknown,
+            "unk_token": of_kind(&model.pieces, &[kind::UNKNOWN]).next().map(|(_, piece)| piece),
             "fuse_unk": true,
-            "byte_fallback": of_kind(&[kind::BYTE]).next().is_some(),
+            "byte_fallback": of_kind(&model.pieces, &[kind::BYTE]).next().is_some(),
             "merges": merges,
             "vocab": vocab,
         },
     });
-    tokenizer_check::read(json.to_string().as_bytes())
+    if !names.words.iter().all(Vec::is_empty) {
+        json["pre_tokenizer"] = whole::pre_tokenizer(names.words, &names.reserved).map_err(invalid)?;
+        json["model"]["ignore_merges"] = Value::Bool(true);
+    }
+    let checked = tokenizer_check::read(json.to_string().as_bytes())?;
+    let normal = of_kind(&model.pieces, &[kind::NORMAL]).map(|(_, piece)| piece);
+    whole::check_pieces(&checked.tokenizer, normal).map_err(invalid)?;
+    Ok(checked)
+}
+
+/// The pieces of these kinds, with their ids.
+fn of_kind<'a>(pieces: &'a [Piece], kinds: &'static [i32]) -> impl Iterator<Item = (usize, &'a str)> {
+    let of = pieces.iter().enumerate().filter(|(_, piece)| kinds.contains(&piece.role()));
+    of.map(|(id, piece)| (id, piece.piece()))
+}
+
+/// Added tokens that are found in the normalized report, where spaces are marks.
+fn as_normalized(added: &AddedTokens) -> AddedTokens {
+    let mut added = added.clone();
+    for token in added.tokens.iter_mut().filter(|token| !token.special) {
+        token.content = token.content.replace(' ', SPACE);
+    }
+    added
+}
+
+/// What is no ordinary piece.
+struct Names<'a> {
+    /// The entries of `added_tokens`.
+    listed: Vec<Value>,
+    /// What is taken whole after normalization: added tokens, and user-defined symbols.
+    words: [Vec<&'a str>; 2],
+    /// Names of special tokens and bytes.
+    reserved: Vec<&'a str>,
+}
+
+impl<'a> Names<'a> {
+    fn of(pieces: &'a [Piece], added: &'a AddedTokens) -> Result<Self> {
+        let listed = |id: usize, content: &str, [lstrip, rstrip, single_word]: [bool; 3], special: bool| {
+            json!({"id": id, "content": content, "single_word": single_word, "lstrip": lstrip, "rstrip": rstrip,
+                   "normalized": false, "special": special})
+        };
+        let control: Vec<(usize, &str)> = of_kind(pieces, &[kind::UNKNOWN, kind::CONTROL]).collect();
+        let mut names = Self {
+            listed: control.iter().map(|(id, piece)| listed(*id, piece, [false; 3], true)).collect(),
+            words: [Vec::new(), Vec::new()],
+            reserved: of_kind(pieces, &[kind::UNKNOWN, kind::CONTROL, kind::BYTE]).map(|(_, piece)| piece).collect(),
+        };
+        let new = |content: &str| !control.iter().any(|(_, piece)| *piece == content);
+        for token in added.tokens.iter().filter(|token| new(&token.content)) {
+            if token.special {
+                names.reserved.push(&token.content);
+            } else if !added.legacy {
+                whole::check(token).map_err(invalid)?;
+                names.words[0].push(&token.content);
+                continue;
+            }
+            let id = usize::try_from(token.id).unwrap_or(usize::MAX);
+            names.listed.push(listed(id, &token.content, token.settings, token.special));
+        }
+        let defined = of_kind(pieces, &[kind::USER_DEFINED]).map(|(_, piece)| piece);
+        names.words[1] = defined.filter(|piece| !piece.is_empty() && !names.reserved.contains(piece)).collect();
+        Ok(names)
+    }
+}
+
+impl Piece {
+    fn role(&self) -> i32 {
+        self.kind.unwrap_or(kind::NORMAL)
+    }
+}
+
+/// Whether the file is tiktoken's: lines of a piece in base64 and its number.
+fn is_tiktoken(bytes: &[u8]) -> bool {
+    let line = bytes.split(|b| *b == b'\n').next().unwrap_or_default().trim_ascii_end();
+    let base64 = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
+    let mut words = line.split(|b| *b == b' ');
+    let (piece, number) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    line.len() < 1024
+        && words.next().is_none()
+        && (piece.len() >= 4 && piece.len().is_multiple_of(4) && piece.iter().all(base64))
+        && (!number.is_empty() && number.iter().all(u8::is_ascii_digit))
+}
+
+/// Adds the tokens to the vocabulary; one that is a piece already must have its id.
+fn add<'a>(vocab: &mut HashMap<&'a str, usize>, pieces: &[Piece], added: &'a AddedTokens) -> Result<()> {
+    for token in &added.tokens {
+        let (id, shown) = (usize::try_from(token.id).unwrap_or(usize::MAX), brief(&token.content));
+        let wrong = |what: String| Err(invalid(format!("the added token `{shown}` has the id {id}, {what}")));
+        match (vocab.get(token.content.as_str()), pieces.get(id)) {
+            (Some(known), _) if *known == id => {}
+            (Some(known), _) => return wrong(format!("and tokenizer.model has it as its piece {known}")),
+            (None, Some(piece)) => {
+                return wrong(format!("which is the piece `{}` of tokenizer.model", brief(piece.piece())));
+            }
+            (None, None) => drop(vocab.insert(&token.content, id)),
+        }
+    }
+    Ok(())
 }
 
 fn invalid(message: String) -> Error {
@@ -133,11 +235,14 @@ fn check(model: &ModelProto) -> Result<()> {
 /// longest left part first. None where there are more than [`MAX_MERGES`].
 fn merges<'a>(pieces: &'a [Piece], vocab: &HashMap<&str, usize>) -> Option<Vec<(&'a str, &'a str)>> {
     let mut scored: Vec<(f32, usize, (&str, &str))> = Vec::new();
-    for piece in pieces.iter().filter(|p| p.kind.unwrap_or(kind::NORMAL) == kind::NORMAL) {
+    // Those are taken whole, and never a part of another.
+    let whole: HashSet<&str> = pieces.iter().filter(|p| p.role() == kind::USER_DEFINED).map(Piece::piece).collect();
+    for piece in pieces.iter().filter(|p| p.role() == kind::NORMAL) {
         let text = piece.piece();
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
-            if vocab.contains_key(left) && vocab.contains_key(right) {
+            let known = |part: &str| vocab.contains_key(part) && !whole.contains(part);
+            if known(left) && known(right) {
                 scored.push((piece.score(), at, (left, right)));
             }
         }
@@ -186,12 +291,13 @@ mod tests {
             }),
         };
         let tokens = |prefix| {
-            let tokenizer = convert(&model(prefix, Some(false)).encode_to_vec()).unwrap().tokenizer;
+            let tokenizer =
+                convert(&model(prefix, Some(false)).encode_to_vec(), &AddedTokens::default()).unwrap().tokenizer;
             tokenizer.encode("a", false).unwrap().get_tokens().to_vec()
         };
         assert_eq!([tokens(None), tokens(Some(true)), tokens(Some(false))], [["\u{2581}a"], ["\u{2581}a"], ["a"]]);
         for spaces in [None, Some(true)] {
-            let error = convert(&model(None, spaces).encode_to_vec()).err().unwrap();
+            let error = convert(&model(None, spaces).encode_to_vec(), &AddedTokens::default()).err().unwrap();
             assert!(error.message().contains("normaliser"), "{error}");
         }
     }

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
+use super::added::{MAX_ADDED, MAX_ADDED_BYTES};
 use super::components::{self, brief};
 use crate::error::{Code, Error, Result};
 use crate::json;
@@ -18,9 +19,6 @@ const MAX_MERGES: usize = 1 << 20;
 const MAX_PIECE: usize = 2048;
 /// Maximum length of the piece for unknown characters: each of them becomes it.
 const MAX_UNKNOWN: usize = 64;
-/// Maximum number of added tokens, and maximum length of one, in bytes.
-const MAX_ADDED: usize = 1 << 14;
-const MAX_ADDED_BYTES: usize = 128;
 /// Maximum number of JSON values in the file: merges may be lists of two.
 const MAX_VALUES: usize = MAX_PIECES + 3 * MAX_MERGES;
 /// Maximum factor by which a text may grow before it is cut into pieces.

@@ -5,6 +5,7 @@
 mod bundle;
 mod bundle_mutations;
 mod bundle_operators;
+mod calibration;
 #[cfg(target_os = "linux")]
 mod changed;
 mod decisions;
@@ -14,3 +15,4 @@ mod quantize;
 mod random;
 mod targets;
 mod targets_commands;
+mod tokenizers;

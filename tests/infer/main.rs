@@ -13,6 +13,7 @@ mod quality;
 mod report_language;
 mod reports;
 mod results;
+mod symbols;
 mod temperature;
 mod tokenizer;
 mod tokenizer_hostile;

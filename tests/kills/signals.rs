@@ -105,6 +105,24 @@ fn exports_and_trained_weights() {
     brain_adapter::bundle::Bundle::open(&bundle).unwrap();
 }
 
+/// While scans and reports are run for statistics, parts of the graphs lie in temporary folders too.
+#[test]
+fn exports_that_calibrate() {
+    let dir = tempfile::tempdir().unwrap();
+    let (calibration, place) = (dir.path().join("calibration"), dir.path().join("place"));
+    fs::create_dir(&calibration).unwrap();
+    fs::create_dir(&place).unwrap();
+    fs::copy(scan(), calibration.join("a.nii.gz")).unwrap();
+    report(&calibration);
+    interrupt("calibrating export", &place, &mut || {
+        let mut command = command("ba-export");
+        command.args(["-q", "--quantize", "int8", "--model"]).arg(tiny_model());
+        command.arg("--calibration").arg(&calibration).arg("-o").arg(place.join("bundle"));
+        command
+    });
+    assert!(names(&place).iter().all(|name| name == "bundle"), "{:?}", names(&place));
+}
+
 #[test]
 fn inference_and_lists() {
     let dir = tempfile::tempdir().unwrap();

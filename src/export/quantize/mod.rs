@@ -245,7 +245,7 @@ impl<'a> Quantizer<'a> {
         let mut activations: BTreeMap<_, _> = self.plans().flat_map(QuantPlan::statistics).collect();
         let (scans, reports) = self.counts();
         activations.extend(given.activations);
-        (!activations.is_empty()).then_some(Statistics { activations, scans, reports })
+        (!activations.is_empty()).then_some(Statistics { activations, scans, reports, models: BTreeMap::new() })
     }
 
     /// The number of scans and of reports that the statistics are from.
@@ -289,8 +289,8 @@ impl<'a> Quantizer<'a> {
         let tokens: u64 = tokens.sum();
         if scans < FEW_SCANS || tokens < FEW_TOKENS {
             let message = format!(
-                "few calibration inputs: {scans} scans and {reports} reports ({tokens} tokens), for statistics and held-out \
-                 errors together; recommended are at least {FEW_SCANS} scans and {FEW_TOKENS} tokens of reports{}",
+                "few calibration inputs: {scans} scans and {reports} reports ({tokens} tokens) in the calibration folder, for \
+                 statistics and held-out errors together; recommended are at least {FEW_SCANS} scans and {FEW_TOKENS} tokens of reports{}",
                 match self.plan.target {
                     Target::TensorRt => ". TensorRT's scales are static: reports unlike these lose accuracy",
                     _ => "",

@@ -8,7 +8,6 @@ use crate::error::Result;
 use crate::export::sources::Loaded;
 use crate::export::{CalibrationInput, inputs};
 use crate::tensor::Tensor;
-use crate::text::Tokenizer;
 
 /// A scan and its float32 results. The volume itself is read again when it is needed: it has 67 MB.
 pub(in crate::export) struct ScanReference {
@@ -71,7 +70,7 @@ pub(super) fn reports(loaded: &Loaded, all: &[CalibrationInput]) -> Result<Vec<(
     if found.is_empty() {
         return Ok(Vec::new());
     }
-    let tokenizer = Tokenizer::load(&loaded.tokenizer, loaded.bos)?;
+    let tokenizer = loaded.tokenizer.load()?;
     let roles = Role::of(found.len());
     let read = |((name, path), role): ((String, PathBuf), Role)| {
         let [ids, mask] = inputs::report(loaded.config.text.max_tokens, &tokenizer, &path)?;
