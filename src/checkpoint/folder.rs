@@ -30,11 +30,18 @@ const ENDINGS: &[&str] = &[".safetensors", ".bin", ".pt", ".pth", ".pt2"];
 const NOT_WEIGHTS: &[&str] = &["training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin"];
 
 /// Opens the checkpoint in `folder`; the sentence says which file it is.
-pub(super) fn open(folder: &Path) -> Result<(Opened, String)> {
+pub(super) fn open(folder: &Path, key: Option<&str>) -> Result<(Opened, String)> {
     let names = names(folder)?;
+    if let Some(archive) = unpacked(folder, &names) {
+        let message = format!(
+            "is an unpacked archive of torch.save ({archive}): a browser or file manager unzipped it. Take the original \
+             file, or zip it again without compression: zip -0 -r adapter.pt FOLDER, run one folder above"
+        );
+        return Err(Error::new(Code::CHECKPOINT_FORMAT, message).at(folder));
+    }
     let holds = |name: &str| names.iter().any(|n| n == name);
     if let Some(known) = KNOWN.iter().find(|known| holds(known)) {
-        return Ok((super::open_file(&folder.join(known))?, (*known).to_owned()));
+        return Ok((super::open_file_at(&folder.join(known), key)?, (*known).to_owned()));
     }
     if holds("consolidated.00.pth") && holds("params.json") {
         let opened = meta::read(folder, &names)?;
@@ -55,12 +62,24 @@ pub(super) fn open(folder: &Path) -> Result<(Opened, String)> {
             let message = format!("holds {only} without params.json, which says how its heads are laid out");
             Err(Error::new(Code::CHECKPOINT_NOT_FOUND, message).at(folder))
         }
-        [only] => Ok((super::open_file(&folder.join(only))?, (*only).to_owned())),
+        [only] => Ok((super::open_file_at(&folder.join(only), key)?, (*only).to_owned())),
         several => {
             let message = format!("holds several checkpoints ({}): give the path of one of them", listed(several));
             Err(Error::new(Code::CHECKPOINT_FORMAT, message).at(folder))
         }
     }
+}
+
+/// The records that a folder has in common with an archive of `torch.save`, itself or its only folder.
+fn unpacked(folder: &Path, names: &[String]) -> Option<String> {
+    const PICKLE: &str = "data.pkl";
+    if names.iter().any(|name| name == PICKLE) {
+        return Some("data.pkl and data/".into());
+    }
+    let mut below = std::fs::read_dir(folder).ok()?.filter_map(Result::ok).take(3).filter(|e| e.path().is_dir());
+    let (only, None) = (below.next()?, below.next()) else { return None };
+    let found = names.is_empty() && only.path().join(PICKLE).is_file();
+    found.then(|| format!("{}/data.pkl", only.file_name().to_string_lossy()))
 }
 
 fn is_leftover(name: &str) -> bool {

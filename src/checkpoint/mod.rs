@@ -42,14 +42,17 @@ mod mapping;
 mod meta;
 mod meta_params;
 mod ort_training;
+mod parametrized;
 mod pickle;
 mod pt2;
 mod requirements;
 mod safetensors;
+mod selection;
 mod state_dict;
 mod strided;
 mod torch_legacy;
 mod torch_zip;
+mod weight_sets;
 mod write;
 mod zip_records;
 
@@ -61,6 +64,7 @@ pub use meta_params::MetaParams;
 pub use ort_training::{Moments, OptimizerState, Properties, TrainingState};
 pub use requirements::{Picked, Requirements};
 pub use safetensors::safetensors_offsets;
+pub use selection::Selection;
 pub use write::{has_maker, maker_metadata, write_safetensors};
 
 use contents::{Contents, Opened};
@@ -171,14 +175,25 @@ impl Checkpoint {
     /// `checkpoint.not_found`, `.format` (not a checkpoint, or a folder with several), `.truncated`, `.corrupt`,
     /// `.unsafe-pickle`; `io`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+        Self::open_with(path, &Selection::default())
+    }
+
+    /// Opens the checkpoint at `path`, of whose tensors `selection` means some: those of one state dict among several,
+    /// and of these the ones whose names begin with a prefix, which is taken off.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; `checkpoint.format` and `.tensors` when there is no such state dict or prefix, with what
+    /// there is.
+    pub fn open_with(path: impl AsRef<Path>, selection: &Selection) -> Result<Self> {
+        let (path, key) = (path.as_ref(), selection.key.as_deref());
         let (opened, chosen) = if path.is_dir() {
-            let (opened, chosen) = folder::open(path)?;
+            let (opened, chosen) = folder::open(path, key)?;
             (opened, Some(chosen))
         } else {
-            (open_file(path)?, None)
+            (open_file_at(path, key)?, None)
         };
-        Self::finish(path, opened, chosen)
+        let found = Self::finish(path, opened, chosen)?;
+        selection.prefix.as_ref().map_or(Ok(found.clone()), |prefix| selection::with_prefix(&found, prefix))
     }
 
     /// Reads a single-file checkpoint from memory; `name` stands in for its path.
@@ -198,7 +213,7 @@ impl Checkpoint {
         // Its tensors are converted on all cores.
         crate::threads::start_pool(None)?;
         let Opened { contents, files, params } = opened;
-        let contents = contents.stripped().map_err(|e| e.at(path))?;
+        let contents = contents.stripped().and_then(parametrized::folded).map_err(|e| e.at(path))?;
         Ok(Self { path: path.to_owned(), chosen, files, params, contents })
     }
 
@@ -293,6 +308,11 @@ impl Checkpoint {
         let mut view = self.clone();
         let (tensors, skipped) = (&mut view.contents.tensors, &mut view.contents.skipped);
         tensors.clear();
+        for entry in skipped.iter_mut() {
+            if let Some(rest) = entry.name.strip_prefix(prefix).filter(|rest| !rest.is_empty()) {
+                entry.name = rest.to_owned();
+            }
+        }
         for (name, tensor) in &self.contents.tensors {
             match name.strip_prefix(prefix) {
                 Some(rest) if !rest.is_empty() => drop(tensors.insert(rest.to_owned(), tensor.clone())),
@@ -316,12 +336,14 @@ impl Checkpoint {
 }
 
 /// Opens a single file: a checkpoint, or the index of a sharded one.
-fn open_file(path: &Path) -> Result<Opened> {
+fn open_file_at(path: &Path, key: Option<&str>) -> Result<Opened> {
     let map = Mapping::open(path)?;
     if detect::is_json(map.bytes()) {
-        return index::read(path);
+        let opened = index::read(path)?;
+        let contents = opened.contents.without_key(key).map_err(|e| e.at(path))?;
+        return Ok(Opened { contents, ..opened });
     }
-    let contents = detect::read(&map).map_err(|e| e.at(path))?;
+    let contents = detect::read_at(&map, key).map_err(|e| e.at(path))?;
     Ok(Opened { contents, files: vec![SourceFile::of(&map)], params: None })
 }
 

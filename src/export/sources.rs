@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::checkpoint::{Checkpoint, SourceFile};
+use crate::checkpoint::{Checkpoint, Selection, SourceFile};
 use crate::config::{Config, LlamaConfig, read_small};
 use crate::error::{Code, Error, Result, Warning};
 use crate::model::Part;
@@ -22,6 +22,8 @@ pub struct Sources {
     pub config: PathBuf,
     /// The trained adapter and heads.
     pub adapter: PathBuf,
+    /// Which of the adapter's tensors are meant, where its file has several sets.
+    pub selection: Selection,
     /// The vision transformer: a file or a folder.
     pub vision: PathBuf,
     /// The language model: a file or a folder.
@@ -51,6 +53,7 @@ impl Sources {
         Self {
             config: folder.join("config.json"),
             adapter,
+            selection: Selection::default(),
             vision: vision.unwrap_or_else(|| folder.join(VISION_FOLDERS[0])),
             text: folder.join("llama"),
         }
@@ -91,7 +94,7 @@ impl Sources {
         Ok(Loaded {
             config_path: self.config.clone(),
             config,
-            adapter: Checkpoint::open(&self.adapter)?,
+            adapter: Checkpoint::open_with(&self.adapter, &self.selection)?,
             vision: Checkpoint::open(&self.vision)?,
             text,
             llama,

@@ -16,6 +16,7 @@
 mod decode;
 mod dense;
 mod dtype;
+mod folded;
 mod lazy;
 pub(crate) mod number;
 mod views;

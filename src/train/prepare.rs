@@ -20,7 +20,7 @@ use super::monolith::Monolith;
 use crate::bundle::{FileRecord, INTENDED_USE, SourceRecord, Staged, Tool, sha256_of};
 use crate::checkpoint::{Checkpoint, TrainingState, safetensors_offsets, write_safetensors};
 use crate::config::{AdamW, Config, read_small};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, Warning};
 use crate::export::Sources;
 use crate::files;
 use crate::model::adapter::Statistics;
@@ -78,11 +78,13 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     foreign_files(&target, plan.force)?;
     let config = Config::load(&plan.sources.config)?;
     plan.sources.check_positions(&config)?;
-    let adapter = open(&plan.sources.adapter, progress)?;
-    let vision = open(&plan.sources.vision, progress)?;
-    let (state, mut skipped) = state(&config, plan.mode, &adapter)?;
-    let (weights, others) = model::vision(&config, &vision)?;
-    skipped.extend(others);
+    let adapter = Checkpoint::open_with(&plan.sources.adapter, &plan.sources.selection)?;
+    let vision = Checkpoint::open(&plan.sources.vision)?;
+    let (state, mut skipped, warnings) = state(&config, plan.mode, &adapter)?;
+    let found = model::vision(&config, &vision)?;
+    warnings.iter().chain(&found.warnings).for_each(|warning| progress.warn(warning));
+    let weights = found.weights;
+    skipped.extend(found.skipped);
     skipped.sort();
     skipped.dedup();
     let graph = vit::build(&config, &weights, Attention::Fused, Stages::Output).map_err(|e| e.at(vision.path()))?;
@@ -134,13 +136,6 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     })
 }
 
-/// Opens a checkpoint and tells what to know of it.
-fn open(path: &Path, progress: &mut dyn Progress) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::open(path)?;
-    checkpoint.warnings().iter().for_each(|warning| progress.warn(&warning.at(path)));
-    Ok(checkpoint)
-}
-
 /// The absolute path of the output. A link to a folder stays a link: its target is replaced.
 fn target(output: &Path) -> Result<PathBuf> {
     let target = if output.exists() { output.canonicalize() } else { std::path::absolute(output) };
@@ -148,12 +143,12 @@ fn target(output: &Path) -> Result<PathBuf> {
 }
 
 /// The initial parameters of adapter and heads. Tensors that the mode does not read are kept too: the result is a whole
-/// checkpoint. Also returns the names of tensors that the model does not use.
-fn state(config: &Config, mode: Mode, adapter: &Checkpoint) -> Result<(TrainingState, Vec<String>)> {
+/// checkpoint. Also returns the names of tensors that the model does not use, and what to know of the checkpoint.
+fn state(config: &Config, mode: Mode, adapter: &Checkpoint) -> Result<(TrainingState, Vec<String>, Vec<Warning>)> {
     let mut found = model::trained(config, adapter)?;
     let mut state = TrainingState::default();
     let known = |name: &str| found.weights.contains(name) || name == "logit_scale" || name.ends_with(COUNT);
-    for (name, tensor) in adapter.iter().filter(|(name, _)| model::is_trained(name) && known(name)) {
+    for (name, tensor) in found.checkpoint.iter().filter(|(name, _)| model::is_trained(name) && known(name)) {
         let tensor = match name {
             name if name.ends_with(COUNT) => tensor.cast(crate::tensor::DType::I64).reshaped(&[]),
             "logit_scale" if tensor.len() == 1 => tensor.reshaped(&[]),
@@ -172,7 +167,7 @@ fn state(config: &Config, mode: Mode, adapter: &Checkpoint) -> Result<(TrainingS
         return Err(Error::new(Code::CHECKPOINT_TENSORS, message).at(adapter.path()));
     }
     found.skipped.retain(|name| !state.frozen.contains_key(name) && !state.trainable.contains_key(name));
-    Ok((state, found.skipped))
+    Ok((state, found.skipped, found.warnings))
 }
 
 /// Suffix of the counter of a batch norm.
