@@ -78,6 +78,11 @@ pub fn list(data: &[u8]) {
         }
         Err(e) => assert!(one_line(&e)),
     }
+    // Without that column nothing is parsed. What is between its letters may be half of UTF-16.
+    let text: Vec<u8> = data.iter().filter(|byte| **byte != 0).map(u8::to_ascii_lowercase).collect();
+    if !text.windows(5).any(|word| word == b"label") {
+        return;
+    }
     let labels = ["CN", "MCI", "AD"].map(String::from);
     let Ok(mut cases) = parse_labelled(data, path, &labels) else { return };
     assert!(!cases.is_empty() && cases.iter().all(|case| case.label < labels.len() && case.line <= lines));

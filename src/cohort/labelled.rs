@@ -73,17 +73,38 @@ pub struct Case {
 /// `list.invalid`, naming the line: no such column, a cell that is missing or unknown, a subject or a scan in two
 /// splits, a scan with two labels or of two subjects.
 pub fn read_labelled(path: &Path, labels: &[String]) -> Result<Vec<Case>> {
-    parse_labelled(&list_bytes(path)?, path, labels)
+    // One file by two names, or by a link, is one scan.
+    let file = |scan: &Path| scan.canonicalize().unwrap_or_else(|_| same_name(scan));
+    parse(&list_bytes(path)?, path, labels, &Names { resolve, file })
 }
 
-/// As [`read_labelled`], of the file's bytes; `path` is for messages and for the folder that rows are relative to.
+/// As [`read_labelled`], of the file's bytes; `path` is for messages and for the folder that rows are relative to. No
+/// file is looked at: names that differ are files that differ, and `\` is a part of a name.
 ///
 /// # Errors
 /// `list.invalid`.
 pub fn parse_labelled(bytes: &[u8], path: &Path, labels: &[String]) -> Result<Vec<Case>> {
+    parse(bytes, path, labels, &Names { resolve: |folder, name| folder.join(name), file: same_name })
+}
+
+/// How the names in a list become files: by what the file system has, or by the names alone.
+struct Names {
+    /// The path that a name in a list in this folder means.
+    resolve: fn(&Path, &str) -> PathBuf,
+    /// What is equal for two paths of one file.
+    file: fn(&Path) -> PathBuf,
+}
+
+/// A path without `.` parts and doubled separators.
+fn same_name(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
+fn parse(bytes: &[u8], path: &Path, labels: &[String], names: &Names) -> Result<Vec<Case>> {
     let invalid = |message: String| Error::new(Code::LIST_INVALID, message).at(path);
     let folder = path.parent().unwrap_or(Path::new(""));
-    let (_, parsed) = parse_rows(bytes, path, Columns::find, |columns, record| columns.row(record, folder, labels))?;
+    let (_, parsed) =
+        parse_rows(bytes, path, Columns::find, |columns, record| columns.row(record, folder, labels, names))?;
     let (mut rows, mut bad) = (Vec::new(), Vec::new());
     for (line, row) in parsed {
         match row {
@@ -129,7 +150,7 @@ impl Columns {
     }
 
     /// The row of `record`, without its line.
-    fn row(&self, record: &StringRecord, folder: &Path, labels: &[String]) -> Result<Row, String> {
+    fn row(&self, record: &StringRecord, folder: &Path, labels: &[String], names: &Names) -> Result<Row, String> {
         let cell = |column: Option<usize>| column.and_then(|i| record.get(i)).filter(|text| !text.is_empty());
         let some = |column: Option<usize>| cell(column).filter(|text| !is_placeholder(text));
         let scan = some(Some(self.scan)).ok_or("names no scan")?;
@@ -153,15 +174,17 @@ impl Columns {
         let bare = |name: &str| name.strip_prefix("sub-").filter(|n| !n.is_empty()).unwrap_or(name).to_owned();
         let in_words = named.or_else(|| bids_entity(scan));
         let person = in_words.map(of_cell).or_else(|| of_path(scan));
+        let path = (names.resolve)(folder, scan);
         Ok(Row {
             line: 0,
             spelled: in_words.map(bare).or_else(|| person.as_ref().map(|p| p.id.clone())),
             person,
             name: in_words.map_or(listed.clone(), bare),
             listed,
-            scan: resolve(folder, scan),
+            file: (names.file)(&path),
+            scan: path,
             volume: some(self.volume).map(volume).transpose()?,
-            report: some(self.report).map(|report| resolve(folder, report)),
+            report: some(self.report).map(|report| (names.resolve)(folder, report)),
             label,
             split,
         })

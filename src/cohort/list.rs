@@ -137,6 +137,8 @@ struct Columns {
     series: Option<usize>,
     /// With their names, and whether the header has these.
     others: Vec<(usize, String, bool)>,
+    /// Bytes of these names.
+    name_bytes: usize,
 }
 
 impl Columns {
@@ -144,7 +146,8 @@ impl Columns {
         let column = |name: &str| header.find(name);
         let (scan, report) = (header.needed("scan")?, column("report")?);
         let others = header.others(&[Some(scan), report]);
-        Ok(Self { scan, report, volume: column("volume")?, series: column("series")?, others })
+        let name_bytes = others.iter().map(|(_, name, _)| name.len()).sum();
+        Ok(Self { scan, report, volume: column("volume")?, series: column("series")?, others, name_bytes })
     }
 
     /// The row of `record`, without its line and the other columns' names; and whether its report is a placeholder.
@@ -160,9 +163,9 @@ impl Columns {
         }
         no_series(some(self.series))?;
         let volume = some(self.volume).map(volume).transpose()?;
-        let others: Vec<String> =
-            self.others.iter().map(|(i, ..)| record.get(*i).unwrap_or_default().to_owned()).collect();
-        let bytes: usize = others.iter().zip(&self.others).map(|(cell, (_, name, _))| cell.len() + name.len()).sum();
+        // Cells that are missing at the end are those of columns without a name: they are added where one is used.
+        let others: Vec<String> = self.others.iter().map_while(|(i, ..)| record.get(*i).map(str::to_owned)).collect();
+        let bytes = self.name_bytes + others.iter().map(String::len).sum::<usize>();
         if bytes > MAX_OTHERS {
             return Err(format!("its other columns have {bytes} bytes, expected at most {MAX_OTHERS}"));
         }
@@ -172,13 +175,16 @@ impl Columns {
 
 /// Gives rows the names of their other columns. Those without a name of their own that are empty throughout go.
 fn name_others(columns: &Columns, rows: &mut [Row]) -> Arc<[String]> {
-    let used = |i: usize| rows.iter().any(|row| row.others.get(i).is_some_and(|cell| !cell.is_empty()));
-    let keep: Vec<bool> = columns.others.iter().enumerate().map(|(i, (.., named))| *named || used(i)).collect();
+    let mut keep: Vec<bool> = columns.others.iter().map(|(.., named)| *named).collect();
+    for row in &*rows {
+        row.others.iter().zip(&mut keep).for_each(|(cell, keep)| *keep |= !cell.is_empty());
+    }
     let names = columns.others.iter().zip(&keep).filter(|(_, keep)| **keep).map(|((_, name, _), _)| name.clone());
     let names: Arc<[String]> = names.collect();
     for row in rows {
         let mut kept = keep.iter();
         row.others.retain(|_| kept.next().copied().unwrap_or_default());
+        row.others.resize(names.len(), String::new());
         row.columns = Arc::clone(&names);
     }
     names

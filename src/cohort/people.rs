@@ -24,6 +24,8 @@ pub(super) struct Row {
     /// The scan as it is listed, without `.` parts.
     pub listed: String,
     pub scan: PathBuf,
+    /// The file that this is, by whatever name: rows with one are rows of one scan.
+    pub file: PathBuf,
     pub volume: Option<usize>,
     pub report: Option<PathBuf>,
     pub label: usize,
@@ -46,10 +48,8 @@ impl Row {
 /// Gives rows of one scan one person; they must agree on the person, the label and the split.
 pub(super) fn of_one_scan(rows: &mut [Row]) -> Result<(), String> {
     let mut scans: BTreeMap<PathBuf, Vec<usize>> = BTreeMap::new();
-    for (i, row) in rows.iter().enumerate() {
-        // One file by two names, or by a link, is one scan.
-        let file = row.scan.canonicalize().unwrap_or_else(|_| row.scan.components().collect());
-        scans.entry(file).or_default().push(i);
+    for (i, row) in rows.iter_mut().enumerate() {
+        scans.entry(std::mem::take(&mut row.file)).or_default().push(i);
     }
     for same in scans.into_values().filter(|same| same.len() > 1) {
         let first = &rows[same[0]];
