@@ -6,7 +6,8 @@
 //!   (`torch.nn.utils.parametrizations.weight_norm`): `v · g / ‖v‖`, the norm over all axes but that of `g`;
 //! - `weight_orig`, `weight_u`, `weight_v` (`torch.nn.utils.spectral_norm`) or `parametrizations.weight.original`,
 //!   `.0._u`, `.0._v`: `W / σ` with `σ = uᵀ W v`, as in eval mode, where `u` and `v` stay as they are. Rows of `W` are
-//!   those of axis 0, or of another axis (`dim`), which the lengths of `u` and `v` tell;
+//!   those of axis 0, or of another axis (`dim`), which the lengths of `u` and `v` tell, and where several have that
+//!   length, which one `u` is the direction of `W v` for;
 //! - `weight_orig`, `weight_mask` (`torch.nn.utils.prune`): `W · mask`.
 //!
 //! Nothing is computed before the weight is read. It is float32 then; norms and sums are taken in float64. Other
@@ -16,7 +17,8 @@
 //! Formulas: PyTorch, `torch/nn/utils/{weight_norm,spectral_norm,prune,parametrizations}.py`.
 //!
 //! # Errors
-//! `checkpoint.corrupt` when the tensors of a weight do not fit each other.
+//! `checkpoint.corrupt` when the tensors of a weight do not fit each other, `checkpoint.dtype` when they are no floats;
+//! `checkpoint.value`, when the weight is read, for a spectral norm whose `u` and `v` are still random.
 //!
 //! # Safety
 //! No `unsafe`; shapes are compared before anything is read.
@@ -143,7 +145,7 @@ fn spectral(name: &str, weight: &LazyTensor, u: &LazyTensor, v: &LazyTensor) -> 
         let [weight, u, v] = [weight, u, v].map(|t| show(t.shape()));
         return Err(corrupt(format!("the spectral norm of `{name}` has u {u} and v {v} for a weight of shape {weight}")));
     }
-    Ok(weight.spectral_normed(u, v, &axes))
+    Ok(weight.spectral_normed(u, v, &axes, name))
 }
 
 fn masked(name: &str, weight: &LazyTensor, mask: &LazyTensor) -> Result<LazyTensor> {

@@ -136,8 +136,9 @@ impl Finder<'_> {
         match self.foreign.get(&Foreign::Quantized) {
             None => Ok(()),
             Some(count) => {
+                let noun = if *count == 1 { "tensor" } else { "tensors" };
                 let message = format!(
-                    "holds {count} tensors quantized by torch (torch.ao.quantization), expected floats: save the model \
+                    "holds {count} {noun} quantized by torch (torch.ao.quantization), expected floats: save the model \
                      before it is quantized, or its tensors as tensor.dequantize()"
                 );
                 Err(Error::new(Code::CHECKPOINT_QUANTIZED, message))

@@ -54,11 +54,11 @@ pub(super) fn find(checkpoint: &Checkpoint, required: &[&str], known: &[&str], c
     let rank = |prefix: &str| known.iter().position(|k| *k == prefix).unwrap_or(known.len());
     let mut whole: Vec<&str> = counts.iter().filter(|(_, n)| **n == wanted.len()).map(|(prefix, _)| *prefix).collect();
     whole.sort_by_key(|prefix| rank(prefix));
-    if let [first, second, ..] = whole.as_slice()
+    if let [first, _, ..] = whole.as_slice()
         && rank(first) == known.len()
     {
         let names = quoted(&whole.iter().map(|p| (*p).to_owned()).collect::<Vec<_>>());
-        let example = if choose.contains("--prefix") { format!(", such as --prefix {second}") } else { String::new() };
+        let example = if choose.contains("--prefix") { format!(", such as --prefix {first}") } else { String::new() };
         let message = format!("the model's {} tensors are there under {names} each: {choose}{example}", wanted.len());
         return Err(Error::new(Code::CHECKPOINT_TENSORS, message).at(checkpoint.path()));
     }

@@ -10,14 +10,14 @@ use super::decode::{decode_f32, decode_f64};
 use super::lazy::{LazyTensor, Sink, Source};
 use super::number::to_f32;
 use super::DType;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 
 /// How the factors of a tensor come about.
 enum Rule {
     /// `g / ‖v‖` for each place along the axis, or for the whole.
     WeightNorm(LazyTensor, Option<usize>),
     /// `1 / uᵀ W v`, with the rows of W along one of these axes.
-    SpectralNorm(LazyTensor, LazyTensor, Vec<usize>),
+    SpectralNorm { u: LazyTensor, v: LazyTensor, axes: Vec<usize>, name: String },
 }
 
 /// A float32 tensor times one factor for each place along an axis, or times one factor; they are computed once.
@@ -41,9 +41,11 @@ impl LazyTensor {
     }
 
     /// PyTorch's spectral norm in eval mode: `self / σ`, `σ = uᵀ W v`, where W is `self` with one of `axes` in front and
-    /// the rest flattened, `u` as long as that axis and `v` as the rest. Float32.
-    pub(crate) fn spectral_normed(&self, u: &Self, v: &Self, axes: &[usize]) -> Self {
-        self.folded(Rule::SpectralNorm(u.clone(), v.clone(), axes.to_vec()))
+    /// the rest flattened, `u` as long as that axis and `v` as the rest. Float32. Reading it fails with
+    /// `checkpoint.value`, and `name`, when no iteration made `u`.
+    pub(crate) fn spectral_normed(&self, u: &Self, v: &Self, axes: &[usize], name: &str) -> Self {
+        let (u, v, axes, name) = (u.clone(), v.clone(), axes.to_vec(), name.to_owned());
+        self.folded(Rule::SpectralNorm { u, v, axes, name })
     }
 
     /// The tensor times a mask of its shape, of any type. Float32.
@@ -88,7 +90,7 @@ impl Folded {
         }
         let factors = match &self.rule {
             Rule::WeightNorm(g, axis) => weight_norm(&self.inner, g, *axis)?,
-            Rule::SpectralNorm(u, v, axes) => vec![1.0 / sigma(&self.inner, u, v, axes)?],
+            Rule::SpectralNorm { u, v, axes, name } => vec![1.0 / sigma(&self.inner, u, v, axes, name)?],
         };
         Ok(self.factors.get_or_init(|| factors))
     }
@@ -102,14 +104,14 @@ fn weight_norm(v: &LazyTensor, g: &LazyTensor, axis: Option<usize>) -> Result<Ve
     Ok(squares.iter().zip(&g).map(|(square, g)| g / square.sqrt()).collect())
 }
 
-/// `uᵀ W v`. Where several axes fit, the rows are along the one in which `u` is what a power iteration makes of `v`: the
-/// direction of `W v`. PyTorch's own choice, axis 0, is taken unless it is not and another one is.
-fn sigma(weight: &LazyTensor, u: &LazyTensor, v: &LazyTensor, axes: &[usize]) -> Result<f64> {
-    /// The cosine from which two vectors count as parallel: weights change a little after the last iteration.
-    const PARALLEL: f64 = 0.9;
+/// `uᵀ W v`, with the rows of W along the first of `axes` along which `u` is what a power iteration makes of `v`, the
+/// direction of `W v`. Each pass in training mode is such an iteration, after which the weights change a little. Without
+/// one, `u` and `v` are random still, and so is what PyTorch divides by: no model was trained with that.
+fn sigma(weight: &LazyTensor, u: &LazyTensor, v: &LazyTensor, axes: &[usize], name: &str) -> Result<f64> {
+    /// The cosine from which two vectors count as parallel.
+    const PARALLEL: f64 = 0.99;
     let (u, v) = (u.to_f64()?, v.to_f64()?);
     let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let mut first = None;
     for &axis in axes {
         let (rows, step) = places(weight.shape(), axis);
         let mut product = vec![0.0; rows];
@@ -118,12 +120,16 @@ fn sigma(weight: &LazyTensor, u: &LazyTensor, v: &LazyTensor, axes: &[usize]) ->
             product[row] += x * v[outer * step + inner];
         })?;
         let sigma: f64 = product.iter().zip(&u).map(|(p, u)| p * u).sum();
-        if sigma.abs() >= PARALLEL * length(&product) * length(&u) {
+        if sigma > 0.0 && sigma >= PARALLEL * length(&product) * length(&u) {
             return Ok(sigma);
         }
-        first = first.or(Some(sigma));
     }
-    Ok(first.unwrap_or(1.0))
+    let message = format!(
+        "the spectral norm of `{name}` has random vectors u and v: it was never run in training mode, and what it divides \
+         by means nothing. Call torch.nn.utils.remove_spectral_norm (or parametrize.remove_parametrizations) before \
+         saving"
+    );
+    Err(Error::new(Code::CHECKPOINT_VALUE, message))
 }
 
 impl Source for Folded {
@@ -201,16 +207,18 @@ mod tests {
     #[test]
     fn the_spectral_norm_is_that_of_the_axis_that_u_was_made_for() {
         let w = LazyTensor::from_f32(&[2, 2], &[3.0, 1.0, 0.0, 2.0]);
-        let vector = |values: &[f32]| LazyTensor::from_f32(&[2], values);
-        // W v = (3, 0) for v = e0; Wᵀ v = (3, 1).
-        close(&w.spectral_normed(&vector(&[1.0, 0.0]), &vector(&[1.0, 0.0]), &[0, 1]), &[1.0, 1.0 / 3.0, 0.0, 2.0 / 3.0]);
+        let normed = |u: [f32; 2], v: [f32; 2], axes: &[usize]| {
+            let [u, v] = [u, v].map(|values| LazyTensor::from_f32(&[2], &values));
+            w.spectral_normed(&u, &v, axes, "w")
+        };
+        // W v = (3, 0) and Wᵀ v = (3, 1) for v = e0.
+        close(&normed([1.0, 0.0], [1.0, 0.0], &[0, 1]), &[1.0, 1.0 / 3.0, 0.0, 2.0 / 3.0]);
         let n = 10f32.sqrt();
-        let turned = w.spectral_normed(&vector(&[3.0 / n, 1.0 / n]), &vector(&[1.0, 0.0]), &[0, 1]);
-        // Parallel enough to both: PyTorch's own axis.
-        close(&turned, &[n / 3.0, n / 9.0, 0.0, 2.0 * n / 9.0]);
-        let other = w.spectral_normed(&vector(&[1.0 / 5f32.sqrt(), 2.0 / 5f32.sqrt()]), &vector(&[1.0, 0.0]), &[0]);
-        let sigma = 3.0 / 5f32.sqrt();
-        close(&other, &[3.0 / sigma, 1.0 / sigma, 0.0, 2.0 / sigma]);
+        close(&normed([3.0 / n, 1.0 / n], [1.0, 0.0], &[0, 1]), &[3.0 / n, 1.0 / n, 0.0, 2.0 / n]);
+        for u in [[0.8, 0.6], [-1.0, 0.0]] {
+            let error = normed(u, [1.0, 0.0], &[0]).to_f32().unwrap_err();
+            assert!(error.code() == Code::CHECKPOINT_VALUE && error.message().contains("`w`"), "{error}");
+        }
     }
 
     #[test]
