@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::mapping::Mapping;
+use super::names::strip;
 use super::pickle::{Element, Pickle, Storage, TensorNode};
-use super::state_dict::{Found, strip};
+use super::state_dict::Found;
 use super::strided::View;
 use super::{Format, MetaParams, Skipped, SourceFile};
 use crate::error::{Code, Error, Result, Warning};

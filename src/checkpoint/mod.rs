@@ -41,6 +41,7 @@ mod index;
 mod mapping;
 mod meta;
 mod meta_params;
+mod names;
 mod ort_training;
 mod parametrized;
 mod pickle;
@@ -347,10 +348,10 @@ fn open_file_at(path: &Path, key: Option<&str>) -> Result<Opened> {
     Ok(Opened { contents, files: vec![SourceFile::of(&map)], params: None })
 }
 
-/// Up to 20 names in one line, each cut at 120 characters, and how many more there are.
+/// Up to 20 names in one line, each cut at 240 characters, and how many more there are.
 fn listed(names: &[impl AsRef<str>]) -> String {
     const SHOWN: usize = 20;
-    let cut = |name: &str| match name.char_indices().nth(120) {
+    let cut = |name: &str| match name.char_indices().nth(240) {
         Some((at, _)) => format!("{}…", &name[..at]),
         None => name.to_owned(),
     };

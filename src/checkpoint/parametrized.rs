@@ -102,8 +102,8 @@ fn fold_registered(contents: &mut Contents, before: &str, parameter: &str) -> Re
         Some(made) => drop(contents.tensors.insert(name, made)),
         None => {
             let why = format!(
-                "computed by a parametrization from {}; call torch.nn.utils.parametrize.remove_parametrizations(module, \
-                 \"{parameter}\") before saving",
+                "a parametrization: call torch.nn.utils.parametrize.remove_parametrizations(module, \"{parameter}\") before \
+                 saving; it computes the weight from {}",
                 super::listed(&names)
             );
             contents.skipped.push(Skipped { name, why });
@@ -138,12 +138,16 @@ fn weight_normed(name: &str, g: &LazyTensor, v: &LazyTensor) -> Result<LazyTenso
 fn spectral(name: &str, weight: &LazyTensor, u: &LazyTensor, v: &LazyTensor) -> Result<LazyTensor> {
     floats(name, &[weight, u, v])?;
     let fits = |&axis: &usize| {
-        u.shape() == [weight.shape()[axis]] && v.shape().len() == 1 && u.len().checked_mul(v.len()) == Some(weight.len())
+        u.shape() == [weight.shape()[axis]]
+            && v.shape().len() == 1
+            && u.len().checked_mul(v.len()) == Some(weight.len())
     };
     let axes: Vec<usize> = (0..weight.shape().len()).filter(fits).collect();
     if axes.is_empty() {
         let [weight, u, v] = [weight, u, v].map(|t| show(t.shape()));
-        return Err(corrupt(format!("the spectral norm of `{name}` has u {u} and v {v} for a weight of shape {weight}")));
+        return Err(corrupt(format!(
+            "the spectral norm of `{name}` has u {u} and v {v} for a weight of shape {weight}"
+        )));
     }
     Ok(weight.spectral_normed(u, v, &axes, name))
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::state_dict::strip;
+use super::names::strip;
 use super::{Checkpoint, listed};
 use crate::error::{Code, Error, Result};
 
@@ -32,7 +32,8 @@ pub(super) fn with_prefix(checkpoint: &Checkpoint, prefix: &str) -> Result<Check
         return Ok(checkpoint.under(found));
     }
     let shown: String = prefix.chars().take(120).collect();
-    let message = format!("no tensor's name begins with `{shown}` (--prefix); the names begin with {}", beginnings(checkpoint));
+    let message =
+        format!("no tensor's name begins with `{shown}` (--prefix); the names begin with {}", beginnings(checkpoint));
     Err(Error::new(Code::CHECKPOINT_TENSORS, message).at(checkpoint.path()))
 }
 

@@ -1,24 +1,22 @@
 //! The state dict in what `torch.save` wrote: wrappers opened, non-tensors listed, wrapper prefixes stripped.
 //!
-//! Flows in: a [`Pickle`], and the key of the state dict where the user chose one. Flows out: [`Found`]: name and tensor
-//! description pairs, the entries passed over, and what to know of the choice. [`super::weight_sets`] chooses.
+//! Flows in: a [`Pickle`], and the key of the state dict where the user chose one. Flows out: [`Found`]: name and
+//! tensor description pairs, the entries passed over, and what to know of the choice. [`super::weight_sets`] chooses.
 //!
 //! # Errors
-//! `checkpoint.format` when there is no state dict in it, or none under the key; `checkpoint.quantized` when its tensors
-//! are quantized; `checkpoint.corrupt` when two tensors end up with one name.
+//! `checkpoint.format` when there is no state dict in it, or none under the key; `checkpoint.quantized` when its
+//! tensors are quantized; `checkpoint.corrupt` when two tensors end up with one name.
 //!
 //! # Safety
 //! No `unsafe` and no recursion beyond a few wrappers: walks carry a list of visited nodes.
 
 use std::collections::{BTreeMap, HashSet};
 
+use super::names::{MAX_NAME, strip};
 use super::pickle::{self, Foreign, Node, Pickle, Ref, TensorNode};
 use super::weight_sets::{self, Choice, Sets, WRAPPER_DEPTH};
 use super::{Skipped, listed};
 use crate::error::{Code, Error, Result, Warning};
-
-/// Longest name of a tensor, in bytes.
-pub(super) const MAX_NAME: usize = 1024;
 
 /// A state dict as a pickle describes it.
 pub(super) struct Found {
@@ -72,7 +70,9 @@ fn key_of(pickle: &Pickle, at: Ref) -> String {
         Node::Str(text) if text.len() <= MAX_NAME => text.to_string(),
         Node::Str(text) => format!("[a string of {} bytes]", text.len()),
         Node::Int(i) => format!("[{i}]"),
-        &Node::Named(_, name) => format!("[{}]", pickle.text(name).unwrap_or_default().chars().take(80).collect::<String>()),
+        &Node::Named(_, name) => {
+            format!("[{}]", pickle.text(name).unwrap_or_default().chars().take(80).collect::<String>())
+        }
         other => format!("[{}]", other.kind()),
     }
 }
@@ -103,13 +103,7 @@ impl Finder<'_> {
         Ok(())
     }
 
-    fn collect(
-        &mut self,
-        entries: &BTreeMap<String, Ref>,
-        before: &str,
-        path: &str,
-        found: &mut Found,
-    ) -> Result<()> {
+    fn collect(&mut self, entries: &BTreeMap<String, Ref>, before: &str, path: &str, found: &mut Found) -> Result<()> {
         for (name, &value) in entries {
             let shown: String = name.chars().take(200).collect();
             let tensor = match self.pickle.get(value) {
@@ -198,42 +192,4 @@ pub(super) fn read(bytes: &[u8], key: Option<&str>) -> Result<(Pickle, Found)> {
     let pickle = pickle::read(bytes)?;
     let found = find(&pickle, key)?;
     Ok((pickle, found))
-}
-
-/// A tensor's name without the prefixes that wrappers of modules add.
-///
-/// `module.` (`DataParallel` and its kin) is taken from the front, as often as it is there; the components
-/// `_orig_mod` (`torch.compile`), `_fsdp_wrapped_module` and `_checkpoint_wrapped_module`, which no module is named by
-/// hand, wherever they are.
-pub(super) fn strip(name: &str) -> String {
-    let machine_made = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
-    let parts: Vec<&str> = name.split('.').collect();
-    let last = parts.len() - 1;
-    let kept = parts.iter().enumerate().filter(|(i, part)| *i == last || !machine_made.contains(part));
-    let kept: Vec<&str> = kept.map(|(_, part)| *part).collect();
-    let front = kept.iter().take(kept.len() - 1).take_while(|part| **part == "module").count();
-    kept[front..].join(".")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::strip;
-
-    #[test]
-    fn wrapper_prefixes_are_stripped() {
-        for (name, want) in [
-            ("adapter.reduce.conv.weight", "adapter.reduce.conv.weight"),
-            ("module.a.b", "a.b"),
-            ("_orig_mod.module.a.b", "a.b"),
-            ("module._orig_mod.module.a", "a"),
-            ("vision._orig_mod.norm.weight", "vision.norm.weight"),
-            ("vision.module.norm", "vision.module.norm"),
-            ("module", "module"),
-            ("module.module", "module"),
-            ("_orig_mod", "_orig_mod"),
-            ("", ""),
-        ] {
-            assert_eq!(strip(name), want, "{name}");
-        }
-    }
 }

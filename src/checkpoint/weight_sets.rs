@@ -1,11 +1,11 @@
 //! Which of the dicts in a file is the model's state dict.
 //!
-//! Flows in: a dict of the pickle. Flows out: a [`Choice`]: the dict itself, one of its entries, or several that are parts
-//! of one model; and a warning where it was not the only one, or not under a usual name.
+//! Flows in: a dict of the pickle. Flows out: a [`Choice`]: the dict itself, one of its entries, or several that are
+//! parts of one model; and a warning where it was not the only one, or not under a usual name.
 //!
 //! The usual names come first. Then any other dict that holds tensors is one, but for those of optimizers, schedulers,
-//! metrics and the like. Of several, one whose names are those of another is a second set of the same weights (EMA, SWA):
-//! it is named in the warning, and where none is under a usual name, the user chooses.
+//! metrics and the like. Of several, one whose names are those of another is a second set of the same weights (EMA,
+//! SWA): it is named in the warning, and where none is under a usual name, the user chooses.
 //!
 //! # Errors
 //! `checkpoint.format` when several sets of the same weights are there and none is the usual one, or when there is none
@@ -17,8 +17,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::listed;
+use super::names::{MAX_NAME, strip};
 use super::pickle::{Node, Pickle, Ref};
-use super::state_dict::{MAX_NAME, strip};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 
 /// Entries under which training scripts put the state dict, in the order in which they are looked for.
@@ -29,8 +29,20 @@ pub(super) const WRAPPER_DEPTH: usize = 4;
 const MAX_KEY: usize = 64;
 /// Parts of keys whose tensors are no weights.
 const NO_WEIGHTS: &[&str] = &[
-    "optim", "sched", "callback", "loop", "scaler", "hparam", "hyper", "metric", "rng", "random", "history", "criterion",
-    "loss", "config",
+    "optim",
+    "sched",
+    "callback",
+    "loop",
+    "scaler",
+    "hparam",
+    "hyper",
+    "metric",
+    "rng",
+    "random",
+    "history",
+    "criterion",
+    "loss",
+    "config",
 ];
 /// Parts of keys of a second set of the weights: averages of several steps.
 const AVERAGES: &[&str] = &["ema", "swa", "avg", "average", "teacher", "shadow", "best"];
@@ -250,12 +262,12 @@ fn is_average(key: &str) -> bool {
 }
 
 fn several(path: &str, taken: &str, others: &[String]) -> Warning {
-    let taken = if taken.is_empty() { "the tensors outside any entry were".into() } else { format!("`{path}{taken}` was") };
+    let taken =
+        if taken.is_empty() { "the tensors outside any entry were".into() } else { format!("`{path}{taken}` was") };
     let names: Vec<String> = others.iter().map(|other| format!("`{path}{other}`")).collect();
     let (names, first) = (listed(&names), others.first().map_or("", String::as_str));
-    let message = format!(
-        "it holds several sets of weights: {taken} taken, {names} not; --key {path}{first} takes the other"
-    );
+    let message =
+        format!("it holds several sets of weights: {taken} taken, {names} not; --key {path}{first} takes the other");
     Warning::new(WarningCode::CHECKPOINT_CHOICE, message)
 }
 

@@ -4,9 +4,9 @@
 //! tensors under one prefix, named without it.
 //!
 //! Whoever holds a model as an attribute puts the attribute's name in front (`self.net = …` in a LightningModule makes
-//! `net.`), and so does whoever holds that. The prefix is the one under which all required names are. Where several are,
-//! a known one is taken and the others are told; without a known one the user chooses. Where none is, it is the one that
-//! most of them are under, and what is missing there is for the caller to report.
+//! `net.`), and so does whoever holds that. The prefix is the one under which all required names are. Where several
+//! are, a known one is taken and the others are told; without a known one the user chooses. Where none is, it is the
+//! one that most of them are under, and what is missing there is for the caller to report.
 //!
 //! # Errors
 //! `checkpoint.tensors` when several prefixes hold the whole model and none of them is known.
@@ -41,7 +41,8 @@ impl Under {
     }
 }
 
-/// Finds the prefix of `required` in `checkpoint`. `known` prefixes come first; `choose` says how a user chooses another.
+/// Finds the prefix of `required` in `checkpoint`. `known` prefixes come first; `choose` says how a user chooses
+/// another.
 pub(super) fn find(checkpoint: &Checkpoint, required: &[&str], known: &[&str], choose: &str) -> Result<Under> {
     let wanted: HashSet<&str> = required.iter().copied().collect();
     let mut counts: BTreeMap<&str, usize> = known.iter().map(|prefix| (*prefix, 0)).collect();

@@ -85,7 +85,8 @@ const TRAINING: &[&str] = &[
 /// Buffers of losses that stand among a module's own tensors.
 const BUFFERS: &[&str] = &["class_weight", "class_weights", "pos_weight", "logit_scale", "logit_bias"];
 /// Last parts of the names of torchmetrics' states.
-const STATES: &[&str] = &["tp", "fp", "tn", "fn", "correct", "total", "confmat", "preds", "target", "mean_value", "value"];
+const STATES: &[&str] =
+    &["tp", "fp", "tn", "fn", "correct", "total", "confmat", "preds", "target", "mean_value", "value"];
 /// Pieces of names that only the layers of a vision transformer or a language model have.
 const LAYERS: &[&str] = &[
     "patch_embedding.",
@@ -98,10 +99,7 @@ const LAYERS: &[&str] = &[
 ];
 
 /// The warning that names the modules that are not known; `what` is the model that does not have them.
-pub(super) fn warning<'a>(
-    what: &str,
-    tensors: impl Iterator<Item = (&'a str, &'a LazyTensor)>,
-) -> Option<Warning> {
+pub(super) fn warning<'a>(what: &str, tensors: impl Iterator<Item = (&'a str, &'a LazyTensor)>) -> Option<Warning> {
     let mut modules: BTreeMap<&str, Vec<(&str, &LazyTensor)>> = BTreeMap::new();
     for (name, tensor) in tensors {
         modules.entry(name.split('.').next().unwrap_or(name)).or_default().push((name, tensor));
@@ -139,7 +137,9 @@ fn is_known(module: &str, tensors: &[(&str, &LazyTensor)]) -> bool {
             || last(name) == "inv_freq"
     };
     tensors.iter().all(counts)
-        || tensors.iter().any(|(name, _)| LAYERS.iter().any(|layer| name.contains(&format!(".{layer}")) || name.starts_with(layer)))
+        || tensors
+            .iter()
+            .any(|(name, _)| LAYERS.iter().any(|layer| name.contains(&format!(".{layer}")) || name.starts_with(layer)))
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@
 
 use std::sync::{Arc, OnceLock};
 
+use super::DType;
 use super::decode::{decode_f32, decode_f64};
 use super::lazy::{LazyTensor, Sink, Source};
 use super::number::to_f32;
-use super::DType;
 use crate::error::{Code, Error, Result};
 
 /// How the factors of a tensor come about.
@@ -34,14 +34,14 @@ struct Masked {
 }
 
 impl LazyTensor {
-    /// PyTorch's weight norm of the direction `self`: `self · g / ‖self‖`, the norm over all axes but `axis`, along which
-    /// `g` has one number each; over all of them, and `g` a single number, without an axis. Float32.
+    /// PyTorch's weight norm of the direction `self`: `self · g / ‖self‖`, the norm over all axes but `axis`, along
+    /// which `g` has one number each; over all of them, and `g` a single number, without an axis. Float32.
     pub(crate) fn weight_normed(&self, g: &Self, axis: Option<usize>) -> Self {
         self.folded(Rule::WeightNorm(g.clone(), axis))
     }
 
-    /// PyTorch's spectral norm in eval mode: `self / σ`, `σ = uᵀ W v`, where W is `self` with one of `axes` in front and
-    /// the rest flattened, `u` as long as that axis and `v` as the rest. Float32. Reading it fails with
+    /// PyTorch's spectral norm in eval mode: `self / σ`, `σ = uᵀ W v`, where W is `self` with one of `axes` in front
+    /// and the rest flattened, `u` as long as that axis and `v` as the rest. Float32. Reading it fails with
     /// `checkpoint.value`, and `name`, when no iteration made `u`.
     pub(crate) fn spectral_normed(&self, u: &Self, v: &Self, axes: &[usize], name: &str) -> Self {
         let (u, v, axes, name) = (u.clone(), v.clone(), axes.to_vec(), name.to_owned());
@@ -105,8 +105,8 @@ fn weight_norm(v: &LazyTensor, g: &LazyTensor, axis: Option<usize>) -> Result<Ve
 }
 
 /// `uᵀ W v`, with the rows of W along the first of `axes` along which `u` is what a power iteration makes of `v`, the
-/// direction of `W v`. Each pass in training mode is such an iteration, after which the weights change a little. Without
-/// one, `u` and `v` are random still, and so is what PyTorch divides by: no model was trained with that.
+/// direction of `W v`. Each pass in training mode is such an iteration, after which the weights change a little.
+/// Without one, `u` and `v` are random still, and so is what PyTorch divides by: no model was trained with that.
 fn sigma(weight: &LazyTensor, u: &LazyTensor, v: &LazyTensor, axes: &[usize], name: &str) -> Result<f64> {
     /// The cosine from which two vectors count as parallel.
     const PARALLEL: f64 = 0.99;

@@ -8,7 +8,7 @@
 //!
 //! The language model is not read: `fit` encodes reports with the bundle that the trained weights are meant for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -80,14 +80,12 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     plan.sources.check_positions(&config)?;
     let adapter = Checkpoint::open_with(&plan.sources.adapter, &plan.sources.selection)?;
     let vision = Checkpoint::open(&plan.sources.vision)?;
-    let (state, mut skipped, warnings) = state(&config, plan.mode, &adapter)?;
+    let (state, skipped, warnings) = state(&config, plan.mode, &adapter)?;
     let found = model::vision(&config, &vision)?;
     warnings.iter().chain(&found.warnings).for_each(|warning| progress.warn(warning));
-    let weights = found.weights;
-    skipped.extend(found.skipped);
-    skipped.sort();
-    skipped.dedup();
-    let graph = vit::build(&config, &weights, Attention::Fused, Stages::Output).map_err(|e| e.at(vision.path()))?;
+    let skipped: Vec<String> = skipped.into_iter().chain(found.skipped).collect::<BTreeSet<_>>().into_iter().collect();
+    let graph =
+        vit::build(&config, &found.weights, Attention::Fused, Stages::Output).map_err(|e| e.at(vision.path()))?;
     let frozen: BTreeMap<String, LazyTensor> = weights_to_inputs(&graph, &is_weight)?.1.into_iter().collect();
     let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
         let message = "the output must be a folder with a name: choose another -o";

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod fixtures;
+mod frameworks;
 mod hostile;
 mod mutations;
+mod named;
+mod prefixes;
 mod roundtrip;
 mod training;

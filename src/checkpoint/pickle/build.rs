@@ -1,7 +1,7 @@
 //! What calling an allowed global means: plain values, made here.
 
-use super::machine::Machine;
 use super::globals::refused_subclass;
+use super::machine::Machine;
 use super::{Foreign, Global, MAX_AXES, Node, Ref, Storage, TensorNode, corrupt, sizes};
 use crate::error::Result;
 
@@ -127,11 +127,15 @@ impl Machine<'_> {
     fn initial_entries(&self, args: &[Ref]) -> Result<Vec<(Ref, Ref)>> {
         let Some(Node::List(items) | Node::Tuple(items)) = args.first().map(|&a| self.get(a)) else {
             return match args.first().map(|&a| self.get(a)) {
-                Some(Node::Dict(_)) => Err(corrupt("a dict is made from a dict, which PyTorch never writes")),
+                // A Counter is made from a dict.
+                Some(Node::Dict(entries)) => {
+                    self.count_copies(entries.len())?;
+                    Ok(entries.clone())
+                }
                 _ => Ok(Vec::new()),
             };
         };
-        self.count_copies(items)?;
+        self.count_copies(items.len())?;
         let pair = |&at: &Ref| match self.get(at) {
             Node::List(pair) | Node::Tuple(pair) => <[Ref; 2]>::try_from(pair.as_slice()).ok().map(|[k, v]| (k, v)),
             _ => None,
@@ -147,7 +151,7 @@ impl Machine<'_> {
         match args.first().map(|&a| self.get(a)) {
             None => Ok(Vec::new()),
             Some(Node::List(items) | Node::Tuple(items)) => {
-                self.count_copies(items)?;
+                self.count_copies(items.len())?;
                 Ok(items.clone())
             }
             Some(other) => Err(corrupt(format!("a sequence is made from {}", other.kind()))),
@@ -156,8 +160,8 @@ impl Machine<'_> {
 
     /// Counts what is copied: honest files copy no more items than they have bytes, while a long memoised list, copied
     /// again and again by a few bytes each, would grow quadratically.
-    fn count_copies(&self, items: &[Ref]) -> Result<()> {
-        let copied = self.copied.get().saturating_add(items.len());
+    fn count_copies(&self, items: usize) -> Result<()> {
+        let copied = self.copied.get().saturating_add(items);
         self.copied.set(copied);
         if copied > self.len_read() {
             return Err(corrupt("the pickle copies a long list again and again"));

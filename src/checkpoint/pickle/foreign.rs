@@ -1,7 +1,7 @@
 //! Tensors that a pickle describes and that are not read, each with a way out that fits it.
 //!
-//! Flows in: which function rebuilds the tensor, or which class it is of. Flows out: a [`Foreign`], which the state dict
-//! lists under the tensor's name, or the error for a class that no part of the file makes sense without.
+//! Flows in: which function rebuilds the tensor, or which class it is of. Flows out: a [`Foreign`], which the state
+//! dict lists under the tensor's name, or the error for a class that no part of the file makes sense without.
 //!
 //! # Errors
 //! `checkpoint.format` for tensors that are split over processes; `checkpoint.quantized` for those of a quantizer.
@@ -100,7 +100,8 @@ pub(super) fn class_of_tensors(module: &str, name: &str) -> Option<Error> {
         );
         return Some(Error::new(Code::CHECKPOINT_FORMAT, message));
     }
-    let within = |package: &&&str| module.strip_prefix(**package).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let within =
+        |package: &&&str| module.strip_prefix(**package).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     let quantizer = QUANTIZERS.iter().find(within)?;
     let name: String = name.chars().take(80).collect();
     let message = format!(

@@ -217,7 +217,8 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    /// What a name means: a function or class of the list, or a class as data; `names` are its nodes, where it has some.
+    /// What a name means: a function or class of the list, or a class as data; `names` are its nodes, where it has
+    /// some.
     fn global(&mut self, module: &str, name: &str, names: Option<(Ref, Ref)>) -> Result<Node> {
         match find(module, name) {
             Ok(global) => {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use crate::checkpoint::Selection;
 use crate::cli::Common;
 use crate::cli::progress::Bar;
-use crate::checkpoint::Selection;
 use crate::cli::text::{escaped, quoted, shown, size, table, thousands};
 use crate::config::AdamW;
 use crate::error::Result;

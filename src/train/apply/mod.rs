@@ -203,7 +203,8 @@ fn trained(bundle: &Bundle, checkpoint: &Checkpoint) -> Result<Trained> {
         return Err(here(Error::new(Code::CHECKPOINT_TENSORS, message)));
     }
     // Also tensors that no graph reads, such as `logit_scale`: a checkpoint with a NaN is broken.
-    for (name, tensor) in trained.checkpoint.iter().filter(|(name, t)| model::is_trained(name) && t.dtype().is_float()) {
+    for (name, tensor) in trained.checkpoint.iter().filter(|(name, t)| model::is_trained(name) && t.dtype().is_float())
+    {
         tensor.checked_finite(name).stream(&mut |_| Ok(())).map_err(here)?;
     }
     Ok(trained)
