@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::mapping::Mapping;
+use super::names::strip;
 use super::pickle::{Element, Pickle, Storage, TensorNode};
-use super::state_dict::{Found, strip};
+use super::state_dict::Found;
 use super::strided::View;
 use super::{Format, MetaParams, Skipped, SourceFile};
 use crate::error::{Code, Error, Result, Warning};
@@ -41,6 +42,7 @@ impl Contents {
     /// Adds the tensors that a pickle describes.
     pub fn add_found(&mut self, map: &Arc<Mapping>, pickle: &Pickle, found: Found, locate: &Locate<'_>) -> Result<()> {
         self.skipped.extend(found.skipped);
+        self.warnings.extend(found.warnings);
         for (name, node) in found.tensors {
             let tensor = tensor(map, pickle, &node, locate).map_err(|e| {
                 let shown: String = name.chars().take(200).collect();
@@ -52,6 +54,20 @@ impl Contents {
             }
         }
         Ok(())
+    }
+
+    /// The same, where no state dict in it was asked for by key: this format has none.
+    ///
+    /// # Errors
+    /// `checkpoint.format`.
+    pub fn without_key(self, key: Option<&str>) -> Result<Self> {
+        let Some(key) = key else { return Ok(self) };
+        let shown: String = key.chars().take(120).collect();
+        let format = self.format;
+        let message = format!(
+            "has no entry `{shown}` (--key): a {format} has one set of tensors; --prefix chooses by the start of names"
+        );
+        Err(Error::new(Code::CHECKPOINT_FORMAT, message))
     }
 
     /// The same tensors, their names without the prefixes of wrapper modules.

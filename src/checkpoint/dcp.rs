@@ -47,17 +47,18 @@ pub(super) fn converter(folder: &Path) -> String {
     format!("python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} OUT.pt")
 }
 
-/// Reads the checkpoint of `folder`, whose files `open` opens.
-pub(super) fn read(folder: &Path, open: &Open<'_>) -> Result<Opened> {
+/// Reads the checkpoint of `folder`, whose files `open` opens; of several state dicts in it, that of `key`.
+pub(super) fn read(folder: &Path, open: &Open<'_>, key: Option<&str>) -> Result<Opened> {
     let metadata = open(METADATA)?;
     let about = read_metadata(&metadata).map_err(|e| with_converter(e, folder).at(metadata.path()))?;
     let found = nested(&about.pickle, about.tensors, about.paths).and_then(|names| {
-        let found = state_dict::find(&names)?;
+        let found = state_dict::find(&names, key)?;
         Ok((names, found))
     });
     let (names, found) = found.map_err(|e| e.at(metadata.path()))?;
     let mut contents = Contents::new(Format::Distributed);
     contents.skipped.extend(found.skipped);
+    contents.warnings.extend(found.warnings);
     // The state dict's name, and the one that the metadata has.
     let wanted: Vec<(String, &str)> = found
         .tensors

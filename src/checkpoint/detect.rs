@@ -31,19 +31,24 @@ const OTHERS: &[(&[u8], &str)] = &[
 
 /// Reads a single-file checkpoint.
 pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
+    read_at(map, None)
+}
+
+/// Reads a single-file checkpoint: the state dict under `key`, where one is given.
+pub(super) fn read_at(map: &Arc<Mapping>, key: Option<&str>) -> Result<Contents> {
     let bytes = map.bytes();
     // First: bytes 8 and on are offsets, which can look like another format's mark.
     if ort_training::is_ort_training(bytes) {
-        return ort_training::read(map);
+        return ort_training::read(map).and_then(|contents| contents.without_key(key));
     }
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
-        return torch_zip::read(map);
+        return torch_zip::read(map, key);
     }
     if torch_legacy::is_legacy(bytes) {
-        return torch_legacy::read(map);
+        return torch_legacy::read(map, key);
     }
     if safetensors::is_safetensors(bytes) {
-        return safetensors::read(map);
+        return safetensors::read(map).and_then(|contents| contents.without_key(key));
     }
     if let [0x80, 0..=5, ..] = bytes {
         return Err(torch_legacy::refuse_bare_pickle(bytes));

@@ -45,12 +45,12 @@ struct Listing {
 }
 
 /// Opens the checkpoint in `folder`; the sentence says which file it is.
-pub(super) fn open(folder: &Path) -> Result<(Opened, String)> {
+pub(super) fn open(folder: &Path, key: Option<&str>) -> Result<(Opened, String)> {
     let listing = Listing::of(folder)?;
     let known: Vec<&str> = KNOWN.iter().copied().filter(|known| listing.holds(known)).collect();
     refuse_broken(folder, &listing, known.first().copied())?;
     if let Some((&first, others)) = known.split_first() {
-        return open_known(folder, &listing, first, others);
+        return open_known(folder, &listing, first, others, key);
     }
     let names = &listing.files;
     if listing.holds("consolidated.00.pth") && listing.holds("params.json") {
@@ -58,7 +58,7 @@ pub(super) fn open(folder: &Path) -> Result<(Opened, String)> {
         let slices = opened.files.len() - 1;
         return Ok((opened, format!("consolidated.00.pth and on ({slices} in all) with params.json")));
     }
-    if let Some(opened) = of_several_processes(folder, &listing)? {
+    if let Some(opened) = of_several_processes(folder, &listing, key)? {
         return Ok(opened);
     }
     let indices: Vec<&str> = names.iter().map(String::as_str).filter(|n| n.ends_with(".index.json")).collect();
@@ -69,12 +69,12 @@ pub(super) fn open(folder: &Path) -> Result<(Opened, String)> {
     }
     let candidates = if indices.is_empty() { files } else { indices };
     match candidates.as_slice() {
-        [] => open_by_content(folder, &listing),
+        [] => open_by_content(folder, &listing, key),
         [only] if only.starts_with("consolidated.") && only.ends_with(".pth") => {
             let message = format!("holds {only} without params.json, which says how its heads are laid out");
             Err(Error::new(Code::CHECKPOINT_NOT_FOUND, message).at(folder))
         }
-        [only] => Ok((super::open_file(&folder.join(only))?, (*only).to_owned())),
+        [only] => Ok((super::open_file_at(&folder.join(only), key)?, (*only).to_owned())),
         several => Err(several_checkpoints(folder, several)),
     }
 }
@@ -85,7 +85,13 @@ fn several_checkpoints(folder: &Path, names: &[&str]) -> Error {
 }
 
 /// Opens the first of the known names, and says which are there besides.
-fn open_known(folder: &Path, listing: &Listing, first: &str, others: &[&str]) -> Result<(Opened, String)> {
+fn open_known(
+    folder: &Path,
+    listing: &Listing,
+    first: &str,
+    others: &[&str],
+    key: Option<&str>,
+) -> Result<(Opened, String)> {
     let mut beside: Vec<String> = Vec::new();
     for other in others {
         let shards = if other.ends_with(".index.json") { index::weight_map(&folder.join(other))? } else { None };
@@ -105,7 +111,7 @@ fn open_known(folder: &Path, listing: &Listing, first: &str, others: &[&str]) ->
     if listing.holds(dcp::METADATA) {
         beside.push(format!("the distributed checkpoint ({})", dcp::METADATA));
     }
-    let mut opened = super::open_file(&folder.join(first)).map_err(|e| match beside.first() {
+    let mut opened = super::open_file_at(&folder.join(first), key).map_err(|e| match beside.first() {
         Some(other) if e.code() == Code::CHECKPOINT_NOT_FOUND => {
             let message = format!("{}; next to it lies {other}: give its path if it is the model", e.message());
             Error::new(e.code(), message).at(e.path().unwrap_or(folder))
@@ -133,11 +139,11 @@ fn refuse_broken(folder: &Path, listing: &Listing, chosen: Option<&str>) -> Resu
 }
 
 /// Opens what several processes saved, each its part: DCP, ZeRO.
-fn of_several_processes(folder: &Path, listing: &Listing) -> Result<Option<(Opened, String)>> {
+fn of_several_processes(folder: &Path, listing: &Listing, key: Option<&str>) -> Result<Option<(Opened, String)>> {
     let open = |name: &str| Mapping::open(&folder.join(name));
     let ending = |ending: &str| listing.files.iter().any(|name| name.ends_with(ending));
     if listing.holds(dcp::METADATA) && (ending(dcp::ENDING) || !listing.files.iter().any(|name| is_weights(name))) {
-        let opened = dcp::read(folder, &open)?;
+        let opened = dcp::read(folder, &open, key)?;
         return Ok(Some((opened, format!("{} and its {} files", dcp::METADATA, dcp::ENDING))));
     }
     if ending(dcp::ENDING) {
@@ -151,27 +157,34 @@ fn of_several_processes(folder: &Path, listing: &Listing) -> Result<Option<(Open
         return Err(Error::new(Code::CHECKPOINT_NOT_FOUND, message).at(folder));
     }
     if ending(zero::OPTIMIZER) {
-        let opened = zero::read(folder, &listing.files, &open)?;
+        let opened = zero_folder(folder, &listing.files, key)?;
         return Ok(Some((opened, format!("the *{} of ZeRO", zero::OPTIMIZER))));
     }
     if let Some(tag) = first_line(&folder.join("latest")).filter(|tag| listing.folders.contains(tag)) {
         let inner = folder.join(&tag);
         let names = Listing::of(&inner)?.files;
         if names.iter().any(|name| name.ends_with(zero::OPTIMIZER)) {
-            let opened = zero::read(&inner, &names, &|name| Mapping::open(&inner.join(name)))?;
+            let opened = zero_folder(&inner, &names, key)?;
             return Ok(Some((opened, format!("{tag}, which `latest` names"))));
         }
     }
     Ok(None)
 }
 
+/// Opens what ZeRO saved, which has one set of weights and no keys.
+fn zero_folder(folder: &Path, names: &[String], key: Option<&str>) -> Result<Opened> {
+    let opened = zero::read(folder, names, &|name| Mapping::open(&folder.join(name)))?;
+    let contents = opened.contents.without_key(key).map_err(|e| e.at(folder))?;
+    Ok(Opened { contents, ..opened })
+}
+
 /// Opens the one file whose content is a checkpoint, whatever it is called.
-fn open_by_content(folder: &Path, listing: &Listing) -> Result<(Opened, String)> {
+fn open_by_content(folder: &Path, listing: &Listing, key: Option<&str>) -> Result<(Opened, String)> {
     let names: Vec<&str> = listing.files.iter().map(String::as_str).collect();
     let found: Vec<&str> = names.into_iter().filter(|name| looks_like_checkpoint(&folder.join(name))).collect();
     match found.as_slice() {
         [only] => {
-            let mut opened = super::open_file(&folder.join(only))?;
+            let mut opened = super::open_file_at(&folder.join(only), key)?;
             let message = format!("{only} is read: it is the only checkpoint in this folder");
             opened.contents.warnings.push(Warning::new(WarningCode::CHECKPOINT_CHOICE, message));
             Ok((opened, (*only).to_owned()))

@@ -46,18 +46,22 @@ mod lora;
 mod mapping;
 mod meta;
 mod meta_params;
+mod names;
 mod ort_training;
+mod parametrized;
 mod pickle;
 mod pt2;
 mod quantized;
 mod requirements;
 mod restore;
 mod safetensors;
+mod selection;
 mod state_dict;
 mod strided;
 mod torch_archive;
 mod torch_legacy;
 mod torch_zip;
+mod weight_sets;
 mod write;
 mod zero;
 mod zero_lines;
@@ -71,12 +75,14 @@ pub use meta_params::MetaParams;
 pub use ort_training::{Moments, OptimizerState, Properties, TrainingState};
 pub use requirements::{Picked, Requirements};
 pub use safetensors::safetensors_offsets;
+pub use selection::Selection;
 pub use write::{has_maker, maker_metadata, write_safetensors};
 
 pub(crate) use folder::{looks_like_checkpoint, snapshot};
 
 use contents::{Contents, Opened};
 use mapping::Mapping;
+use names::listed;
 
 use crate::error::{Code, Error, Result, Warning};
 use crate::files::Identity;
@@ -189,15 +195,26 @@ impl Checkpoint {
     /// `checkpoint.not_found`, `.format` (not a checkpoint, or a folder with several), `.truncated`, `.corrupt`,
     /// `.unsafe-pickle`, `.quantized`, `.lora`; `io`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = folder::snapshot(path.as_ref())?;
+        Self::open_with(path, &Selection::default())
+    }
+
+    /// Opens the checkpoint at `path`, of whose tensors `selection` means some: those of one state dict among several,
+    /// and of these the ones whose names begin with a prefix, which is taken off.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; `checkpoint.format` and `.tensors` when there is no such state dict or prefix, with what
+    /// there is.
+    pub fn open_with(path: impl AsRef<Path>, selection: &Selection) -> Result<Self> {
+        let (path, key) = (folder::snapshot(path.as_ref())?, selection.key.as_deref());
         let (opened, chosen) = if path.is_dir() {
-            let (opened, chosen) = folder::open(&path)?;
+            let (opened, chosen) = folder::open(&path, key)?;
             (opened, Some(chosen))
         } else {
-            (open_file(&path)?, None)
+            (open_file_at(&path, key)?, None)
         };
         let folder = if chosen.is_some() { Some(path.as_path()) } else { path.parent() };
-        Self::finish(&path, opened, chosen, folder)
+        let found = Self::finish(&path, opened, chosen, folder)?;
+        selection.prefix.as_ref().map_or(Ok(found.clone()), |prefix| selection::with_prefix(&found, prefix))
     }
 
     /// Reads a single-file checkpoint from memory; `name` stands in for its path.
@@ -227,7 +244,7 @@ impl Checkpoint {
             maps.get(name).cloned().ok_or_else(missing)
         };
         let opened = if maps.contains_key(dcp::METADATA) {
-            dcp::read(folder, &open)?
+            dcp::read(folder, &open, None)?
         } else {
             zero::read(folder, &names, &open)?
         };
@@ -238,7 +255,7 @@ impl Checkpoint {
         // Its tensors are converted on all cores.
         crate::threads::start_pool(None)?;
         let Opened { contents, mut files, params } = opened;
-        let contents = contents.stripped().map_err(|e| e.at(path))?;
+        let contents = contents.stripped().and_then(parametrized::folded).map_err(|e| e.at(path))?;
         let contents = restore::weights(contents, folder, &mut files).map_err(|e| e.at(path))?;
         Ok(Self { path: path.to_owned(), chosen, files, params, contents })
     }
@@ -334,6 +351,11 @@ impl Checkpoint {
         let mut view = self.clone();
         let (tensors, skipped) = (&mut view.contents.tensors, &mut view.contents.skipped);
         tensors.clear();
+        for entry in skipped.iter_mut() {
+            if let Some(rest) = entry.name.strip_prefix(prefix).filter(|rest| !rest.is_empty()) {
+                entry.name = rest.to_owned();
+            }
+        }
         for (name, tensor) in &self.contents.tensors {
             match name.strip_prefix(prefix) {
                 Some(rest) if !rest.is_empty() => drop(tensors.insert(rest.to_owned(), tensor.clone())),
@@ -357,26 +379,14 @@ impl Checkpoint {
 }
 
 /// Opens a single file: a checkpoint, or the index of a sharded one.
-fn open_file(path: &Path) -> Result<Opened> {
+fn open_file_at(path: &Path, key: Option<&str>) -> Result<Opened> {
     folder::refuse_part(path)?;
     let map = Mapping::open(path)?;
     if detect::is_json(map.bytes()) {
-        return index::read(path);
+        let opened = index::read(path)?;
+        let contents = opened.contents.without_key(key).map_err(|e| e.at(path))?;
+        return Ok(Opened { contents, ..opened });
     }
-    let contents = detect::read(&map).map_err(|e| e.at(path))?;
+    let contents = detect::read_at(&map, key).map_err(|e| e.at(path))?;
     Ok(Opened { contents, files: vec![SourceFile::of(&map)], params: None })
-}
-
-/// Up to 20 names in one line, each cut at 120 characters, and how many more there are.
-fn listed(names: &[impl AsRef<str>]) -> String {
-    const SHOWN: usize = 20;
-    let cut = |name: &str| match name.char_indices().nth(120) {
-        Some((at, _)) => format!("{}…", &name[..at]),
-        None => name.to_owned(),
-    };
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|n| cut(n.as_ref())).collect();
-    match names.len().saturating_sub(SHOWN) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
-    }
 }

@@ -63,6 +63,11 @@ impl Requirements {
         self
     }
 
+    /// The names that must be there.
+    pub fn required(&self) -> impl Iterator<Item = &str> {
+        self.wanted.iter().filter(|want| want.required).map(|want| want.name.as_str())
+    }
+
     /// Picks what is wanted from `checkpoint`.
     ///
     /// # Errors

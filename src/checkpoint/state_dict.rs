@@ -1,55 +1,60 @@
 //! The state dict in what `torch.save` wrote: wrappers opened, non-tensors listed, wrapper prefixes stripped.
 //!
-//! Flows in: a [`Pickle`]. Flows out: [`Found`]: name and tensor description pairs, and the entries passed over.
+//! Flows in: a [`Pickle`], and the key of the state dict where the user chose one. Flows out: [`Found`]: name and
+//! tensor description pairs, the entries passed over, and what to know of the choice. [`super::weight_sets`] chooses.
 //!
 //! # Errors
-//! `checkpoint.format` when there is no state dict in it; `checkpoint.corrupt` when two tensors end up with one name.
+//! `checkpoint.format` when there is no state dict in it, or none under the key; `checkpoint.quantized` when its
+//! tensors are quantized; `checkpoint.corrupt` when two tensors end up with one name.
 //!
 //! # Safety
-//! No `unsafe` and no recursion: walks carry a list of visited nodes.
+//! No `unsafe` and no recursion beyond a few wrappers: walks carry a list of visited nodes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
-use super::pickle::{Node, Pickle, Ref, TensorNode};
-use super::{Skipped, pickle};
-use crate::error::{Code, Error, Result};
-
-/// Entries under which training scripts put the state dict, in the order in which they are looked for.
-const WRAPPERS: &[&str] = &["state_dict", "model_state_dict", "model", "module"];
-/// How many wrappers may lie in each other.
-const WRAPPER_DEPTH: usize = 4;
-/// Longest name of a tensor, in bytes.
-const MAX_NAME: usize = 1024;
+use super::names::{MAX_NAME, strip};
+use super::pickle::{self, Foreign, Node, Pickle, Ref, TensorNode};
+use super::weight_sets::{self, Choice, Sets, WRAPPER_DEPTH};
+use super::{Skipped, listed};
+use crate::error::{Code, Error, Result, Warning};
 
 /// A state dict as a pickle describes it.
 pub(super) struct Found {
     pub tensors: BTreeMap<String, TensorNode>,
     pub skipped: Vec<Skipped>,
+    pub warnings: Vec<Warning>,
 }
 
-/// Finds the state dict in `pickle`.
-pub(super) fn find(pickle: &Pickle) -> Result<Found> {
-    let mut finder = Finder { pickle, visited: HashSet::new(), holders: HashMap::new() };
-    let mut found = Found { tensors: BTreeMap::new(), skipped: Vec::new() };
-    let mut at = pickle.root;
-    let mut path = String::new();
+/// Finds the state dict in `pickle`: that at `key`, a path of keys with dots between them, or the usual one.
+pub(super) fn find(pickle: &Pickle, key: Option<&str>) -> Result<Found> {
+    let mut finder = Finder { pickle, sets: Sets::new(pickle), visited: HashSet::new(), foreign: BTreeMap::new() };
+    let mut found = Found { tensors: BTreeMap::new(), skipped: Vec::new(), warnings: Vec::new() };
+    let (mut at, mut path) = match key {
+        Some(key) => (weight_sets::at_key(pickle, key)?, format!("{key}.")),
+        None => (pickle.root, String::new()),
+    };
     for depth in 0..=WRAPPER_DEPTH {
         let Node::Dict(entries) = pickle.get(at) else {
             let kind = pickle.get(at).kind();
             return Err(format(format!("holds {kind}, expected a state dict (a dict of names and tensors)")));
         };
         // Later entries replace earlier ones of the same name.
-        let entries: BTreeMap<String, Ref> = entries.iter().map(|&(k, v)| (finder.key(k), v)).collect();
-        let inner = WRAPPERS.iter().find(|w| entries.get(**w).is_some_and(|&v| finder.holds_tensors(v, 1)));
-        let Some(&wrapper) = inner.filter(|_| depth < WRAPPER_DEPTH) else {
-            finder.collect(&entries, &path, &mut found)?;
-            return if found.tensors.is_empty() { Err(nothing(&entries)) } else { Ok(found) };
-        };
-        for (name, &value) in entries.iter().filter(|(name, _)| *name != wrapper) {
+        let entries: BTreeMap<String, Ref> = entries.iter().map(|&(k, v)| (key_of(pickle, k), v)).collect();
+        let mut choice = if depth < WRAPPER_DEPTH { finder.sets.choose(&entries, &path)? } else { Choice::here() };
+        found.warnings.extend(choice.warning.take());
+        for (name, &value) in entries.iter().filter(|(name, _)| choice.leaves(name)) {
             found.skipped.push(finder.skip(format!("{path}{name}"), value));
         }
-        at = entries[wrapper];
-        path = format!("{path}{wrapper}.");
+        match choice.taken.as_slice() {
+            [] => finder.collect(&entries, "", &path, &mut found)?,
+            [only] => {
+                at = entries[only];
+                path = format!("{path}{only}.");
+                continue;
+            }
+            several => finder.collect_all(&entries, several, &path, &mut found)?,
+        }
+        return if found.tensors.is_empty() { Err(finder.nothing(&entries)) } else { Ok(found) };
     }
     Err(format("holds wrappers in wrappers without end".into()))
 }
@@ -58,65 +63,99 @@ fn format(message: String) -> Error {
     Error::new(Code::CHECKPOINT_FORMAT, message)
 }
 
-fn nothing(entries: &BTreeMap<String, Ref>) -> Error {
-    let names: Vec<&str> = entries.keys().map(String::as_str).collect();
-    let names = super::listed(&names);
-    format(format!("holds no tensors; its entries are {names}; save the state dict: torch.save(model.state_dict(), …)"))
+/// A dict key as a name; keys that are no strings get one that no tensor has.
+fn key_of(pickle: &Pickle, at: Ref) -> String {
+    match pickle.get(at) {
+        // Copied only when short: thousands of entries may share one long string.
+        Node::Str(text) if text.len() <= MAX_NAME => text.to_string(),
+        Node::Str(text) => format!("[a string of {} bytes]", text.len()),
+        Node::Int(i) => format!("[{i}]"),
+        &Node::Named(_, name) => {
+            format!("[{}]", pickle.text(name).unwrap_or_default().chars().take(80).collect::<String>())
+        }
+        other => format!("[{}]", other.kind()),
+    }
 }
 
 struct Finder<'a> {
     pickle: &'a Pickle,
+    sets: Sets<'a>,
     /// Nodes that were counted as part of a skipped entry.
     visited: HashSet<Ref>,
-    /// Dicts that were looked into for tensors, and whether there are any.
-    holders: HashMap<Ref, bool>,
+    /// How many entries of the state dict are of each kind that is not read.
+    foreign: BTreeMap<Foreign, usize>,
 }
 
 impl Finder<'_> {
-    /// A dict key as a name; keys that are no strings get one that no tensor has.
-    fn key(&self, at: Ref) -> String {
-        match self.pickle.get(at) {
-            // Copied only when short: thousands of entries may share one long string.
-            Node::Str(text) if text.len() <= MAX_NAME => text.to_string(),
-            Node::Str(text) => format!("[a string of {} bytes]", text.len()),
-            Node::Int(i) => format!("[{i}]"),
-            other => format!("[{}]", other.kind()),
+    /// The tensors of the dicts `keys`, each behind its key.
+    fn collect_all(
+        &mut self,
+        entries: &BTreeMap<String, Ref>,
+        keys: &[String],
+        path: &str,
+        found: &mut Found,
+    ) -> Result<()> {
+        for key in keys {
+            let Node::Dict(inner) = self.pickle.get(self.sets.innermost(entries[key])) else { continue };
+            let inner: BTreeMap<String, Ref> = inner.iter().map(|&(k, v)| (key_of(self.pickle, k), v)).collect();
+            self.collect(&inner, &format!("{key}."), path, found)?;
         }
+        Ok(())
     }
 
-    /// Whether a value is a dict with tensors in it, or in a wrapper in it. Each dict is looked into once.
-    fn holds_tensors(&mut self, at: Ref, depth: usize) -> bool {
-        let Node::Dict(entries) = self.pickle.get(at) else { return false };
-        if let Some(&known) = self.holders.get(&at) {
-            return known;
-        }
-        self.holders.insert(at, false);
-        let holds = entries.iter().any(|&(k, v)| match self.pickle.get(v) {
-            Node::Tensor(_) => true,
-            Node::Dict(_) if depth < WRAPPER_DEPTH => {
-                self.pickle.text(k).is_some_and(|k| WRAPPERS.contains(&k)) && self.holds_tensors(v, depth + 1)
-            }
-            _ => false,
-        });
-        self.holders.insert(at, holds);
-        holds
-    }
-
-    fn collect(&mut self, entries: &BTreeMap<String, Ref>, path: &str, found: &mut Found) -> Result<()> {
+    fn collect(&mut self, entries: &BTreeMap<String, Ref>, before: &str, path: &str, found: &mut Found) -> Result<()> {
         for (name, &value) in entries {
+            let shown: String = name.chars().take(200).collect();
             let tensor = match self.pickle.get(value) {
                 Node::Tensor(tensor) if name.len() <= MAX_NAME => **tensor,
+                &Node::Foreign(foreign) => {
+                    *self.foreign.entry(foreign).or_default() += 1;
+                    let why = format!("{}; {}", foreign.kind(), foreign.advice());
+                    // Under its own name, so that whoever wants the tensor can say why it is not there.
+                    found.skipped.push(Skipped { name: strip(&format!("{before}{shown}")), why });
+                    continue;
+                }
                 _ => {
-                    let shown: String = name.chars().take(200).collect();
-                    found.skipped.push(self.skip(format!("{path}{shown}"), value));
+                    if self.holds_quantized(value) {
+                        *self.foreign.entry(Foreign::Quantized).or_default() += 1;
+                    }
+                    found.skipped.push(self.skip(format!("{path}{before}{shown}"), value));
                     continue;
                 }
             };
-            if found.tensors.insert(name.clone(), tensor).is_some() {
-                return Err(Error::new(Code::CHECKPOINT_CORRUPT, format!("two tensors are named `{name}`")));
+            if found.tensors.insert(format!("{before}{name}"), tensor).is_some() {
+                return Err(Error::new(Code::CHECKPOINT_CORRUPT, format!("two tensors are named `{before}{name}`")));
             }
         }
-        Ok(())
+        match self.foreign.get(&Foreign::Quantized) {
+            None => Ok(()),
+            Some(count) => {
+                let noun = if *count == 1 { "tensor" } else { "tensors" };
+                let message = format!(
+                    "holds {count} {noun} quantized by torch (torch.ao.quantization), expected floats: save the model \
+                     before it is quantized, or its tensors as tensor.dequantize()"
+                );
+                Err(Error::new(Code::CHECKPOINT_QUANTIZED, message))
+            }
+        }
+    }
+
+    /// Whether an entry is that of a packed layer of torch.ao: a tuple of a quantized weight and its bias.
+    fn holds_quantized(&self, at: Ref) -> bool {
+        let Node::Tuple(items) = self.pickle.get(at) else { return false };
+        items.iter().take(4).any(|&item| *self.pickle.get(item) == Node::Foreign(Foreign::Quantized))
+    }
+
+    /// The error for a state dict without a single tensor.
+    fn nothing(&self, entries: &BTreeMap<String, Ref>) -> Error {
+        if let Some((foreign, &count)) = self.foreign.iter().max_by_key(|(_, count)| **count) {
+            return foreign.refusal(count);
+        }
+        let names: Vec<&str> = entries.keys().map(String::as_str).collect();
+        let names = listed(&names);
+        format(format!(
+            "holds no tensors; its entries are {names}; save the state dict: torch.save(model.state_dict(), …)"
+        ))
     }
 
     fn skip(&mut self, name: String, value: Ref) -> Skipped {
@@ -149,46 +188,8 @@ impl Finder<'_> {
 }
 
 /// Reads the pickle at the start of `bytes` and finds the state dict in it.
-pub(super) fn read(bytes: &[u8]) -> Result<(Pickle, Found)> {
+pub(super) fn read(bytes: &[u8], key: Option<&str>) -> Result<(Pickle, Found)> {
     let pickle = pickle::read(bytes)?;
-    let found = find(&pickle)?;
+    let found = find(&pickle, key)?;
     Ok((pickle, found))
-}
-
-/// A tensor's name without the prefixes that wrappers of modules add.
-///
-/// `module.` (`DataParallel` and its kin) is taken from the front, as often as it is there; the components
-/// `_orig_mod` (`torch.compile`), `_fsdp_wrapped_module` and `_checkpoint_wrapped_module`, which no module is named by
-/// hand, wherever they are.
-pub(super) fn strip(name: &str) -> String {
-    let machine_made = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
-    let parts: Vec<&str> = name.split('.').collect();
-    let last = parts.len() - 1;
-    let kept = parts.iter().enumerate().filter(|(i, part)| *i == last || !machine_made.contains(part));
-    let kept: Vec<&str> = kept.map(|(_, part)| *part).collect();
-    let front = kept.iter().take(kept.len() - 1).take_while(|part| **part == "module").count();
-    kept[front..].join(".")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::strip;
-
-    #[test]
-    fn wrapper_prefixes_are_stripped() {
-        for (name, want) in [
-            ("adapter.reduce.conv.weight", "adapter.reduce.conv.weight"),
-            ("module.a.b", "a.b"),
-            ("_orig_mod.module.a.b", "a.b"),
-            ("module._orig_mod.module.a", "a"),
-            ("vision._orig_mod.norm.weight", "vision.norm.weight"),
-            ("vision.module.norm", "vision.module.norm"),
-            ("module", "module"),
-            ("module.module", "module"),
-            ("_orig_mod", "_orig_mod"),
-            ("", ""),
-        ] {
-            assert_eq!(strip(name), want, "{name}");
-        }
-    }
 }

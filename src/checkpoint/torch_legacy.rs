@@ -35,7 +35,7 @@ pub(super) fn is_legacy(bytes: &[u8]) -> bool {
 }
 
 /// Reads a legacy file.
-pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
+pub(super) fn read(map: &Arc<Mapping>, key: Option<&str>) -> Result<Contents> {
     let bytes = map.bytes();
     let mut at = 0;
     let mut next = || -> Result<Pickle> {
@@ -56,7 +56,7 @@ pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
     let object = next()?;
     let keys = next()?;
     let storages = storages(bytes, at, &object, &keys)?;
-    let found = state_dict::find(&object)?;
+    let found = state_dict::find(&object, key)?;
     let mut contents = Contents::new(Format::TorchLegacy);
     contents.add_found(map, &object, found, &|storage| part(&storages, &object, storage))?;
     Ok(contents)

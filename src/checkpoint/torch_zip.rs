@@ -22,35 +22,30 @@ use super::{Contents, Format, pt2, state_dict};
 use crate::error::{Code, Error, Result};
 
 /// Reads a zip archive that PyTorch wrote.
-pub(super) fn read(map: &Arc<Mapping>) -> Result<Contents> {
+pub(super) fn read(map: &Arc<Mapping>, key: Option<&str>) -> Result<Contents> {
     let records = records(map)?;
     let mut pickles = records.keys().filter_map(|name| name.strip_suffix("/data.pkl"));
     let folder = match (pickles.next(), pickles.next()) {
         (Some(only), None) => only.to_owned(),
         (Some(_), Some(_)) => return Err(corrupt("holds two data.pkl records")),
-        (None, _) if pt2::is_archive(&records) => return pt2::read(map, &records),
+        (None, _) if pt2::is_archive(&records) => return pt2::read(map, &records).and_then(|c| c.without_key(key)),
         (None, _) => {
             let message = "is a zip archive without a data.pkl, expected one written by torch.save";
             return Err(Error::new(Code::CHECKPOINT_FORMAT, message));
         }
     };
-    if records.contains_key(&format!("{folder}/constants.pkl")) {
-        let message = "is a TorchScript archive, expected a state dict: load it with torch.jit.load in Python and \
-                       save torch.save(model.state_dict(), …)";
-        return Err(Error::new(Code::CHECKPOINT_FORMAT, message));
-    }
-    read_state_dict(map, &records, &folder)
+    read_state_dict(map, &records, &folder, key)
 }
 
 /// Reads the state dict whose pickle is `folder/data.pkl`.
-fn read_state_dict(map: &Arc<Mapping>, records: &Records, folder: &str) -> Result<Contents> {
+fn read_state_dict(map: &Arc<Mapping>, records: &Records, folder: &str, key: Option<&str>) -> Result<Contents> {
     check_byte_order(map, records, folder)?;
     let range = records.get(&format!("{folder}/data.pkl")).ok_or_else(|| corrupt("holds no data.pkl record"))?;
     if range.len() > MAX_BYTES {
         let len = range.len();
         return Err(corrupt(format!("its data.pkl has {len} bytes, more than {MAX_BYTES}: no checkpoint's has")));
     }
-    let (pickle, found) = state_dict::read(&map.bytes()[range.clone()])?;
+    let (pickle, found) = state_dict::read(&map.bytes()[range.clone()], key)?;
     let mut contents = Contents::new(Format::TorchZip);
     contents.add_found(map, &pickle, found, &|storage| record(records, folder, &pickle, storage))?;
     Ok(contents)

@@ -44,6 +44,9 @@ pub(super) fn records_in(map: &Arc<Mapping>, within: Range<usize>) -> Result<Rec
     if archive.has_duplicate_names() {
         return Err(corrupt("holds two records of the same name"));
     }
+    if let Some(what) = archive.file_names().filter_map(Result::ok).find_map(|name| not_a_checkpoint(&name)) {
+        return Err(Error::new(Code::CHECKPOINT_FORMAT, what));
+    }
     let mut records = Records::new();
     for index in 0..archive.len() {
         let damaged = |e: zip::result::ZipError| corrupt(format!("zip record {index} is damaged: {e}"));
@@ -60,6 +63,26 @@ pub(super) fn records_in(map: &Arc<Mapping>, within: Range<usize>) -> Result<Rec
         records.insert(name, within.start + range.start..within.start + range.end);
     }
     Ok(records)
+}
+
+/// What an archive with a record of this name is, in place of one that `torch.save` wrote.
+fn not_a_checkpoint(record: &str) -> Option<&'static str> {
+    if record.ends_with("/constants.pkl") || record.contains("/code/__torch__") {
+        return Some(
+            "is a TorchScript archive, expected a state dict: load it with torch.jit.load in Python and save \
+             torch.save(model.state_dict(), …)",
+        );
+    }
+    if record.ends_with("/.data/extern_modules") {
+        return Some(
+            "is a torch.package archive, expected a state dict: load what it holds with \
+             torch.package.PackageImporter in Python and save it with torch.save",
+        );
+    }
+    record.ends_with(".npy").then_some(
+        "is a numpy archive (.npz), expected tensors: in Python, \
+         torch.save({k: torch.from_numpy(a) for k, a in numpy.load(file).items()}, …)",
+    )
 }
 
 /// Where a record's bytes lie, or what is wrong with it.

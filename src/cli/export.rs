@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 use super::progress::Bar;
 use super::{Common, calibration_folder, finish, parse, render};
 use crate::bundle::{self, Precision};
+use crate::checkpoint::Selection;
 use crate::error::Result;
 use crate::export::{self, Plan, Sources};
 
@@ -54,6 +55,12 @@ struct Args {
     /// Trained adapter and heads, instead of the folder's
     #[arg(long, value_name = "FILE")]
     adapter: Option<PathBuf>,
+    /// Entry of the adapter's file that holds the weights, such as state_dict_ema; entries in entries with dots between
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// Start of the names of the adapter's weights in their file, such as ema_model. [default: the one that all have]
+    #[arg(long, value_name = "PREFIX")]
+    prefix: Option<String>,
     /// Vision transformer, instead of the folder's
     #[arg(long, value_name = "PATH")]
     vision: Option<PathBuf>,
@@ -162,6 +169,7 @@ fn plan(args: &Args) -> Result<Plan> {
         Some(adapter) => Sources::with_adapter(&args.model, adapter.clone()),
         None => Sources::in_folder(&args.model)?,
     };
+    sources.selection = Selection { key: args.key.clone(), prefix: args.prefix.clone() };
     let overrides =
         [(&args.config, &mut sources.config), (&args.vision, &mut sources.vision), (&args.text, &mut sources.text)];
     for (given, slot) in overrides {

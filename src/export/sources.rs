@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{Checkpoint, SourceFile, looks_like_checkpoint, snapshot};
+use crate::checkpoint::{Checkpoint, Selection, SourceFile, looks_like_checkpoint, snapshot};
 use crate::config::{Config, LlamaConfig};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::model::Part;
@@ -22,6 +22,8 @@ pub struct Sources {
     pub config: PathBuf,
     /// The trained adapter and heads.
     pub adapter: PathBuf,
+    /// Which of the adapter's tensors are meant, where its file has several sets.
+    pub selection: Selection,
     /// The vision transformer: a file or a folder.
     pub vision: PathBuf,
     /// The language model: a file or a folder.
@@ -77,11 +79,12 @@ impl Sources {
             let message = format!("holds two vision folders: {first}/ is read, {other}/ is not; --vision chooses");
             choices.push((vision.clone(), Warning::new(WarningCode::CHECKPOINT_CHOICE, message).at(folder)));
         }
-        Self { config: folder.join("config.json"), adapter, vision, text: folder.join("llama"), choices }
+        let (config, text) = (folder.join("config.json"), folder.join("llama"));
+        Self { config, adapter, selection: Selection::default(), vision, text, choices }
     }
 
     /// The warnings of the choices whose path is still among the sources.
-    pub(super) fn choices_in_use(&self) -> impl Iterator<Item = &Warning> {
+    pub(crate) fn choices_in_use(&self) -> impl Iterator<Item = &Warning> {
         let used = [&self.adapter, &self.vision, &self.text];
         self.choices.iter().filter(move |(path, _)| used.contains(&path)).map(|(_, warning)| warning)
     }
@@ -130,7 +133,7 @@ impl Sources {
         Ok(Loaded {
             config_path: self.config.clone(),
             config,
-            adapter: Checkpoint::open(&self.adapter)?,
+            adapter: Checkpoint::open_with(&self.adapter, &self.selection)?,
             vision: Checkpoint::open(&self.vision)?,
             text,
             llama,

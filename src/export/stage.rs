@@ -47,13 +47,13 @@ pub(super) fn build(loaded: &Loaded, models: &Models) -> Result<PartMap<Graph>> 
         graph.map_err(|e| e.at(loaded.checkpoint_of(part)))
     })?;
     // `logit_scale` and the like are not written, but a checkpoint that holds a NaN is a broken one.
-    check_finite(loaded)?;
+    check_finite(loaded, models)?;
     Ok(graphs)
 }
 
 /// The trained tensors that no graph reads must be finite too.
-fn check_finite(loaded: &Loaded) -> Result<()> {
-    if let Some(scale) = loaded.adapter.get("logit_scale") {
+fn check_finite(loaded: &Loaded, models: &Models) -> Result<()> {
+    if let Some(scale) = &models.logit_scale {
         scale.checked_finite("logit_scale").to_f32().map_err(|e| e.at(loaded.adapter.path()))?;
     }
     Ok(())

@@ -30,10 +30,12 @@ pub mod llama;
 mod load;
 pub mod loss;
 mod part;
+mod prefix;
+mod unknown;
 pub mod vit;
 mod weights;
 
-pub use load::{Models, Trained, is_trained, trained, vision};
+pub use load::{Models, Trained, Vision, is_trained, trained, vision};
 pub use loss::Mode;
 pub use part::{Part, PartMap};
 pub use weights::Weights;

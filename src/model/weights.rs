@@ -12,6 +12,26 @@ pub struct Weights {
     tensors: BTreeMap<String, LazyTensor>,
 }
 
+/// Refuses integers and booleans in the place of weights: cast, they would be other numbers than were trained.
+///
+/// # Errors
+/// `checkpoint.dtype`, naming each tensor and its type.
+pub(super) fn floats<'a>(tensors: impl Iterator<Item = (&'a str, &'a LazyTensor)>) -> Result<()> {
+    let wrong: Vec<String> =
+        tensors.filter(|(_, t)| !t.dtype().is_float()).map(|(name, t)| format!("`{name}` ({})", t.dtype())).collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let (noun, shown) = (if wrong.len() == 1 { "tensor" } else { "tensors" }, wrong[..wrong.len().min(8)].join(", "));
+    let more = wrong.len().checked_sub(8).filter(|n| *n > 0).map_or(String::new(), |n| format!(" and {n} more"));
+    let message = format!(
+        "{} {noun} of integers or booleans in the place of weights: {shown}{more}; expected floats. A quantized or masked \
+         model must be saved in floating point",
+        wrong.len()
+    );
+    Err(Error::new(Code::CHECKPOINT_DTYPE, message))
+}
+
 impl FromIterator<(String, LazyTensor)> for Weights {
     fn from_iter<T: IntoIterator<Item = (String, LazyTensor)>>(tensors: T) -> Self {
         Self { tensors: tensors.into_iter().collect() }
@@ -27,7 +47,7 @@ impl Weights {
     /// The tensor of that name and shape as float32; reading it fails when it holds a NaN or an infinity.
     ///
     /// # Errors
-    /// `checkpoint.tensors` when it is missing or has another shape.
+    /// `checkpoint.tensors` when it is missing or has another shape; `checkpoint.dtype` when it is no float.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<LazyTensor> {
         let tensor = self.tensors.get(name);
         let tensor =
@@ -37,6 +57,7 @@ impl Weights {
             let message = format!("tensor `{name}` has shape {found}, expected {expected}");
             return Err(Error::new(Code::CHECKPOINT_TENSORS, message));
         }
+        floats([(name, tensor)].into_iter())?;
         Ok(tensor.checked_finite(name).cast(DType::F32))
     }
 

@@ -338,7 +338,8 @@ impl LazyTensor {
         Self::new(first.dtype, vec![first.shape[0], cols], Arc::new(ConcatColumns { parts: parts.to_vec() }))
     }
 
-    /// The same tensor, which fails with `checkpoint.nonfinite` when a NaN or an infinity streams by.
+    /// The same tensor, which fails with `checkpoint.nonfinite` when a NaN or an infinity streams by, or a float64 that
+    /// is infinite as float32, in which weights are computed.
     #[must_use]
     pub fn checked_finite(&self, name: &str) -> Self {
         if !self.dtype.is_float() {

@@ -17,6 +17,7 @@ mod computed;
 mod decode;
 mod dense;
 mod dtype;
+mod folded;
 mod lazy;
 mod low_rank;
 pub(crate) mod number;

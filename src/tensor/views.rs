@@ -252,6 +252,13 @@ impl FiniteCheck {
             rest /= size.max(1);
         }
         let (name, index) = (&self.name, show(&index));
+        if value.is_finite() {
+            let message = format!(
+                "tensor `{name}` holds {value:e} at {index}, which overflows to infinity in float32 (at most 3.4e38), in \
+                 which the model computes"
+            );
+            return Error::new(Code::CHECKPOINT_NONFINITE, message);
+        }
         Error::new(
             Code::CHECKPOINT_NONFINITE,
             format!("tensor `{name}` holds {value} at {index}: weights must be finite"),
@@ -259,7 +266,7 @@ impl FiniteCheck {
     }
 }
 
-/// Index of the first element whose exponent is all ones. Works on the bits: no conversion.
+/// Index of the first element that float32 has no finite number for. Works on the bits: no conversion.
 fn first_nonfinite(bytes: &[u8], dtype: DType) -> Option<usize> {
     match dtype {
         // The one NaN of each sign: there is no infinity.
@@ -269,8 +276,10 @@ fn first_nonfinite(bytes: &[u8], dtype: DType) -> Option<usize> {
         DType::BF16 => first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
         DType::F32 => first(bytes.as_chunks::<4>().0, |b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),
         DType::F64 => {
-            let exponent = 0x7ff0_0000_0000_0000u64;
-            first(bytes.as_chunks::<8>().0, |b| u64::from_le_bytes(*b) & exponent == exponent)
+            // From the middle between float32's largest number and 2^128 on, rounding gives infinity. NaN and infinity
+            // have larger bits than any number.
+            let overflow = 0x47ef_ffff_f000_0000u64;
+            first(bytes.as_chunks::<8>().0, |b| u64::from_le_bytes(*b) & (u64::MAX >> 1) >= overflow)
         }
         _ => None,
     }

@@ -8,7 +8,7 @@
 //!
 //! The language model is not read: `fit` encodes reports with the bundle that the trained weights are meant for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use super::monolith::Monolith;
 use crate::bundle::{FileRecord, INTENDED_USE, SourceRecord, Staged, Tool, sha256_of};
 use crate::checkpoint::{Checkpoint, TrainingState, safetensors_offsets, write_safetensors};
 use crate::config::{AdamW, Config, read_small};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, Warning};
 use crate::export::Sources;
 use crate::files;
 use crate::model::adapter::Statistics;
@@ -78,14 +78,15 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     foreign_files(&target, plan.force)?;
     let config = Config::load(&plan.sources.config)?;
     plan.sources.check_positions(&config)?;
-    let adapter = open(plan, &plan.sources.adapter, progress)?;
-    let vision = open(plan, &plan.sources.vision, progress)?;
-    let (state, mut skipped) = state(&config, plan.mode, &adapter)?;
-    let (weights, others) = model::vision(&config, &vision)?;
-    skipped.extend(others);
-    skipped.sort();
-    skipped.dedup();
-    let graph = vit::build(&config, &weights, Attention::Fused, Stages::Output).map_err(|e| e.at(vision.path()))?;
+    let adapter = Checkpoint::open_with(&plan.sources.adapter, &plan.sources.selection)?;
+    let vision = Checkpoint::open(&plan.sources.vision)?;
+    let (state, skipped, warnings) = state(&config, plan.mode, &adapter)?;
+    let found = model::vision(&config, &vision)?;
+    let choices = plan.sources.choices_in_use();
+    choices.chain(&warnings).chain(&found.warnings).for_each(|warning| progress.warn(warning));
+    let skipped: Vec<String> = skipped.into_iter().chain(found.skipped).collect::<BTreeSet<_>>().into_iter().collect();
+    let graph =
+        vit::build(&config, &found.weights, Attention::Fused, Stages::Output).map_err(|e| e.at(vision.path()))?;
     let frozen: BTreeMap<String, LazyTensor> = weights_to_inputs(&graph, &is_weight)?.1.into_iter().collect();
     let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
         let message = "the output must be a folder with a name: choose another -o";
@@ -134,14 +135,6 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     })
 }
 
-/// Opens a checkpoint and tells what to know of it, and whether it was chosen among several.
-fn open(plan: &Plan, path: &Path, progress: &mut dyn Progress) -> Result<Checkpoint> {
-    plan.sources.choices.iter().filter(|(taken, _)| taken == path).for_each(|(_, warning)| progress.warn(warning));
-    let checkpoint = Checkpoint::open(path)?;
-    checkpoint.warnings().iter().for_each(|warning| progress.warn(&warning.at(path)));
-    Ok(checkpoint)
-}
-
 /// The absolute path of the output. A link to a folder stays a link: its target is replaced.
 fn target(output: &Path) -> Result<PathBuf> {
     let target = if output.exists() { output.canonicalize() } else { std::path::absolute(output) };
@@ -149,12 +142,12 @@ fn target(output: &Path) -> Result<PathBuf> {
 }
 
 /// The initial parameters of adapter and heads. Tensors that the mode does not read are kept too: the result is a whole
-/// checkpoint. Also returns the names of tensors that the model does not use.
-fn state(config: &Config, mode: Mode, adapter: &Checkpoint) -> Result<(TrainingState, Vec<String>)> {
+/// checkpoint. Also returns the names of tensors that the model does not use, and what to know of the checkpoint.
+fn state(config: &Config, mode: Mode, adapter: &Checkpoint) -> Result<(TrainingState, Vec<String>, Vec<Warning>)> {
     let mut found = model::trained(config, adapter)?;
     let mut state = TrainingState::default();
     let known = |name: &str| found.weights.contains(name) || name == "logit_scale" || name.ends_with(COUNT);
-    for (name, tensor) in adapter.iter().filter(|(name, _)| model::is_trained(name) && known(name)) {
+    for (name, tensor) in found.checkpoint.iter().filter(|(name, _)| model::is_trained(name) && known(name)) {
         let tensor = match name {
             name if name.ends_with(COUNT) => tensor.cast(crate::tensor::DType::I64).reshaped(&[]),
             "logit_scale" if tensor.len() == 1 => tensor.reshaped(&[]),
@@ -173,7 +166,7 @@ fn state(config: &Config, mode: Mode, adapter: &Checkpoint) -> Result<(TrainingS
         return Err(Error::new(Code::CHECKPOINT_TENSORS, message).at(adapter.path()));
     }
     found.skipped.retain(|name| !state.frozen.contains_key(name) && !state.trainable.contains_key(name));
-    Ok((state, found.skipped))
+    Ok((state, found.skipped, found.warnings))
 }
 
 /// Suffix of the counter of a batch norm.

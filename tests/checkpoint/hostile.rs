@@ -117,7 +117,7 @@ fn every_way_to_name_a_global_is_refused() {
         (b"ctorch\nload\n.", "`torch.load`"),
         (b"ctorch.hub\nload\n.", "`torch.hub.load`"),
         (b"ctorch._utils\n_rebuild_tensor_v2.__globals__\n.", "__globals__"),
-        (b"cnumpy.core.multiarray\nscalar\n.", "`numpy.core.multiarray.scalar`"),
+        (b"cnumpy.core.multiarray\nfromfile\n.", "`numpy.core.multiarray.fromfile`"),
         (b"c__builtin__\ngetattr\n.", "`__builtin__.getattr`"),
         (b"ccopyreg\n_reconstructor\n.", "`copyreg._reconstructor`"),
         (b"\x82\x01.", "extension code 1"),

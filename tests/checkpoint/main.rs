@@ -5,9 +5,12 @@
 mod candidates;
 mod distributed;
 mod fixtures;
+mod frameworks;
 mod hostile;
 mod merging;
 mod mutations;
+mod named;
+mod prefixes;
 mod restored;
 mod roundtrip;
 mod training;

@@ -4,12 +4,17 @@
 use std::path::Path;
 
 use brain_adapter::checkpoint::Checkpoint;
+use brain_adapter::error::Code;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use support::process::alone;
 
 const FILES: &[&str] = &[
     "extra/adapter.pt2",
+    "frameworks/folded.pt",
+    "frameworks/lightning_p2.ckpt",
+    "frameworks/lightning_p4.ckpt",
+    "frameworks/parts.pt",
     "extra/adapter.safetensors",
     "extra/dtypes.safetensors",
     "extra/dtypes_legacy.pt",
@@ -69,7 +74,10 @@ fn load_or_fail() {
                     loaded += 1;
                     for (tensor_name, tensor) in found.iter() {
                         assert!(tensor.byte_len() <= len.max(16 << 20), "{name} {round} {tensor_name}");
-                        tensor.stream(&mut |_| Ok(())).unwrap_or_else(|e| panic!("{name} {round}: {e}"));
+                        // A damaged spectral norm is one that divides by nothing in particular.
+                        let read = tensor.stream(&mut |_| Ok(()));
+                        let read = read.or_else(|e| if e.code() == Code::CHECKPOINT_VALUE { Ok(()) } else { Err(e) });
+                        read.unwrap_or_else(|e| panic!("{name} {round}: {e}"));
                     }
                 }
                 Err(error) => {

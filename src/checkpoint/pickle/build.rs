@@ -1,7 +1,8 @@
 //! What calling an allowed global means: plain values, made here.
 
+use super::globals::refused_subclass;
 use super::machine::Machine;
-use super::{Global, MAX_AXES, Node, Ref, Storage, TensorNode, corrupt, sizes};
+use super::{Foreign, Global, MAX_AXES, Node, Ref, Storage, TensorNode, corrupt, sizes};
 use crate::error::Result;
 
 /// Longest storage key, in bytes: they are numbers, and compared often.
@@ -25,12 +26,16 @@ impl Machine<'_> {
                 let tensor = self.tensor_at(args.first())?;
                 return self.push_ref(tensor);
             }
+            Global::DeviceTensor => match self.tensor_at(args.first()) {
+                Ok(tensor) => return self.push_ref(tensor),
+                Err(_) => Node::Foreign(Foreign::Device),
+            },
             Global::RebuildFromType => {
                 let &[function, _class, inner, _state] = args.as_slice() else {
                     return Err(corrupt("_rebuild_from_type_v2 takes four arguments"));
                 };
                 // Not itself: nesting would be recursion.
-                if !matches!(self.get(function), Node::Global(Global::RebuildTensor(_) | Global::RebuildParameter)) {
+                if !matches!(self.get(function), Node::Global(global) if rebuilds(*global)) {
                     return Err(corrupt("_rebuild_from_type_v2 of something other than a tensor"));
                 }
                 return self.reduce(function, inner);
@@ -38,7 +43,9 @@ impl Machine<'_> {
             // OrderedDict(items) is written by Python 2 alone, as a list of pairs.
             Global::Dict => Node::Dict(self.initial_entries(args)?),
             Global::Sequence => Node::List(self.initial_items(args)?),
-            Global::Bytes => Node::Scalar("bytes"),
+            Global::Scalar(kind) => Node::Scalar(kind),
+            Global::Foreign(foreign) => Node::Foreign(foreign),
+            Global::Wrapper => return Err(refused_subclass("torch._utils", "_rebuild_wrapper_subclass")),
             Global::Inert => Node::Object,
             Global::Record => Node::Record(None),
             Global::Value => {
@@ -100,6 +107,11 @@ impl Machine<'_> {
             _ => storage.element.ok_or_else(|| bad("dtype"))?,
         };
         let offset = self.size(offset).ok_or_else(|| bad("offset"))?;
+        // Versions 2 and 3 may end in a dict that says which bits of a lazy view are set.
+        let bits = args.get(if version == 3 { 7 } else { 6 }).map(|&a| self.get(a));
+        if version > 1 && matches!(bits, Some(Node::Dict(entries)) if !entries.is_empty()) {
+            return Ok(Node::Foreign(Foreign::Unresolved));
+        }
         let axes = |at: Ref| sizes(&self.nodes, at).map(|s| s.len());
         match (axes(shape), axes(strides)) {
             (Some(a), Some(b)) if a == b => {}
@@ -108,9 +120,10 @@ impl Machine<'_> {
         Ok(Node::Tensor(Box::new(TensorNode { storage: **storage, element, offset, shape, strides })))
     }
 
+    /// The tensor of a parameter, which may be of a kind that is not read.
     fn tensor_at(&self, at: Option<&Ref>) -> Result<Ref> {
         match at {
-            Some(&at) if matches!(self.get(at), Node::Tensor(_)) => Ok(at),
+            Some(&at) if matches!(self.get(at), Node::Tensor(_) | Node::Foreign(_)) => Ok(at),
             _ => Err(corrupt("a parameter is made from something other than a tensor")),
         }
     }
@@ -119,11 +132,15 @@ impl Machine<'_> {
     fn initial_entries(&self, args: &[Ref]) -> Result<Vec<(Ref, Ref)>> {
         let Some(Node::List(items) | Node::Tuple(items)) = args.first().map(|&a| self.get(a)) else {
             return match args.first().map(|&a| self.get(a)) {
-                Some(Node::Dict(_)) => Err(corrupt("a dict is made from a dict, which PyTorch never writes")),
+                // A Counter is made from a dict.
+                Some(Node::Dict(entries)) => {
+                    self.count_copies(entries.len())?;
+                    Ok(entries.clone())
+                }
                 _ => Ok(Vec::new()),
             };
         };
-        self.count_copies(items)?;
+        self.count_copies(items.len())?;
         let pair = |&at: &Ref| match self.get(at) {
             Node::List(pair) | Node::Tuple(pair) => <[Ref; 2]>::try_from(pair.as_slice()).ok().map(|[k, v]| (k, v)),
             _ => None,
@@ -139,7 +156,7 @@ impl Machine<'_> {
         match args.first().map(|&a| self.get(a)) {
             None => Ok(Vec::new()),
             Some(Node::List(items) | Node::Tuple(items)) => {
-                self.count_copies(items)?;
+                self.count_copies(items.len())?;
                 Ok(items.clone())
             }
             Some(other) => Err(corrupt(format!("a sequence is made from {}", other.kind()))),
@@ -148,12 +165,17 @@ impl Machine<'_> {
 
     /// Counts what is copied: honest files copy no more items than they have bytes, while a long memoised list, copied
     /// again and again by a few bytes each, would grow quadratically.
-    fn count_copies(&self, items: &[Ref]) -> Result<()> {
-        let copied = self.copied.get().saturating_add(items.len());
+    fn count_copies(&self, items: usize) -> Result<()> {
+        let copied = self.copied.get().saturating_add(items);
         self.copied.set(copied);
         if copied > self.len_read() {
             return Err(corrupt("the pickle copies a long list again and again"));
         }
         Ok(())
     }
+}
+
+/// Whether a function makes a tensor by itself, as `_rebuild_from_type_v2` expects of its first argument.
+fn rebuilds(global: Global) -> bool {
+    matches!(global, Global::RebuildTensor(_) | Global::RebuildParameter | Global::Foreign(_) | Global::DeviceTensor)
 }

@@ -3,7 +3,7 @@
 //! A pair that is not in the table is refused where it is mentioned. Nothing in the table can do anything: each entry
 //! is evaluated by [`super::build`] to plain values.
 
-use super::{Dialect, Element, Global};
+use super::{Dialect, Element, Foreign, Global, foreign, inert};
 use crate::error::{Code, Error, Result};
 use crate::tensor::DType;
 
@@ -67,25 +67,114 @@ pub(super) fn find(module: &str, name: &str) -> Result<Global> {
         ("builtins" | "__builtin__", "dict") => Some(Global::Dict),
         ("builtins" | "__builtin__", "set" | "frozenset" | "list" | "tuple") => Some(Global::Sequence),
         ("torch", "Size") => Some(Global::Sequence),
-        ("_codecs", "encode") | ("builtins" | "__builtin__", "bytearray" | "bytes") => Some(Global::Bytes),
-        ("builtins" | "__builtin__", "int" | "float" | "bool" | "str" | "complex") => Some(Global::Inert),
-        ("torch", "device" | "Tensor" | "layout" | "strided" | "contiguous_format") => Some(Global::Inert),
-        ("torch.nn.parameter", "Parameter" | "Buffer") => Some(Global::Inert),
-        ("argparse", "Namespace") => Some(Global::Inert),
-        ("pathlib", "PosixPath" | "WindowsPath" | "PurePosixPath") => Some(Global::Inert),
+        ("_codecs", "encode") | ("builtins" | "__builtin__", "bytearray" | "bytes") => Some(Global::Scalar("bytes")),
+        ("torch._utils", "_rebuild_meta_tensor_no_storage") => Some(Global::Foreign(Foreign::Meta)),
+        ("torch._utils", "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor") => {
+            Some(Global::Foreign(Foreign::Sparse))
+        }
+        ("torch._utils", "_rebuild_qtensor") => Some(Global::Foreign(Foreign::Quantized)),
+        ("torch._utils", "_rebuild_nested_tensor") => Some(Global::Foreign(Foreign::Nested)),
+        ("torch._utils", "_rebuild_device_tensor_from_numpy" | "_rebuild_xla_tensor") => {
+            Some(Global::Foreign(Foreign::Device))
+        }
+        ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor") => Some(Global::DeviceTensor),
+        ("torch._utils", "_rebuild_wrapper_subclass") => Some(Global::Wrapper),
         ("torch" | "torch.storage" | "torch.cuda", _) => element(name).map(Global::Element),
         _ => None,
     };
-    global.ok_or_else(|| refused(&format!("{module}.{name}")))
+    if let Some(global) = global.or_else(|| inert::find(module, name)) {
+        return Ok(global);
+    }
+    Err(foreign::class_of_tensors(module, name).unwrap_or_else(|| refused(module, name)))
+}
+
+/// Top-level modules of Python itself, of which no checkpoint names a class but those on the list.
+const PYTHON: &[&str] = &[
+    "",
+    "__builtin__",
+    "_pickle",
+    "asyncio",
+    "builtins",
+    "cProfile",
+    "code",
+    "codeop",
+    "commands",
+    "ctypes",
+    "distutils",
+    "ensurepip",
+    "ftplib",
+    "http",
+    "imaplib",
+    "importlib",
+    "io",
+    "lib2to3",
+    "logging",
+    "multiprocessing",
+    "nt",
+    "os",
+    "pdb",
+    "pickle",
+    "pip",
+    "posix",
+    "pty",
+    "pydoc",
+    "runpy",
+    "setuptools",
+    "shutil",
+    "smtplib",
+    "socket",
+    "socketserver",
+    "subprocess",
+    "sys",
+    "tarfile",
+    "tempfile",
+    "threading",
+    "timeit",
+    "trace",
+    "types",
+    "unittest",
+    "urllib",
+    "webbrowser",
+    "xmlrpc",
+    "zipfile",
+    "zipimport",
+];
+
+/// Whether a class that is not on the list may be a key or a value of a dict, where it is a name and never called.
+///
+/// Lightning 1 kept the state of callbacks under their classes, whatever they are called, and hyper-parameters may hold
+/// a class (a loss, an optimizer, the type of a structured configuration). As data a name is harmless, and what calls
+/// it, or puts it anywhere else, is refused. To a reader of the file a function among the data would look like an
+/// attack: names must be those of classes (capitals first, in every part) and not of Python's own modules.
+pub(super) fn may_be_named(module: &str, name: &str) -> bool {
+    let class = |part: &str| part.trim_start_matches('_').starts_with(|c: char| c.is_ascii_uppercase());
+    let plain = |text: &str| text.len() <= 200 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._".contains(&b));
+    let top = module.split('.').next().unwrap_or_default();
+    plain(module) && plain(name) && name.split('.').all(class) && !PYTHON.contains(&top)
 }
 
 /// The error for a thing that is not on the list. A pickle chooses the text: it is cut short.
-pub(super) fn refused(what: &str) -> Error {
-    let shown: String = what.chars().take(120).collect();
-    let message = format!(
-        "its pickle asks for `{shown}`, which is not on the allow-list; nothing was run. \
-         If you trust the file, save its state dict alone: torch.save(model.state_dict(), …)"
-    );
+pub(super) fn refused(module: &str, name: &str) -> Error {
+    let way_out = if module == "torch.optim" || module.starts_with("torch.optim.") {
+        "An optimizer was pickled whole; save its state instead: torch.save({\"state_dict\": model.state_dict(), \
+         \"optimizer\": optimizer.state_dict()}, …)"
+    } else {
+        "If you trust the file, save its state dict alone: torch.save(model.state_dict(), …)"
+    };
+    refused_with(module, name, way_out)
+}
+
+/// The same for the class of a tensor that is made of others.
+pub(super) fn refused_subclass(module: &str, name: &str) -> Error {
+    let way_out = "Its tensors are of a subclass, which only its own code can read: save plain tensors, such as \
+                   {k: v.detach().cpu().dequantize() or v.full_tensor() …}, as the library of that class offers";
+    refused_with(module, name, way_out)
+}
+
+fn refused_with(module: &str, name: &str, way_out: &str) -> Error {
+    let dot = if module.is_empty() { "" } else { "." };
+    let shown: String = format!("{module}{dot}{name}").chars().take(120).collect();
+    let message = format!("its pickle asks for `{shown}`, which is not on the allow-list; nothing was run. {way_out}");
     Error::new(Code::CHECKPOINT_UNSAFE_PICKLE, message)
 }
 
@@ -127,6 +216,26 @@ const ELEMENTS: &[(&str, &[&str], Element)] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn classes_may_be_named_and_functions_and_pythons_own_may_not() {
+        for (module, name, may) in [
+            ("pytorch_lightning.callbacks.early_stopping", "EarlyStopping", true),
+            ("__main__", "_MyCallback", true),
+            ("lab.train", "Outer.Inner", true),
+            ("lab.train", "Outer.run", false),
+            ("lab.train", "Outer.__globals__", false),
+            ("lab.train", "run", false),
+            ("lab.train", "", false),
+            ("subprocess", "Popen", false),
+            ("os", "PathLike", false),
+            ("", "Popen", false),
+            ("lab\ntrain", "Run", false),
+            ("posix.x", "System", false),
+        ] {
+            assert_eq!(may_be_named(module, name), may, "{module} {name}");
+        }
+    }
 
     #[test]
     fn known_names_have_a_meaning_and_no_other_has() {

@@ -5,10 +5,10 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 
-use super::globals::{find_in, refused};
-use super::reader::{Reader, long, quoted, unescape};
-use super::{Dialect, MAX_NODES, Node, Pickle, Ref, corrupt};
-use crate::error::Result;
+use super::globals::{find_in, may_be_named, refused, refused_subclass};
+use super::reader::Reader;
+use super::{Dialect, Global, MAX_NODES, Node, Pickle, Ref, corrupt};
+use crate::error::{Code, Result};
 use crate::tensor::number::to_usize;
 
 /// Interprets the pickle at the start of `bytes`; what follows its STOP opcode is not read.
@@ -32,6 +32,7 @@ pub(in crate::checkpoint) fn read_as(dialect: Dialect, bytes: &[u8]) -> Result<P
         marks: Vec::new(),
         memo: HashMap::new(),
         copied: Cell::new(0),
+        wrappers: false,
     };
     loop {
         let op = machine.reader.u8()?;
@@ -46,7 +47,7 @@ pub(in crate::checkpoint) fn read_as(dialect: Dialect, bytes: &[u8]) -> Result<P
 /// The state of the interpreter.
 pub(super) struct Machine<'a> {
     dialect: Dialect,
-    reader: Reader<'a>,
+    pub(super) reader: Reader<'a>,
     pub(super) nodes: Vec<Node>,
     stack: Vec<Ref>,
     /// Heights of the stack at the open marks.
@@ -54,6 +55,8 @@ pub(super) struct Machine<'a> {
     memo: HashMap<u32, Ref>,
     /// Items copied from one list to another so far.
     pub(super) copied: Cell<usize>,
+    /// Whether tensors that are made of others were mentioned: the next class is theirs.
+    wrappers: bool,
 }
 
 impl Machine<'_> {
@@ -71,71 +74,6 @@ impl Machine<'_> {
         Err(corrupt(format!("byte {at} of the pickle, 0x{op:02x}, is no opcode that a checkpoint uses")))
     }
 
-    /// Numbers and constants.
-    fn scalar(&mut self, op: u8) -> Result<Option<Node>> {
-        let reader = &mut self.reader;
-        Ok(Some(match op {
-            b'N' => Node::None,
-            0x88 => Node::Bool(true),
-            0x89 => Node::Bool(false),
-            b'K' => Node::Int(reader.u8()?.into()),
-            b'M' => Node::Int(reader.u16()?.into()),
-            b'J' => Node::Int(reader.i32()?.into()),
-            0x8a => {
-                let n = reader.u8()?.into();
-                integer(long(reader.take(n)?))
-            }
-            0x8b => {
-                let n = reader.len32()?;
-                integer(long(reader.take(n)?))
-            }
-            // Protocol 0 writes bools as `I00` and `I01`.
-            b'I' => match reader.line()? {
-                "00" => Node::Bool(false),
-                "01" => Node::Bool(true),
-                line => Node::Int(line.trim().parse().map_err(|_| corrupt("an INT is not a number"))?),
-            },
-            b'L' => {
-                let line = reader.line()?;
-                let digits = line.strip_suffix('L').unwrap_or(line);
-                if !digits.bytes().enumerate().all(|(i, b)| b.is_ascii_digit() || (i == 0 && b == b'-')) {
-                    return Err(corrupt("a LONG is not a number"));
-                }
-                integer(digits.parse().ok())
-            }
-            b'F' => Node::Float(reader.line()?.trim().parse().map_err(|_| corrupt("a FLOAT is not a number"))?),
-            b'G' => Node::Float(f64::from_be_bytes(reader.array()?)),
-            _ => return Ok(None),
-        }))
-    }
-
-    /// Strings and bytes. A Python 2 string that is not UTF-8 counts as bytes.
-    fn text(&mut self, op: u8) -> Result<Option<Node>> {
-        let reader = &mut self.reader;
-        let len = match op {
-            b'X' | b'B' | b'T' => reader.len32()?,
-            0x8c | b'C' | b'U' => reader.u8()?.into(),
-            0x8d | 0x8e | 0x96 => reader.len64()?,
-            b'V' => {
-                let text = unescape(reader.line()?, false).ok_or_else(|| corrupt("a UNICODE has a bad escape"))?;
-                return Ok(Some(Node::Str(text.into())));
-            }
-            b'S' => {
-                let text = quoted(reader.line()?.trim()).ok_or_else(|| corrupt("a STRING is not quoted"))?;
-                return Ok(Some(Node::Str(text.into())));
-            }
-            _ => return Ok(None),
-        };
-        let bytes = reader.take(len)?;
-        let text = std::str::from_utf8(bytes);
-        Ok(Some(match (op, text) {
-            (b'B' | b'C' | 0x8e | 0x96, _) | (b'T' | b'U', Err(_)) => Node::Scalar("bytes"),
-            (_, Ok(text)) => Node::Str(text.into()),
-            // Lone surrogates, which Python may write: no tensor's name has them.
-            (_, Err(_)) => Node::Scalar("text that is not UTF-8"),
-        }))
-    }
-
     /// Tuples, lists, dicts and sets.
     fn container(&mut self, op: u8) -> Result<bool> {
         let node = match op {
@@ -144,7 +82,7 @@ impl Machine<'_> {
             b'}' => Node::Dict(Vec::new()),
             b't' => Node::Tuple(self.pop_mark()?),
             b'l' | 0x91 => Node::List(self.pop_mark()?),
-            b'd' => Node::Dict(pairs(&self.pop_mark()?)?),
+            b'd' => Node::Dict(pairs(&self.pop_mark_with_names()?)?),
             0x85..=0x87 => {
                 let mut items = Vec::with_capacity(3);
                 for _ in 0x85..=op {
@@ -164,12 +102,12 @@ impl Machine<'_> {
                 return Ok(true);
             }
             b's' => {
-                let (value, key) = (self.pop()?, self.pop()?);
+                let (value, key) = (self.pop_with_names()?, self.pop_with_names()?);
                 self.set_items(&[(key, value)])?;
                 return Ok(true);
             }
             b'u' => {
-                let entries = pairs(&self.pop_mark()?)?;
+                let entries = pairs(&self.pop_mark_with_names()?)?;
                 self.set_items(&entries)?;
                 return Ok(true);
             }
@@ -236,15 +174,17 @@ impl Machine<'_> {
         match op {
             b'c' => {
                 let (module, name) = (self.reader.line()?, self.reader.line()?);
-                self.push(Node::Global(find_in(self.dialect, module, name)?))?;
+                let global = self.global(module, name, None)?;
+                self.push(global)?;
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let (Node::Str(module), Node::Str(name)) = (self.get(module), self.get(name)) else {
+                let (Node::Str(module_text), Node::Str(name_text)) = (self.get(module), self.get(name)) else {
                     return Err(corrupt("a STACK_GLOBAL is not named by strings"));
                 };
-                let global = find_in(self.dialect, module, name)?;
-                self.push(Node::Global(global))?;
+                let (module_text, name_text) = (cut(module_text).to_owned(), cut(name_text).to_owned());
+                let global = self.global(&module_text, &name_text, Some((module, name)))?;
+                self.push(global)?;
             }
             b'R' | 0x81 => {
                 let (args, callable) = (self.pop()?, self.pop()?);
@@ -261,7 +201,7 @@ impl Machine<'_> {
                     *slot = Some(state);
                     return Ok(true);
                 }
-                if !matches!(self.get(object), Node::Dict(_) | Node::Object) {
+                if !matches!(self.get(object), Node::Dict(_) | Node::Object | Node::Foreign(_)) {
                     let kind = self.get(object).kind();
                     return Err(corrupt(format!("the pickle sets the state of {kind}")));
                 }
@@ -283,12 +223,42 @@ impl Machine<'_> {
                 ));
             }
             // Codes of the registry `copyreg.add_extension`: they could name anything.
-            0x82 => return Err(refused(&format!("extension code {}", self.reader.u8()?))),
-            0x83 => return Err(refused(&format!("extension code {}", self.reader.u16()?))),
-            0x84 => return Err(refused(&format!("extension code {}", self.reader.i32()?))),
+            0x82 => return Err(refused("", &format!("extension code {}", self.reader.u8()?))),
+            0x83 => return Err(refused("", &format!("extension code {}", self.reader.u16()?))),
+            0x84 => return Err(refused("", &format!("extension code {}", self.reader.i32()?))),
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// What a name means: a function or class of the list, or a class as data; `names` are its nodes, where it has
+    /// some.
+    fn global(&mut self, module: &str, name: &str, names: Option<(Ref, Ref)>) -> Result<Node> {
+        match find_in(self.dialect, module, name) {
+            Ok(global) => {
+                self.wrappers |= global == Global::Wrapper;
+                Ok(Node::Global(global))
+            }
+            Err(error)
+                if self.dialect == Dialect::StateDict
+                    && error.code() == Code::CHECKPOINT_UNSAFE_PICKLE
+                    && may_be_named(module, name) =>
+            {
+                let (module, name) = match names {
+                    Some(names) => names,
+                    None => (self.store(Node::Str(module.into()))?, self.store(Node::Str(name.into()))?),
+                };
+                Ok(Node::Named(module, name))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Refuses a class that is only named where it would be more than a key or value of a dict.
+    fn is_data(&self, at: Ref) -> Result<()> {
+        let &Node::Named(module, name) = self.get(at) else { return Ok(()) };
+        let text = |at: Ref| if let Node::Str(text) = self.get(at) { cut(text) } else { "" };
+        Err(if self.wrappers { refused_subclass } else { refused }(text(module), text(name)))
     }
 
     pub(super) fn get(&self, at: Ref) -> &Node {
@@ -301,12 +271,17 @@ impl Machine<'_> {
     }
 
     pub(super) fn push(&mut self, node: Node) -> Result<()> {
+        let at = self.store(node)?;
+        self.push_ref(at)
+    }
+
+    fn store(&mut self, node: Node) -> Result<Ref> {
         if self.nodes.len() >= MAX_NODES {
             return Err(corrupt(format!("the pickle holds more than {MAX_NODES} objects")));
         }
         let at = Ref(u32::try_from(self.nodes.len()).expect("MAX_NODES is far below 2^32"));
         self.nodes.push(node);
-        self.push_ref(at)
+        Ok(at)
     }
 
     pub(super) fn push_ref(&mut self, at: Ref) -> Result<()> {
@@ -328,12 +303,26 @@ impl Machine<'_> {
     }
 
     fn pop(&mut self) -> Result<Ref> {
+        let top = self.pop_with_names()?;
+        self.is_data(top)?;
+        Ok(top)
+    }
+
+    /// As [`Self::pop`], for the key or value of a dict.
+    fn pop_with_names(&mut self) -> Result<Ref> {
         let top = self.top()?;
         self.stack.pop();
         Ok(top)
     }
 
     fn pop_mark(&mut self) -> Result<Vec<Ref>> {
+        let items = self.pop_mark_with_names()?;
+        items.iter().try_for_each(|&item| self.is_data(item))?;
+        Ok(items)
+    }
+
+    /// As [`Self::pop_mark`], for the keys and values of a dict.
+    fn pop_mark_with_names(&mut self) -> Result<Vec<Ref>> {
         let mark = self.marks.pop().ok_or_else(|| corrupt("the pickle closes a mark that it did not open"))?;
         Ok(self.stack.split_off(mark.min(self.stack.len())))
     }
@@ -377,9 +366,11 @@ impl Machine<'_> {
     }
 }
 
-/// An integer, or an inert scalar when it does not fit 64 bits.
-fn integer(value: Option<i64>) -> Node {
-    value.map_or(Node::Scalar("a long integer"), Node::Int)
+/// A name's first bytes: no module's or class's is longer, and a pickle may name a long one often.
+fn cut(text: &str) -> &str {
+    const LONGEST: usize = 400;
+    let end = (0..=LONGEST.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    &text[..end]
 }
 
 fn pairs(items: &[Ref]) -> Result<Vec<(Ref, Ref)>> {

@@ -5,7 +5,9 @@
 //!
 //! # Errors
 //! `checkpoint.unsafe-pickle` names the first global that is not on the allow-list of [`globals`], wherever it is and
-//! whether or not it would be needed; `checkpoint.truncated` and `checkpoint.corrupt` for what is not a pickle.
+//! whether or not it would be needed; only a class may be named as data, as [`globals::may_be_named`] says.
+//! `checkpoint.format` and `.quantized` for tensors that are split over processes or packed by a library;
+//! `checkpoint.truncated` and `checkpoint.corrupt` for what is not a pickle.
 //!
 //! # Safety
 //! No `unsafe`, and no recursion: nodes refer to each other by index, so that deep or cyclic structures cost nothing to
@@ -13,10 +15,14 @@
 //! memory and time are linear in the bytes read, which [`MAX_BYTES`] and [`MAX_NODES`] bound.
 
 mod build;
+mod foreign;
 mod globals;
+mod inert;
 mod machine;
 mod reader;
+mod scalars;
 
+pub(super) use foreign::Foreign;
 pub(super) use machine::{read, read_as};
 
 use crate::error::{Code, Error};
@@ -104,8 +110,14 @@ pub(super) enum Global {
     Dict,
     /// `list`, `set`, `frozenset`, `tuple`, `torch.Size`: made from one sequence.
     Sequence,
-    /// `_codecs.encode`, `bytearray`, `bytes`.
-    Bytes,
+    /// Makes a scalar of this kind: `_codecs.encode`, `bytearray`, `bytes`, numpy's scalars.
+    Scalar(&'static str),
+    /// Makes a tensor or an array of a kind that is not read.
+    Foreign(Foreign),
+    /// `torch._utils._rebuild_device_tensor_from_cpu_tensor`: the tensor that it is given, on another device.
+    DeviceTensor,
+    /// `torch._utils._rebuild_wrapper_subclass`: a tensor that is made of others by its class.
+    Wrapper,
     /// `torch.FloatStorage` and its kin, and `torch.float32` and its kin; `None` is the untyped storage.
     Element(Option<Element>),
     /// A class whose instances are kept as inert objects.
@@ -131,8 +143,12 @@ pub(super) enum Node {
     /// Entries in order; a later one with the same key replaces an earlier one.
     Dict(Vec<(Ref, Ref)>),
     Global(Global),
+    /// A class by module and name ([`Node::Str`]s) that is a key or value of a dict, and nothing else.
+    Named(Ref, Ref),
     Storage(Box<Storage>),
     Tensor(Box<TensorNode>),
+    /// A tensor or array of a kind that is not read.
+    Foreign(Foreign),
     /// An instance of an inert class.
     Object,
     /// An instance with its state, once that is set.
@@ -153,8 +169,10 @@ impl Node {
             Self::List(_) => "a list",
             Self::Dict(_) => "a dict",
             Self::Global(_) => "a function or class",
+            Self::Named(..) => "a class",
             Self::Storage(_) => "a storage",
             Self::Tensor(_) => "a tensor",
+            Self::Foreign(foreign) => foreign.kind(),
             Self::Object | Self::Record(_) => "an object",
         }
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::bundle::{Version, Versions};
+use crate::checkpoint::Selection;
 use crate::cli::outputs::{self, Kind};
 use crate::cli::progress::Bar;
 use crate::cli::text::{duration, place_and_message, probability_change, quoted, short, shown, table};
@@ -32,6 +33,12 @@ pub(super) struct Args {
     /// Trained weights: a training checkpoint, or .safetensors or .pt with PyTorch's names
     #[arg(long, default_value = "training/run/best", value_name = "FILE")]
     checkpoint: PathBuf,
+    /// Entry of the checkpoint that holds the weights, such as state_dict_ema; entries in entries with dots between
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// Start of the names of the weights in the checkpoint, such as ema_model. [default: the one that all have]
+    #[arg(long, value_name = "PREFIX")]
+    prefix: Option<String>,
     /// The bundle to put them into
     #[arg(long, default_value = "onnx", value_name = "DIR")]
     bundle: PathBuf,
@@ -48,14 +55,14 @@ pub(super) struct Args {
     #[arg(long, requires = "save_adapter")]
     force: bool,
     /// Restore the version that the bundle in use was made from
-    #[arg(long, group = "instead", conflicts_with_all = ["checkpoint", "calibration", "adapter_fp32", "save_adapter"])]
+    #[arg(long, group = "instead", conflicts_with_all = ["checkpoint", "key", "prefix", "calibration", "adapter_fp32", "save_adapter"])]
     rollback: bool,
     /// Restore the version of this number
     #[arg(long, value_name = "N", group = "instead", value_parser = clap::value_parser!(u32).range(1..),
-          conflicts_with_all = ["checkpoint", "calibration", "adapter_fp32", "save_adapter"])]
+          conflicts_with_all = ["checkpoint", "key", "prefix", "calibration", "adapter_fp32", "save_adapter"])]
     to: Option<u32>,
     /// List the versions
-    #[arg(long, group = "instead", conflicts_with_all = ["checkpoint", "calibration", "adapter_fp32", "save_adapter"])]
+    #[arg(long, group = "instead", conflicts_with_all = ["checkpoint", "key", "prefix", "calibration", "adapter_fp32", "save_adapter"])]
     versions: bool,
 }
 
@@ -87,6 +94,7 @@ fn plan(args: &Args, common: &Common) -> Result<Plan> {
     Ok(Plan {
         bundle: args.bundle.clone(),
         checkpoint: args.checkpoint.clone(),
+        selection: Selection { key: args.key.clone(), prefix: args.prefix.clone() },
         calibration: Some(calibration_folder(args.calibration.as_ref())?),
         adapter_fp32: args.adapter_fp32,
         save_adapter: args.save_adapter.clone(),

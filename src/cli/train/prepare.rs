@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use crate::checkpoint::Selection;
 use crate::cli::Common;
 use crate::cli::progress::Bar;
 use crate::cli::text::{escaped, quoted, shown, size, table, thousands};
@@ -36,6 +37,12 @@ pub(super) struct Args {
     /// Initial adapter and heads, instead of the folder's
     #[arg(long, value_name = "FILE")]
     adapter: Option<PathBuf>,
+    /// Entry of the adapter's file that holds the weights, such as state_dict_ema; entries in entries with dots between
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// Start of the names of the adapter's weights in their file, such as ema_model. [default: the one that all have]
+    #[arg(long, value_name = "PREFIX")]
+    prefix: Option<String>,
     /// Vision transformer, instead of the folder's
     #[arg(long, value_name = "PATH")]
     vision: Option<PathBuf>,
@@ -68,6 +75,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<()> {
         Some(adapter) => Sources::with_adapter(&args.model, adapter.clone()),
         None => Sources::in_folder(&args.model)?,
     };
+    sources.selection = Selection { key: args.key.clone(), prefix: args.prefix.clone() };
     for (given, slot) in [(&args.config, &mut sources.config), (&args.vision, &mut sources.vision)] {
         if let Some(path) = given {
             slot.clone_from(path);

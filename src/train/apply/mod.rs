@@ -20,6 +20,7 @@
 //! let plan = Plan {
 //!     bundle: "onnx".into(),
 //!     checkpoint: "training/run/best".into(),
+//!     selection: Default::default(),
 //!     calibration: None,
 //!     adapter_fp32: false,
 //!     save_adapter: None,
@@ -42,7 +43,7 @@ use serde::Serialize;
 pub use state_dict::{is_ours as is_state_dict, save as save_state_dict};
 
 use crate::bundle::{Bundle, Manifest, SourceRecord, Staging, Version, Versions};
-use crate::checkpoint::{Checkpoint, maker_metadata};
+use crate::checkpoint::{Checkpoint, Selection, maker_metadata};
 use crate::error::{Code, Error, Result};
 use crate::execute::{Expected, Options, Pipeline, Timing};
 use crate::export::{self, Bundled, CalibrationInput, Fallback, PartSummary, Retrained, calibration_folder};
@@ -58,6 +59,8 @@ pub struct Plan {
     pub bundle: PathBuf,
     /// The trained weights: a file or folder that [`Checkpoint::open`] reads, under PyTorch's names.
     pub checkpoint: PathBuf,
+    /// Which of its tensors are meant, where it has several sets.
+    pub selection: Selection,
     /// A folder of scans and reports: calibrates a quantized adapter, and compares both parts with float32.
     pub calibration: Option<PathBuf>,
     /// Whether an adapter that is int8 in the bundle may become float32 if there is no scan to calibrate it on.
@@ -106,7 +109,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let started = Instant::now();
     progress.step("reading the bundle and the checkpoint", None);
     let old = Arc::new(Bundle::open_quickly(&plan.bundle)?);
-    let checkpoint = Checkpoint::open(&plan.checkpoint)?;
+    let checkpoint = Checkpoint::open_with(&plan.checkpoint, &plan.selection)?;
     let trained = trained(&old, &checkpoint)?;
     trained.warnings.iter().for_each(|warning| progress.warn(warning));
     let folder = plan.calibration.as_deref().map(calibration_folder).transpose()?.unwrap_or_default();
@@ -202,7 +205,8 @@ fn trained(bundle: &Bundle, checkpoint: &Checkpoint) -> Result<Trained> {
         return Err(here(Error::new(Code::CHECKPOINT_TENSORS, message)));
     }
     // Also tensors that no graph reads, such as `logit_scale`: a checkpoint with a NaN is broken.
-    for (name, tensor) in checkpoint.iter().filter(|(name, t)| model::is_trained(name) && t.dtype().is_float()) {
+    for (name, tensor) in trained.checkpoint.iter().filter(|(name, t)| model::is_trained(name) && t.dtype().is_float())
+    {
         tensor.checked_finite(name).stream(&mut |_| Ok(())).map_err(here)?;
     }
     Ok(trained)

@@ -30,7 +30,7 @@ pub fn save(path: &Path, checkpoint: &Checkpoint, config: &Config, more: BTreeMa
     let found = model::trained(config, checkpoint)?;
     let mut tensors: BTreeMap<String, LazyTensor> =
         found.weights.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
-    let others = checkpoint.iter().filter(|(name, _)| model::is_trained(name));
+    let others = found.checkpoint.iter().filter(|(name, _)| model::is_trained(name));
     for (name, tensor) in others {
         let tensor = match name {
             name if name.ends_with(COUNT) => count(name, tensor, checkpoint.path())?,
