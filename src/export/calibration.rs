@@ -167,7 +167,7 @@ fn is_litter(name: &str) -> bool {
     let begins =
         |word: &&str| lower.strip_prefix(*word).is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric()));
     let ending = lower.rsplit_once('.').map_or("", |(_, end)| end);
-    name.starts_with("._") || DOCUMENTS.iter().any(|word| begins(word)) || SIDE_FILES.contains(&ending)
+    name.starts_with("._") || DOCUMENTS.iter().any(begins) || SIDE_FILES.contains(&ending)
 }
 
 /// Whether a name ends in capitals: `.GZ`.

@@ -82,21 +82,21 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
     let vision = Checkpoint::open(&plan.sources.vision)?;
     let (state, skipped, warnings) = state(&config, plan.mode, &adapter)?;
     let found = model::vision(&config, &vision)?;
-    let choices = plan.sources.choices_in_use();
-    choices.chain(&warnings).chain(&found.warnings).for_each(|warning| progress.warn(warning));
-    let skipped: Vec<String> = skipped.into_iter().chain(found.skipped).collect::<BTreeSet<_>>().into_iter().collect();
-    let graph =
-        vit::build(&config, &found.weights, Attention::Fused, Stages::Output).map_err(|e| e.at(vision.path()))?;
+    let told = plan.sources.choices_in_use().chain(&warnings).chain(&found.warnings);
+    told.for_each(|warning| progress.warn(warning));
+    let skipped = BTreeSet::from_iter(skipped.into_iter().chain(found.skipped));
+    let here = |e: Error| e.at(vision.path());
+    let graph = vit::build(&config, &found.weights, Attention::Fused, Stages::Output).map_err(here)?;
     let frozen: BTreeMap<String, LazyTensor> = weights_to_inputs(&graph, &is_weight)?.1.into_iter().collect();
-    let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+    let (parent, name) = target.parent().zip(target.file_name()).ok_or_else(|| {
         let message = "the output must be a folder with a name: choose another -o";
-        return Err(Error::new(Code::OUTPUT_EXISTS, message).at(&plan.output));
-    };
+        Error::new(Code::OUTPUT_EXISTS, message).at(&plan.output)
+    })?;
     let staged = Staged::new(parent, &name.to_string_lossy())?;
     let bytes: u64 = frozen.values().map(|t| t.byte_len() as u64).sum();
     files::check_free_space(staged.path(), bytes, "the training artifacts")?;
     progress.step("writing the frozen weights", None);
-    write_safetensors(staged.path().join(FROZEN), frozen.clone(), &BTreeMap::new()).map_err(|e| e.at(vision.path()))?;
+    write_safetensors(staged.path().join(FROZEN), frozen.clone(), &BTreeMap::new()).map_err(here)?;
     state.write(staged.path().join(CHECKPOINT)).map_err(|e| e.at(adapter.path()))?;
     progress.step("writing the graphs", None);
     write_graphs(plan, &config, &state, &frozen, staged.path())?;
@@ -110,7 +110,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         config,
         files: file_records(staged.path())?,
         sources: source_records(plan, &adapter, &vision)?,
-        skipped,
+        skipped: Vec::from_iter(skipped),
     };
     let json = serde_json::to_vec_pretty(&manifest).map_err(Error::internal)?;
     files::replace(&staged.path().join(MANIFEST), &json)?;

@@ -171,9 +171,17 @@ pub(super) fn refused_subclass(module: &str, name: &str) -> Error {
     refused_with(module, name, way_out)
 }
 
+/// The same for a number in `copyreg`'s registry, which could stand for anything.
+pub(super) fn refused_code(code: i64) -> Error {
+    let message = format!(
+        "its pickle asks for `extension code {code}`, which is not on the allow-list; nothing was run. If you trust the \
+         file, save its state dict alone: torch.save(model.state_dict(), …)"
+    );
+    Error::new(Code::CHECKPOINT_UNSAFE_PICKLE, message)
+}
+
 fn refused_with(module: &str, name: &str, way_out: &str) -> Error {
-    let dot = if module.is_empty() { "" } else { "." };
-    let shown: String = format!("{module}{dot}{name}").chars().take(120).collect();
+    let shown: String = format!("{module}.{name}").chars().take(120).collect();
     let message = format!("its pickle asks for `{shown}`, which is not on the allow-list; nothing was run. {way_out}");
     Error::new(Code::CHECKPOINT_UNSAFE_PICKLE, message)
 }

@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 
-use super::globals::{find_in, may_be_named, refused, refused_subclass};
+use super::globals::{find_in, may_be_named, refused, refused_code, refused_subclass};
 use super::reader::Reader;
 use super::{Dialect, Global, MAX_NODES, Node, Pickle, Ref, corrupt};
 use crate::error::{Code, Result};
@@ -223,9 +223,9 @@ impl Machine<'_> {
                 ));
             }
             // Codes of the registry `copyreg.add_extension`: they could name anything.
-            0x82 => return Err(refused("", &format!("extension code {}", self.reader.u8()?))),
-            0x83 => return Err(refused("", &format!("extension code {}", self.reader.u16()?))),
-            0x84 => return Err(refused("", &format!("extension code {}", self.reader.i32()?))),
+            0x82 => return Err(refused_code(self.reader.u8()?.into())),
+            0x83 => return Err(refused_code(self.reader.u16()?.into())),
+            0x84 => return Err(refused_code(self.reader.i32()?.into())),
             _ => return Ok(false),
         }
         Ok(true)
