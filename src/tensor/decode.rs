@@ -176,8 +176,8 @@ mod tests {
     fn eight_bit_floats_are_those_of_the_specification() {
         let (e4m3, e5m2) = (float8(DType::F8E4M3), float8(DType::F8E5M2));
         assert_eq!((e4m3[0x7e], e4m3[0x08], e4m3[0x07], e4m3[0x01]), (448.0, 0.015625, 0.875 / 64.0, 0.001953125));
-        assert_eq!((e5m2[0x7b], e5m2[0x04], e5m2[0x03]), (57344.0, 6.103515625e-5, 0.75 * 6.103515625e-5));
-        assert_eq!((e5m2[0x01], e5m2[0x7c], e5m2[0xfc]), (1.52587890625e-5, f32::INFINITY, f32::NEG_INFINITY));
+        assert_eq!((e5m2[0x7b], e5m2[0x04], e5m2[0x03]), (57344.0, 2f32.powi(-14), 0.75 * 2f32.powi(-14)));
+        assert_eq!((e5m2[0x01], e5m2[0x7c], e5m2[0xfc]), (2f32.powi(-16), f32::INFINITY, f32::NEG_INFINITY));
         assert!(e4m3[0x7f].is_nan() && e4m3[0xff].is_nan() && e5m2[0x7d].is_nan() && e5m2[0xff].is_nan());
         assert_eq!((e4m3[0x80].to_bits(), e4m3[0xb8], e4m3[0x38]), ((-0.0f32).to_bits(), -1.0, 1.0));
         for (byte, value) in e5m2.iter().enumerate() {

@@ -93,8 +93,7 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         Error::new(Code::OUTPUT_EXISTS, message).at(&plan.output)
     })?;
     let staged = Staged::new(parent, &name.to_string_lossy())?;
-    let bytes: u64 = frozen.values().map(|t| t.byte_len() as u64).sum();
-    files::check_free_space(staged.path(), bytes, "the training artifacts")?;
+    files::check_free_space(staged.path(), bytes(&frozen), "the training artifacts")?;
     progress.step("writing the frozen weights", None);
     write_safetensors(staged.path().join(FROZEN), frozen.clone(), &BTreeMap::new()).map_err(here)?;
     state.write(staged.path().join(CHECKPOINT)).map_err(|e| e.at(adapter.path()))?;
@@ -133,6 +132,11 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Summary> {
         files: manifest.files,
         skipped: manifest.skipped,
     })
+}
+
+/// How many bytes tensors have.
+fn bytes(tensors: &BTreeMap<String, LazyTensor>) -> u64 {
+    tensors.values().map(|t| t.byte_len() as u64).sum()
 }
 
 /// The absolute path of the output. A link to a folder stays a link: its target is replaced.

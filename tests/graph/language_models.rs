@@ -39,7 +39,7 @@ fn run(llama: &LlamaConfig, weights: &Weights, pool: TextPool, case: &Value) -> 
     let mut session = Session::open(common::runtime(), &dir.path().join("graph.onnx"), &options).unwrap();
     let (ids, mask) = (ints(&case["ids"]), ints(&case["mask"]));
     let found = session.run(&[("input_ids", &ids), ("attention_mask", &mask)], &["text"]).unwrap();
-    found[0].as_f32().unwrap().iter().copied().collect()
+    found[0].as_f32().unwrap().to_vec()
 }
 
 /// Holds all cases of a record; their number.
