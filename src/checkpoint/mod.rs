@@ -78,7 +78,9 @@ pub use safetensors::safetensors_offsets;
 pub use selection::Selection;
 pub use write::{has_maker, maker_metadata, write_safetensors};
 
-pub(crate) use folder::{looks_like_checkpoint, snapshot};
+pub(crate) use folder::looks_like_checkpoint;
+#[cfg(feature = "runtime")]
+pub(crate) use folder::snapshot;
 
 use contents::{Contents, Opened};
 use mapping::Mapping;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{Checkpoint, Selection, SourceFile, looks_like_checkpoint, snapshot};
+use crate::checkpoint::{Checkpoint, Selection, SourceFile, looks_like_checkpoint};
 use crate::config::{Config, LlamaConfig};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::model::Part;
@@ -96,7 +96,7 @@ impl Sources {
     /// `config.value`; `config.*` of the language model's configuration.
     #[cfg(feature = "runtime")]
     pub(crate) fn check_positions(&self, config: &Config) -> Result<()> {
-        let text = snapshot(&self.text)?;
+        let text = crate::checkpoint::snapshot(&self.text)?;
         let folder = if text.is_dir() { text } else { parent(&text) };
         let path = folder.join("config.json");
         if !path.is_file() {
