@@ -108,8 +108,8 @@ fn weight_norm(v: &LazyTensor, g: &LazyTensor, axis: Option<usize>) -> Result<Ve
 /// direction of `W v`. Each pass in training mode is such an iteration, after which the weights change a little.
 /// Without one, `u` and `v` are random still, and so is what PyTorch divides by: no model was trained with that.
 fn sigma(weight: &LazyTensor, u: &LazyTensor, v: &LazyTensor, axes: &[usize], name: &str) -> Result<f64> {
-    /// The cosine from which two vectors count as parallel: weights change by up to 6 % in the step after the iteration,
-    /// and two random vectors of three numbers pass once in a thousand times.
+    /// The cosine from which two vectors count as parallel: weights change by up to 6 % in the step after the
+    /// iteration, and two random vectors of three numbers pass once in a thousand times.
     const PARALLEL: f64 = 0.998;
     let (u, v) = (u.to_f64()?, v.to_f64()?);
     let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
