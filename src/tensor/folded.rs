@@ -104,9 +104,10 @@ fn weight_norm(v: &LazyTensor, g: &LazyTensor, axis: Option<usize>) -> Result<Ve
     Ok(squares.iter().zip(&g).map(|(square, g)| g / square.sqrt()).collect())
 }
 
-/// `uᵀ W v`, with the rows of W along the first of `axes` along which `u` is what a power iteration makes of `v`, the
-/// direction of `W v`. Each pass in training mode is such an iteration, after which the weights change a little.
-/// Without one, `u` and `v` are random still, and so is what PyTorch divides by: no model was trained with that.
+/// `uᵀ W v`, with the rows of W along the first of `axes` along which a power iteration made one of `u` and `v` of the
+/// other: the old form ends with the direction of `W v`, the new one with that of `Wᵀ u`. Each pass in training mode is
+/// such an iteration, after which the weights change a little. Without one, `u` and `v` are random still, and so is
+/// what PyTorch divides by: no model was trained with that.
 fn sigma(weight: &LazyTensor, u: &LazyTensor, v: &LazyTensor, axes: &[usize], name: &str) -> Result<f64> {
     /// The cosine from which two vectors count as parallel: weights change by up to 6 % in the step after the
     /// iteration, and two random vectors of three numbers pass once in a thousand times.
@@ -115,13 +116,15 @@ fn sigma(weight: &LazyTensor, u: &LazyTensor, v: &LazyTensor, axes: &[usize], na
     let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     for &axis in axes {
         let (rows, step) = places(weight.shape(), axis);
-        let mut product = vec![0.0; rows];
+        let (mut left, mut right) = (vec![0.0; rows], vec![0.0; v.len()]);
         weight.for_each(&mut |at, x| {
             let (outer, row, inner) = (at / step / rows, at / step % rows, at % step);
-            product[row] += x * v[outer * step + inner];
+            left[row] += x * v[outer * step + inner];
+            right[outer * step + inner] += x * u[row];
         })?;
-        let sigma: f64 = product.iter().zip(&u).map(|(p, u)| p * u).sum();
-        if sigma > 0.0 && sigma >= PARALLEL * length(&product) * length(&u) {
+        let sigma: f64 = left.iter().zip(&u).map(|(p, u)| p * u).sum();
+        let least = f64::min(length(&left) * length(&u), length(&right) * length(&v));
+        if sigma > 0.0 && sigma >= PARALLEL * least {
             return Ok(sigma);
         }
     }
