@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::mapping::Mapping;
-use super::names::strip;
+use super::names::{shown, strip};
 use super::pickle::{Element, Pickle, Storage, TensorNode};
 use super::state_dict::Found;
 use super::strided::View;
@@ -45,7 +45,7 @@ impl Contents {
         self.warnings.extend(found.warnings);
         for (name, node) in found.tensors {
             let tensor = tensor(map, pickle, &node, locate).map_err(|e| {
-                let shown: String = name.chars().take(200).collect();
+                let shown = shown(&name);
                 Error::new(e.code(), format!("tensor `{shown}`: {}", e.message()))
             })?;
             match tensor {
@@ -62,7 +62,7 @@ impl Contents {
     /// `checkpoint.format`.
     pub fn without_key(self, key: Option<&str>) -> Result<Self> {
         let Some(key) = key else { return Ok(self) };
-        let shown: String = key.chars().take(120).collect();
+        let shown = shown(key);
         let format = self.format;
         let message = format!(
             "has no entry `{shown}` (--key): a {format} has one set of tensors; --prefix chooses by the start of names"

@@ -27,6 +27,7 @@ use super::dcp_boxes::{Boxed, assemble};
 use super::dcp_names::{Described, described, nested};
 use super::index::confined;
 use super::mapping::Mapping;
+use super::names::shown;
 use super::pickle::{self, Dialect, Element, Node, Pickle, Ref};
 use super::torch_archive::Archive;
 use super::{Format, Skipped, SourceFile, listed, state_dict};
@@ -69,7 +70,7 @@ pub(super) fn read(folder: &Path, open: &Open<'_>, key: Option<&str>) -> Result<
     let shards = reader.open_files(&wanted)?;
     for (name, full) in wanted {
         let tensor = reader.tensor(full).map_err(|e| {
-            let shown: String = full.chars().take(200).collect();
+            let shown = shown(full);
             let error = Error::new(e.code(), format!("tensor `{shown}`: {}", e.message()));
             with_converter(error, folder).at(e.path().unwrap_or(metadata.path()))
         })?;

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
 use super::mapping::Mapping;
+use super::names::shown;
 use super::{Contents, Format, Opened, Skipped, SourceFile, detect};
 use crate::error::{Code, Error, Result};
 use crate::tensor::number::to_u64;
@@ -97,7 +98,7 @@ pub(super) fn confined(shard: &str) -> Result<()> {
     if plain && !shard.contains(['\\', '\0']) && !shard.split('/').any(|part| part.is_empty() || part == ".") {
         return Ok(());
     }
-    let shown: String = shard.chars().take(120).collect();
+    let shown = shown(shard);
     let message = format!("names the file `{shown}`, expected one in the same folder or below it");
     Err(Error::new(Code::CHECKPOINT_CORRUPT, message))
 }

@@ -81,10 +81,10 @@ pub use write::{has_maker, maker_metadata, write_safetensors};
 pub(crate) use folder::looks_like_checkpoint;
 #[cfg(feature = "runtime")]
 pub(crate) use folder::snapshot;
+pub(crate) use names::listed;
 
 use contents::{Contents, Opened};
 use mapping::Mapping;
-use names::listed;
 
 use crate::error::{Code, Error, Result, Warning};
 use crate::files::Identity;

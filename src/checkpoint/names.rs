@@ -18,8 +18,13 @@ pub(super) fn strip(name: &str) -> String {
     kept[front..].join(".")
 }
 
+/// A name, or another text of a file, as a message shows it: cut at 120 characters.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(120).collect()
+}
+
 /// Up to 20 names in one line, each cut at 240 characters, and how many more there are.
-pub(super) fn listed(names: &[impl AsRef<str>]) -> String {
+pub(crate) fn listed(names: &[impl AsRef<str>]) -> String {
     const SHOWN: usize = 20;
     let cut = |name: &str| match name.char_indices().nth(240) {
         Some((at, _)) => format!("{}…", &name[..at]),

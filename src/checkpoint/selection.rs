@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::names::strip;
+use super::names::{shown, strip};
 use super::{Checkpoint, listed};
 use crate::error::{Code, Error, Result};
 
@@ -31,7 +31,7 @@ pub(super) fn with_prefix(checkpoint: &Checkpoint, prefix: &str) -> Result<Check
     if let Some(found) = found {
         return Ok(checkpoint.under(found));
     }
-    let shown: String = prefix.chars().take(120).collect();
+    let shown = shown(prefix);
     let message =
         format!("no tensor's name begins with `{shown}` (--prefix); the names begin with {}", beginnings(checkpoint));
     Err(Error::new(Code::CHECKPOINT_TENSORS, message).at(checkpoint.path()))

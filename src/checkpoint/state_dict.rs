@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::names::{MAX_NAME, strip};
+use super::names::{MAX_NAME, shown, strip};
 use super::pickle::{self, Foreign, Node, Pickle, Ref, TensorNode};
 use super::weight_sets::{self, Choice, Sets, WRAPPER_DEPTH};
 use super::{Skipped, listed};
@@ -105,7 +105,7 @@ impl Finder<'_> {
 
     fn collect(&mut self, entries: &BTreeMap<String, Ref>, before: &str, path: &str, found: &mut Found) -> Result<()> {
         for (name, &value) in entries {
-            let shown: String = name.chars().take(200).collect();
+            let shown = shown(name);
             let tensor = match self.pickle.get(value) {
                 Node::Tensor(tensor) if name.len() <= MAX_NAME => **tensor,
                 &Node::Foreign(foreign) => {

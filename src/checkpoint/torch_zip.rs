@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::mapping::Mapping;
+use super::names::shown;
 use super::pickle::{MAX_BYTES, Pickle, Storage};
 use super::zip_records::{Records, check_byte_order, records};
 use super::{Contents, Format, pt2, state_dict};
@@ -54,7 +55,7 @@ fn read_state_dict(map: &Arc<Mapping>, records: &Records, folder: &str, key: Opt
 /// The byte range of a storage's record.
 pub(super) fn record(records: &Records, folder: &str, pickle: &Pickle, storage: &Storage) -> Result<Range<usize>> {
     let key = pickle.text(storage.key).unwrap_or_default();
-    let shown: String = key.chars().take(80).collect();
+    let shown = shown(key);
     let found = records.get(&format!("{folder}/data/{key}"));
     let range = found.ok_or_else(|| corrupt(format!("its storage `data/{shown}` is missing")))?;
     let size = storage.element.map_or(1, |e| e.size());

@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::listed;
-use super::names::{MAX_NAME, strip};
+use super::names::{MAX_NAME, shown, strip};
 use super::pickle::{Node, Pickle, Ref};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 
@@ -109,7 +109,7 @@ impl<'a> Sets<'a> {
             _ => return self.join(entries, candidates, path),
         };
         let others = self.same_weights(entries, Some(only));
-        let warning = if others.is_empty() { told(path, only) } else { several(path, only, &others) };
+        let warning = if others.is_empty() { of_entry(path, only) } else { several(path, only, &others) };
         Ok(Choice { taken: vec![only.clone()], warning: Some(warning) })
     }
 
@@ -271,7 +271,7 @@ fn several(path: &str, taken: &str, others: &[String]) -> Warning {
     Warning::new(WarningCode::CHECKPOINT_CHOICE, message)
 }
 
-fn told(path: &str, taken: &str) -> Warning {
+fn of_entry(path: &str, taken: &str) -> Warning {
     Warning::new(WarningCode::CHECKPOINT_CHOICE, format!("the weights are those of its entry `{path}{taken}`"))
 }
 
@@ -302,7 +302,7 @@ pub(super) fn at_key(pickle: &Pickle, key: &str) -> Result<Ref> {
 }
 
 fn no_entry(pickle: &Pickle, at: Ref, key: &str) -> Error {
-    let shown: String = key.chars().take(120).collect();
+    let shown = shown(key);
     let Node::Dict(entries) = pickle.get(at) else {
         let message = format!("has no entry `{shown}` (--key): what holds it is {}", pickle.get(at).kind());
         return Error::new(Code::CHECKPOINT_FORMAT, message);

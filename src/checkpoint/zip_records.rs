@@ -12,6 +12,7 @@ use std::sync::Arc;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::mapping::Mapping;
+use super::names::shown;
 use crate::error::{Code, Error, Result};
 
 /// The records of an archive: name and byte range in the file.
@@ -56,7 +57,7 @@ pub(super) fn records_in(map: &Arc<Mapping>, within: Range<usize>) -> Result<Rec
             continue;
         }
         let range = stored(&file, bytes.len()).map_err(|why| {
-            let shown: String = name.chars().take(80).collect();
+            let shown = shown(&name);
             corrupt(format!("its record `{shown}` {why}"))
         })?;
         // No overflow: both lie inside the file.

@@ -13,7 +13,6 @@
 //! ```
 
 mod adamw;
-mod lenient;
 mod limits;
 #[cfg(test)]
 mod limits_tests;
@@ -24,7 +23,6 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use adamw::AdamW;
-pub(crate) use lenient::json as lenient_json;
 pub(crate) use llama::language_model;
 pub use llama::{Activation, LlamaConfig, RopeScaling, Variant, Window};
 
@@ -386,7 +384,7 @@ pub(crate) fn read_small(path: &Path) -> Result<String> {
         return Err(Error::new(Code::CONFIG_SYNTAX, message).at(path));
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))?;
-    lenient::decode(bytes)
+    crate::json::decode(bytes)
         .ok_or_else(|| Error::new(Code::CONFIG_SYNTAX, "the file is not UTF-8: save it as UTF-8").at(path))
 }
 

@@ -1,4 +1,4 @@
-//! Tests of calibration folders: what is an input, what belongs together, what is told.
+//! Tests of calibration folders: what is an input, what belongs together, what the warning names.
 
 use super::*;
 

@@ -111,8 +111,8 @@ fn object(path: &Path) -> Result<Value> {
         return Err(invalid(format!("expected a JSON file of at most {MAX_BYTES} bytes")));
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the file", e))?;
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    json::parse(text, MAX_VALUES).map_err(|e| invalid(format!("not JSON, which the tokenizer's settings are: {e}")))
+    json::parse_settings(bytes, MAX_VALUES)
+        .map_err(|e| invalid(format!("not JSON, which the tokenizer's settings are: {e}")))
 }
 
 /// Whether a configuration names a BOS token at all.

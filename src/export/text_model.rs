@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{LlamaConfig, language_model, lenient_json, read_small};
+use crate::config::{LlamaConfig, language_model, read_small};
 use crate::error::{Code, Error, Result, Warning};
+use crate::json;
 
 /// How the name of the weight of the first layer's queries ends, under whichever prefix.
 const QUERIES: &str = "layers.0.self_attn.q_proj.weight";
@@ -38,7 +39,7 @@ pub(super) fn hf_config(path: &Path, max_tokens: usize) -> Result<(LlamaConfig, 
 /// # Errors
 /// `config.syntax`, naming the file.
 pub(super) fn read_json(path: &Path) -> Result<Value> {
-    serde_json::from_str(&lenient_json(&read_small(path)?))
+    serde_json::from_str(&json::strict(&read_small(path)?))
         .map_err(|e| Error::new(Code::CONFIG_SYNTAX, e.to_string()).at(path).caused_by(e))
 }
 

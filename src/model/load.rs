@@ -2,7 +2,7 @@
 //!
 //! Each model's tensors are found under the one prefix that all of them have; what belongs to other models in the same
 //! file is skipped and listed, what is named like the model's own but fits nowhere is refused. Modules that neither the
-//! model nor a training has are told.
+//! model nor a training has are named in a warning.
 
 use super::prefix::{self, Under, quoted};
 use super::weights::floats;

@@ -5,7 +5,7 @@
 //!
 //! Whoever holds a model as an attribute puts the attribute's name in front (`self.net = …` in a LightningModule makes
 //! `net.`), and so does whoever holds that. The prefix is the one under which all required names are. Where several
-//! are, a known one is taken and the others are told; without a known one the user chooses. Where none is, it is the
+//! are, a known one is taken and a warning names the others; without a known one the user chooses. Where none is, it is the
 //! one that most of them are under, and what is missing there is for the caller to report.
 //!
 //! # Errors
@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, listed};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 
 /// How many attributes may lie in each other; hostile names have more dots.
@@ -72,13 +72,7 @@ pub(super) fn find(checkpoint: &Checkpoint, required: &[&str], known: &[&str], c
     Ok(Under { view: checkpoint.under(prefix), prefix: prefix.to_owned(), held, copies })
 }
 
-/// Up to eight names in quotes, and how many more there are.
+/// Names in quotes, in one line.
 pub(super) fn quoted(names: &[String]) -> String {
-    const SHOWN: usize = 8;
-    let quote = |name: &String| format!("`{}`", name.chars().take(120).collect::<String>());
-    let shown: Vec<String> = names.iter().take(SHOWN).map(quote).collect();
-    match names.len().saturating_sub(SHOWN) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
-    }
+    listed(&names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>())
 }

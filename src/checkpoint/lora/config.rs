@@ -14,8 +14,10 @@
 use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
+use super::super::names::shown;
 use super::refuse;
 use crate::error::Result;
+use crate::json;
 use crate::tensor::number::{to_f32, to_f64};
 
 /// Most values in the file: a pattern for each module of a large model.
@@ -44,6 +46,10 @@ const REFUSED: &[(&str, &str)] = &[
 /// training from it, which the saved base does not tell.
 const BEGINNINGS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
+/// Settings that are read, or that leave s·B·A what it is, though their names are like those of other methods.
+const HARMLESS: [&str; 7] =
+    ["use_rslora", "use_cache", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"];
+
 /// What an adapter's configuration says.
 #[derive(Debug)]
 pub(super) struct Config {
@@ -57,9 +63,8 @@ pub(super) struct Config {
 impl Config {
     /// Reads the file's bytes.
     pub fn read(bytes: &[u8]) -> Result<Self> {
-        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let json =
-            crate::json::parse(text, MAX_VALUES).map_err(|e| refuse(format!("is no adapter_config.json: {e}")))?;
+        let json = json::parse_settings(bytes.to_vec(), MAX_VALUES);
+        let json = json.map_err(|e| refuse(format!("is no adapter_config.json: {e}")))?;
         check(&json)?;
         let rank = number(&json, "r")?;
         let rank = whole(rank).ok_or_else(|| refuse(format!("r is {rank}, expected a whole number above 0")))?;
@@ -77,7 +82,7 @@ impl Config {
     pub fn of(&self, module: &str) -> Result<(usize, f32)> {
         let rank = first(&self.ranks, module);
         let rank = rank.map_or(Some(self.rank), whole);
-        let rank = rank.ok_or_else(|| refuse(format!("rank_pattern gives `{}` no whole rank", cut(module))))?;
+        let rank = rank.ok_or_else(|| refuse(format!("rank_pattern gives `{}` no whole rank", shown(module))))?;
         let alpha = first(&self.alphas, module).unwrap_or(self.alpha);
         let scale = to_f32(if self.rslora { alpha / to_f64(rank).sqrt() } else { alpha / to_f64(rank) });
         match scale.is_finite() {
@@ -96,7 +101,7 @@ impl Config {
 
 /// `base_model_name_or_path`, cut for a message.
 pub(super) fn base(json: &Value) -> Option<String> {
-    json.get("base_model_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty()).map(cut)
+    json.get("base_model_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty()).map(shown)
 }
 
 /// Refuses other methods, and settings that change what is merged.
@@ -104,9 +109,9 @@ fn check(json: &Value) -> Result<()> {
     let kind = json.get("peft_type").and_then(Value::as_str);
     let kind = kind.ok_or_else(|| refuse("is no adapter_config.json: it has no peft_type".into()))?;
     if !kind.eq_ignore_ascii_case("lora") {
-        return Err(refuse(format!("peft_type is {}, and LORA alone is merged here", cut(kind))));
+        return Err(refuse(format!("peft_type is {}, and LORA alone is merged here", shown(kind))));
     }
-    if let Some((name, what)) = REFUSED.iter().find(|(name, _)| json.get(name).is_some_and(on)) {
+    if let Some((name, what)) = REFUSED.iter().find(|(name, _)| json.get(name).is_some_and(json::is_on)) {
         return Err(refuse(format!("{name} is set ({what}), and plain LoRA alone is merged here")));
     }
     let beginning = json.get("init_lora_weights").and_then(Value::as_str);
@@ -114,30 +119,17 @@ fn check(json: &Value) -> Result<()> {
         return Err(refuse(format!(
             "init_lora_weights is {}, which changed the base before training: save with \
              path_initial_model_for_weight_conversion",
-            cut(kind)
+            shown(kind)
         )));
     }
     let unknown = json.as_object().into_iter().flatten().find(|(name, value)| {
-        let known = ["use_rslora", "use_cache"].contains(&name.as_str())
-            || ["loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"]
-                .contains(&name.as_str());
-        !known && (name.starts_with("use_") || name.ends_with("_config")) && on(value)
+        !HARMLESS.contains(&name.as_str())
+            && (name.starts_with("use_") || name.ends_with("_config"))
+            && json::is_on(value)
     });
     match unknown {
-        Some((name, _)) => Err(refuse(format!("{} is set, which is not known here", cut(name)))),
+        Some((name, _)) => Err(refuse(format!("{} is set, which is not known here", shown(name)))),
         None => Ok(()),
-    }
-}
-
-/// Whether a setting is on.
-fn on(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(on) => *on,
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(map) => !map.is_empty(),
-        Value::String(text) => !text.is_empty(),
-        Value::Number(n) => n.as_f64() != Some(0.0),
     }
 }
 
@@ -169,9 +161,9 @@ fn patterns(json: &Value, name: &str) -> Result<Vec<(Regex, f64)>> {
     let pattern = |(key, value): (&String, &Value)| {
         let whole = format!(r"^(?:(?:.*\.)?(?:{key}))$");
         let regex = RegexBuilder::new(&whole).size_limit(1 << 20).build();
-        let regex = regex.map_err(|_| refuse(format!("{name} has the pattern `{}`, which is not read", cut(key))))?;
+        let regex = regex.map_err(|_| refuse(format!("{name} has the pattern `{}`, which is not read", shown(key))))?;
         let number = value.as_f64().filter(|n| n.is_finite());
-        let number = number.ok_or_else(|| refuse(format!("{name} gives `{}` no number", cut(key))))?;
+        let number = number.ok_or_else(|| refuse(format!("{name} gives `{}` no number", shown(key))))?;
         Ok((regex, number))
     };
     map.iter().map(pattern).collect()
@@ -179,11 +171,6 @@ fn patterns(json: &Value, name: &str) -> Result<Vec<(Regex, f64)>> {
 
 fn first(patterns: &[(Regex, f64)], module: &str) -> Option<f64> {
     patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, number)| *number)
-}
-
-/// A text of the file, cut for a message.
-pub(super) fn cut(text: &str) -> String {
-    text.chars().take(120).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

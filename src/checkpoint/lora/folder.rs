@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::mapping::Mapping;
 use super::super::{Contents, SourceFile, detect};
+use super::config::Config;
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::LazyTensor;
 use crate::tensor::number::to_u64;
@@ -40,6 +41,11 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// What its configuration says.
+    pub fn settings(&self) -> Result<Config> {
+        Config::read(&self.bytes).map_err(|e| e.at(&self.config))
+    }
+
     /// The adapter's tensors.
     pub fn read(&self) -> Result<BTreeMap<String, LazyTensor>> {
         self.weights.as_deref().map_or(Ok(BTreeMap::new()), |path| Ok(read(path)?.tensors))
@@ -98,7 +104,7 @@ pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Adapters in folders below that of the weights: not merged, which is told.
+/// The warning of adapters in folders below that of the weights, which are not merged.
 pub(super) fn elsewhere(folder: &Path) -> Option<Warning> {
     let entries = std::fs::read_dir(folder).ok()?;
     let mut found: Vec<String> = entries

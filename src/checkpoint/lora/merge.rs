@@ -10,7 +10,8 @@
 
 use std::collections::BTreeMap;
 
-use super::config::{Config, cut};
+use super::super::names::shown;
+use super::config::Config;
 use super::refuse;
 use super::{Contents, Factor, Skipped};
 use crate::error::Result;
@@ -132,7 +133,7 @@ fn missing(contents: &mut Contents, module: &str, name: &str) -> Result<()> {
         contents.skipped.push(Skipped { name: name.to_owned(), why: "LoRA of a head that is not used".into() });
         return Ok(());
     }
-    Err(refuse(format!("`{}` is for a module that the model does not have", cut(name))))
+    Err(refuse(format!("`{}` is for a module that the model does not have", shown(name))))
 }
 
 /// Adds one module's update to the weight of `own`.
@@ -143,14 +144,14 @@ fn one(tensors: &mut Tensors, own: &str, module: &str, mut update: Update, confi
     let pair = if embedding { [Factor::EmbeddingB, Factor::EmbeddingA] } else { [Factor::B, Factor::A] };
     let [b, a] = pair.map(|factor| update.factors.remove(&factor));
     let (Some((name_b, b)), Some((name_a, a))) = (b, a) else {
-        return Err(refuse(format!("module `{}` has one of lora_A and lora_B, not both", cut(module))));
+        return Err(refuse(format!("module `{}` has one of lora_A and lora_B, not both", shown(module))));
     };
     let key = format!("{own}.weight");
-    let Some(weight) = tensors.get(&key) else { return Err(refuse(format!("`{}` is missing", cut(&key)))) };
+    let Some(weight) = tensors.get(&key) else { return Err(refuse(format!("`{}` is missing", shown(&key)))) };
     let matrices = [&a, &b].iter().all(|t| t.shape().len() == 2 && t.dtype().is_float());
     if !matrices || weight.shape().len() != 2 || !weight.dtype().is_float() {
         let message =
-            format!("`{}` is {a:?}, its lora_B {b:?} and the weight {weight:?}: three float matrices", cut(&name_a));
+            format!("`{}` is {a:?}, its lora_B {b:?} and the weight {weight:?}: three float matrices", shown(&name_a));
         return Err(refuse(format!("{message} are expected")));
     }
     let ([outputs, inputs], shapes) =
@@ -162,12 +163,12 @@ fn one(tensors: &mut Tensors, own: &str, module: &str, mut update: Update, confi
         let [want_a, want_b] = expected.map(|s| show(&s));
         return Err(refuse(format!(
             "`{}` has shape {found_a} and `{}` {found_b}, expected {want_a} and {want_b}: the weight is {} and r is {rank}",
-            cut(&name_a),
-            cut(&name_b),
+            shown(&name_a),
+            shown(&name_b),
             show(weight.shape())
         )));
     }
-    let (a, b) = (a.checked_finite(&cut(&name_a)), b.checked_finite(&cut(&name_b)));
+    let (a, b) = (a.checked_finite(&shown(&name_a)), b.checked_finite(&shown(&name_b)));
     let sum = if embedding {
         weight.plus_low_rank(&a.transposed(), &b.transposed(), scale)
     } else {
@@ -184,10 +185,10 @@ fn one(tensors: &mut Tensors, own: &str, module: &str, mut update: Update, confi
 fn add_bias(tensors: &mut Tensors, own: &str, name: &str, bias: &LazyTensor, scale: f32) -> Result<()> {
     let key = format!("{own}.bias");
     let Some(old) = tensors.get(&key).filter(|old| old.shape() == bias.shape() && old.shape().len() == 1) else {
-        return Err(refuse(format!("`{}` has no bias of its shape to be added to (`{}`)", cut(name), cut(&key))));
+        return Err(refuse(format!("`{}` has no bias of its shape to be added to (`{}`)", shown(name), shown(&key))));
     };
     let (n, one) = (old.len(), LazyTensor::from_f32(&[1, 1], &[1.0]));
-    let column = bias.checked_finite(&cut(name)).reshaped(&[n, 1]);
+    let column = bias.checked_finite(&shown(name)).reshaped(&[n, 1]);
     let sum = old.reshaped(&[n, 1]).plus_low_rank(&column, &one, scale).reshaped(&[n]);
     tensors.insert(key, sum);
     Ok(())

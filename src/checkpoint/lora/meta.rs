@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use super::config::cut;
+use super::super::names::shown;
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::number::to_f32;
 use crate::tensor::{DType, LazyTensor, show};
@@ -32,7 +32,7 @@ struct Args {
 /// Merges the adaptors of the single slice in `slices`.
 pub(in super::super) fn merge(slices: &mut [&mut Tensors], extras: &Extras) -> Result<Option<Warning>> {
     if let Some((name, tensor)) = slices.iter().flat_map(|s| s.iter()).find(|(name, tensor)| quantized(name, tensor)) {
-        let what = format!("is quantized by Meta's tools (`{}`, {tensor:?})", cut(name));
+        let what = format!("is quantized by Meta's tools (`{}`, {tensor:?})", shown(name));
         return Err(super::super::quantized::refuse(&what, None));
     }
     let adaptors =
@@ -42,7 +42,7 @@ pub(in super::super) fn merge(slices: &mut [&mut Tensors], extras: &Extras) -> R
         let message = format!(
             "holds LoRA adaptors (`{}`), which cannot be merged here: {what}; merge them into the weights (W + scale · B A) \
              in Python, and save the result without them",
-            cut(&first)
+            shown(&first)
         );
         Error::new(Code::CHECKPOINT_LORA, message)
     };
@@ -58,11 +58,11 @@ pub(in super::super) fn merge(slices: &mut [&mut Tensors], extras: &Extras) -> R
         let layer = name.strip_suffix(".adaptor.A.weight");
         let Some(layer) = layer else {
             // Every B has its A before it.
-            return Err(refuse(&format!("`{}` stands without adaptor.A", cut(&name))));
+            return Err(refuse(&format!("`{}` stands without adaptor.A", shown(&name))));
         };
         let (key_b, key) = (format!("{layer}.adaptor.B.weight"), format!("{layer}.weight"));
         let (Some(b), Some(weight)) = (tensors.remove(&key_b), tensors.get(&key)) else {
-            return Err(refuse(&format!("`{}` stands without adaptor.B or without a weight", cut(&name))));
+            return Err(refuse(&format!("`{}` stands without adaptor.B or without a weight", shown(&name))));
         };
         let fits = match (weight.shape(), a.shape(), b.shape()) {
             (&[m, n], &[r, inputs], &[outputs, k]) => *rank > 0 && (r, k, inputs, outputs) == (*rank, *rank, n, m),
@@ -73,7 +73,7 @@ pub(in super::super) fn merge(slices: &mut [&mut Tensors], extras: &Extras) -> R
             let what = format!("the weight is {weight}, adaptor.A {a}, adaptor.B {b} and the rank {rank}");
             return Err(refuse(&what));
         }
-        let (a, b) = (a.checked_finite(&cut(&name)), b.checked_finite(&cut(&key_b)));
+        let (a, b) = (a.checked_finite(&shown(&name)), b.checked_finite(&shown(&key_b)));
         let sum = weight.plus_low_rank(&b, &a, scale);
         tensors.insert(key, sum);
         merged += 1;

@@ -21,6 +21,7 @@ mod names;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::names::shown;
 use super::{Contents, Skipped, SourceFile};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::LazyTensor;
@@ -59,7 +60,8 @@ pub(super) fn merge(mut contents: Contents, folder: Option<&Path>, files: &mut V
             return Err(both(&found));
         }
         files.push(found.config_file.clone());
-        return add(contents, taken, Vec::new(), &found, "the checkpoint itself");
+        let config = found.settings()?;
+        return add(contents, taken, Vec::new(), (&found, &config), "the checkpoint itself");
     }
     let is_language_model = contents.tensors.keys().any(|name| name.ends_with("embed_tokens.weight"));
     let Some(found) = found else {
@@ -70,15 +72,15 @@ pub(super) fn merge(mut contents: Contents, folder: Option<&Path>, files: &mut V
     };
     // One folder may hold several checkpoints, and the adapter be another's.
     let is_for_this = is_language_model || (found.beside && has_layers(&contents));
-    let read = || -> Result<(Taken, &Path)> {
-        Config::read(&found.bytes).map_err(|e| e.at(&found.config))?;
+    let read = || -> Result<(Config, Taken, &Path)> {
+        let config = found.settings()?;
         let Some(weights) = &found.weights else {
             let what = "adapter_config.json is there, adapter_model.safetensors is not";
             return Err(refuse(what.into()).at(&found.config));
         };
-        Ok((Taken::of(found.read()?).map_err(|e| e.at(weights))?, weights))
+        Ok((config, Taken::of(found.read()?).map_err(|e| e.at(weights))?, weights))
     };
-    let (taken, weights) = match read() {
+    let (config, taken, weights) = match read() {
         Ok(read) => read,
         Err(error) if is_for_this => return Err(error),
         Err(_) => return Ok(contents),
@@ -90,7 +92,7 @@ pub(super) fn merge(mut contents: Contents, folder: Option<&Path>, files: &mut V
     let (others, extra) = found.others()?;
     files.extend(extra);
     let from = folder::file_name(weights);
-    add(contents, taken, others, &found, &from)
+    add(contents, taken, others, (&found, &config), &from)
 }
 
 /// Adds the updates of `taken`, and puts `others` in place where the model has them.
@@ -98,12 +100,11 @@ fn add(
     mut contents: Contents,
     taken: Taken,
     others: Vec<(String, LazyTensor)>,
-    found: &folder::Found,
+    (found, config): (&folder::Found, &Config),
     from: &str,
 ) -> Result<Contents> {
-    let config = Config::read(&found.bytes).map_err(|e| e.at(&found.config))?;
     let align = merge::align(&contents.tensors, &taken.modules, &taken.plain);
-    let done = merge::into(&mut contents, taken.modules, taken.plain, &config, &align);
+    let done = merge::into(&mut contents, taken.modules, taken.plain, config, &align);
     let done = done.map_err(|e| e.at(found.weights.as_deref().unwrap_or(&found.config)))?;
     for (name, tensor) in others {
         match align.name(&name).filter(|name| contents.tensors.contains_key(name)) {
@@ -153,17 +154,17 @@ impl Taken {
                 let adapter = names::part(&name);
                 let same = matches!(&adapter, Part::Factor { adapter, .. } if *adapter == update.adapter);
                 if !same || update.factors.insert(factor, (name.clone(), tensor)).is_some() {
-                    return Err(refuse(format!("`{}` is one of several adapters for a module", config::cut(&name))));
+                    return Err(refuse(format!("`{}` is one of several adapters for a module", shown(&name))));
                 }
             }
             Part::Plain(plain) => {
                 if self.plain.insert(plain, tensor).is_some() {
-                    return Err(refuse(format!("two tensors are `{}`", config::cut(&name))));
+                    return Err(refuse(format!("two tensors are `{}`", shown(&name))));
                 }
             }
             Part::Original => {}
             Part::Other(method) => {
-                return Err(refuse(format!("`{}` is a tensor of {method}", config::cut(&name))));
+                return Err(refuse(format!("`{}` is a tensor of {method}", shown(&name))));
             }
         }
         Ok(())
@@ -204,7 +205,7 @@ fn without_settings(taken: &Taken) -> Error {
     let message = format!(
         "holds LoRA weights (PEFT) that are not merged (`{}`), and their scale, lora_alpha over r, is unknown: put \
          adapter_config.json beside the file (it is then merged here), or {WAY}",
-        config::cut(&taken.example)
+        shown(&taken.example)
     );
     Error::new(Code::CHECKPOINT_LORA, message)
 }

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::json;
+
 /// Longest configuration that is read, in bytes, and most values in it.
 const MAX_BYTES: u64 = 4 << 20;
 const MAX_VALUES: usize = 1 << 16;
@@ -53,16 +55,9 @@ impl Settings {
         Some(short(self.get(name)?.as_str()?).to_lowercase())
     }
 
-    /// Whether a setting is on: neither absent nor null, false, 0 or empty.
+    /// Whether a setting is there and in use.
     pub fn on(&self, name: &str) -> bool {
-        match self.get(name) {
-            None => false,
-            Some(Value::Bool(on)) => *on,
-            Some(Value::Object(map)) => !map.is_empty(),
-            Some(Value::Array(items)) => !items.is_empty(),
-            Some(Value::String(text)) => !text.is_empty(),
-            Some(other) => other.as_f64() != Some(0.0),
-        }
+        self.get(name).is_some_and(json::is_on)
     }
 }
 
@@ -85,7 +80,5 @@ fn short(text: &str) -> &str {
 
 fn read(path: &Path) -> Option<Value> {
     let about = std::fs::metadata(path).ok().filter(|about| about.is_file() && about.len() <= MAX_BYTES)?;
-    let text = std::fs::read(path).ok()?;
-    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
-    crate::json::parse(text, MAX_VALUES).ok().filter(|json| about.len() > 0 && json.is_object())
+    json::parse_settings(std::fs::read(path).ok()?, MAX_VALUES).ok().filter(|json| about.len() > 0 && json.is_object())
 }

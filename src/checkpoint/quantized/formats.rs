@@ -8,10 +8,11 @@
 
 use serde_json::Value;
 
+use super::super::names::shown;
 use super::config::Settings;
 use super::float8::{Blocks, by_row};
 use super::packed::{Layout, Packed};
-use super::{Contents, Skipped, Tensors, is_float8, refuse, shown};
+use super::{Contents, Skipped, Tensors, is_float8, refuse};
 use crate::error::{Error, Result};
 use crate::tensor::number::to_usize;
 use crate::tensor::{DType, LazyTensor, show};

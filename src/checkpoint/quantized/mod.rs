@@ -2,8 +2,8 @@
 //!
 //! Flows in: names and tensors as the file has them, and the `quantization_config` beside it. Flows out: the same
 //! tensors, where `X.weight` replaces what GPTQ, AWQ, FP8 or compressed-tensors made of it: lazily, in float32; and a
-//! warning `checkpoint_dequantized`. Formulas stand in [`packed`] and [`float8`]. Everything else is told by the
-//! names of its tensors, or by its configuration.
+//! warning `checkpoint_dequantized`. Formulas stand in [`packed`] and [`float8`]. Everything else is recognized by
+//! the names of its tensors, or by its configuration, and refused.
 //!
 //! # Errors
 //! `checkpoint.quantized`: the method and the tensor, what does not fit, and the way out.
@@ -16,6 +16,7 @@ mod packed;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::names::shown;
 use super::{Contents, Skipped};
 use crate::error::{Code, Error, Result, Warning, WarningCode};
 use crate::tensor::{DType, LazyTensor};
@@ -164,9 +165,4 @@ fn is_float8(dtype: DType) -> bool {
 
 fn last(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
-}
-
-/// A name of a file, cut for a message.
-pub(super) fn shown(name: &str) -> String {
-    name.chars().take(120).collect()
 }

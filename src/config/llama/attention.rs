@@ -107,13 +107,13 @@ pub(super) fn bidirectional(json: &Value, classes: &[String]) -> Result<(bool, O
             let message = format!("{field} says causal attention, {} says bidirectional: mend one", short(name));
             Err(Error::new(Code::CONFIG_CONTRADICTION, message))
         }
-        (Some((field, true)), None) => Ok((true, told(&format!("{field} says so")))),
-        (_, Some(name)) if name != model_type => Ok((true, told(&format!("{} is such a class", short(name))))),
+        (Some((field, true)), None) => Ok((true, warning(&format!("{field} says so")))),
+        (_, Some(name)) if name != model_type => Ok((true, warning(&format!("{} is such a class", short(name))))),
         (said, named) => Ok((named.is_some() || said.is_some_and(|(_, bidirectional)| bidirectional), None)),
     }
 }
 
-fn told(why: &str) -> Option<Warning> {
+fn warning(why: &str) -> Option<Warning> {
     let message = format!("attention is computed bidirectional, without a causal mask: {why}");
     Some(Warning::new(WarningCode::CONFIG_CHOICE, message))
 }

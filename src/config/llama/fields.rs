@@ -98,7 +98,7 @@ const FOREIGN: [&str; 24] = [
 ];
 
 /// Words of a name of what changes the computation.
-const WORDS: [&str; 58] = [
+const WORDS: [&str; 67] = [
     "act",
     "activation",
     "activations",
@@ -118,10 +118,12 @@ const WORDS: [&str; 58] = [
     "experts",
     "factor",
     "factors",
+    "hybrid",
     "hyper",
     "interleave",
     "interleaved",
     "latent",
+    "layernorm",
     "logit",
     "logits",
     "mamba",
@@ -134,8 +136,6 @@ const WORDS: [&str; 58] = [
     "nope",
     "norm",
     "norms",
-    "layernorm",
-    "rmsnorm",
     "ntk",
     "parallel",
     "pos",
@@ -144,6 +144,7 @@ const WORDS: [&str; 58] = [
     "qk",
     "rank",
     "residual",
+    "rmsnorm",
     "rope",
     "rotary",
     "scalar",
@@ -156,12 +157,16 @@ const WORDS: [&str; 58] = [
     "sliding",
     "softcap",
     "softcapping",
+    "sparse",
     "ssm",
+    "temperature",
+    "theta",
+    "window",
+    "windowed",
+    "windows",
+    "xpos",
+    "yarn",
 ];
-
-/// The same, of names that are words for short.
-const MORE_WORDS: [&str; 9] =
-    ["temperature", "theta", "window", "windows", "windowed", "xpos", "yarn", "hybrid", "sparse"];
 
 /// Fields that say with `true` what the graph computes anyway, or what changes no bit.
 const TRUE_IS_PLAIN: [&str; 14] = [
@@ -245,7 +250,7 @@ fn changes(name: &str) -> bool {
         return false;
     }
     let has = |list: &[&str]| lower.split(['_', '-', '.']).any(|word| list.contains(&word));
-    (has(&WORDS) || has(&MORE_WORDS)) && !has(&INERT_WORDS)
+    has(&WORDS) && !has(&INERT_WORDS)
 }
 
 /// Whether a value says that the thing is off, or what the graph computes anyway.

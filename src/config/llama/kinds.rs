@@ -277,8 +277,7 @@ impl Kind {
         let bias = |bias: Bias| matches!(bias, Bias::Field(name, _) if name == field);
         let window = match self.windows {
             Windows::Never => false,
-            Windows::All => field == "sliding_window",
-            Windows::Types | Windows::Pattern => field == "sliding_window",
+            Windows::All | Windows::Types | Windows::Pattern => field == "sliding_window",
             Windows::Upper => ["sliding_window", "use_sliding_window", "max_window_layers"].contains(&field),
             Windows::Nope => ["sliding_window", "use_sliding_window"].contains(&field),
         };

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
 /// The bytes of a file as text, in UTF-8 or, with a byte order mark, in UTF-16; `None` where they are neither.
-pub(super) fn decode(bytes: Vec<u8>) -> Option<String> {
+pub(crate) fn decode(bytes: Vec<u8>) -> Option<String> {
     let units = |pairs: &[u8], unit: fn([u8; 2]) -> u16| {
         let (pairs, rest) = pairs.as_chunks::<2>();
         let units: Vec<u16> = pairs.iter().map(|pair| unit(*pair)).collect();
@@ -24,7 +24,7 @@ pub(super) fn decode(bytes: Vec<u8>) -> Option<String> {
 }
 
 /// The text with Python's words for what is no number between quotation marks.
-pub(crate) fn json(text: &str) -> Cow<'_, str> {
+pub(crate) fn strict(text: &str) -> Cow<'_, str> {
     if !WORDS.iter().any(|word| text.contains(word)) {
         return Cow::Borrowed(text);
     }
@@ -61,9 +61,9 @@ mod tests {
     fn words_of_python_become_texts() {
         let text = "{\"a\": [0.0, Infinity,-Infinity],\n\"NaN\":NaN, \"b\": \"x \\\" Infinity\"}";
         let expected = serde_json::json!({"a": [0.0, "Infinity", "-Infinity"], "NaN": "NaN", "b": "x \" Infinity"});
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&json(text)).unwrap(), expected);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&strict(text)).unwrap(), expected);
         for kept in ["{\"a\": 1}", "{\"a\": \"NaN\"}", "{\"\\\\\": \"-Infinity\"}", "[xNaN, 1Infinity", "\"\\"] {
-            assert_eq!(json(kept), kept);
+            assert_eq!(strict(kept), kept);
         }
     }
 
