@@ -10,6 +10,7 @@ mod calibration;
 mod changed;
 mod decisions;
 mod install;
+mod language_models;
 mod memory;
 mod quantize;
 mod random;

@@ -5,26 +5,13 @@
 use brain_adapter::config::{LlamaConfig, TextPool};
 use brain_adapter::model::{self, Stages, Weights, keys};
 use brain_adapter::runtime::{Session, SessionOptions};
-use brain_adapter::tensor::{LazyTensor, Tensor};
+use brain_adapter::tensor::Tensor;
 use serde_json::Value;
+use support::formula::formula_weight;
 use support::{common, oracle, package};
 
 /// Largest difference, relative to the largest value.
 const TOLERANCE: f32 = 1e-4;
-
-fn tensor(name: &str, shape: &[usize], seed: u64) -> LazyTensor {
-    let mut state = name.bytes().fold(14_695_981_039_346_656_037 ^ seed, |state, byte| {
-        (state ^ u64::from(byte)).wrapping_mul(1_099_511_628_211)
-    });
-    let norm = name.ends_with("norm.weight");
-    let scale = if norm || shape.len() == 1 { 0.5 } else { 2.5 / (shape[shape.len() - 1] as f64).sqrt() };
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (f64::from(u8::from(norm)) + ((state >> 40) as f64 / f64::from(1 << 23) - 1.0) * scale) as f32
-    };
-    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
-    LazyTensor::from_f32(shape, &values)
-}
 
 fn ints(rows: &Value) -> Tensor {
     let rows: Vec<Vec<i64>> = serde_json::from_value(rows.clone()).unwrap();
@@ -53,7 +40,8 @@ fn compare(record: &[u8], seed: u64) -> usize {
         assert_eq!(serde_json::from_str::<LlamaConfig>(&kept).unwrap(), llama, "{name}");
         let keys = keys::text(&llama);
         assert_eq!(keys.len() as u64, case["tensors"].as_u64().unwrap(), "{name}: tensors");
-        let weights: Weights = keys.iter().map(|(key, shape)| (key.clone(), tensor(key, shape, seed))).collect();
+        let weights: Weights =
+            keys.iter().map(|(key, shape)| (key.clone(), formula_weight(key, shape, seed))).collect();
         for (pool, field) in [(TextPool::Mean, "mean"), (TextPool::Last, "last")] {
             let expected: Vec<f32> = serde_json::from_value(case[field].clone()).unwrap();
             let found = run(&llama, &weights, pool, case);

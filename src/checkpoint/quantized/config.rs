@@ -82,3 +82,21 @@ fn read(path: &Path) -> Option<Value> {
     let about = std::fs::metadata(path).ok().filter(|about| about.is_file() && about.len() <= MAX_BYTES)?;
     json::parse_settings(std::fs::read(path).ok()?, MAX_VALUES).ok().filter(|json| about.len() > 0 && json.is_object())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_found_in_files_of_python_and_windows() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = r#"{"limits": [0.0, Infinity], "quantization_config": {"quant_method": "GPTQ", "bits": 4}}"#;
+        for text in [config.as_bytes().to_vec(), [b"\xef\xbb\xbf", config.as_bytes()].concat()] {
+            std::fs::write(folder.path().join("config.json"), text).unwrap();
+            let found = Settings::in_folder(folder.path()).unwrap();
+            assert_eq!((found.method.as_str(), found.number(&["bits"])), ("gptq", Some(4)));
+        }
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        assert!(Settings::in_folder(folder.path()).is_none());
+    }
+}

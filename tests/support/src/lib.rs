@@ -9,6 +9,7 @@ pub mod devices;
 pub mod drafts;
 pub mod fitting;
 pub mod forms;
+pub mod formula;
 pub mod large;
 pub mod mgh_writer;
 pub mod nifti_corpus;
