@@ -21,8 +21,8 @@ pub(crate) fn parse(text: &[u8], max_values: usize) -> Result<Value, String> {
     serde_json::from_slice(text).map_err(|e| format!("not JSON: {e}"))
 }
 
-/// As [`parse`], of a settings file that people edit and Python writes: with a byte order mark, in UTF-16, with `NaN` and
-/// `Infinity`, which become texts.
+/// As [`parse`], of a settings file that people edit and Python writes: with a byte order mark, in UTF-16, with `NaN`
+/// and `Infinity`, which become texts.
 ///
 /// # Errors
 /// As [`parse`].

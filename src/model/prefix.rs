@@ -5,8 +5,8 @@
 //!
 //! Whoever holds a model as an attribute puts the attribute's name in front (`self.net = …` in a LightningModule makes
 //! `net.`), and so does whoever holds that. The prefix is the one under which all required names are. Where several
-//! are, a known one is taken and a warning names the others; without a known one the user chooses. Where none is, it is the
-//! one that most of them are under, and what is missing there is for the caller to report.
+//! are, a known one is taken and a warning names the others; without a known one the user chooses. Where none is, it
+//! is the one that most of them are under, and what is missing there is for the caller to report.
 //!
 //! # Errors
 //! `checkpoint.tensors` when several prefixes hold the whole model and none of them is known.
